@@ -1,0 +1,372 @@
+"""Typed configuration of every job: YAML file + dotted overrides -> a checked dataclass.
+
+A YAML mapping may say `extends: other.yaml` (a path relative to the file it stands in); its own keys then
+win over the ones it extends. Unknown keys and wrong types are refused before anything starts, and the
+message names the nearest key there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from defi_platform.errors import ConfigError
+
+Schema = TypeVar("Schema")
+
+
+# --------------------------------------------------------------------------- parts
+
+
+@dataclass
+class RayConfig:
+    """How a job reaches its cluster."""
+
+    address: str | None = None
+    """None joins the cluster the job was submitted to, or starts one on this machine."""
+    local_cpus: int | None = None
+    """Logical CPUs of a cluster started here; None: one per core, four at least, since train workers,
+    decoders and simulators each hold a share."""
+
+
+@dataclass
+class ModelConfig:
+    """A preset of `defi_models` and what to change in it."""
+
+    preset: str = "nano"
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's own Config, by name; nested parts as nested mappings."""
+    init_from: str | None = None
+    """Model folder whose weights training starts from; None starts from the preset's own."""
+
+
+@dataclass
+class CorpusConfig:
+    """One source of video."""
+
+    path: str = MISSING
+    """Folder: local, s3:// or any fsspec URL."""
+    format: str = "auto"
+    weight: float = 1.0
+    """Share of the mixture, relative to the other corpora."""
+    cameras: dict[str, float] = field(default_factory=dict)
+    """Probability per camera name; empty: every camera of the corpus alike."""
+
+
+@dataclass
+class DecodeConfig:
+    """Limits of the processes that decode."""
+
+    processes: int = 1
+    """Decoder processes per training worker."""
+    timeout_s: float = 30.0
+    memory_mb: int = 2048
+    recycle_after: int = 500
+    """Videos after which a decoder process is replaced."""
+
+
+@dataclass
+class DataConfig:
+    """Corpora, how a sample is cut out of a video, and how it is decoded."""
+
+    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    manifest: str = MISSING
+    """Folder for the manifest and quarantine tables."""
+    height: int = 64
+    width: int = 64
+    clip_frames: int = 8
+    """Frames of a GFDM clip."""
+    clip_span_s: float | None = None
+    """Seconds a clip covers; None spreads the frames evenly over the whole video."""
+    pair_interval_s: float = 1.0
+    """Seconds between the two frames of a GIDM pair."""
+    holdout: float = 0.1
+    """Share of the videos kept for validation, chosen by a hash of the video id."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    strict: bool = False
+    """Stop at the first bad video instead of putting it into quarantine."""
+
+
+@dataclass
+class TrainConfig:
+    """One training run."""
+
+    output: str = MISSING
+    """Run folder (local or s3://): checkpoints, metrics, curves and the exported model."""
+    seed: int = 0
+    steps: int = 100
+    global_batch: int = 8
+    micro_batch: int = 8
+    """Samples per worker and forward pass; global_batch must be micro_batch x workers x a whole number."""
+    num_workers: int = 1
+    resources_per_worker: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})
+    use_gpu: bool = False
+    learning_rate: float = 1e-4
+    weight_decay: float = 1e-2
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    schedule: str = "constant"
+    """constant | cosine | tri_stage"""
+    warmup_steps: int = 0
+    clip_grad_norm: float = 1.0
+    """0 turns clipping off."""
+    zero_stage: int = 1
+    precision: str = "fp32"
+    """fp32 | bf16 | fp16"""
+    log_every: int = 10
+    """Steps."""
+    validate_every: int = 100
+    """Steps; step 0 and the last step are always validated."""
+    validation_batches: int = 4
+    checkpoint_every: int = 100
+    """Steps; the last step is always checkpointed."""
+    keep_checkpoints: int = 2
+    max_failures: int = 3
+    """Worker deaths a run survives before it gives up; -1: any number."""
+    restart_dead_codes_every: int = 100
+    """Steps; GIDM's stand-in for the reference's once-per-epoch restart. 0 turns it off."""
+    threads: int | None = None
+    """Torch threads per worker; None leaves torch's choice."""
+
+
+@dataclass
+class TrackingConfig:
+    """Where metrics go besides the run folder's JSONL."""
+
+    wandb: bool = True
+    """Weights & Biases; offline unless WANDB_API_KEY is set."""
+    project: str = "defi"
+    name: str | None = None
+
+
+# --------------------------------------------------------------------------- jobs
+
+
+@dataclass
+class RecordConfig:
+    """jobs/record_demos.py: scripted experts of a simulator -> LeRobot v3.0 datasets."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    tasks: list[str] = MISSING
+    episodes_per_task: int = 20
+    labelled_per_task: int = 5
+    """Episodes per task that keep their actions and proprioception, in a dataset of their own."""
+    seed: int = 0
+    camera: str = "corner2"
+    height: int = 64
+    width: int = 64
+    max_steps: int = 200
+    """Steps after which an episode without success is dropped, counted and replaced."""
+    noise: float = 0.0
+    """Standard deviation of the Gaussian noise on the expert's actions in [-1, 1]."""
+    workers: int = 2
+    output: str = MISSING
+    """Folder that receives `video/` (frames and text only) and `labelled/` (with actions)."""
+
+
+@dataclass
+class PretrainConfig:
+    """jobs/pretrain_gfdm.py and jobs/pretrain_gidm.py."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class PretrainBothConfig:
+    """jobs/pretrain.py: both pretrainings on one cluster, each with its own resources."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    gfdm: PretrainConfig = field(default_factory=PretrainConfig)
+    gidm: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+@dataclass
+class FinetuneConfig(PretrainConfig):
+    """jobs/finetune_policy.py."""
+
+    gfdm: str = MISSING
+    """Model folder of the pretrained GFDM."""
+    gidm: str = MISSING
+    """Model folder of the pretrained GIDM."""
+    trainable: str = "gidm+adapter"
+    """adapter | gidm+adapter | gfdm+adapter | all"""
+
+
+@dataclass
+class ServeConfig:
+    """jobs/serve_policy.py."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    policy: str = MISSING
+    """Policy folder; nothing else is needed to serve it."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    replicas: int = 1
+    replica_cpus: float = 1.0
+    replica_gpus: float = 0.0
+    max_batch_size: int = 8
+    """Observations of different clients that one forward pass may hold."""
+    max_connections: int = 1000
+    """Open websockets per gateway replica."""
+    threads: int | None = None
+    """Torch threads per replica; None leaves torch's choice."""
+
+
+@dataclass
+class EvaluateConfig:
+    """jobs/evaluate_policy.py: closed-loop rollouts against a served policy."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    """The policy to serve for the evaluation; ignored when `url` is set."""
+    url: str | None = None
+    """ws://host:port of a policy that is served already."""
+    tasks: list[str] = MISSING
+    arms: list[str] = field(default_factory=lambda: ["policy", "random", "expert"])
+    episodes_per_task: int = 10
+    seed: int = 10_000
+    """First seed of the initial states; every arm meets the same ones. Keep it away from the recording's."""
+    max_steps: int = 150
+    camera: str = "corner2"
+    height: int = 64
+    width: int = 64
+    execute_steps: int | None = None
+    """Actions of a chunk that are carried out before the next observation is sent; None: the whole chunk."""
+    video_every: int = 2
+    """Simulator steps per frame of the episode videos; 0 writes none."""
+    workers: int = 2
+    output: str = MISSING
+
+
+@dataclass
+class DemoConfig:
+    """jobs/demo.py: every stage once, end to end."""
+
+    record: RecordConfig = field(default_factory=RecordConfig)
+    pretrain: PretrainBothConfig = field(default_factory=PretrainBothConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    output: str = MISSING
+    """Folder of the stage records and the report."""
+
+
+# --------------------------------------------------------------------------- loading
+
+
+def parse_arguments(schema: type[Schema], argv: Sequence[str] | None = None) -> Schema:
+    """Reads a job's command line: `--config FILE` and any number of `dotted.key=value`.
+
+    Raises: ConfigError for a file that is absent or damaged, an unknown key, a wrong type, a missing value.
+    """
+    description = (schema.__doc__ or "").strip()
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: train.steps=10")
+    arguments = parser.parse_intermixed_args(argv)
+    return load_config(schema, arguments.config, arguments.overrides)
+
+
+def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequence[str] = ()) -> Schema:
+    """Builds a checked `schema` from defaults, a YAML file and dotted overrides, the later ones winning."""
+    from_file = _read_yaml(Path(path)) if path else OmegaConf.create()
+    for item in overrides:
+        if "=" not in item:
+            raise ConfigError(f"'{item}' is not an override; write it as dotted.key=value, e.g. train.steps=10.")
+    merged = OmegaConf.merge(from_file, OmegaConf.from_dotlist(list(overrides)))
+    return _checked(schema, merged, str(path or "the command line"))
+
+
+def from_mapping(schema: type[Schema], values: Any, place: str) -> Schema:
+    """Checks a plain mapping against `schema`; `place` is named in errors."""
+    return _checked(schema, OmegaConf.create(values), place)
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML, as it is stored in run folders."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The resolved configuration as plain dicts and lists."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"config file {path} does not exist.{_did_you_mean(path.name, beside)}")
+    try:
+        content = OmegaConf.load(path)
+    except Exception as error:  # OmegaConf passes on whatever its YAML reader raises
+        raise ConfigError(f"config file {path} is not readable YAML: {error}") from error
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"config file {path} holds a list; a mapping of keys to values is expected.")
+    return _extended(content, path.parent)
+
+
+def _extended(node: DictConfig, folder: Path) -> DictConfig:
+    base = OmegaConf.create()
+    if "extends" in node:
+        base = _read_yaml(folder / cast(str, node.pop("extends")))
+    for key in list(node.keys()):
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none():
+            node[key] = _extended(child, folder)
+    return cast(DictConfig, OmegaConf.merge(base, node))
+
+
+def _checked(schema: type[Schema], values: DictConfig | ListConfig, place: str) -> Schema:
+    for key, siblings in _unknown_keys(schema, values):
+        raise ConfigError(f"{place}: there is no key '{key}'.{_did_you_mean(key, siblings)}")
+    try:
+        config = OmegaConf.merge(OmegaConf.structured(schema), values)
+        return cast(Schema, OmegaConf.to_object(config))
+    except MissingMandatoryValue as error:
+        raise ConfigError(
+            f"{place}: '{error.full_key}' has no value; set it in the file or add {error.full_key}=VALUE."
+        ) from error
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        raise ConfigError(f"{place}: '{error.full_key}': {message}") from error
+
+
+def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yields (dotted unknown key, dotted keys that exist beside it) of a mapping against a dataclass."""
+    if not isinstance(values, DictConfig) or values._is_none() or not dataclasses.is_dataclass(schema):
+        return
+    structured = OmegaConf.structured(schema)
+    known = {f.name for f in dataclasses.fields(schema)}
+    for key in values:
+        name = f"{prefix}{key}"
+        if key not in known:
+            yield name, [prefix + k for k in sorted(known)]
+            continue
+        if values._get_node(key) is None or OmegaConf.is_missing(values, key):
+            continue
+        node = structured._get_node(key)
+        child = OmegaConf.get_type(node)
+        if isinstance(node, DictConfig) and dataclasses.is_dataclass(node._metadata.element_type):
+            for name_in_dict in values[key]:
+                element = cast(type, node._metadata.element_type)
+                yield from _unknown_keys(element, values[key][name_in_dict], f"{name}.{name_in_dict}.")
+        elif child is not None and dataclasses.is_dataclass(child):
+            yield from _unknown_keys(cast(type, child), values[key], f"{name}.")
+
+
+def _did_you_mean(name: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" There is: {', '.join(choices)}." if choices else ""

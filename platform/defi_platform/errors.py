@@ -1,0 +1,45 @@
+"""The one exception family that a user can cause: its message names the thing, the place and the fix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something only the user can put right. Jobs print its message without a traceback and exit with 2."""
+
+
+class ConfigError(UserError):
+    """A configuration file or override that does not fit its schema."""
+
+
+class CorpusError(UserError):
+    """A corpus, manifest or plan that is absent, empty or not what the configuration says."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint or model folder that is absent, partial, damaged or of another model."""
+
+
+class SimulatorError(UserError):
+    """A simulator or its rendering that cannot run on this machine."""
+
+
+class ServeError(UserError):
+    """A policy server that cannot start or cannot be reached."""
+
+
+def exit_code(job: Callable[[], int]) -> int:
+    """Runs a job and turns what a user can cause into one clear message.
+
+    Returns: the job's own exit code; 2 after a `UserError`; 130 after Ctrl-C.
+    """
+    try:
+        return job()
+    except UserError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        return 130
