@@ -1,0 +1,46 @@
+# Every target does its own set-up. `make demo` shows the whole platform once; `make test` proves it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench clean
+
+help:
+	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
+	@echo "make test   all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make bench  the measured comparisons in benchmarks/"
+	@echo "make setup  only install: .venv and the system libraries for rendering"
+	@echo "make clean  remove .venv (runs/ is kept)"
+
+setup: $(INSTALLED)
+	@cluster/system_libraries.sh
+
+# One pip call for everything: only then does the resolver see moto and aiobotocore together.
+# openpi-client asks for numpy < 2 but runs on 2, so it comes without its dependencies.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; choose one with: make setup PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[sim,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps openpi-client
+	@touch $@
+
+demo: setup
+	$(BIN)/python jobs/demo.py --config configs/demo/demo.yaml
+
+test: setup
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv
