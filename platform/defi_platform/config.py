@@ -3,6 +3,8 @@
 A YAML mapping may say `extends: other.yaml` (a path relative to the file it stands in); its own keys then
 win over the ones it extends. Unknown keys and wrong types are refused before anything starts, and the
 message names the nearest key there is.
+
+`${home:}` stands for the folder (or bucket) that holds corpora and runs: see `data_home`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -263,6 +267,24 @@ class DemoConfig:
 
 
 # --------------------------------------------------------------------------- loading
+
+
+def data_home() -> str:
+    """Where corpora and runs lie: DEFI_HOME (a folder or s3:// URL), else `runs` beside the virtual
+    environment in use, else ~/defi.
+
+    Never relative to the working directory: under `ray job submit --working-dir .` that is a temporary copy
+    which Ray deletes, and every node has another one.
+    """
+    named = os.environ.get("DEFI_HOME")
+    if named:
+        return named.rstrip("/") if "://" in named else str(Path(named).expanduser().absolute())
+    if sys.prefix != sys.base_prefix:
+        return str(Path(sys.prefix).parent / "runs")
+    return str(Path.home() / "defi")
+
+
+OmegaConf.register_new_resolver("home", data_home, replace=True)
 
 
 def parse_arguments(schema: type[Schema], argv: Sequence[str] | None = None) -> Schema:
