@@ -284,7 +284,7 @@ def data_home() -> str:
     return str(Path.home() / "defi")
 
 
-OmegaConf.register_new_resolver("home", data_home, replace=True)
+OmegaConf.register_resolver("home", data_home, replace=True)
 
 
 def parse_arguments(schema: type[Schema], argv: Sequence[str] | None = None) -> Schema:
