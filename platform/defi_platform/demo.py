@@ -1,0 +1,140 @@
+"""The whole mission once, end to end: record, pretrain both, fine-tune, serve and evaluate, report.
+
+Every stage is the same function its own job calls, and finds by itself what is done. This module adds what
+only the sequence needs: a stage whose settings, or whose inputs' settings, have changed since it finished is
+done again (the old folder is kept aside), and how long each stage took is remembered over interruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from defi_platform import storage
+from defi_platform.cluster import ray_session
+from defi_platform.config import DemoConfig, to_mapping
+from defi_platform.evaluate.recording import record
+from defi_platform.evaluate.report import ReportInputs, write_report
+from defi_platform.evaluate.rollouts import evaluate
+from defi_platform.train.finetune import finetune
+from defi_platform.train.pretrain import pretrain_both
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the demo."""
+
+    name: str
+    title: str
+    config: Any
+    run: Callable[[Any], Any]
+    folders: tuple[str, ...]
+    """What the stage writes."""
+    after: tuple[str, ...] = ()
+    """Names of the stages whose results it reads."""
+
+
+def stages(config: DemoConfig) -> list[Stage]:
+    """The demo's stages in their order."""
+    gfdm, gidm = config.pretrain.gfdm, config.pretrain.gidm
+    return [
+        Stage("record", "record demonstrations", config.record, record, (config.record.output,)),
+        Stage(
+            "pretrain",
+            "pretrain GFDM and GIDM on video",
+            config.pretrain,
+            pretrain_both,
+            (gfdm.train.output, gidm.train.output),
+            after=("record",),
+        ),
+        Stage(
+            "finetune",
+            "fine-tune the fused policy",
+            config.finetune,
+            finetune,
+            (config.finetune.train.output,),
+            after=("record", "pretrain"),
+        ),
+        Stage(
+            "evaluate",
+            "serve it and run closed-loop rollouts",
+            config.evaluate,
+            evaluate,
+            (config.evaluate.output,),
+            after=("finetune",),
+        ),
+    ]
+
+
+def run_demo(config: DemoConfig) -> str:
+    """Runs, resumes or reuses every stage and writes the report.
+
+    Returns: the report's path.
+    """
+    ledger = Ledger(storage.join(config.output, "stages.json"))
+    with ray_session(config.ray):
+        for number, stage in enumerate(stages(config), start=1):
+            ledger.carry_out(stage, f"[{number}/5] {stage.title}")
+    print("[5/5] report", flush=True)
+    return write_report(
+        ReportInputs(
+            corpus=config.record.output,
+            gfdm=config.pretrain.gfdm.train.output,
+            gidm=config.pretrain.gidm.train.output,
+            policy=config.finetune.train.output,
+            evaluation=config.evaluate.output,
+            stage_seconds=ledger.seconds(),
+        ),
+        config.output,
+    )
+
+
+class Ledger:
+    """What is known of each stage: the fingerprint of its settings, its time, whether it finished."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._stages: dict[str, dict[str, Any]] = (
+            json.loads(storage.read_text(path)) if storage.exists(path) else {}
+        )
+
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds per stage, interrupted attempts included."""
+        return {name: entry["seconds"] for name, entry in self._stages.items()}
+
+    def carry_out(self, stage: Stage, title: str) -> None:
+        """Runs a stage, goes on with an interrupted one, or leaves a finished one as it is."""
+        fingerprint = self._fingerprint(stage)
+        entry = self._stages.get(stage.name)
+        if entry and entry["fingerprint"] != fingerprint:
+            for folder in stage.folders:
+                if storage.exists(folder):
+                    aside = storage.set_aside(folder)
+                    print(f"{title}: its settings have changed; what there was is kept in {aside}", flush=True)
+            entry = None
+        if entry and entry["done"]:
+            print(f"{title}: done before ({entry['seconds']:.0f} s), reused", flush=True)
+            return
+        print(f"{title}{': goes on where it was' if entry else ''}", flush=True)
+        entry = entry or {"fingerprint": fingerprint, "seconds": 0.0, "done": False}
+        self._stages[stage.name] = entry
+        self._save()
+        start = time.monotonic()
+        try:
+            stage.run(stage.config)
+            entry["done"] = True
+        finally:
+            entry["seconds"] += time.monotonic() - start
+            self._save()
+
+    def _fingerprint(self, stage: Stage) -> str:
+        inputs = [self._stages[name]["fingerprint"] for name in stage.after]
+        text = json.dumps([to_mapping(stage.config), inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _save(self) -> None:
+        storage.write_text(self._path, json.dumps(self._stages, indent=1))

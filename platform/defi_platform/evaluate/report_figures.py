@@ -1,0 +1,84 @@
+"""The report's charts, each a self-contained piece of SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+INK, GRID = "#222222", "#e3e6ea"
+ARM_COLOURS = {"policy": "#2563a8", "random": "#9aa3ad", "expert": "#3f8f5b"}
+SPLIT_COLOURS = {"train": "#9dbbe0", "validation": "#c2410c"}
+
+
+def loss_curves(runs: Mapping[str, Sequence[Mapping]]) -> str:
+    """One panel per run: training loss, and held-out loss where it was measured.
+
+    Args:
+        runs: title -> rows of metrics.jsonl, each with `step`, `split` and `loss`.
+    """
+    figure, axes = _panels(len(runs), width=4.4, height=2.9)
+    for axis, (title, rows) in zip(axes, runs.items(), strict=True):
+        for split, style in (("train", {"linewidth": 1.0}), ("validation", {"linewidth": 1.8, "marker": "o"})):
+            points = [(row["step"], row["loss"]) for row in rows if row["split"] == split]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=SPLIT_COLOURS[split], label=split, markersize=3, **style)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step", fontsize=8)
+        # Zero stays in sight, so that a small improvement does not look like a large one.
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+    """Success rate per task and arm with its 95 % interval.
+
+    Args:
+        success: arm -> task -> {"rate", "low", "high"}, all in [0, 1].
+    """
+    tasks = list(next(iter(success.values())))
+    figure, (axis,) = _panels(1, width=max(5.0, 1.5 * len(tasks) + 1), height=3.0)
+    width = 0.8 / len(success)
+    for index, (arm, by_task) in enumerate(success.items()):
+        centres = [position + (index - (len(success) - 1) / 2) * width for position in range(len(tasks))]
+        rates = [by_task[task]["rate"] for task in tasks]
+        below = [max(0.0, by_task[task]["rate"] - by_task[task]["low"]) for task in tasks]
+        above = [max(0.0, by_task[task]["high"] - by_task[task]["rate"]) for task in tasks]
+        axis.bar(centres, rates, width * 0.92, color=ARM_COLOURS.get(arm, "#7a5ea8"), label=arm)
+        axis.errorbar(centres, rates, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.5)
+    axis.set_xticks(range(len(tasks)), tasks, fontsize=8)
+    axis.set_ylim(0, 1.05)
+    axis.set_ylabel("success", fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=len(success), loc="upper center", bbox_to_anchor=(0.5, 1.14))
+    return _svg(figure)
+
+
+def code_usage(counts: Sequence[int]) -> str:
+    """How often each code of the codebook was chosen on held-out video."""
+    figure, (axis,) = _panels(1, width=5.0, height=2.1)
+    axis.bar(range(len(counts)), counts, color=ARM_COLOURS["policy"])
+    axis.set_xlabel("code", fontsize=8)
+    axis.set_ylabel("times chosen", fontsize=8)
+    return _svg(figure)
+
+
+def _panels(count: int, *, width: float, height: float) -> tuple[Figure, Sequence]:
+    figure = Figure(figsize=(width * count, height), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis in axes:
+        axis.tick_params(labelsize=8, colors=INK)
+        axis.grid(True, axis="y", color=GRID)
+        axis.set_axisbelow(True)
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue()
+    return re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)

@@ -1,0 +1,116 @@
+"""Configuration: files, inheritance, overrides, and errors that name the fix."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from defi_platform.config import (
+    DemoConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainBothConfig,
+    PretrainConfig,
+    RecordConfig,
+    ServeConfig,
+    data_home,
+    load_config,
+    parse_arguments,
+    to_mapping,
+    to_yaml,
+)
+from defi_platform.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SCHEMAS = {
+    "record_demos": RecordConfig,
+    "pretrain_gfdm": PretrainConfig,
+    "pretrain_gidm": PretrainConfig,
+    "pretrain": PretrainBothConfig,
+    "finetune_policy": FinetuneConfig,
+    "serve_policy": ServeConfig,
+    "evaluate_policy": EvaluateConfig,
+    "demo": DemoConfig,
+}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text("train: {output: out, steps: 7, seed: 3}\ndata: {manifest: m}\n")
+    (tmp_path / "run.yaml").write_text(
+        "extends: base.yaml\ntrain: {steps: 5}\ndata: {corpora: {robots: {path: x, weight: 2}}}\n"
+    )
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_configuration_file_fits_its_schema_and_survives_being_stored(path: Path, tmp_path: Path) -> None:
+    config = load_config(SCHEMAS[path.stem], path)
+    stored = tmp_path / "stored.yaml"
+    stored.write_text(to_yaml(config))
+    assert to_mapping(load_config(SCHEMAS[path.stem], stored)) == to_mapping(config)
+
+
+def test_a_file_wins_over_what_it_extends_and_the_command_line_over_both(files: Path) -> None:
+    config = parse_arguments(PretrainConfig, ["--config", str(files / "run.yaml"), "train.seed=9"])
+    assert (config.train.steps, config.train.seed, config.train.output) == (5, 9, "out")
+    assert config.data.corpora["robots"].weight == 2.0
+
+
+@pytest.mark.parametrize(
+    ("override", "named", "fix"),
+    [
+        ("train.stepz=1", "train.stepz", "train.steps"),
+        ("data.corpora.robots.pth=y", "data.corpora.robots.pth", "data.corpora.robots.path"),
+        ("data.decode.timeout=1", "data.decode.timeout", "data.decode.timeout_s"),
+        ("trian.steps=1", "trian", "train"),
+    ],
+)
+def test_an_unknown_key_is_refused_and_the_nearest_one_named(
+    files: Path, override: str, named: str, fix: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"'{named}'.*Did you mean '{fix}'"):
+        load_config(PretrainConfig, files / "run.yaml", [override])
+
+
+def test_a_value_of_the_wrong_type_is_refused_with_its_key_and_place(files: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.yaml: 'train\.steps': .*'many'.*Integer"):
+        load_config(PretrainConfig, files / "run.yaml", ["train.steps=many"])
+
+
+def test_a_missing_value_is_named_with_the_way_to_set_it(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("{}")
+    with pytest.raises(ConfigError, match=r"'data\.manifest' has no value.*data\.manifest=VALUE"):
+        load_config(PretrainConfig, tmp_path / "empty.yaml")
+
+
+def test_a_missing_file_names_its_neighbour(files: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rum\.yaml does not exist.*Did you mean 'run\.yaml'"):
+        load_config(PretrainConfig, files / "rum.yaml")
+
+
+def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "broken.yaml").write_text("train: {steps: [1")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not readable YAML"):
+        load_config(PretrainConfig, tmp_path / "broken.yaml")
+
+
+def test_an_argument_without_a_value_is_refused(files: Path) -> None:
+    with pytest.raises(ConfigError, match="'resume' is not an override"):
+        load_config(PretrainConfig, files / "run.yaml", ["resume"])
+
+
+def test_the_home_of_data_is_a_bucket_a_folder_or_beside_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DEFI_HOME", "s3://robots/defi/")
+    assert data_home() == "s3://robots/defi"
+    monkeypatch.setenv("DEFI_HOME", str(tmp_path))
+    assert data_home() == str(tmp_path)
+    monkeypatch.delenv("DEFI_HOME")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    assert data_home() == str(tmp_path / "runs")
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert data_home() == str(Path.home() / "defi")
