@@ -1,0 +1,271 @@
+"""Decoder processes that can be killed: time limit, memory limit, crash containment, recycling.
+
+A video that hangs, aborts or eats memory takes its own process down and nothing else; the pool answers with
+a `BadVideo` and starts a fresh process. Frames cross the border once, as uint8 in shared memory.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from defi_platform.config import DecodeConfig
+from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decoder_process import read_message, write_message
+from defi_platform.data.reasons import BadVideo
+
+Job = DecodeJob | ProbeJob
+Answer = np.ndarray | Probe | BadVideo
+
+CARRIER = "defi_platform.data.reading:Jobs"
+
+POLL_S = 0.25
+"""How often a waiting pool looks at the clock and at the memory of its processes."""
+
+START_S = 60.0
+"""Extra time for the first job of a process, which includes its start on a busy machine."""
+
+
+@dataclass
+class _Running:
+    number: int
+    job: Job
+    retried: bool
+
+
+class _Process:
+    """One decoder process and the shared memory its frames arrive in."""
+
+    def __init__(self, memory_mb: int, frame_bytes: int, carrier: str) -> None:
+        self.frame_bytes = frame_bytes
+        frames_fd = os.memfd_create("decoded-frames")
+        os.ftruncate(frames_fd, frame_bytes)
+        self.frames = mmap.mmap(frames_fd, frame_bytes)
+        jobs_out, self.jobs = os.pipe()
+        self.answers, answers_in = os.pipe()
+        fds = (jobs_out, answers_in, frames_fd)
+        # -c and not -m: runpy would import the module twice. stdout is closed to codec chatter.
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "defi_platform.data.decoder_process",
+                *(str(fd) for fd in fds),
+                str(memory_mb << 20),
+                carrier,
+            ],
+            pass_fds=fds,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+        )
+        for fd in fds:
+            os.close(fd)
+        self.memory_limit = memory_mb << 20
+        self.running: _Running | None = None
+        self.deadline = 0.0
+        self.files_opened = 0
+        self.started = False
+
+    def send(self, running: _Running, timeout_s: float) -> None:
+        self.running = running
+        self.deadline = time.monotonic() + timeout_s + (0.0 if self.started else START_S)
+        write_message(self.jobs, (running.number, running.job, 0))
+
+    def rss_bytes(self) -> int:
+        try:
+            with open(f"/proc/{self._process.pid}/statm", encoding="ascii") as file:
+                return int(file.read().split()[1]) * mmap.PAGESIZE
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+
+    def end(self) -> str:
+        """Kills the process, whatever it does, and says how it ended if it had ended by itself."""
+        code = self._process.poll()
+        if code is None:
+            self._process.kill()
+            self._process.wait()
+        os.close(self.jobs)
+        os.close(self.answers)
+        self.frames.close()
+        if code is None:
+            return "killed"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+class DecoderPool:
+    """Runs decode and probe jobs in processes of its own.
+
+    Args:
+        limits: number of processes, time and memory limits, recycling.
+        carrier: `module:Class` that carries jobs out inside the processes.
+    """
+
+    def __init__(self, limits: DecodeConfig, carrier: str = CARRIER) -> None:
+        self._limits = limits
+        self._carrier = carrier
+        self._processes: list[_Process] = []
+        self._selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> DecoderPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends every process."""
+        for process in list(self._processes):
+            self._drop(process)
+        self._selector.close()
+
+    def start(self) -> None:
+        """Starts the processes ahead of the first job."""
+        while len(self._processes) < self._limits.processes:
+            self._new_process(1 << 20)
+
+    def run(self, jobs: Iterable[Job], out: list[np.ndarray] | None = None) -> Iterator[Answer]:
+        """Yields one answer per job, in order: frames (T, H, W, 3) uint8, a `Probe`, or a `BadVideo`.
+
+        Args:
+            out: arrays to copy the frames of job i into; fresh ones without it.
+        """
+        waiting: deque[_Running] = deque()
+        answers: dict[int, Answer] = {}
+        source = enumerate(jobs)
+        exhausted = False
+        wanted = 0
+        # Answers wait for their turn, so the distance between the first and the last job under way is bounded.
+        window = 4 * self._limits.processes
+        try:
+            while True:
+                while not exhausted and len(waiting) < self._limits.processes:
+                    item = next(source, None)
+                    if item is None:
+                        exhausted = True
+                    else:
+                        waiting.append(_Running(item[0], item[1], retried=False))
+                self._feed(waiting, wanted + window)
+                if wanted in answers:
+                    yield answers.pop(wanted)
+                    wanted += 1
+                    continue
+                if exhausted and not waiting and not any(p.running for p in self._processes):
+                    return
+                self._collect(answers, waiting, out)
+        finally:
+            # The caller may stop early: a process that still works on a job would answer the next run.
+            for process in [p for p in self._processes if p.running]:
+                self._drop(process)
+
+    # ----------------------------------------------------------------------- inside
+
+    def _new_process(self, frame_bytes: int) -> _Process:
+        process = _Process(self._limits.memory_mb, frame_bytes, self._carrier)
+        self._processes.append(process)
+        self._selector.register(process.answers, selectors.EVENT_READ, process)
+        return process
+
+    def _drop(self, process: _Process) -> str:
+        self._selector.unregister(process.answers)
+        self._processes.remove(process)
+        return process.end()
+
+    def _feed(self, waiting: deque[_Running], before: int) -> None:
+        while waiting and waiting[0].number < before:
+            need = _frame_bytes(waiting[0].job)
+            idle = next((p for p in self._processes if p.running is None), None)
+            if idle is not None and idle.frame_bytes < need:
+                self._drop(idle)
+                idle = None
+            if idle is None:
+                if len(self._processes) >= self._limits.processes:
+                    return
+                idle = self._new_process(max(need, 1 << 20))
+            try:
+                idle.send(waiting[0], self._limits.timeout_s)
+            except BrokenPipeError:
+                # It died between two jobs, which is not this job's fault.
+                self._drop(idle)
+                continue
+            waiting.popleft()
+
+    def _collect(
+        self, answers: dict[int, Answer], waiting: deque[_Running], out: list[np.ndarray] | None
+    ) -> None:
+        for key, _ in self._selector.select(POLL_S):
+            process: _Process = key.data
+            message = read_message(process.answers)
+            running = process.running
+            if message is None:
+                how = self._drop(process)
+                if running is not None:
+                    self._ended(running, how, answers, waiting)
+                continue
+            assert running is not None
+            number, answer, process.files_opened = message
+            process.running, process.started = None, True
+            if answer is None:
+                answer = _copied(process, running.job, None if out is None else out[number])
+            answers[number] = answer
+            if process.files_opened >= self._limits.recycle_after:
+                self._drop(process)
+        self._watch(answers)
+
+    def _ended(
+        self, running: _Running, how: str, answers: dict[int, Answer], waiting: deque[_Running]
+    ) -> None:
+        if running.retried:
+            answers[running.number] = BadVideo("crash", f"its decoder process ended twice, last by {how}")
+        else:
+            # Once may be the machine (an out-of-memory killer, an operator); twice is the video.
+            waiting.appendleft(_Running(running.number, running.job, retried=True))
+
+    def _watch(self, answers: dict[int, Answer]) -> None:
+        now = time.monotonic()
+        for process in [p for p in self._processes if p.running]:
+            running = process.running
+            assert running is not None
+            if now > process.deadline:
+                self._drop(process)
+                answers[running.number] = BadVideo(
+                    "timeout", f"no answer within decode.timeout_s={self._limits.timeout_s:g}"
+                )
+            elif process.rss_bytes() > process.memory_limit:
+                self._drop(process)
+                answers[running.number] = BadVideo(
+                    "memory", f"more than decode.memory_mb={self._limits.memory_mb} resident"
+                )
+
+
+def _frame_bytes(job: Job) -> int:
+    return int(np.prod(job.shape)) if isinstance(job, DecodeJob) else 0
+
+
+def _copied(process: _Process, job: Job, target: np.ndarray | None) -> np.ndarray:
+    assert isinstance(job, DecodeJob)
+    view = np.frombuffer(process.frames, np.uint8, _frame_bytes(job)).reshape(job.shape)
+    if target is None:
+        target = np.empty(job.shape, np.uint8)
+    np.copyto(target, view)
+    del view
+    return target
+
+
+def _environment() -> dict[str, Any]:
+    inherited = dict(os.environ)
+    # Thread pools of numeric libraries would reserve address space that the limit then lacks.
+    inherited |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    inherited["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return inherited

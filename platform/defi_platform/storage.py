@@ -1,0 +1,350 @@
+"""The one door to files: local paths, s3:// and any other fsspec URL, with writes that appear whole or not at all.
+
+A path is a string: `/data/x`, `relative/x`, `s3://bucket/x`, `memory://x`. Local files are renamed into
+place; on object stores, which cannot rename, a folder counts as present only once its marker is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import posixpath
+import random
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+import fsspec
+from fsspec.utils import infer_storage_options
+
+from defi_platform.errors import UserError
+
+MARKER = "_COMMITTED"
+"""Empty file written last into a committed folder."""
+
+ATTEMPTS = 5
+"""Tries of a remote request before its error is passed on; s3fs retries below this, inside one request."""
+
+Answer = TypeVar("Answer")
+
+
+class StorageError(UserError):
+    """A path that cannot be read or written: absent, forbidden, or its store does not answer."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a listing."""
+
+    uri: str
+    name: str
+    """Path below the folder that was listed, with forward slashes."""
+    bytes: int
+    version: str
+    """Changes when the content does: the store's etag, else size and modification time."""
+
+
+def is_remote(uri: str) -> bool:
+    """True for URLs of another store than the local file system."""
+    return "://" in uri and not uri.startswith(("file://", "local://"))
+
+
+def local_path(uri: str) -> Path:
+    """The local path behind `uri`; only for URIs that are not remote."""
+    return Path(uri.split("://", 1)[1] if "://" in uri else uri).expanduser()
+
+
+def absolute(uri: str) -> str:
+    """The same place, independent of the working directory of the process that reads it."""
+    return uri.rstrip("/") if is_remote(uri) else str(local_path(uri).absolute())
+
+
+def join(base: str, *parts: str) -> str:
+    """`base/part/...` with forward slashes, for local paths and URLs alike."""
+    return posixpath.join(base, *parts)
+
+
+def exists(uri: str) -> bool:
+    """Whether a file or folder is there."""
+    if not is_remote(uri):
+        return local_path(uri).exists()
+    fs, path = _filesystem(uri)
+    return _attempt(uri, lambda: fs.exists(path))
+
+
+def is_folder(uri: str) -> bool:
+    """Whether `uri` is a folder that exists (on an object store: holds at least one object)."""
+    if not is_remote(uri):
+        return local_path(uri).is_dir()
+    fs, path = _filesystem(uri)
+    return _attempt(uri, lambda: fs.isdir(path))
+
+
+def names(folder: str) -> list[str]:
+    """Sorted names right below `folder`; empty when it does not exist."""
+    if not is_remote(folder):
+        path = local_path(folder)
+        return sorted(os.listdir(path)) if path.is_dir() else []
+    fs, path = _filesystem(folder)
+    try:
+        found = _attempt(folder, lambda: fs.ls(path, detail=False, refresh=True))
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in (posixpath.basename(p.rstrip("/")) for p in found) if name)
+
+
+def walk(folder: str) -> Iterator[Entry]:
+    """Every file below `folder`, sorted by name within each sub-folder, listed page by page.
+
+    Names that start with a dot are left out. Raises: StorageError when `folder` cannot be listed.
+    """
+    if is_remote(folder):
+        yield from _walk_remote(folder)
+    else:
+        yield from _walk_local(folder, local_path(folder), "")
+
+
+def entry(uri: str) -> Entry:
+    """Size and version of one file. Raises: FileNotFoundError, StorageError."""
+    if not is_remote(uri):
+        status = local_path(uri).stat()
+        return Entry(uri, posixpath.basename(uri), status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    fs, path = _filesystem(uri)
+    return _remote_entry(uri, posixpath.basename(uri), _attempt(uri, lambda: fs.info(path)))
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole file. Raises: FileNotFoundError, StorageError."""
+    if not is_remote(uri):
+        return local_path(uri).read_bytes()
+    fs, path = _filesystem(uri)
+    return _attempt(uri, lambda: cast(bytes, fs.cat_file(path)))
+
+
+def read_text(uri: str) -> str:
+    """The whole file as UTF-8. Raises: FileNotFoundError, StorageError, UnicodeDecodeError."""
+    return read_bytes(uri).decode("utf-8")
+
+
+def open_seekable(uri: str, block_bytes: int = 1 << 20) -> IO[bytes]:
+    """A file to close by the caller; remote ones are read in ranges of `block_bytes`, not downloaded whole."""
+    if not is_remote(uri):
+        return local_path(uri).open("rb")
+    fs, path = _filesystem(uri)
+    return _attempt(
+        uri, lambda: cast("IO[bytes]", fs.open(path, "rb", block_size=block_bytes, cache_type="readahead"))
+    )
+
+
+def write_bytes(uri: str, content: bytes) -> None:
+    """Writes a file so that readers see the old content or the new, never a part."""
+    if is_remote(uri):
+        fs, path = _filesystem(uri)
+        # One put of an object store is atomic by itself.
+        _attempt(uri, lambda: fs.pipe_file(path, content))
+        return
+    target = local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        with staged.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def write_text(uri: str, content: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(uri, content.encode("utf-8"))
+
+
+def delete(uri: str) -> None:
+    """Removes a file or a whole folder; nothing happens when it is not there."""
+    if is_remote(uri):
+        fs, path = _filesystem(uri)
+        if _attempt(uri, lambda: fs.exists(path)):
+            _attempt(uri, lambda: fs.rm(path, recursive=True))
+    elif local_path(uri).is_dir():
+        shutil.rmtree(local_path(uri))
+    else:
+        local_path(uri).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def committed_folder(uri: str) -> Iterator[Path]:
+    """Yields a local folder to fill; when the block ends without error it stands at `uri`, whole.
+
+    A folder that stood there before is replaced. After an error `uri` is as it was. Whoever reads asks
+    `is_committed` first, since an upload to an object store can be cut short.
+    """
+    if is_remote(uri):
+        with tempfile.TemporaryDirectory() as staging:
+            yield Path(staging)
+            _upload(Path(staging), uri)
+        return
+    target = local_path(uri).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    staged.mkdir()
+    try:
+        yield staged
+        (staged / MARKER).touch()
+        if target.exists():
+            # Two renames: the gap between them is why readers look for the marker and not for the folder.
+            old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+            target.rename(old)
+            staged.rename(target)
+            shutil.rmtree(old)
+        else:
+            staged.rename(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def is_committed(uri: str) -> bool:
+    """Whether `uri` is a folder that was written to its end."""
+    return exists(join(uri, MARKER))
+
+
+@contextlib.contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A local path of a file or folder: the thing itself, or a temporary download of a remote one."""
+    if not is_remote(uri):
+        yield local_path(uri)
+        return
+    fs, path = _filesystem(uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        target = Path(scratch) / (posixpath.basename(uri.rstrip("/")) or "root")
+        recursive = _attempt(uri, lambda: fs.isdir(path))
+        _attempt(uri, lambda: fs.get(path, str(target), recursive=recursive))
+        yield target
+
+
+# --------------------------------------------------------------------------- local
+
+
+def _walk_local(root: str, folder: Path, prefix: str) -> Iterator[Entry]:
+    try:
+        found = sorted(os.scandir(folder), key=lambda e: e.name)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be listed: {error.strerror}.") from error
+    for item in found:
+        if item.name.startswith("."):
+            continue
+        name = f"{prefix}{item.name}"
+        if item.is_dir():
+            yield from _walk_local(root, Path(item.path), f"{name}/")
+        elif item.is_file():
+            status = item.stat()
+            yield Entry(
+                join(root, name), name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}"
+            )
+
+
+# --------------------------------------------------------------------------- remote
+
+
+@functools.lru_cache(maxsize=16)
+def _remote(protocol: str, process: int) -> Any:
+    # A file system holds sockets and an event loop, which do not survive a fork: hence one per process.
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            options["endpoint_url"] = endpoint
+        options["config_kwargs"] = {
+            "retries": {"max_attempts": ATTEMPTS, "mode": "adaptive"},
+            "connect_timeout": 10,
+            "read_timeout": 60,
+        }
+    try:
+        return fsspec.filesystem(protocol, **options)
+    except (ImportError, ValueError) as error:
+        raise StorageError(
+            f"{protocol}:// paths cannot be read here: {error}. Install the fsspec driver of {protocol}."
+        ) from error
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    protocol = cast(str, infer_storage_options(uri)["protocol"])
+    fs = _remote(protocol, os.getpid())
+    return fs, cast(str, fs._strip_protocol(uri))
+
+
+def _attempt(uri: str, request: Callable[[], Answer]) -> Answer:
+    """Runs a remote request; what passes with time is tried again, the rest becomes a clear error."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return request()
+        except FileNotFoundError as error:
+            if _bucket_is_missing(error):
+                raise StorageError(f"{uri}: there is no such bucket. Check the name and the region.") from error
+            raise
+        except PermissionError as error:
+            raise StorageError(
+                f"{uri}: access is denied ({error}). Check the credentials (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY or AWS_PROFILE) and what they may do."
+            ) from error
+        except Exception as error:  # drivers raise their own families: botocore, aiohttp, OSError
+            if type(error).__name__ in ("NoCredentialsError", "ProfileNotFound", "PartialCredentialsError"):
+                raise StorageError(
+                    f"{uri}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+                ) from error
+            if attempt == ATTEMPTS - 1:
+                raise StorageError(
+                    f"{uri}: the store failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. "
+                    "Check the network and the endpoint (AWS_ENDPOINT_URL)."
+                ) from error
+            time.sleep(min(5.0, 0.1 * 2**attempt) * (0.5 + random.random()))
+    raise AssertionError("unreachable")
+
+
+def _bucket_is_missing(error: FileNotFoundError) -> bool:
+    cause = error.__cause__ or error.__context__
+    response = getattr(cause, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return code == "NoSuchBucket" or "bucket does not exist" in str(error).lower()
+
+
+def _remote_entry(uri: str, name: str, info: dict[str, Any]) -> Entry:
+    size = int(info.get("size") or 0)
+    stamp = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime")
+    stamp = stamp or info.get("created") or ""
+    return Entry(uri, name, size, f"{size}-{stamp}".replace('"', ""))
+
+
+def _walk_remote(folder: str) -> Iterator[Entry]:
+    fs, path = _filesystem(folder)
+    root = path.rstrip("/")
+    try:
+        found = _attempt(folder, lambda: fs.find(path, detail=True, refresh=True))
+    except FileNotFoundError as error:
+        raise StorageError(f"{folder} does not exist.") from error
+    for full, info in sorted(found.items()):
+        name = full[len(root) :].lstrip("/")
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if name and not hidden and info.get("type") == "file":
+            yield _remote_entry(join(folder.rstrip("/"), name), name, info)
+
+
+def _upload(staging: Path, uri: str) -> None:
+    fs, path = _filesystem(uri)
+    marker = posixpath.join(path, MARKER)
+    if _attempt(uri, lambda: fs.exists(path)):
+        # The marker goes first, so that a half-replaced folder is never taken for a whole one.
+        if _attempt(uri, lambda: fs.exists(marker)):
+            _attempt(uri, lambda: fs.rm(marker))
+        _attempt(uri, lambda: fs.rm(path, recursive=True))
+    for file in sorted(p for p in staging.rglob("*") if p.is_file()):
+        target = posixpath.join(path, file.relative_to(staging).as_posix())
+        _attempt(uri, functools.partial(fs.put_file, str(file), target))
+    _attempt(uri, lambda: fs.pipe_file(marker, b""))
