@@ -1,0 +1,209 @@
+"""The served policy as a Ray Serve application, and as a server that jobs start and stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import click
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from defi_platform import storage
+from defi_platform.config import ServeConfig, from_mapping
+from defi_platform.errors import ConfigError, ServeError, UserError
+from defi_platform.serve.gateway import Gateway
+from defi_platform.serve.policy_folder import check_policy_folder
+from defi_platform.serve.preflight import (
+    QUIET_LOGS,
+    claim_port_of_cluster,
+    head_node,
+    make_way_for_serve,
+    start_serve,
+    start_serve_for_command,
+)
+from defi_platform.serve.replica import PolicyReplica
+
+APPLICATION = "policy"
+START_DEADLINE_S = 600.0
+DRAIN_DEADLINE_S = 10.0
+
+GATEWAY_CPUS = 0.1
+
+
+def build_app(args: dict[str, Any]) -> Application:
+    """Builder for `serve run defi_platform.serve.app:build_app policy=PATH [key=value ...]`.
+
+    The keys are the fields of ServeConfig; `host` and `port` work with `serve run` as long as Serve is not
+    running yet (in a Serve config file they belong under http_options).
+    Raises: ConfigError, CheckpointError, ServeError; under the `serve` command line as its one-line error.
+    """
+    command = click.get_current_context(silent=True)
+    try:
+        config = from_mapping(ServeConfig, args, "serve run")
+        check_policy_folder(config.policy)
+        asked = {"host", "port"} & args.keys()
+        if command is not None and command.info_name == "run":
+            start_serve_for_command(config, command.params, asked=bool(asked))
+        elif asked:
+            raise ConfigError(f"{', '.join(sorted(asked))}: set them under http_options of the Serve config file.")
+        return application(config)
+    except UserError as error:
+        if command is None:
+            raise
+        raise click.ClickException(f"{type(error).__name__}: {error}") from error
+
+
+def application(config: ServeConfig) -> Application:
+    """Gateway and replicas, bound together; nothing runs yet."""
+    policy = serve.deployment(
+        PolicyReplica,
+        name="PolicyReplica",
+        num_replicas=config.replicas,
+        ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus},
+        # Waiting happens in the replica's own queue, where batches form, and not in the gateway's router.
+        max_ongoing_requests=max(config.max_connections, 2 * config.max_batch_size),
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=DRAIN_DEADLINE_S,
+        logging_config=QUIET_LOGS,
+    ).bind(
+        storage.absolute(config.policy),
+        max_batch_size=config.max_batch_size,
+        threads=config.threads,
+        gpu=config.replica_gpus > 0,
+    )
+    return serve.deployment(
+        Gateway,
+        name="Gateway",
+        ray_actor_options={"num_cpus": GATEWAY_CPUS},
+        # Serve counts an open websocket as an ongoing request, and its default of 5 leaves a sixth robot
+        # waiting without an answer. Two more than the gateway takes, so that it can turn clients away itself
+        # and still be asked for its health.
+        max_ongoing_requests=config.max_connections + 16,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=DRAIN_DEADLINE_S,
+        logging_config=QUIET_LOGS,
+    ).bind(policy, config.max_connections)
+
+
+@dataclass
+class PolicyServer:
+    """A policy that is being served; a context manager that shuts it down."""
+
+    host: str
+    port: int
+    metadata: dict[str, Any]
+    """What clients are greeted with."""
+    gateway: DeploymentHandle = field(repr=False)
+    _running: bool = field(default=True, repr=False)
+
+    @property
+    def url(self) -> str:
+        """Where openpi clients connect."""
+        return f"ws://{self._authority}"
+
+    @property
+    def http_url(self) -> str:
+        """Where /healthz and /metadata are."""
+        return f"http://{self._authority}"
+
+    @property
+    def _authority(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def shutdown(self) -> None:
+        """Answers what is in flight, closes the sockets and stops Serve. A second call does nothing."""
+        if not self._running:
+            return
+        self._running = False
+        try:
+            self._drain()
+        finally:
+            serve.shutdown()
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + DRAIN_DEADLINE_S
+        try:
+            while time.monotonic() < deadline and self.gateway.drain.remote().result(timeout_s=5):
+                time.sleep(0.05)
+        except Exception as error:  # noqa: BLE001 - a gateway that is gone has no sockets left to close
+            logging.getLogger(__name__).warning("the gateway was gone before it could be drained: %s", error)
+
+    def __enter__(self) -> PolicyServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+
+def deploy(config: ServeConfig) -> PolicyServer:
+    """Serves a policy on the connected Ray cluster and returns once it answers.
+
+    Raises: CheckpointError for a folder without a complete policy; ServeError for a port in use, a cluster
+        that serves something already, or replicas that do not come up.
+    """
+    check_policy_folder(config.policy)
+    make_way_for_serve()
+    port = claim_port_of_cluster(config.host, config.port)
+    # Serve announces each of its steps; a job's output is for what the job says.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    start_serve(config.host, port)
+    try:
+        target = serve.RunTarget(application(config), name=APPLICATION, route_prefix="/")
+        gateway = serve.run_many([target], wait_for_applications_running=False)[0]
+        _wait_until_running()
+        server = PolicyServer(_reachable_host(config.host), port, {}, gateway)
+        server.metadata = _fetch_metadata(server)
+        return server
+    except BaseException:
+        serve.shutdown()
+        raise
+
+
+def _wait_until_running() -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    reported = ""
+    while True:
+        status = serve.status().applications[APPLICATION]
+        if status.status == "RUNNING":
+            return
+        waiting = "; ".join(d.message for d in status.deployments.values() if d.message)
+        if status.status in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
+            detail = _last_error(status.message) or _last_error(waiting) or "it did not start in time"
+            raise ServeError(f"the policy could not be served: {detail}")
+        if waiting != reported and "taken more than" in waiting:
+            reported = waiting
+            print(f"still waiting for the policy to start: {waiting}", flush=True)
+        time.sleep(0.1)
+
+
+def _last_error(message: str) -> str:
+    """The last line of a traceback that names an error; else the message's first line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    named = [line for line in lines if "Error: " in line.partition("(")[0]]
+    return named[-1] if named else (lines[0] if lines else "")
+
+
+def _fetch_metadata(server: PolicyServer) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(f"{server.http_url}/metadata", timeout=30) as response:
+            return dict(json.load(response))
+    except (OSError, ValueError) as error:
+        raise ServeError(
+            f"the policy was deployed but does not answer at {server.http_url}: {error}. "
+            "Check that host is an address of the cluster's head node that this machine can reach."
+        ) from error
+
+
+def _reachable_host(host: str) -> str:
+    """An address clients on any node can use: the head node's when the server listens on every interface."""
+    return str(head_node()["NodeManagerAddress"]) if host in ("0.0.0.0", "::", "") else host
+

@@ -1,0 +1,175 @@
+"""What a served policy wants to see, and how an observation from the wire is checked against it."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+IMAGE_PREFIX = "observation/images/"
+STATE_KEY = "observation/state"
+PROMPT_KEY = "prompt"
+SEED_KEY = "seed"
+
+MAX_PIXELS_PER_SIDE = 4096
+MAX_PROMPT_CHARACTERS = 2000
+
+
+class ObservationError(ValueError):
+    """An observation that does not fit the policy: names the key, what came and what is expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicySpec:
+    """What the policy takes and gives."""
+
+    policy: str
+    """The folder it was loaded from, as it was configured."""
+    preset: str
+    cameras: tuple[str, ...]
+    """Camera names in the order of the policy's views."""
+    image_size: tuple[int, int]
+    """Height and width in pixels that images are resized to."""
+    state_dim: int
+    """0: the policy takes no proprioception."""
+    action_dim: int
+    chunk: int
+    """Actions per answer."""
+
+    def metadata(self) -> dict[str, Any]:
+        """The greeting, as plain values that any wire format can carry."""
+        return {
+            "preset": self.preset,
+            "cameras": list(self.cameras),
+            "image_size": list(self.image_size),
+            "state_dim": self.state_dim,
+            "action_dim": self.action_dim,
+            "chunk": self.chunk,
+            "policy": self.policy,
+        }
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One observation, ready for the policy."""
+
+    images: np.ndarray
+    """(V, H, W, 3) uint8, at the policy's size."""
+    state: np.ndarray | None
+    """(P,) float32 in raw units; None when the policy takes none."""
+    prompt: str
+    seed: int
+    """Of the noise the action is made from: the same observation and seed give the same action."""
+    ignored: tuple[str, ...] = ()
+    """Keys the policy has no use for; the answer lists them."""
+
+
+def read_observation(message: Any, spec: PolicySpec) -> Observation:
+    """Checks a decoded message against the policy and resizes its images.
+
+    Args:
+        message: "observation/images/<camera>" uint8 (h, w, 3) of any size for every camera of the policy;
+            "observation/state" (P,) numbers if the policy takes proprioception; "prompt" str; optionally
+            "seed" int >= 0, drawn here when absent.
+    Raises: ObservationError naming the key, what came and what is expected.
+    """
+    if not isinstance(message, Mapping):
+        raise ObservationError(f"an observation is a map of keys to values, got {_describe(message)}.")
+    images = [_image(message, f"{IMAGE_PREFIX}{camera}", spec.image_size) for camera in spec.cameras]
+    state = _state(message, spec.state_dim) if spec.state_dim else None
+    used = {f"{IMAGE_PREFIX}{camera}" for camera in spec.cameras} | {PROMPT_KEY, SEED_KEY}
+    if spec.state_dim:
+        used.add(STATE_KEY)
+    return Observation(
+        images=np.stack(images),
+        state=state,
+        prompt=_prompt(message),
+        seed=_seed(message),
+        ignored=tuple(sorted(str(key) for key in message if key not in used)),
+    )
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a uint8 (h, w, 3) image to (H, W, 3), antialiased bilinear, the aspect not kept.
+
+    An image of the right size comes back as it is, bit for bit.
+    """
+    if image.shape[:2] == size:
+        return image
+    pixels = torch.tensor(image).permute(2, 0, 1)[None]
+    resized = functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int]) -> np.ndarray:
+    image = _required(message, key)
+    expected = "expected a uint8 array of shape (height, width, 3)"
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        raise ObservationError(f"'{key}' is {_describe(image)}; {expected}.")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ObservationError(f"'{key}' has shape {image.shape}; {expected}.")
+    if max(image.shape[:2]) > MAX_PIXELS_PER_SIDE:
+        raise ObservationError(
+            f"'{key}' has shape {image.shape}; at most {MAX_PIXELS_PER_SIDE} pixels a side are read, "
+            f"and the policy sees {size[0]}x{size[1]}."
+        )
+    return resize_image(image, size)
+
+
+def _state(message: Mapping[Any, Any], dim: int) -> np.ndarray:
+    value = _required(message, STATE_KEY)
+    expected = f"expected {dim} finite numbers, shape ({dim},)"
+    if isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value):
+        value = np.asarray(value, dtype=np.float64)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+        raise ObservationError(f"'{STATE_KEY}' is {_describe(value)}; {expected}.")
+    if value.shape != (dim,):
+        raise ObservationError(f"'{STATE_KEY}' has shape {value.shape}; {expected}.")
+    if not np.isfinite(value).all():
+        raise ObservationError(f"'{STATE_KEY}' holds {value[~np.isfinite(value)][0]}; {expected}.")
+    return value.astype(np.float32)
+
+
+def _prompt(message: Mapping[Any, Any]) -> str:
+    prompt = _required(message, PROMPT_KEY)
+    if not isinstance(prompt, str):
+        raise ObservationError(f"'{PROMPT_KEY}' is {_describe(prompt)}; expected a string.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise ObservationError(
+            f"'{PROMPT_KEY}' has {len(prompt)} characters; expected at most {MAX_PROMPT_CHARACTERS}."
+        )
+    return prompt
+
+
+def _seed(message: Mapping[Any, Any]) -> int:
+    seed = message.get(SEED_KEY)
+    if seed is None:
+        return secrets.randbits(63)
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
+        raise ObservationError(
+            f"'{SEED_KEY}' is {seed!r} ({_describe(seed)}); expected an integer from 0 to 2**63 - 1."
+        )
+    return int(seed)
+
+
+def _required(message: Mapping[Any, Any], key: str) -> Any:
+    if key in message:
+        return message[key]
+    present = sorted(str(name) for name in message)
+    near = difflib.get_close_matches(key, present, n=1, cutoff=0.6)
+    hint = f" Did you mean it by '{near[0]}'?" if near else ""
+    raise ObservationError(f"'{key}' is missing; got {', '.join(present) or 'no keys'}.{hint}")
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"a {value.dtype} array of shape {value.shape}"
+    if isinstance(value, np.generic):
+        return f"a {value.dtype} number"
+    return f"of type {type(value).__name__}"

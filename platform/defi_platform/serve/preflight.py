@@ -1,0 +1,120 @@
+"""Starting Serve, and what is checked before: its proxy and replicas fail late and in many lines."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import serve
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from defi_platform.config import ServeConfig
+from defi_platform.errors import ServeError
+
+QUIET_LOGS = {"log_level": "WARNING", "enable_access_log": False}
+HEAD_RESOURCE = "node:__internal_head__"
+
+
+def claim_port(host: str, port: int) -> int:
+    """Checks on this machine that `port` can be listened on; 0 picks a free one.
+
+    Raises: ServeError when it is taken, reserved, or `host` is no address of this machine.
+    """
+    if not 0 <= port <= 65535:
+        raise ServeError(f"port {port} does not exist; choose one from 1 to 65535, or 0 for any free one.")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As the server will: a connection that has just been closed does not hold the port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen(1)
+            return int(probe.getsockname()[1])
+    except socket.gaierror as error:
+        raise ServeError(f"host '{host}' has no address: {error.strerror}. Use 127.0.0.1 or 0.0.0.0.") from error
+    except OSError as error:
+        raise ServeError(f"cannot listen on {host}:{port}: {_reason(error)}") from error
+
+
+def claim_port_of_cluster(host: str, port: int) -> int:
+    """`claim_port` on the head node of the connected cluster, where Serve's proxy will listen."""
+    head = head_node()
+    if head["NodeID"] == ray.get_runtime_context().get_node_id():
+        return claim_port(host, port)
+    on_head = NodeAffinitySchedulingStrategy(head["NodeID"], soft=False)
+    task = ray.remote(claim_port).options(num_cpus=0, max_retries=0, scheduling_strategy=on_head)
+    try:
+        return int(ray.get(task.remote(host, port)))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ServeError):
+            raise error.cause from None
+        raise
+
+
+def head_node() -> dict[str, Any]:
+    """Ray's record of the connected cluster's head node."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    return next((node for node in alive if HEAD_RESOURCE in node["Resources"]), alive[0])
+
+
+def make_way_for_serve() -> None:
+    """Serve's address is fixed when Serve starts, so none may be running; an idle one is shut down.
+
+    Raises: ServeError when the connected cluster serves something already.
+    """
+    status = serve.status()
+    if status.applications:
+        names = ", ".join(f"'{name}'" for name in sorted(status.applications))
+        raise ServeError(
+            f"this Ray cluster already serves {names}. Query that one (its url), stop it with "
+            "`serve shutdown`, or leave out ray.address to start a cluster of your own."
+        )
+    if status.proxies:
+        serve.shutdown()
+
+
+def start_serve(host: str, port: int) -> None:
+    """Starts Serve on the connected cluster, listening on its head node."""
+    serve.start(
+        proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=QUIET_LOGS
+    )
+
+
+def start_serve_for_command(config: ServeConfig, options: Mapping[str, Any], *, asked: bool) -> None:
+    """Does for `serve run` what it would do next, with the port checked and chosen: connect, start Serve.
+
+    Serve that runs already is used as it is. With a runtime environment among the command's `options` Ray
+    must be connected by the command itself, so nothing is done here.
+    Raises: ServeError when a host or port was `asked` for that cannot be had.
+    """
+    environment = next((k for k in ("runtime_env", "runtime_env_json", "working_dir") if options.get(k)), None)
+    if environment:
+        if asked:
+            raise ServeError(
+                f"host and port cannot be combined with --{environment.replace('_', '-')}; "
+                "run `serve start --http-host HOST --http-port PORT` on the cluster first."
+            )
+        return
+    if not ray.is_initialized():
+        ray.init(address=options.get("address"), namespace="serve")
+    if serve.status().proxies:
+        if asked:
+            raise ServeError(
+                "Serve runs on this cluster already and keeps its address; leave out host and port, "
+                "or stop it first with `serve shutdown`."
+            )
+        return
+    start_serve(config.host, claim_port_of_cluster(config.host, config.port))
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "the port is in use. Stop the program that holds it, or choose another with port=NUMBER (0: any)."
+    if error.errno == errno.EACCES:
+        return "ports below 1024 are reserved. Choose another with port=NUMBER (0: any)."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine has no such address. Use host=127.0.0.1, or 0.0.0.0 for every interface."
+    return f"{error.strerror}."

@@ -1,0 +1,1 @@
+"""Wire formats, one module each: bytes on one side, plain dicts of NumPy arrays on the other."""

@@ -1,0 +1,100 @@
+"""Greedy batching: nobody waits for company, and company comes by itself under load."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from defi_platform.serve.batching import Batched, GreedyBatcher
+
+
+class Doubling:
+    """Doubles numbers and remembers the batches; can be held, and refuses negative numbers."""
+
+    def __init__(self, held: bool = False) -> None:
+        self.batches: list[list[int]] = []
+        self.go = threading.Event()
+        if not held:
+            self.go.set()
+
+    def __call__(self, items: list[int]) -> Sequence[int]:
+        self.batches.append(items)
+        assert self.go.wait(10)
+        if min(items) < 0:
+            raise ValueError(f"negative: {min(items)}")
+        return [2 * item for item in items]
+
+
+def test_a_lone_item_starts_at_once() -> None:
+    batcher: GreedyBatcher[int, int] = GreedyBatcher(Doubling(), max_batch_size=8)
+
+    async def one() -> Batched[int]:
+        await batcher.submit(1)  # starts the thread
+        started = time.perf_counter()
+        answer = await batcher.submit(21)
+        assert time.perf_counter() - started < 0.1
+        return answer
+
+    answer = asyncio.run(one())
+    assert (answer.result, answer.batch_size) == (42, 1) and answer.queue_ms < 50
+
+
+def test_what_queues_while_a_forward_runs_is_the_next_batch() -> None:
+    run = Doubling(held=True)
+    batcher: GreedyBatcher[int, int] = GreedyBatcher(run, max_batch_size=4)
+
+    async def many() -> list[Batched[int]]:
+        first = asyncio.create_task(batcher.submit(0))
+        while not run.batches:
+            await asyncio.sleep(0.001)
+        rest = [asyncio.create_task(batcher.submit(n)) for n in range(1, 8)]
+        await asyncio.sleep(0.01)
+        run.go.set()
+        return [await task for task in [first, *rest]]
+
+    answers = asyncio.run(many())
+    assert run.batches == [[0], [1, 2, 3, 4], [5, 6, 7]]
+    assert [a.result for a in answers] == [2 * n for n in range(8)]
+    assert [a.batch_size for a in answers] == [1, 4, 4, 4, 4, 3, 3, 3]
+
+
+def test_an_item_that_fails_does_not_fail_its_batch() -> None:
+    run = Doubling(held=True)
+    batcher: GreedyBatcher[int, int] = GreedyBatcher(run, max_batch_size=4)
+
+    async def many() -> list[Batched[int] | BaseException]:
+        tasks = [asyncio.create_task(batcher.submit(n)) for n in (1, -2, 3)]
+        await asyncio.sleep(0)
+        run.go.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    good, bad, also_good = asyncio.run(many())
+    assert isinstance(good, Batched) and isinstance(also_good, Batched) and also_good.result == 6
+    assert isinstance(bad, ValueError) and str(bad) == "negative: -2"
+
+
+def test_an_item_whose_client_has_gone_is_not_computed() -> None:
+    run = Doubling(held=True)
+    batcher: GreedyBatcher[int, int] = GreedyBatcher(run, max_batch_size=1)
+
+    async def leave() -> None:
+        first = asyncio.create_task(batcher.submit(1))
+        gone = asyncio.create_task(batcher.submit(2))
+        last = asyncio.create_task(batcher.submit(3))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        run.go.set()
+        await asyncio.gather(first, last)
+
+    asyncio.run(leave())
+    assert run.batches == [[1], [3]]
+
+
+def test_a_function_that_loses_results_is_an_error_and_not_a_hang() -> None:
+    batcher: GreedyBatcher[int, int] = GreedyBatcher(lambda items: [], max_batch_size=4)
+    with pytest.raises(RuntimeError, match="0 results for 1 items"):
+        asyncio.run(batcher.submit(1))

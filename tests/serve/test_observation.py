@@ -1,0 +1,97 @@
+"""An observation is checked against the policy before it reaches a replica."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defi_platform.serve.observation import ObservationError, PolicySpec, read_observation, resize_image
+
+SPEC = PolicySpec(
+    policy="runs/policy",
+    preset="nano",
+    cameras=("front", "wrist"),
+    image_size=(32, 48),
+    state_dim=4,
+    action_dim=4,
+    chunk=8,
+)
+
+
+def observation(**changes: Any) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "observation/images/front": np.full((32, 48, 3), 10, np.uint8),
+        "observation/images/wrist": np.full((64, 96, 3), 20, np.uint8),
+        "observation/state": np.arange(4, dtype=np.float64),
+        "prompt": "open the door",
+        "seed": 3,
+    }
+    message.update({key.replace("__", "/"): value for key, value in changes.items()})
+    return {key: value for key, value in message.items() if value is not None}
+
+
+def test_images_of_any_size_are_stacked_at_the_policys_size_in_its_camera_order() -> None:
+    read = read_observation(observation(), SPEC)
+    assert read.images.shape == (2, 32, 48, 3) and read.images.dtype == np.uint8
+    assert (read.images[0] == 10).all() and (read.images[1] == 20).all()
+    assert read.state is not None and read.state.dtype == np.float32 and read.state.tolist() == [0, 1, 2, 3]
+    assert (read.prompt, read.seed, read.ignored) == ("open the door", 3, ())
+
+
+def test_an_image_of_the_policys_size_is_not_touched() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    image.flags.writeable = False  # as arrays from the wire are
+    assert resize_image(image, (32, 48)) is image
+    halved = resize_image(image, (16, 24))
+    assert halved.shape == (16, 24, 3) and abs(halved.mean() - image.mean()) < 2
+
+
+def test_two_requests_without_a_seed_get_two_seeds() -> None:
+    without = observation()
+    del without["seed"]
+    assert read_observation(without, SPEC).seed != read_observation(without, SPEC).seed
+
+
+def test_keys_the_policy_has_no_use_for_are_reported() -> None:
+    message = observation() | {"observation/joint_torque": np.zeros(7), "episode": 4}
+    assert read_observation(message, SPEC).ignored == ("episode", "observation/joint_torque")
+
+
+F, W, S = "observation__images__front", "observation__images__wrist", "observation__state"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({W: None}, "'observation/images/wrist' is missing; got observation/images/front"),
+        ({F: None, "observation__images__frnt": 1}, "Did you mean it by 'observation/images/frnt'"),
+        ({F: np.zeros((32, 48, 3), np.float32)}, r"float32 array .* expected a uint8 array"),
+        ({F: [[1, 2]]}, "'observation/images/front' is of type list"),
+        ({F: np.zeros((3, 32, 48), np.uint8)}, r"has shape \(3, 32, 48\); expected .*height, width, 3"),
+        ({F: np.zeros((32, 48), np.uint8)}, r"has shape \(32, 48\)"),
+        ({F: np.zeros((0, 48, 3), np.uint8)}, r"has shape \(0, 48, 3\)"),
+        ({F: np.broadcast_to(np.uint8(0), (5000, 2, 3))}, "at most 4096"),
+        ({S: None}, "'observation/state' is missing"),
+        ({S: np.zeros(7)}, r"has shape \(7,\); expected 4"),
+        ({S: np.array(["a"] * 4)}, "expected 4 finite numbers"),
+        ({S: np.array([0, 0, np.nan, 0])}, "holds nan"),
+        ({"prompt": None}, "'prompt' is missing"),
+        ({"prompt": 3}, "'prompt' is of type int; expected a string"),
+        ({"prompt": "x" * 3000}, "3000 characters"),
+        ({"seed": -1}, "'seed' is -1"),
+        ({"seed": 1.5}, "'seed' is 1.5"),
+        ({"seed": True}, "'seed' is True"),
+    ],
+)
+def test_a_bad_observation_is_refused_with_key_got_and_expected(
+    changes: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ObservationError, match=complaint):
+        read_observation(observation(**changes), SPEC)
+
+
+def test_a_message_that_is_no_map_is_refused() -> None:
+    with pytest.raises(ObservationError, match="a map of keys to values, got of type list"):
+        read_observation([1, 2], SPEC)
