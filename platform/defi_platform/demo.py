@@ -114,7 +114,9 @@ class Ledger:
             for folder in stage.folders:
                 if storage.exists(folder):
                     aside = storage.set_aside(folder)
-                    print(f"{title}: its settings have changed; what there was is kept in {aside}", flush=True)
+                    print(
+                        f"{title}: its settings have changed; what there was is kept in {aside}", flush=True
+                    )
             entry = None
         if entry and entry["done"]:
             print(f"{title}: done before ({entry['seconds']:.0f} s), reused", flush=True)
@@ -133,8 +135,18 @@ class Ledger:
 
     def _fingerprint(self, stage: Stage) -> str:
         inputs = [self._stages[name]["fingerprint"] for name in stage.after]
-        text = json.dumps([to_mapping(stage.config), inputs], sort_keys=True)
+        text = json.dumps([_what(to_mapping(stage.config)), inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _save(self) -> None:
         storage.write_text(self._path, json.dumps(self._stages, indent=1))
+
+
+_HOW = {"ray", "workers", "host", "port", "threads", "tracking", "decode"}
+"""Settings of how a stage is carried out, which do not make its result another one."""
+
+
+def _what(values: Any) -> Any:
+    if not isinstance(values, dict):
+        return values
+    return {key: _what(value) for key, value in values.items() if key not in _HOW}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import posixpath
 import random
@@ -177,6 +178,18 @@ def delete(uri: str) -> None:
         shutil.rmtree(local_path(uri))
     else:
         local_path(uri).unlink(missing_ok=True)
+
+
+def set_aside(folder: str) -> str:
+    """Renames a folder to `<folder>.old-1` (or the next free number) beside it. Returns: the new name."""
+    number = next(n for n in itertools.count(1) if not exists(f"{folder}.old-{n}"))
+    aside = f"{folder}.old-{number}"
+    if is_remote(folder):
+        fs, path = _filesystem(folder)
+        _attempt(folder, lambda: fs.mv(path, fs._strip_protocol(aside), recursive=True))
+    else:
+        local_path(folder).rename(local_path(aside))
+    return aside
 
 
 @contextlib.contextmanager

@@ -21,10 +21,15 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping]]) -> str:
     """
     figure, axes = _panels(len(runs), width=4.4, height=2.9)
     for axis, (title, rows) in zip(axes, runs.items(), strict=True):
-        for split, style in (("train", {"linewidth": 1.0}), ("validation", {"linewidth": 1.8, "marker": "o"})):
+        for split, style in (
+            ("train", {"linewidth": 1.0}),
+            ("validation", {"linewidth": 1.8, "marker": "o"}),
+        ):
             points = [(row["step"], row["loss"]) for row in rows if row["split"] == split]
             if points:
-                axis.plot(*zip(*points, strict=True), color=SPLIT_COLOURS[split], label=split, markersize=3, **style)
+                axis.plot(
+                    *zip(*points, strict=True), color=SPLIT_COLOURS[split], label=split, markersize=3, **style
+                )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step", fontsize=8)
         # Zero stays in sight, so that a small improvement does not look like a large one.
@@ -48,7 +53,9 @@ def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> st
         below = [max(0.0, by_task[task]["rate"] - by_task[task]["low"]) for task in tasks]
         above = [max(0.0, by_task[task]["high"] - by_task[task]["rate"]) for task in tasks]
         axis.bar(centres, rates, width * 0.92, color=ARM_COLOURS.get(arm, "#7a5ea8"), label=arm)
-        axis.errorbar(centres, rates, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.5)
+        axis.errorbar(
+            centres, rates, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.5
+        )
     axis.set_xticks(range(len(tasks)), tasks, fontsize=8)
     axis.set_ylim(0, 1.05)
     axis.set_ylabel("success", fontsize=8)
