@@ -163,13 +163,15 @@ class RecordConfig:
     labelled_per_task: int = 5
     """Episodes per task that keep their actions and proprioception, in a dataset of their own."""
     seed: int = 0
-    camera: str = "corner2"
+    camera: str = "workspace"
     height: int = 64
     width: int = 64
     max_steps: int = 200
     """Steps after which an episode without success is dropped, counted and replaced."""
+    hold_steps: int = 8
+    """Steps recorded after the first success, so that a policy also learns to stay there."""
     noise: float = 0.0
-    """Standard deviation of the Gaussian noise on the expert's actions in [-1, 1]."""
+    """Standard deviation of the Gaussian noise on the executed actions; the labels stay the expert's own."""
     workers: int = 2
     output: str = MISSING
     """Folder that receives `video/` (frames and text only) and `labelled/` (with actions)."""
@@ -242,7 +244,7 @@ class EvaluateConfig:
     seed: int = 10_000
     """First seed of the initial states; every arm meets the same ones. Keep it away from the recording's."""
     max_steps: int = 150
-    camera: str = "corner2"
+    camera: str = "workspace"
     height: int = 64
     width: int = 64
     execute_steps: int | None = None

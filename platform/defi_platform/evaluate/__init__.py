@@ -1,0 +1,1 @@
+"""Benchmarks, recordings, rollouts, their statistics and the report."""

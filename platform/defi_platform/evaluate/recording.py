@@ -1,0 +1,342 @@
+"""Records a simulator's scripted experts as LeRobot v3.0 datasets: the corpus that anyone can make.
+
+Two datasets come of it: `video/` holds every episode's frames and instruction, `labelled/` the first few of
+each task with actions and proprioception. Both follow from the configuration alone: attempt i of a task
+starts from seed + i, what fails is dropped, and a task's episodes are its first successes in seed order.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from defi_platform import storage
+from defi_platform.cluster import ray_session
+from defi_platform.config import RecordConfig, to_mapping
+from defi_platform.data.encode import encode_h264
+from defi_platform.data.lerobot_writer import Camera, Episode, LeRobotWriter, Stats, Vector, frame_stats
+from defi_platform.errors import ConfigError, SimulatorError
+from defi_platform.evaluate.benchmarks import metaworld
+from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
+from defi_platform.evaluate.workers import Crew
+
+SUMMARY = "recording.json"
+_ATTEMPTS = ".attempts"
+_VECTORS = [Vector("action", metaworld.ACTION_NAMES), Vector("observation.state", metaworld.STATE_NAMES)]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of the expert: the unit of work."""
+
+    task: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class RecordSummary:
+    """What a recording left."""
+
+    output: str
+    tasks: list[str]
+    episodes: int
+    labelled_episodes: int
+    frames: int
+    failures: dict[str, int]
+    """Attempts per task that did not succeed within max_steps and were replaced by the next seed."""
+    wall_s: float
+    """Of the run that finished it."""
+    reused: bool = False
+    """The recording was there already, finished."""
+
+    def summary(self) -> str:
+        failed = sum(self.failures.values())
+        state = "already recorded" if self.reused else f"recorded in {self.wall_s:.0f} s"
+        return (
+            f"{self.output}: {self.episodes} episodes of {len(self.tasks)} tasks ({self.frames} frames), "
+            f"{self.labelled_episodes} with actions; {failed} failed attempts replaced; {state}"
+        )
+
+
+def record(config: RecordConfig) -> RecordSummary:
+    """Records what `config` asks for, goes on with an interrupted recording, or finds a finished one.
+
+    Raises: ConfigError for unknown tasks or cameras, or an output that holds another recording;
+        SimulatorError where Meta-World cannot run or an expert keeps failing.
+    """
+    _check(config)
+    start = time.monotonic()
+    output = storage.absolute(config.output)
+    settings = _settings(config)
+    finished = storage.join(output, SUMMARY)
+    if storage.exists(finished):
+        content = json.loads(storage.read_text(finished))
+        _check_same(settings, content["settings"], output)
+        return RecordSummary(**content["summary"], reused=True)
+    attempts = _Attempts(storage.join(output, _ATTEMPTS), settings, output)
+    with ray_session(config.ray):
+        _fill(config, attempts)
+    summary = _publish(config, attempts, output, start)
+    content = {"settings": settings, "summary": {k: v for k, v in vars(summary).items() if k != "reused"}}
+    storage.write_text(finished, json.dumps(content, indent=2))
+    attempts.delete()
+    return summary
+
+
+# --------------------------------------------------------------------------- recording
+
+
+@ray.remote(num_cpus=1)
+class _Recorder:
+    """Runs the expert, one episode per call; keeps the environment of the task it is at."""
+
+    def __init__(self, config: RecordConfig):
+        self._config = config
+        self._environment: metaworld.Environment | None = None
+
+    def ready(self) -> None:
+        """Answers once the process is up."""
+
+    def work(self, attempt: Attempt) -> bytes:
+        """Returns: the packed episode; one without frames when the expert failed."""
+        config = self._config
+        if self._environment is None or self._environment.task != attempt.task:
+            if self._environment is not None:
+                self._environment.close()
+            self._environment = metaworld.Environment(
+                attempt.task, config.camera, config.height, config.width
+            )
+        return _pack(_run_expert(self._environment, attempt, config))
+
+
+def _run_expert(environment: metaworld.Environment, attempt: Attempt, config: RecordConfig) -> Episode:
+    """One episode, ended `hold_steps` after the first success.
+
+    With noise, the noisy action is carried out but the expert's clean one is the label: the states then
+    stray from the expert's path and the labels lead back to it, which is what a cloned policy needs.
+    """
+    noise = np.random.default_rng([attempt.seed, *attempt.task.encode()])
+    state = environment.reset(attempt.seed)
+    frames, states, actions = [], [], []
+    solved_at: int | None = None
+    for step in range(config.max_steps + config.hold_steps):
+        if solved_at is None and step >= config.max_steps:
+            break
+        if solved_at is not None and step > solved_at + config.hold_steps:
+            break
+        action = environment.expert_action()
+        frames.append(environment.render())
+        states.append(state)
+        actions.append(action)
+        executed = action + noise.normal(0.0, config.noise, action.shape) if config.noise else action
+        state, success = environment.step(executed)
+        if success and solved_at is None:
+            solved_at = step
+    if solved_at is None:
+        return Episode(environment.instruction, {}, {}, length=0)
+    pixels = np.stack(frames)
+    return Episode(
+        text=environment.instruction,
+        videos={config.camera: encode_h264(frames, metaworld.FPS)},
+        video_stats={config.camera: frame_stats(pixels)},
+        length=len(frames),
+        vectors={"action": np.stack(actions), "observation.state": np.stack(states)},
+    )
+
+
+def _fill(config: RecordConfig, attempts: _Attempts) -> None:
+    """Runs attempts until every task has its episodes."""
+    recorder: Any = _Recorder
+    crew: Crew[Attempt] = Crew(lambda: recorder.remote(config), config.workers)
+    wanted = config.episodes_per_task
+    for task in config.tasks:
+        for offset in range(wanted + len(attempts.failed(task))):
+            if not attempts.done(Attempt(task, config.seed + offset)):
+                crew.submit(Attempt(task, config.seed + offset))
+    kept = sum(len(attempts.succeeded(task)) for task in config.tasks)
+    failed = sum(len(attempts.failed(task)) for task in config.tasks)
+    with tqdm(
+        total=wanted * len(config.tasks), initial=kept, desc="record", unit="episode", mininterval=0.5
+    ) as bar:
+        bar.set_postfix(failed=failed)
+        for attempt, packed in crew.results():
+            if attempts.add(attempt, packed):
+                bar.update()
+                continue
+            failed += 1
+            bar.set_postfix(failed=failed)
+            failures = len(attempts.failed(attempt.task))
+            if failures > max(5, 2 * wanted):
+                raise SimulatorError(
+                    f"{attempt.task}: the expert failed {failures} of "
+                    f"{failures + len(attempts.succeeded(attempt.task))} episodes; "
+                    f"raise max_steps ({config.max_steps}), lower noise ({config.noise}) or drop the task."
+                )
+            # A task's attempts are numbered without gaps: M successes and F failures are seeds 0 to M+F-1.
+            crew.submit(Attempt(attempt.task, config.seed + wanted + failures - 1))
+
+
+def _publish(config: RecordConfig, attempts: _Attempts, output: str, start: float) -> RecordSummary:
+    """Writes both datasets, each appearing whole."""
+    cameras = [Camera(config.camera, config.height, config.width)]
+    robot = "sawyer"
+    frames = labelled = 0
+    for name, vectors in (("video", []), ("labelled", _VECTORS)):
+        per_task = config.episodes_per_task if name == "video" else config.labelled_per_task
+        if per_task == 0:
+            continue
+        with storage.committed_folder(storage.join(output, name)) as folder:
+            writer = LeRobotWriter(folder, metaworld.FPS, cameras, vectors, robot)
+            sources = []
+            for task in config.tasks:
+                for seed in attempts.succeeded(task)[:per_task]:
+                    episode = attempts.episode(Attempt(task, seed))
+                    writer.add(episode)
+                    sources.append({"task": task, "seed": seed, "length": episode.length})
+                    frames += episode.length if name == "video" else 0
+                    labelled += name == "labelled"
+            writer.finish()
+            # Beside LeRobot's own files: how to make this very dataset again.
+            details = {"benchmark": metaworld.NAME, "fps": metaworld.FPS, **attempts.settings}
+            (folder / "meta" / SUMMARY).write_text(json.dumps({**details, "episodes": sources}, indent=1))
+    return RecordSummary(
+        output=output,
+        tasks=list(config.tasks),
+        episodes=config.episodes_per_task * len(config.tasks),
+        labelled_episodes=labelled,
+        frames=frames,
+        failures={task: len(attempts.failed(task)) for task in config.tasks},
+        wall_s=round(time.monotonic() - start, 1),
+    )
+
+
+# --------------------------------------------------------------------------- what is kept of attempts
+
+
+class _Attempts:
+    """The finished attempts of a recording, one file each, so that an interrupted one goes on."""
+
+    def __init__(self, folder: str, settings: dict[str, Any], output: str):
+        self.settings = settings
+        self._folder = folder
+        self._lengths: dict[str, dict[int, int]] = {task: {} for task in settings["tasks"]}
+        marker = storage.join(folder, "settings.json")
+        if storage.exists(marker):
+            _check_same(settings, json.loads(storage.read_text(marker)), output)
+        else:
+            storage.write_text(marker, json.dumps(settings, indent=1))
+        for name in storage.names(folder):
+            if not name.endswith(".npz") or name.startswith("."):
+                continue
+            task, seed, length = name.removesuffix(".npz").split("_")
+            self._lengths[task][int(seed)] = int(length)
+
+    def done(self, attempt: Attempt) -> bool:
+        return attempt.seed in self._lengths[attempt.task]
+
+    def succeeded(self, task: str) -> list[int]:
+        """Seeds, ascending."""
+        return sorted(seed for seed, length in self._lengths[task].items() if length)
+
+    def failed(self, task: str) -> list[int]:
+        """Seeds, ascending."""
+        return sorted(seed for seed, length in self._lengths[task].items() if not length)
+
+    def add(self, attempt: Attempt, packed: bytes) -> bool:
+        """Keeps an attempt. Returns: whether it succeeded."""
+        length = _unpack(packed).length
+        storage.write_bytes(self._path(attempt, length), packed)
+        self._lengths[attempt.task][attempt.seed] = length
+        return length > 0
+
+    def episode(self, attempt: Attempt) -> Episode:
+        return _unpack(storage.read_bytes(self._path(attempt, self._lengths[attempt.task][attempt.seed])))
+
+    def delete(self) -> None:
+        storage.delete(self._folder)
+
+    def _path(self, attempt: Attempt, length: int) -> str:
+        # The outcome is in the name, so that going on needs a listing and no reading.
+        return storage.join(self._folder, f"{attempt.task}_{attempt.seed}_{length}.npz")
+
+
+def _pack(episode: Episode) -> bytes:
+    arrays: dict[str, Any] = {"text": np.array(episode.text), "length": np.array(episode.length)}
+    for camera, video in episode.videos.items():
+        arrays[f"video/{camera}"] = np.frombuffer(video, np.uint8)
+        for name, value in episode.video_stats[camera].items():
+            arrays[f"stats/{camera}/{name}"] = value
+    for key, values in episode.vectors.items():
+        arrays[f"vector/{key}"] = values
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def _unpack(packed: bytes) -> Episode:
+    videos: dict[str, bytes] = {}
+    stats: dict[str, Stats] = {}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+        for name in arrays.files:
+            kind, _, rest = name.partition("/")
+            if kind == "video":
+                videos[rest] = arrays[name].tobytes()
+            elif kind == "stats":
+                camera, _, statistic = rest.partition("/")
+                stats.setdefault(camera, {})[statistic] = arrays[name]
+            elif kind == "vector":
+                vectors[rest] = arrays[name]
+        return Episode(str(arrays["text"]), videos, stats, int(arrays["length"]), vectors)
+
+
+# --------------------------------------------------------------------------- checks
+
+
+def _settings(config: RecordConfig) -> dict[str, Any]:
+    """What decides the content: everything but how it is run and where it goes."""
+    return {k: v for k, v in to_mapping(config).items() if k not in ("ray", "workers", "output")}
+
+
+def _check(config: RecordConfig) -> None:
+    check_tasks(config.tasks, "tasks")
+    metaworld.check_camera(config.camera, config.height, config.width, "camera")
+    for name, least in (
+        ("episodes_per_task", 1),
+        ("labelled_per_task", 0),
+        ("max_steps", 1),
+        ("hold_steps", 0),
+    ):
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be {least} or more.")
+    if config.labelled_per_task > config.episodes_per_task:
+        raise ConfigError(
+            f"labelled_per_task ({config.labelled_per_task}) is more than episodes_per_task "
+            f"({config.episodes_per_task}); lower the one or raise the other."
+        )
+    if config.noise < 0:
+        raise ConfigError(f"noise is {config.noise}; it is a standard deviation, 0 or more.")
+
+
+def _check_same(settings: dict[str, Any], found: dict[str, Any], output: str) -> None:
+    changed = list(_differences(settings, found))
+    if changed:
+        raise ConfigError(
+            f"{output} holds a recording with other settings ({'; '.join(changed)}). "
+            "Choose another output, or delete that folder."
+        )
+
+
+def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
+            yield f"{key}: {found.get(key)} there, {wanted.get(key)} here"
