@@ -1,0 +1,218 @@
+"""The diffusion transformer that turns video and latent action tokens into a chunk of actions."""
+
+# B batch, A action dims, H actions of a chunk, M context tokens, D width
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from defi_models.attention import Attention
+from defi_models.draws import Generators, normal
+from defi_models.edm import ddim, karras_preconditioning, log_logistic, log_spaced_sigmas
+
+
+def _mlp(dim: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False), nn.Dropout(dropout)
+    )
+
+
+def _embedding(in_dim: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+
+class ContextBlock(nn.Module):
+    """Pre-norm self-attention and MLP over the context tokens; not causal."""
+
+    def __init__(self, config: ActionHead.Config) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.dim, bias=False)
+        self.attention = _head_attention(config)
+        self.mlp_norm = nn.LayerNorm(config.dim, bias=False)
+        self.mlp = _mlp(config.dim, config.mlp_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class ActionBlock(nn.Module):
+    """AdaLN-modulated causal self-attention and MLP around plain cross-attention to the context."""
+
+    def __init__(self, config: ActionHead.Config) -> None:
+        super().__init__()
+        self.causal_cross_attention = config.causal_cross_attention
+        self.modulation = nn.Linear(config.dim, 6 * config.dim)
+        self.attention_norm = nn.LayerNorm(config.dim, bias=False)
+        self.attention = _head_attention(config)
+        self.cross_norm = nn.LayerNorm(config.dim)
+        self.cross_attention = _head_attention(config)
+        self.mlp_norm = nn.LayerNorm(config.dim, bias=False)
+        self.mlp = _mlp(config.dim, config.mlp_dropout)
+
+    def forward(self, y: Tensor, context: Tensor, noise_level: Tensor) -> Tensor:
+        """y (B, H, D), context (B, M, D), noise_level (B, 1, D), already through SiLU."""
+        # shift + x * scale without the usual + 1, as released
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(noise_level).chunk(6, dim=-1)
+        y = y + gate_a * self.attention(shift_a + self.attention_norm(y) * scale_a, causal=True)
+        y = y + self.cross_attention(self.cross_norm(y), context, causal=self.causal_cross_attention)
+        return y + gate_m * self.mlp(shift_m + self.mlp_norm(y) * scale_m)
+
+
+class ActionHead(nn.Module):
+    """EDM diffusion over normalised action chunks, conditioned on goal, video and latent action tokens.
+
+    Source: arXiv 2604.16391, section 3.3 and the released CALVIN configuration.
+    """
+
+    @dataclass(kw_only=True, frozen=True)
+    class Config:
+        action_dim: int = 7
+        chunk: int = 10
+        """Actions predicted at once."""
+        proprio_dim: int = 0
+        """Width of the robot's own state, one more context token; 0, as released: not read."""
+        dim: int = 384
+        heads: int = 8
+        context_blocks: int = 4
+        action_blocks: int = 4
+        attention_dropout: float = 0.3
+        residual_dropout: float = 0.1
+        mlp_dropout: float = 0.05
+        causal_cross_attention: bool = False
+        """Reproduce the released decoder, whose cross-attention is causal too (top-left aligned): action i
+        sees only the first i + 1 context tokens. The released weights need it; new ones do better without."""
+        action_positions: bool = False
+        """A learnable embedding per action of the chunk; released weights have none."""
+        sigma_data: float = 0.5
+        sigma_min: float = 0.001
+        sigma_max: float = 80.0
+        train_sigma_location: float = math.log(0.5)
+        train_sigma_scale: float = 0.5
+        sampling_steps: int = 10
+
+    def __init__(self, config: Config, video_dim: int, latent_action_dim: int, goal_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.goal_embedding = _embedding(goal_dim, dim)
+        self.video_embedding = nn.Linear(video_dim, dim)
+        self.latent_action_embedding = nn.Linear(latent_action_dim, dim)
+        self.proprio_embedding = _embedding(config.proprio_dim, dim) if config.proprio_dim else None
+        self.action_embedding = nn.Linear(config.action_dim, dim)
+        self.action_position = nn.Parameter(torch.randn(config.chunk, dim) * 0.02) if config.action_positions else None
+        self.sigma_embedding = nn.Sequential(nn.Linear(dim, 2 * dim), nn.Mish(), nn.Linear(2 * dim, dim))
+        self.context_blocks = nn.ModuleList(ContextBlock(config) for _ in range(config.context_blocks))
+        self.context_norm = nn.LayerNorm(dim, bias=False)
+        self.action_blocks = nn.ModuleList(ActionBlock(config) for _ in range(config.action_blocks))
+        self.action_norm = nn.LayerNorm(dim, bias=False)
+        self.action_out = nn.Linear(dim, config.action_dim)
+
+    def context(self, goal: Tensor, video: Tensor, latent_actions: Tensor, proprio: Tensor | None) -> Tensor:
+        """Encodes what the actions depend on, once for all denoising steps.
+
+        Args:
+            goal: (B, goal_dim) text vector.
+            video: (B, N, video_dim) Video-Former tokens.
+            latent_actions: (B, K, latent_action_dim).
+            proprio: (B, proprio_dim), normalised, where the config has one.
+        Returns: (B, M, D), M = 1 + N + K (+ 1).
+        """
+        tokens = [self.goal_embedding(goal)[:, None], self.video_embedding(video)]
+        tokens.append(self.latent_action_embedding(latent_actions))
+        if self.proprio_embedding is not None:
+            if proprio is None:
+                raise ValueError(f"this policy reads proprioception ({self.config.proprio_dim} values); none given.")
+            tokens.append(self.proprio_embedding(proprio)[:, None])
+        x = torch.cat(tokens, dim=1)
+        for block in self.context_blocks:
+            x = block(x)
+        return self.context_norm(x)
+
+    def forward(self, actions: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """The raw network. actions (B, H, A) already times c_in, sigma (B,), context (B, M, D) -> (B, H, A)."""
+        y = self.action_embedding(actions)
+        if self.action_position is not None:
+            y = y + self.action_position
+        level = nn.functional.silu(self.sigma_embedding(self._sigma_features(sigma).to(y.dtype)))[:, None]
+        for block in self.action_blocks:
+            y = block(y, context, level)
+        return self.action_out(self.action_norm(y))
+
+    def loss(
+        self,
+        context: Tensor,
+        actions: Tensor,
+        mask: Tensor | None = None,
+        *,
+        sigma: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """EDM loss of normalised action chunks.
+
+        Args:
+            actions: (B, H, A) float32; mask bool (B, H), False = padding that does not count.
+            sigma: (B,) noise levels; noise (B, H, A) standard normal.
+        Returns: the scalar loss and the network's output (B, H, A).
+        """
+        level = sigma[:, None, None]
+        c_skip, c_out, c_in = karras_preconditioning(level, self.config.sigma_data)
+        noisy = actions + level * noise
+        output = self((c_in * noisy).to(context.dtype), sigma, context).float()
+        error = (output - (actions - c_skip * noisy) / c_out).square().mean(-1)  # (B, H)
+        if mask is None:
+            return error.mean(), output
+        # per sample first, so that the mean over workers does not depend on where the padding falls
+        counted = mask.to(error.dtype)
+        per_sample = (error * counted).sum(1) / counted.sum(1).clamp_min(1)
+        return per_sample.mean(), output
+
+    def draw(self, batch: int, generator: Generators, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Training noise: levels (batch,) and standard normal noise (batch, H, A)."""
+        config = self.config
+        sigma = log_logistic(
+            batch,
+            generator,
+            device,
+            location=config.train_sigma_location,
+            scale=config.train_sigma_scale,
+            low=config.sigma_min,
+            high=config.sigma_max,
+        )
+        return sigma, normal((batch, config.chunk, config.action_dim), generator, device)
+
+    def denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
+        """noisy (B, H, A) float32, sigma (B,) -> the denoised chunk, float32."""
+        c_skip, c_out, c_in = karras_preconditioning(sigma[:, None, None], self.config.sigma_data)
+        return c_out * self((c_in * noisy).to(context.dtype), sigma, context).float() + c_skip * noisy
+
+    def sigmas(self, device: torch.device) -> Tensor:
+        """(sampling_steps + 1,) noise levels of sampling."""
+        config = self.config
+        return log_spaced_sigmas(config.sampling_steps, config.sigma_min, config.sigma_max, device)
+
+    def sample(self, context: Tensor, start: Tensor) -> Tensor:
+        """DDIM from `start` (B, H, A), noise already times sigma_max -> normalised actions, float32."""
+        return ddim(lambda x, sigma: self.denoise(x, sigma, context), start, self.sigmas(start.device))
+
+    def _sigma_features(self, sigma: Tensor) -> Tensor:
+        half = self.config.dim // 2
+        index = torch.arange(half, device=sigma.device, dtype=torch.float32)
+        frequency = torch.exp(index * (-math.log(10000.0) / (half - 1)))
+        angles = (sigma.float().log() / 4)[:, None] * frequency
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _head_attention(config: ActionHead.Config) -> Attention:
+    return Attention(
+        config.dim,
+        config.heads,
+        qkv_bias=True,
+        out_bias=False,
+        dropout=config.attention_dropout,
+        out_dropout=config.residual_dropout,
+    )

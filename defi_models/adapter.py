@@ -1,0 +1,81 @@
+"""The policy from GFDM's features on: everything that Stage II may train besides GFDM itself."""
+
+# B batch, V views, T frames, L tokens per view, C feature channels, K latent action tokens, D width
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from defi_models.action_head import ActionHead
+from defi_models.errors import ConfigurationError
+from defi_models.latent_actions import LatentActionEncoder, LatentActions
+from defi_models.video_former import VideoFormer
+
+
+class FeatureProjector(nn.Module):
+    """GFDM features of two frames of the first view, in the place of GIDM's patch features."""
+
+    def __init__(self, feature_dim: int, patch_dim: int, frame_pair: tuple[int, int]) -> None:
+        super().__init__()
+        self.frame_pair = frame_pair
+        self.projection = nn.Sequential(
+            nn.Linear(feature_dim, patch_dim), nn.GELU(), nn.Linear(patch_dim, patch_dim)
+        )
+        self.time_embedding = nn.Parameter(torch.randn(2, 1, patch_dim) * 0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, T, L, C) of the first view -> (B, 2, L, patch_dim)."""
+        return self.projection(features[:, list(self.frame_pair)]) + self.time_embedding
+
+
+class Perception(NamedTuple):
+    """What the action head is conditioned on."""
+
+    video: Tensor
+    """(B, T * Q, D) Video-Former tokens."""
+    actions: LatentActions
+    motion: Tensor
+    """(B, K, D_gidm) latent action tokens as the head reads them."""
+
+
+class PolicyAdapter(nn.Module):
+    """Projector, GIDM encoder, Video-Former and action head.
+
+    Source: arXiv 2604.16391, section 3.3.
+    """
+
+    @dataclass(kw_only=True, frozen=True)
+    class Config:
+        frame_pair: tuple[int, int] = (0, 5)
+        """Frames of the predicted clip that GIDM compares."""
+        latent_actions: LatentActionEncoder.Config = field(default_factory=LatentActionEncoder.Config)
+        video_former: VideoFormer.Config = field(default_factory=VideoFormer.Config)
+        head: ActionHead.Config = field(default_factory=ActionHead.Config)
+
+    def __init__(
+        self, config: Config, *, feature_dim: int, patch_dim: int, text_dim: int, goal_dim: int
+    ) -> None:
+        super().__init__()
+        if max(config.frame_pair) >= config.video_former.frames:
+            raise ConfigurationError(
+                f"frame_pair {config.frame_pair} lies outside a clip of {config.video_former.frames} frames."
+            )
+        self.config = config
+        self.projector = FeatureProjector(feature_dim, patch_dim, config.frame_pair)
+        self.latent_actions = LatentActionEncoder(config.latent_actions, patch_dim, text_dim)
+        self.video_former = VideoFormer(config.video_former, feature_dim)
+        self.head = ActionHead(config.head, config.video_former.dim, config.latent_actions.dim, goal_dim)
+
+    def perceive(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Perception:
+        """features (B, V, T, L, C), text states (B, S, text_dim), text_mask bool (B, S)."""
+        video = self.video_former(features.transpose(1, 2).flatten(2, 3))  # views side by side on the tokens
+        actions = self.latent_actions(self.projector(features[:, 0]), text, text_mask)
+        return Perception(video, actions, self.latent_actions.embed(actions.tokens))
+
+    def context(self, perception: Perception, goal: Tensor, proprio: Tensor | None) -> Tensor:
+        """The action head's encoded context; goal (B, goal_dim), proprio (B, P) normalised or None."""
+        return self.head.context(goal, perception.video, perception.motion, proprio)

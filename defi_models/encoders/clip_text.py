@@ -1,0 +1,91 @@
+"""CLIP's text model: token states for GFDM, projected text for the policy's goal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from defi_models.encoders.frozen import Frozen
+from defi_models.encoders.text_cache import TextCache, TextStates
+from defi_models.encoders.tokenizer import require_tokenizer
+
+
+class ClipText(Frozen):
+    """CLIP ViT-B/32's text model, frozen; each distinct string is encoded once and held.
+
+    Source: arXiv 2604.16391, released CALVIN configuration (20 tokens, 512 wide).
+    """
+
+    @dataclass(kw_only=True, frozen=True)
+    class Config:
+        kind: ClassVar[str] = "clip"
+        max_tokens: int = 20
+        """Tokens of `states`; texts are padded or truncated to them. The goal uses CLIP's full context."""
+        vocab_size: int = 49408
+        hidden_size: int = 512
+        intermediate_size: int = 2048
+        num_hidden_layers: int = 12
+        num_attention_heads: int = 8
+        max_position_embeddings: int = 77
+        projection_dim: int = 512
+        hidden_act: str = "quick_gelu"
+        eos_token_id: int = 2
+        """2, as in the published config, makes transformers pool at the highest token id."""
+        pad_token_id: int = 1
+        bos_token_id: int = 0
+
+        @property
+        def dim(self) -> int:
+            return self.hidden_size
+
+        @property
+        def goal_dim(self) -> int:
+            return self.projection_dim
+
+    def __init__(self, config: Config, tokenizer: Any = None) -> None:
+        from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self._cache = TextCache()
+        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        names += ("max_position_embeddings", "projection_dim", "hidden_act")
+        names += ("eos_token_id", "pad_token_id", "bos_token_id")
+        clip = CLIPTextConfig(**{name: getattr(config, name) for name in names})
+        clip._attn_implementation = "sdpa"
+        self.model = CLIPTextModelWithProjection(clip)
+        self.freeze()
+
+    @torch.no_grad()
+    def states(self, texts: Sequence[str]) -> TextStates:
+        """list of B strings -> last hidden states (B, max_tokens, 512), padded positions included; mask."""
+        rows = self._encoded(texts)
+        return TextStates(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
+
+    @torch.no_grad()
+    def goal(self, texts: Sequence[str]) -> Tensor:
+        """list of B strings -> projected end-of-text state (B, projection_dim), not normalised."""
+        return torch.stack([row[2] for row in self._encoded(texts)])
+
+    def _encoded(self, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:
+        return self._cache.get(texts, self.device, self.dtype, self._encode)
+
+    def _encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
+        tokenizer = require_tokenizer(self.tokenizer, "CLIP text encoder")
+        limit = {"truncation": True, "return_tensors": "pt"}
+        rows = []
+        for text in texts:  # one by one: a string's features must not depend on its neighbours' length
+            short = tokenizer([text], padding="max_length", max_length=self.config.max_tokens, **limit)
+            states = self.model(
+                input_ids=short.input_ids.to(self.device),
+                attention_mask=short.attention_mask.to(self.device),
+            ).last_hidden_state
+            full = tokenizer([text], max_length=self.config.max_position_embeddings, **limit)
+            goal = self.model(input_ids=full.input_ids.to(self.device)).text_embeds
+            rows.append((states[0], short.attention_mask[0].bool().to(self.device), goal[0]))
+        return rows

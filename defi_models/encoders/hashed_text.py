@@ -1,0 +1,95 @@
+"""Text features without weights: hashed character n-grams, the same on every machine and in every process."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from defi_models.encoders.text_cache import TextCache, TextStates
+from defi_models.precision import Float32Constants
+
+_WORD = re.compile(r"[^\W_]+")
+_SIGNS_PER_NGRAM = 8
+
+
+class HashedText(Float32Constants):
+    """Tokens are words; a word's vector is the signed sum of its hashed character n-grams.
+
+    Related words ("open", "opened") share n-grams and so get similar vectors. The goal vector hashes words
+    and pairs of neighbouring words of the whole text, so that word order shows.
+    """
+
+    @dataclass(kw_only=True, frozen=True)
+    class Config:
+        kind: ClassVar[str] = "hashed"
+        dim: int = 32
+        """Width of a token's vector."""
+        max_tokens: int = 12
+        """Texts are cut or padded to this many words."""
+        goal_dim: int = 64
+        """Width of the goal vector."""
+
+    anchor: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self._cache = TextCache()
+        self.register_buffer("anchor", torch.zeros(()), persistent=False)  # carries the device
+
+    @torch.no_grad()
+    def states(self, texts: Sequence[str]) -> TextStates:
+        """list of B strings -> states (B, max_tokens, dim) of unit variance, zero where padded; mask."""
+        rows = self._encoded(texts)
+        return TextStates(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
+
+    @torch.no_grad()
+    def goal(self, texts: Sequence[str]) -> Tensor:
+        """list of B strings -> (B, goal_dim) of unit variance."""
+        return torch.stack([row[2] for row in self._encoded(texts)])
+
+    def _encoded(self, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:
+        return self._cache.get(texts, self.anchor.device, torch.float32, self._encode)
+
+    def _encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
+        config, rows = self.config, []
+        for text in texts:
+            words = _WORD.findall(text.lower())
+            states = torch.zeros(config.max_tokens, config.dim)
+            mask = torch.zeros(config.max_tokens, dtype=torch.bool)
+            for index, word in enumerate(words[: config.max_tokens]):
+                states[index] = _hashed(_ngrams(word), config.dim)
+                mask[index] = True
+            pairs = [f"{left} {right}" for left, right in zip(words, words[1:], strict=False)]
+            goal = _hashed([*words, *pairs], config.goal_dim)
+            device = self.anchor.device
+            rows.append((states.to(device), mask.to(device), goal.to(device)))
+        return rows
+
+
+def _ngrams(word: str) -> Iterator[str]:
+    """The word itself and its character n-grams of 3 and 4, with marks at both ends."""
+    marked = f"<{word}>"
+    yield marked
+    for size in (3, 4):
+        for start in range(len(marked) - size + 1):
+            yield marked[start : start + size]
+
+
+def _hashed(features: Iterator[str] | Sequence[str], dim: int) -> Tensor:
+    """Signed feature hashing to a (dim,) vector of norm sqrt(dim); zero when there is no feature."""
+    values = [0.0] * dim
+    for feature in features:
+        digest = hashlib.blake2b(feature.encode(), digest_size=4 * _SIGNS_PER_NGRAM).digest()
+        for start in range(0, len(digest), 4):
+            number = int.from_bytes(digest[start : start + 4], "little")
+            values[(number >> 1) % dim] += 1.0 if number & 1 else -1.0
+    norm = math.sqrt(sum(value * value for value in values))
+    return torch.tensor([value * math.sqrt(dim) / norm for value in values] if norm else values)

@@ -1,0 +1,71 @@
+"""T5's encoder: the instruction as GIDM reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from defi_models.encoders.frozen import Frozen
+from defi_models.encoders.text_cache import TextCache, TextStates
+from defi_models.encoders.tokenizer import require_tokenizer
+
+
+class T5Text(Frozen):
+    """T5-base's encoder, frozen; each distinct string is encoded once, without padding, and held.
+
+    Padded positions of a batch are zero states with a False mask.
+    """
+
+    @dataclass(kw_only=True, frozen=True)
+    class Config:
+        kind: ClassVar[str] = "t5"
+        max_tokens: int = 77
+        """Longer texts are truncated."""
+        vocab_size: int = 32128
+        d_model: int = 768
+        d_kv: int = 64
+        d_ff: int = 3072
+        num_layers: int = 12
+        num_heads: int = 12
+        relative_attention_num_buckets: int = 32
+        relative_attention_max_distance: int = 128
+        feed_forward_proj: str = "relu"
+
+        @property
+        def dim(self) -> int:
+            return self.d_model
+
+    def __init__(self, config: Config, tokenizer: Any = None) -> None:
+        from transformers import T5Config, T5EncoderModel
+
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self._cache = TextCache()
+        names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj")
+        names += ("relative_attention_num_buckets", "relative_attention_max_distance")
+        t5 = T5Config(**{name: getattr(config, name) for name in names}, use_cache=False)
+        t5._attn_implementation = "sdpa"
+        self.model = T5EncoderModel(t5)
+        self.freeze()
+
+    @torch.no_grad()
+    def states(self, texts: Sequence[str]) -> TextStates:
+        """list of B strings -> last hidden states (B, S, d_model), S the longest of the batch; mask."""
+        rows = self._cache.get(texts, self.device, self.dtype, self._encode)
+        states = pad_sequence([row[0] for row in rows], batch_first=True)
+        mask = pad_sequence([row[1] for row in rows], batch_first=True)
+        return TextStates(states, mask)
+
+    def _encode(self, texts: list[str]) -> list[tuple[torch.Tensor, ...]]:
+        tokenizer = require_tokenizer(self.tokenizer, "T5 text encoder")
+        rows = []
+        for text in texts:
+            tokens = tokenizer([text], truncation=True, max_length=self.config.max_tokens, return_tensors="pt")
+            states = self.model(input_ids=tokens.input_ids.to(self.device)).last_hidden_state[0]
+            rows.append((states, torch.ones(len(states), dtype=torch.bool, device=self.device)))
+        return rows

@@ -1,0 +1,51 @@
+"""What frozen text encoders share: features depend on the string alone, so each string is encoded once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TextStates(NamedTuple):
+    """Token features of a batch of texts."""
+
+    states: Tensor
+    """(B, S, C)"""
+    mask: Tensor
+    """(B, S) bool, True = a token of the text, False = padding."""
+
+
+class TextCache:
+    """Least-recently-used features per string; each value is a tuple of tensors of one text."""
+
+    def __init__(self, capacity: int = 4096) -> None:
+        self.capacity = capacity
+        self._held: OrderedDict[tuple[str, torch.device, torch.dtype], tuple[Tensor, ...]] = OrderedDict()
+
+    def get(
+        self,
+        texts: Sequence[str],
+        device: torch.device,
+        dtype: torch.dtype,
+        encode: Callable[[list[str]], list[tuple[Tensor, ...]]],
+    ) -> list[tuple[Tensor, ...]]:
+        """One value per text; `encode` is called once, with the distinct texts that are not held."""
+        missing = [t for t in dict.fromkeys(texts) if (t, device, dtype) not in self._held]
+        fresh = dict(zip(missing, encode(missing), strict=True)) if missing else {}
+        found = []
+        for text in texts:
+            key = (text, device, dtype)
+            if text in fresh:
+                self._held[key] = fresh[text]
+            self._held.move_to_end(key)
+            found.append(self._held[key])
+        while len(self._held) > self.capacity:
+            self._held.popitem(last=False)
+        return found
+
+    def clear(self) -> None:
+        self._held.clear()

@@ -1,0 +1,68 @@
+"""The SVD temporal VAE as latent codec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers import AutoencoderKLTemporalDecoder
+from torch import Tensor
+
+from defi_models.encoders.frozen import Frozen
+from defi_models.precision import to_uint8
+
+
+class VaeCodec(Frozen):
+    """`AutoencoderKLTemporalDecoder` of Stable Video Diffusion, frozen.
+
+    Shapes: images (N, 3, H, W) in [-1, 1]; latents (N, 4, H / 8, W / 8).
+    """
+
+    @dataclass(kw_only=True, frozen=True)
+    class Config:
+        kind: ClassVar[str] = "vae"
+        latent_channels: int = 4
+        block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+        layers_per_block: int = 2
+        sample_size: int = 768
+        scaling_factor: float = 0.18215
+        frames_per_pass: int = 16
+        """Images that are encoded or decoded at once; bounds memory, changes nothing else but the decoder's
+        temporal window."""
+
+        @property
+        def channels(self) -> int:
+            return self.latent_channels
+
+        @property
+        def downscale(self) -> int:
+            return int(2 ** (len(self.block_out_channels) - 1))
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.vae = AutoencoderKLTemporalDecoder(
+            down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
+            block_out_channels=config.block_out_channels,
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.latent_channels,
+            sample_size=config.sample_size,
+            scaling_factor=config.scaling_factor,
+        )
+        self.freeze()
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) in [-1, 1] -> (N, C, h, w): the mode, not scaled by `scaling_factor`."""
+        parts = images.to(self.dtype).split(self.config.frames_per_pass)
+        return torch.cat([self.vae.encode(part).latent_dist.mode() for part in parts]).float()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, T, C, h, w), unscaled -> uint8 (B, T, H, W, 3)."""
+        clips = []
+        for clip in latents.to(self.dtype):
+            parts = clip.split(self.config.frames_per_pass)
+            clips.append(torch.cat([to_uint8(self.vae.decode(p, num_frames=len(p)).sample) for p in parts]))
+        return torch.stack(clips)

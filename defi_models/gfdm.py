@@ -1,0 +1,338 @@
+"""GFDM, the general forward dynamics model: a video of what comes next, from one frame and a text."""
+
+# B batch, T frames, C latent channels, h w latent grid, S text tokens
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+from torch import Tensor, nn
+
+from defi_models.draws import Generators, normal, uniform
+from defi_models.edm import velocity_preconditioning
+from defi_models.encoders.block_dct import BlockDctCodec
+from defi_models.encoders.clip_text import ClipText
+from defi_models.encoders.hashed_text import HashedText
+from defi_models.encoders.vae import VaeCodec
+from defi_models.errors import ConfigurationError
+from defi_models.folder import ModelFolder
+from defi_models.precision import to_signed_unit
+from defi_models.unet_features import feature_channels, up_block_features
+
+
+class FirstStep(NamedTuple):
+    """Constants of the one denoising step that features are read from."""
+
+    timestep: float
+    noise_scale: float
+    """Standard deviation of the initial noise."""
+    input_scale: float
+    """Factor of `scale_model_input`."""
+
+
+class ForwardDynamics(ModelFolder, nn.Module):
+    """Stable Video Diffusion conditioned on the present frame and on text; only the UNet trains.
+
+    Source: arXiv 2604.16391, section 3.1 and the released CALVIN configuration.
+    """
+
+    kind = "gfdm"
+
+    @dataclass(kw_only=True, frozen=True)
+    class UNet:
+        """Sizes of diffusers' `UNetSpatioTemporalConditionModel`; what follows from the codec and the text
+        encoder is not repeated here."""
+
+        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+        layers_per_block: int = 2
+        transformer_layers_per_block: int = 1
+        num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
+        addition_time_embed_dim: int = 256
+        attention_down_blocks: tuple[bool, ...] = (True, True, True, False)
+        """Which down-blocks attend to text; the up-blocks mirror them."""
+        sample_size: int = 96
+
+    @dataclass(kw_only=True, frozen=True)
+    class Scheduler:
+        """`EulerDiscreteScheduler` as SVD ships it."""
+
+        beta_start: float = 0.00085
+        beta_end: float = 0.012
+        beta_schedule: str = "scaled_linear"
+        num_train_timesteps: int = 1000
+        prediction_type: str = "v_prediction"
+        interpolation_type: str = "linear"
+        use_karras_sigmas: bool = True
+        use_exponential_sigmas: bool = False
+        use_beta_sigmas: bool = False
+        sigma_min: float = 0.002
+        sigma_max: float = 700.0
+        timestep_spacing: str = "leading"
+        timestep_type: str = "continuous"
+        steps_offset: int = 1
+        rescale_betas_zero_snr: bool = False
+        final_sigmas_type: str = "zero"
+
+    @dataclass(kw_only=True, frozen=True)
+    class Config:
+        preset: str = "custom"
+        height: int = 256
+        """Pixels."""
+        width: int = 256
+        frames: int = 16
+        codec: VaeCodec.Config | BlockDctCodec.Config = field(default_factory=VaeCodec.Config)
+        text: ClipText.Config | HashedText.Config = field(default_factory=ClipText.Config)
+        text_copies: int = 2
+        """The text states are concatenated with themselves on the channels, 2 x 512 = SVD's 1024."""
+        unet: ForwardDynamics.UNet = field(default_factory=lambda: ForwardDynamics.UNet())
+        scheduler: ForwardDynamics.Scheduler = field(default_factory=lambda: ForwardDynamics.Scheduler())
+        sigma_mean: float = 0.7
+        """Of ln(sigma) in training."""
+        sigma_std: float = 1.6
+        text_dropout: float = 0.05
+        """Probability of training a sample without its text, for guidance."""
+        fps: float = 7.0
+        """Micro-conditioning in training and sampling; the released code passes fps, not fps - 1."""
+        feature_fps: float = 4.0
+        """Micro-conditioning when features are read."""
+        motion_bucket: float = 127.0
+        noise_augmentation: float = 0.0
+        feature_blocks: tuple[int, ...] = (0, 1)
+        """Up-blocks whose outputs the policy reads."""
+        feature_steps: int = 20
+        """Length of the schedule whose first step features are read from."""
+
+        @property
+        def latent_size(self) -> tuple[int, int]:
+            return self.height // self.codec.downscale, self.width // self.codec.downscale
+
+        @property
+        def feature_dim(self) -> int:
+            return feature_channels(self.unet.block_out_channels, self.feature_blocks)
+
+        @property
+        def feature_size(self) -> tuple[int, int]:
+            """Grid of the features."""
+            down = 2 ** max(0, len(self.unet.block_out_channels) - 2 - max(self.feature_blocks))
+            return self.latent_size[0] // down, self.latent_size[1] // down
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.codec: VaeCodec | BlockDctCodec
+        self.text_encoder: ClipText | HashedText
+        if isinstance(config.codec, VaeCodec.Config):
+            self.codec = VaeCodec(config.codec)
+        else:
+            self.codec = BlockDctCodec(config.codec)
+        if isinstance(config.text, ClipText.Config):
+            self.text_encoder = ClipText(config.text)
+        else:
+            self.text_encoder = HashedText(config.text)
+        self.unet = build_unet(config)
+        self._scheduler = EulerDiscreteScheduler(**asdict(config.scheduler))
+        self._first_step = self._read_first_step()
+
+    def forward(self, batch: Mapping[str, Any], generator: Generators = None) -> dict[str, Tensor]:
+        """Training loss of a batch of clips.
+
+        Args:
+            batch: `frames` uint8 (B, T, H, W, 3), or `latents` (B, T, C, h, w) already scaled; `text` list
+                of B strings.
+            generator: see `draws`; each sample draws its noise level, its noise, then whether it keeps text.
+        Returns: `loss` and `mse` (unweighted error of the denoised latents), scalars.
+        """
+        latents = batch["latents"].to(self.device) if "latents" in batch else self.encode_frames(batch["frames"])
+        text = self.encode_text(batch["text"])
+        sigma_normal = normal((len(latents),), generator, latents.device)
+        noise = normal(latents.shape, generator, latents.device)
+        keep = uniform((len(latents),), generator, latents.device) if self.training else None
+        loss, denoised = self.loss(latents, text, sigma_normal=sigma_normal, noise=noise, keep_draw=keep)
+        return {"loss": loss, "mse": (denoised - latents.float()).square().mean().detach()}
+
+    def loss(
+        self,
+        latents: Tensor,
+        text: Tensor,
+        *,
+        sigma_normal: Tensor,
+        noise: Tensor,
+        keep_draw: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """EDM-weighted denoising loss of a clip.
+
+        Args:
+            latents: (B, T, C, h, w) latents times `scaling_factor`; frame 0 is the condition.
+            text: (B, S, dim) token states, not yet doubled.
+            sigma_normal: (B,) standard normal draws behind sigma = exp(sigma_std * n + sigma_mean).
+            noise: like latents, standard normal.
+            keep_draw: (B,) uniform draws; a sample keeps its text when its draw exceeds `text_dropout`.
+        Returns: the scalar loss, mean over the batch, and the denoised latents.
+        """
+        config = self.config
+        latents = latents.float()
+        sigma = (config.sigma_std * sigma_normal.float() + config.sigma_mean).exp()
+        level = sigma.view(-1, 1, 1, 1, 1)
+        c_skip, c_out, c_in = velocity_preconditioning(level)
+        noisy = latents + level * noise
+        # SVD's image condition is unscaled
+        condition = (latents[:, :1] / config.codec.scaling_factor).expand_as(latents)
+        text = self._cross_attention_text(text)
+        if keep_draw is not None:
+            text = text * (keep_draw > config.text_dropout).to(text.dtype)[:, None, None]
+        output = self.unet_output(torch.cat([c_in * noisy, condition], dim=2), sigma.log() / 4, text)
+        denoised = c_out * output + c_skip * noisy
+        weight = (level**2 + 1) / level**2
+        return (weight * (denoised - latents).square()).mean(), denoised
+
+    def unet_output(self, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        """The whole UNet. x (B, T, 2C, h, w), timestep (B,) = ln(sigma) / 4, doubled text -> float32."""
+        ids = self._time_ids(len(x), self.config.fps)
+        return self.unet(x.to(self.dtype), timestep, text, added_time_ids=ids).sample.float()
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Tensor) -> Tensor:
+        """uint8 (B, T, H, W, 3) -> latents (B, T, C, h, w), times `scaling_factor`, float32."""
+        self._check_size(frames)
+        images = to_signed_unit(frames.to(self.device).flatten(0, 1))
+        return self.codec.encode(images).unflatten(0, frames.shape[:2]) * self.config.codec.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, T, C, h, w) -> uint8 (B, T, H, W, 3)."""
+        return self.codec.decode(latents / self.config.codec.scaling_factor)
+
+    def encode_text(self, text: Sequence[str]) -> Tensor:
+        """list of B strings -> token states (B, S, dim), not doubled; each distinct string is encoded once."""
+        return self.text_encoder.states(text).states
+
+    def features(self, images: Tensor, text: Sequence[str], generator: Generators = None) -> Tensor:
+        """Features of one denoising step, the policy's view of what will happen.
+
+        Args:
+            images: uint8 (B, H, W, 3), the present frame.
+            generator: see `draws`; each sample draws its initial noise.
+        Returns: (B, T, feature_dim, h', w') in the UNet's dtype.
+        """
+        self._check_size(images)
+        condition = self.codec.encode(to_signed_unit(images.to(self.device)))
+        shape = (len(images), self.config.frames, *condition.shape[1:])
+        noise = normal(shape, generator, condition.device)
+        return self.features_from_latents(condition, self.encode_text(text), noise)
+
+    def features_from_latents(self, condition: Tensor, text: Tensor, noise: Tensor) -> Tensor:
+        """`features` with everything given: unscaled image latents (B, C, h, w), text states (B, S, dim),
+        standard normal noise (B, T, C, h, w)."""
+        step = self._first_step
+        latents = noise * step.noise_scale * step.input_scale
+        x = torch.cat([latents, condition[:, None].expand_as(latents)], dim=2).to(self.dtype)
+        timestep = torch.full((len(x),), step.timestep, device=x.device)
+        ids = self._time_ids(len(x), self.config.feature_fps)
+        text = self._cross_attention_text(text)
+        return up_block_features(self.unet, x, timestep, text, ids, self.config.feature_blocks)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        first_frames: Tensor,
+        text: Sequence[str],
+        steps: int = 20,
+        guidance: float = 1.0,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Predicts a whole clip.
+
+        Args:
+            first_frames: uint8 (B, H, W, 3).
+            guidance: 1 follows the text as trained; more pushes away from the text-free prediction.
+        Returns: uint8 (B, T, H, W, 3).
+        """
+        self._check_size(first_frames)
+        condition = self.codec.encode(to_signed_unit(first_frames.to(self.device)))
+        shape = (len(first_frames), self.config.frames, *condition.shape[1:])
+        scheduler = copy.deepcopy(self._scheduler)
+        scheduler.set_timesteps(steps, device=condition.device)
+        latents = normal(shape, generator, condition.device) * scheduler.init_noise_sigma
+        states = self._cross_attention_text(self.encode_text(text))
+        repeated = condition[:, None].expand_as(latents)
+        for timestep in scheduler.timesteps:
+            x = torch.cat([scheduler.scale_model_input(latents, timestep), repeated], dim=2)
+            level = timestep.expand(len(x))
+            output = self.unet_output(x, level, states)
+            if guidance != 1.0:
+                free = self.unet_output(x, level, torch.zeros_like(states))
+                output = free + guidance * (output - free)
+            latents = scheduler.step(output, timestep, latents).prev_sample
+        return self.decode_latents(latents)
+
+    @property
+    def first_step(self) -> FirstStep:
+        """Constants of the step that features are read from."""
+        return self._first_step
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the UNet."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    def _read_first_step(self) -> FirstStep:
+        scheduler = copy.deepcopy(self._scheduler)
+        scheduler.set_timesteps(self.config.feature_steps)
+        input_scale = 1 / (float(scheduler.sigmas[0]) ** 2 + 1) ** 0.5
+        return FirstStep(float(scheduler.timesteps[0]), float(scheduler.init_noise_sigma), input_scale)
+
+    def _cross_attention_text(self, text: Tensor) -> Tensor:
+        return text.to(self.dtype).repeat(1, 1, self.config.text_copies)
+
+    def _time_ids(self, batch: int, fps: float) -> Tensor:
+        ids = torch.tensor([fps, self.config.motion_bucket, self.config.noise_augmentation], device=self.device)
+        return ids.expand(batch, -1)
+
+    def _check_size(self, images: Tensor) -> None:
+        expected = (self.config.height, self.config.width, 3)
+        if images.dtype != torch.uint8 or tuple(images.shape[-3:]) != expected:
+            raise ValueError(
+                f"images are {images.dtype} {tuple(images.shape)}; uint8 (..., {', '.join(map(str, expected))}) "
+                "is expected. Resize them first or set the model's height and width."
+            )
+
+
+def build_unet(config: ForwardDynamics.Config) -> UNetSpatioTemporalConditionModel:
+    """The UNet that `config` describes, with random weights.
+
+    Raises: ConfigurationError when lists of per-block sizes differ in length.
+    """
+    unet = config.unet
+    blocks = len(unet.block_out_channels)
+    if not blocks == len(unet.num_attention_heads) == len(unet.attention_down_blocks):
+        raise ConfigurationError(
+            "unet.block_out_channels, num_attention_heads and attention_down_blocks need one entry per block: "
+            f"{unet.block_out_channels}, {unet.num_attention_heads}, {unet.attention_down_blocks} were given."
+        )
+    if max(config.feature_blocks) >= blocks:
+        raise ConfigurationError(f"feature_blocks {config.feature_blocks}: the UNet has {blocks} up-blocks.")
+    down = ["CrossAttnDownBlock" if attends else "DownBlock" for attends in unet.attention_down_blocks]
+    return UNetSpatioTemporalConditionModel(
+        sample_size=unet.sample_size,
+        in_channels=2 * config.codec.channels,
+        out_channels=config.codec.channels,
+        down_block_types=tuple(f"{name}SpatioTemporal" for name in down),
+        up_block_types=tuple(f"{name.replace('Down', 'Up')}SpatioTemporal" for name in reversed(down)),
+        block_out_channels=unet.block_out_channels,
+        addition_time_embed_dim=unet.addition_time_embed_dim,
+        projection_class_embeddings_input_dim=3 * unet.addition_time_embed_dim,
+        layers_per_block=unet.layers_per_block,
+        transformer_layers_per_block=unet.transformer_layers_per_block,
+        cross_attention_dim=config.text_copies * config.text.dim,
+        num_attention_heads=unet.num_attention_heads,
+        num_frames=config.frames,
+    )

@@ -1,0 +1,77 @@
+"""Action and proprioception statistics, carried inside the policy so that no server re-implements them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from defi_models.errors import ConfigurationError
+from defi_models.precision import Float32Constants
+
+MODES = ("mean_std", "min_max", "none")
+_SMALLEST_SCALE = 1e-6
+
+
+@dataclass(kw_only=True, frozen=True)
+class FieldStatistics:
+    """Per-dimension statistics of one field over the training split, in its raw units."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+    min: Sequence[float]
+    max: Sequence[float]
+
+
+@dataclass(kw_only=True, frozen=True)
+class Statistics:
+    """Statistics of a labelled corpus."""
+
+    action: FieldStatistics
+    proprio: FieldStatistics | None = None
+
+
+class Normalizer(Float32Constants):
+    """Affine map between raw units and what the network sees: (x - offset) / scale.
+
+    `mean_std` gives zero mean and unit deviation, `min_max` the range [-1, 1], `none` leaves values alone. A
+    dimension that never changes is shifted but not scaled.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int, mode: str) -> None:
+        super().__init__()
+        if mode not in MODES:
+            raise ConfigurationError(f"normalization '{mode}' does not exist; there is: {', '.join(MODES)}.")
+        self.mode = mode
+        self.register_buffer("offset", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def set_statistics(self, statistics: FieldStatistics) -> None:
+        """Raises: ValueError when the number of dimensions is not the policy's."""
+        mean, std, low, high = (
+            torch.as_tensor(values, dtype=torch.float32).flatten()
+            for values in (statistics.mean, statistics.std, statistics.min, statistics.max)
+        )
+        if not len(mean) == len(std) == len(low) == len(high) == len(self.offset):
+            raise ValueError(f"statistics of {len(mean)} dimensions were given; the policy has {len(self.offset)}.")
+        if self.mode == "mean_std":
+            offset, scale = mean, std
+        elif self.mode == "min_max":
+            offset, scale = (high + low) / 2, (high - low) / 2
+        else:
+            offset, scale = torch.zeros_like(mean), torch.ones_like(mean)
+        self.offset.copy_(offset)
+        self.scale.copy_(torch.where(scale.abs() < _SMALLEST_SCALE, torch.ones_like(scale), scale))
+
+    def normalize(self, raw: Tensor) -> Tensor:
+        """(..., dim) raw units -> float32 network units."""
+        return (raw.to(self.offset.device).float() - self.offset) / self.scale
+
+    def denormalize(self, values: Tensor) -> Tensor:
+        """(..., dim) network units -> float32 raw units."""
+        return values.float() * self.scale + self.offset
