@@ -258,9 +258,7 @@ def _walk_local(root: str, folder: Path, prefix: str) -> Iterator[Entry]:
             yield from _walk_local(root, Path(item.path), f"{name}/")
         elif item.is_file():
             status = item.stat()
-            yield Entry(
-                join(root, name), name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}"
-            )
+            yield Entry(join(root, name), name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
 # --------------------------------------------------------------------------- remote
@@ -300,7 +298,9 @@ def _attempt(uri: str, request: Callable[[], Answer]) -> Answer:
             return request()
         except FileNotFoundError as error:
             if _bucket_is_missing(error):
-                raise StorageError(f"{uri}: there is no such bucket. Check the name and the region.") from error
+                raise StorageError(
+                    f"{uri}: there is no such bucket. Check the name and the region."
+                ) from error
             raise
         except PermissionError as error:
             raise StorageError(

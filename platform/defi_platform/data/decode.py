@@ -178,7 +178,9 @@ class PyavReader:
 
     def _picture(self, frame: Any) -> np.ndarray:
         turns = frame.rotation // 90 % 4
-        height, width = self._size or ((frame.width, frame.height) if turns % 2 else (frame.height, frame.width))
+        height, width = self._size or (
+            (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+        )
         if turns % 2:
             height, width = width, height
         image = frame.to_ndarray(format="rgb24", height=height, width=width, interpolation="AREA")
@@ -198,7 +200,9 @@ def open_container(file: Any) -> tuple[Any, Any]:
     except (av.FFmpegError, OSError) as error:
         raise BadVideo("unreadable", f"PyAV: {_first_line(error)}") from error
     if not container.streams.video:
-        raise BadVideo("no_video_stream", f"streams: {', '.join(s.type for s in container.streams) or 'none'}")
+        raise BadVideo(
+            "no_video_stream", f"streams: {', '.join(s.type for s in container.streams) or 'none'}"
+        )
     stream = container.streams.video[0]
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1

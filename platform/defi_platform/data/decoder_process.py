@@ -85,7 +85,7 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, memory_bytes: int, carri
             answer = error
         except MemoryError:
             answer = BadVideo("memory", f"more than {memory_bytes >> 20} MB")
-        except Exception as error:  # a library's own family; the video is to blame, not the pool
+        except Exception as error:  # noqa: BLE001  a codec library raises its own; the video is to blame
             answer = BadVideo("corrupt", f"{type(error).__name__}: {error}"[:500])
         write_message(answers_fd, (number, answer, jobs.files_opened))
 

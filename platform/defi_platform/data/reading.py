@@ -66,7 +66,9 @@ class Jobs:
         return frames
 
     def _size(self, job: DecodeJob) -> tuple[int, int]:
-        return fitted((job.source_height or job.height, job.source_width or job.width), (job.height, job.width))
+        return fitted(
+            (job.source_height or job.height, job.source_width or job.width), (job.height, job.width)
+        )
 
     def _opened(self, uri: str, decoder: str, size: tuple[int, int]) -> Reader:
         with _missing_is_bad(uri):

@@ -1,0 +1,1 @@
+"""Corpus formats: one small module each, all yielding the same rows."""

@@ -1,0 +1,97 @@
+"""Training batches in the exact order of the plan, decoded on Ray Data.
+
+B samples of a micro-batch, T frames, V cameras, H x W pixels, A actions, P proprioception. Pixels stay uint8.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import ray.data
+import torch
+
+from defi_platform.config import DataConfig
+from defi_platform.data.order import micro_batches
+from defi_platform.data.plan import Plan
+from defi_platform.data.sample_decoder import SampleDecoder
+
+ACTOR_CPUS = 0.05
+"""Logical CPUs of a decode actor. Train workers hold whole ones; a decoder that had to wait for a whole CPU
+beside them would wait for ever on a small machine."""
+
+CHAPTER = 2048
+"""Micro-batches per Ray Data execution. Its input blocks are listed up front, so an endless run is cut."""
+
+TEXT_COLUMNS = ("text", "video_id", "corpus", "skipped")
+
+
+def stream(
+    plan: Plan,
+    data: DataConfig,
+    *,
+    start: int,
+    stop: int,
+    rank: int,
+    world_size: int,
+    global_batch: int,
+    micro_batch: int,
+) -> Iterable[dict[str, Any]]:
+    """Batches of samples `start` to `stop` - 1 that fall to `rank`, in order.
+
+    Step s consumes the `global_batch` samples from start + s * global_batch on; within it each rank takes one
+    contiguous slice, cut into micro-batches. Over all ranks every sample number appears exactly once.
+
+    The decode actors start with the first batch (seconds), so hold on to small streams, such as validation
+    batches, instead of making them again.
+
+    Yields: dicts of
+        frames: uint8 (B, T, H, W, 3) for clips and pairs, or for chunks
+        images: uint8 (B, V, H, W, 3), actions: float32 (B, chunk, A), action_mask: bool (B, chunk), False past
+            the episode's end, proprio: float32 (B, P) where the corpus has it;
+        text, video_id, corpus: list[str]; sample: int64 (B,), the numbers k;
+        skipped: list[str], per sample the reasons of the bad videos it stands in for, "" where there were none.
+
+    Raises: ValueError for numbers that do not divide. CorpusError, inside Ray's own error, when `data.strict`
+        meets a bad video or a corpus has run out of good ones.
+    """
+    pieces = micro_batches(start, stop, rank, world_size, global_batch, micro_batch)
+    return _chapters(plan, data, pieces)
+
+
+def _chapters(plan: Plan, data: DataConfig, pieces: Iterator[range]) -> Iterator[dict[str, Any]]:
+    while chapter := [piece for _, piece in zip(range(CHAPTER), pieces, strict=False)]:
+        yield from _execute(plan, data, chapter)
+
+
+def _execute(plan: Plan, data: DataConfig, pieces: list[range]) -> Iterator[dict[str, Any]]:
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # One block per micro-batch, made here: other constructors send a task of a whole CPU to look at each block.
+    items = [{"start": piece.start, "stop": piece.stop} for piece in pieces]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    context = dataset.context
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    # One block in, one block out: a micro-batch reaches the trainer as soon as it is decoded.
+    context.target_max_block_size = None
+    decoded = dataset.map_batches(
+        SampleDecoder,
+        fn_constructor_args=(plan, data),
+        batch_size=None,
+        batch_format="numpy",
+        zero_copy_batch=True,
+        compute=ray.data.ActorPoolStrategy(size=min(data.decode.processes, len(pieces))),
+        num_cpus=ACTOR_CPUS,
+    )
+    for batch in decoded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
+        yield _torch(batch)
+
+
+def _torch(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Numpy columns as tensors and lists; copied, because Ray's memory is read-only."""
+    return {
+        name: [str(value) for value in column] if name in TEXT_COLUMNS else torch.from_numpy(np.array(column))
+        for name, column in batch.items()
+    }

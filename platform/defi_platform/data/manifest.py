@@ -1,0 +1,275 @@
+"""The manifest (one row per usable video) and the quarantine table (one row per rejected one), as Parquet.
+
+    <folder>/corpora/<name>/videos-<hash>.parquet       rows of a corpus
+    <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected, with its reason
+    <folder>/corpora/<name>/committed.json              written last: names the two files above
+    <folder>/quarantine/<stage>-<id>.parquet            what later stages rejected
+
+The order of rows is part of the contract, since the plan counts on it: corpora as configured, then `video_id`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from defi_platform import storage
+from defi_platform.errors import CorpusError
+
+SCHEMA = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("camera", pa.string()),
+        ("text", pa.string()),
+        ("split", pa.string()),
+        ("num_frames", pa.int32()),
+        ("fps", pa.float32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("codec", pa.string()),
+        ("bytes", pa.int64()),
+        ("source", pa.string()),
+        ("episode_id", pa.string()),
+        ("num_actions", pa.int32()),
+        ("first_frame", pa.int32()),
+        ("decoder", pa.string()),
+        ("variable_rate", pa.bool_()),
+        ("signals_uri", pa.string()),
+        ("version", pa.string()),
+    ]
+)
+"""`first_frame`: where the video starts in its file; `signals_uri`: the file with its actions;
+`version`: of the file, as its store knows it. `width` and `height` are as displayed, after rotation."""
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("stage", pa.string()),
+        ("attempts", pa.int32()),
+        ("decoder", pa.string()),
+        ("version", pa.string()),
+    ]
+)
+
+COMMITTED = "committed.json"
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The commit marker of one corpus."""
+
+    videos: str
+    rejected: str
+    settings: dict[str, Any]
+    """What the rows depend on besides the files: path, format, holdout."""
+    counts: dict[str, int]
+    """`videos`, and one count per reason of rejection."""
+
+
+@dataclass
+class Manifest:
+    """The usable videos of all corpora, in plan order."""
+
+    table: pa.Table
+    folder: str | None = None
+    """Where it is stored; None for one made in memory."""
+    names: tuple[str, ...] = ()
+    """Corpora in the order of the configuration."""
+    reused: tuple[str, ...] = field(default=(), compare=False)
+    """Corpora that ingest found unchanged."""
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[dict[str, Any]], names: Sequence[str] | None = None) -> Manifest:
+        """A manifest in memory, from rows with the columns of `SCHEMA` (absent ones are null)."""
+        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
+        return cls(table, None, tuple(names or dict.fromkeys(row["corpus"] for row in rows)))
+
+    @classmethod
+    def open(cls, folder: str, names: Sequence[str] | None = None) -> Manifest:
+        """Opens the manifest in `folder`, all its corpora or those in `names`.
+
+        Raises: CorpusError when there is none.
+        """
+        listed = storage.names(storage.join(folder, "corpora"))
+        chosen = tuple(names) if names is not None else tuple(listed)
+        tables = []
+        for name in chosen:
+            committed = read_committed(folder, name)
+            if committed is None:
+                raise CorpusError(
+                    f"{folder} has no committed manifest of corpus '{name}'. "
+                    f"There is: {', '.join(listed) or 'nothing'}. Run the ingest first."
+                )
+            tables.append(_read_table(_corpus_file(folder, name, committed.videos)))
+        if not tables:
+            raise CorpusError(f"{folder} holds no manifest. Run the ingest first.")
+        return cls(pa.concat_tables(tables).combine_chunks(), storage.absolute(folder), chosen)
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A numeric column as an array of one entry per row."""
+        return np.asarray(self.table.column(column).to_numpy(zero_copy_only=False))
+
+    def codes(self, column: str) -> tuple[np.ndarray, list[str]]:
+        """A text column as (code per row, texts by code)."""
+        encoded = pc.dictionary_encode(self.table.column(column).combine_chunks())
+        return np.asarray(encoded.indices.to_numpy(zero_copy_only=False)), encoded.dictionary.to_pylist()
+
+    def take(self, column: str, rows: np.ndarray) -> list[Any]:
+        """Values of a column at `rows`."""
+        return self.table.column(column).take(pa.array(rows)).to_pylist()
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row as a mapping."""
+        return self.table.slice(index, 1).to_pylist()[0]
+
+    def find(self, wanted: Mapping[tuple[str, str, str], str]) -> dict[int, str]:
+        """Row -> value for every (corpus, video_id, version) in `wanted` that the manifest has."""
+        ids = pa.array(sorted({video_id for _, video_id, _ in wanted}))
+        candidates = np.flatnonzero(pc.is_in(self.table.column("video_id"), value_set=ids).to_numpy())
+        found = {}
+        for row in candidates.tolist():
+            video = self.row(row)
+            value = wanted.get((video["corpus"], video["video_id"], video["version"]))
+            if value is not None:
+                found[row] = value
+        return found
+
+    def fingerprint(self) -> str:
+        """Changes when any row does."""
+        digest = hashlib.sha256()
+        for column in ("corpus", "video_id", "split", "num_frames", "fps", "first_frame"):
+            digest.update(repr(self.table.column(column).to_pylist()).encode())
+        return digest.hexdigest()[:16]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Sent to decode actors by name: ten million rows should not travel with every actor.
+        if self.folder is None:
+            return Manifest, (self.table, None, self.names)
+        return _opened_once, (self.folder, self.names)
+
+
+@functools.lru_cache(maxsize=4)
+def _opened_once(folder: str, names: tuple[str, ...]) -> Manifest:
+    return Manifest.open(folder, names)
+
+
+# --------------------------------------------------------------------------- storage
+
+
+def read_committed(folder: str, name: str) -> Committed | None:
+    """The commit marker of a corpus; None when it was never written to its end."""
+    place = _corpus_file(folder, name, COMMITTED)
+    try:
+        raw = json.loads(storage.read_bytes(place))
+        return Committed(**raw)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise CorpusError(f"{place} is damaged ({error}); delete it and run the ingest again.") from error
+
+
+def commit_corpus(
+    folder: str, name: str, videos: pa.Table, rejected: pa.Table, settings: dict[str, Any]
+) -> Committed:
+    """Stores the rows of a corpus; they count once the marker, written last, is there."""
+    before = read_committed(folder, name)
+    counts = {"videos": videos.num_rows}
+    for item in pc.value_counts(rejected.column("reason").combine_chunks()).to_pylist():
+        counts[item["values"]] = item["counts"]
+    committed = Committed(
+        videos=_write_table(folder, name, "videos", videos),
+        rejected=_write_table(folder, name, "rejected", rejected),
+        settings=settings,
+        counts=counts,
+    )
+    storage.write_text(_corpus_file(folder, name, COMMITTED), json.dumps(committed.__dict__, indent=1))
+    if before is not None:
+        for old in {before.videos, before.rejected} - {committed.videos, committed.rejected}:
+            storage.delete(_corpus_file(folder, name, old))
+    return committed
+
+
+def read_corpus(folder: str, name: str) -> tuple[pa.Table, pa.Table, Committed] | None:
+    """(videos, rejected, marker) of one corpus; None when it is not committed."""
+    committed = read_committed(folder, name)
+    if committed is None:
+        return None
+    videos = _read_table(_corpus_file(folder, name, committed.videos))
+    rejected = _read_table(_corpus_file(folder, name, committed.rejected))
+    return videos, rejected, committed
+
+
+def add_to_quarantine(folder: str, entries: Iterable[dict[str, Any]], stage: str) -> None:
+    """Adds rows to the quarantine table; safe from any number of processes at once."""
+    table = pa.Table.from_pylist([{"stage": stage, **e} for e in entries], schema=QUARANTINE_SCHEMA)
+    if table.num_rows:
+        place = storage.join(folder, "quarantine", f"{stage}-{uuid.uuid4().hex[:12]}.parquet")
+        storage.write_bytes(place, _encoded(table))
+
+
+def read_quarantine(folder: str) -> pa.Table:
+    """Every rejected video of every stage, one row per event."""
+    tables = [QUARANTINE_SCHEMA.empty_table()]
+    for name in storage.names(storage.join(folder, "corpora")):
+        found = read_corpus(folder, name)
+        if found is not None:
+            tables.append(found[1])
+    for name in storage.names(storage.join(folder, "quarantine")):
+        if name.endswith(".parquet"):
+            tables.append(_read_table(storage.join(folder, "quarantine", name)))
+    return pa.concat_tables(tables)
+
+
+def skipped(folder: str) -> dict[str, int]:
+    """Reason -> number of different videos rejected for it, over all stages."""
+    seen = {(r["corpus"], r["video_id"], r["reason"]) for r in read_quarantine(folder).to_pylist()}
+    counts: dict[str, int] = {}
+    for _, _, reason in sorted(seen):
+        counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+def _corpus_file(folder: str, name: str, file: str) -> str:
+    return storage.join(folder, "corpora", name, file)
+
+
+def _write_table(folder: str, name: str, kind: str, table: pa.Table) -> str:
+    content = _encoded(table)
+    file = f"{kind}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    storage.write_bytes(_corpus_file(folder, name, file), content)
+    return file
+
+
+def _encoded(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _read_table(uri: str) -> pa.Table:
+    try:
+        return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
+        raise CorpusError(
+            f"{uri} cannot be read ({error}); delete its folder and run the ingest again."
+        ) from error

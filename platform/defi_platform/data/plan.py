@@ -1,0 +1,315 @@
+"""The plan: what sample number k is. A pure function of (manifest, weights, rule, seed), with no state and no I/O.
+
+Shuffling, mixing, sharding, resume and elastic world size are arithmetic on k. N samples, T frames, V cameras.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from defi_platform.config import DataConfig
+from defi_platform.data.manifest import Manifest
+from defi_platform.data.mixture import Mixture
+from defi_platform.data.rules import ChunkRule, Rule
+from defi_platform.data.shuffle import key_of, permuted, uniform
+from defi_platform.data.split import TRAIN, is_split, mask
+from defi_platform.errors import CorpusError
+
+ATTEMPT_SHIFT = 48
+"""Fallback attempts draw from numbers beyond every k."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What sample number `k` is."""
+
+    k: int
+    corpus: str
+    row: int
+    """Row of the manifest; with several cameras, that of the first."""
+    rows: tuple[int, ...]
+    """Rows of all cameras (chunks); else just `row`."""
+    indices: tuple[int, ...]
+    """Frame numbers within the video."""
+    text: str
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Videos of one corpus (or of one camera of it) that are drawn from alike."""
+
+    corpus: str
+    weight: float
+    rows: np.ndarray
+    """int32 (units, V)"""
+    ends: np.ndarray | None
+    """int64 (units,): cumulated lengths where every frame is a sample of its own (chunks)."""
+    key: int
+
+    @property
+    def size(self) -> int:
+        """Samples per epoch."""
+        return len(self.rows) if self.ends is None else int(self.ends[-1])
+
+
+class Plan:
+    """Says what sample number k is: which video, which frames, which text.
+
+    Args:
+        manifest: the usable videos.
+        weights: corpus -> share of the mixture; corpora that are not named or weigh 0 are left out.
+        rule: how a sample is cut out of a video.
+        seed: of the order.
+        split: train | validation.
+        cameras: corpus -> camera -> probability; for chunks, which cameras are the views, in this order.
+
+    Raises: CorpusError when a named corpus has no video that the rule can use.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        weights: Mapping[str, float],
+        rule: Rule,
+        seed: int,
+        *,
+        split: str = TRAIN,
+        cameras: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        if not is_split(split):
+            raise ValueError(f"there is no split '{split}'; it is train or validation")
+        self.manifest = manifest
+        self.weights = dict(weights)
+        self.rule = rule
+        self.seed = seed
+        self.split = split
+        self.cameras = {name: dict(chosen) for name, chosen in (cameras or {}).items()}
+        self.excluded: dict[str, int] = {}
+        """Why videos of the chosen corpora and split are not drawn -> how many."""
+        self._num_frames = manifest.numbers("num_frames")
+        self._fps = manifest.numbers("fps")
+        self._streams = self._make_streams()
+        self._sizes = np.array([s.size for s in self._streams], np.int64)
+        self._keys = np.array([s.key for s in self._streams], np.uint64)
+        self._draw_key = key_of("draw", seed)
+        self._mixture = Mixture.of(np.array([s.weight for s in self._streams]))
+
+    @classmethod
+    def of(cls, manifest: Manifest, data: DataConfig, rule: Rule, seed: int, split: str = TRAIN) -> Plan:
+        """The plan that a data configuration asks for."""
+        return cls(
+            manifest,
+            {name: corpus.weight for name, corpus in data.corpora.items()},
+            rule,
+            seed,
+            split=split,
+            cameras={name: corpus.cameras for name, corpus in data.corpora.items()},
+        )
+
+    @property
+    def views(self) -> int:
+        """Cameras per sample."""
+        return int(self._streams[0].rows.shape[1])
+
+    @property
+    def num_videos(self) -> int:
+        """Videos (or, for chunks, episodes) that are drawn from."""
+        return sum(len(s.rows) for s in self._streams)
+
+    def first_rows(self) -> np.ndarray:
+        """int32: manifest row of every video (or, for chunks, of every episode's first camera) drawn from."""
+        return np.concatenate([stream.rows[:, 0] for stream in self._streams])
+
+    @property
+    def samples_per_epoch(self) -> dict[str, int]:
+        """Corpus -> samples until it repeats."""
+        sizes: dict[str, int] = {}
+        for stream in self._streams:
+            sizes[stream.corpus] = sizes.get(stream.corpus, 0) + stream.size
+        return sizes
+
+    def fingerprint(self) -> str:
+        """Changes when any sample could: a checkpoint's k is only good for the plan it was counted in."""
+        parts = (sorted(self.weights.items()), self.rule, self.seed, self.split, sorted(self.cameras.items()))
+        return f"{key_of(self.manifest.fingerprint(), *parts):016x}"
+
+    def resolve(self, k: int) -> Sample:
+        """What sample number `k` (>= 0) is."""
+        return self.resolve_many([k])[0]
+
+    def resolve_many(self, ks: Sequence[int] | np.ndarray) -> list[Sample]:
+        """`resolve` of many numbers at once."""
+        numbers = np.asarray(ks, np.int64)
+        return self._samples(numbers, np.zeros(len(numbers), np.int64))
+
+    def fallback(self, k: int, attempt: int) -> Sample:
+        """What stands in for sample `k` when its video is bad: the next one of the same corpus.
+
+        Args:
+            attempt: 1 for the first stand-in, 2 when that is bad too, and so on.
+        """
+        return self._samples(np.array([k]), np.array([attempt]))[0]
+
+    def locate(self, ks: np.ndarray, attempts: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """(rows int32 (N, V), frame numbers int64 (N, T)) of samples, without their texts."""
+        ks = np.asarray(ks, np.int64)
+        if ks.size and ks.min() < 0:
+            raise ValueError(f"sample numbers start at 0; got {ks.min()}")
+        attempts = np.broadcast_to(np.asarray(attempts, np.int64), ks.shape)
+        stream, place = self._mixture.places(ks)
+        epoch, position = np.divmod(place + attempts, self._sizes[stream])
+        draw = uniform(ks + (attempts << ATTEMPT_SHIFT), self._draw_key)
+        rows = np.empty((len(ks), self.views), np.int64)
+        for number, source in enumerate(self._streams):
+            chosen = np.flatnonzero(stream == number)
+            if not len(chosen):
+                continue
+            with np.errstate(over="ignore"):
+                keys = self._keys[number] + epoch[chosen].astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
+            unit = permuted(position[chosen], source.size, keys)
+            if source.ends is not None:
+                frame = unit
+                unit = np.searchsorted(source.ends, frame, side="right")
+                length = np.diff(source.ends, prepend=0)[unit]
+                # Every frame is a sample, so the frame is not drawn but given by the permutation.
+                draw[chosen] = (frame - (source.ends[unit] - length) + 0.5) / self._num_frames[
+                    source.rows[unit, 0]
+                ]
+            rows[chosen] = source.rows[unit]
+        first = rows[:, 0]
+        return rows, self.rule.indices(self._num_frames[first].astype(np.int64), self._fps[first], draw)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {
+            "manifest": self.manifest,
+            "weights": self.weights,
+            "rule": self.rule,
+            "seed": self.seed,
+            "split": self.split,
+            "cameras": self.cameras,
+        }
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    # ----------------------------------------------------------------------- inside
+
+    def _samples(self, ks: np.ndarray, attempts: np.ndarray) -> list[Sample]:
+        rows, indices = self.locate(ks, attempts)
+        texts = self.manifest.take("text", rows[:, 0])
+        corpora = self.manifest.take("corpus", rows[:, 0])
+        return [
+            Sample(k, corpus, views[0], tuple(views), tuple(frames), text)
+            for k, corpus, views, frames, text in zip(
+                ks.tolist(), corpora, rows.tolist(), indices.tolist(), texts, strict=True
+            )
+        ]
+
+    def _make_streams(self) -> list[_Stream]:
+        corpus_codes, corpora = self.manifest.codes("corpus")
+        camera_codes, cameras = self.manifest.codes("camera")
+        split_codes, splits = self.manifest.codes("split")
+        in_split = mask(split_codes, splits, self.split)
+        streams: list[_Stream] = []
+        for name, weight in self.weights.items():
+            if weight < 0:
+                raise CorpusError(f"data.corpora.{name}.weight is {weight}; it must not be negative.")
+            if weight == 0:
+                continue
+            if name not in corpora:
+                raise CorpusError(
+                    f"the manifest has no corpus '{name}'; there is: {', '.join(corpora)}. Run the ingest again."
+                )
+            of_corpus = in_split & (corpus_codes == corpora.index(name))
+            usable = self._usable(name, of_corpus)
+            chosen = {camera: p for camera, p in self.cameras.get(name, {}).items() if p > 0}
+            present = [cameras[i] for i in np.unique(camera_codes[corpus_codes == corpora.index(name)])]
+            _check_cameras(name, chosen, present)
+            if isinstance(self.rule, ChunkRule):
+                views = list(chosen) or sorted(present)
+                found = [
+                    self._episodes(name, weight, usable, camera_codes, [cameras.index(v) for v in views])
+                ]
+            elif chosen:
+                total = sum(chosen.values())
+                found = [
+                    self._videos(
+                        name, weight * p / total, usable & (camera_codes == cameras.index(camera)), camera
+                    )
+                    for camera, p in chosen.items()
+                ]
+            else:
+                found = [self._videos(name, weight, usable, "")]
+            empty = [stream for stream in found if not len(stream.rows)]
+            if empty and self.split == TRAIN:
+                raise CorpusError(self._nothing_usable(name))
+            if empty:
+                self._exclude(f"{name}: no video of this split fits the rule", len(empty))
+            streams += [stream for stream in found if len(stream.rows)]
+        if not streams:
+            raise CorpusError(self._nothing_usable(", ".join(self.weights)))
+        if len({stream.rows.shape[1] for stream in streams}) > 1:
+            views_of = ", ".join(f"{s.corpus}: {s.rows.shape[1]}" for s in streams)
+            raise CorpusError(
+                f"corpora differ in their number of cameras ({views_of}); set data.corpora.NAME.cameras."
+            )
+        return streams
+
+    def _usable(self, name: str, of_corpus: np.ndarray) -> np.ndarray:
+        fits = self._num_frames >= self.rule.fewest(self._fps)
+        self._exclude(f"{name}: too short for {self.rule.field}", int((of_corpus & ~fits).sum()))
+        usable = of_corpus & fits
+        if isinstance(self.rule, ChunkRule):
+            has_actions = self.manifest.numbers("num_actions") > 0
+            self._exclude(f"{name}: no actions", int((usable & ~has_actions).sum()))
+            usable &= has_actions
+        return usable
+
+    def _videos(self, name: str, weight: float, usable: np.ndarray, camera: str) -> _Stream:
+        rows = np.flatnonzero(usable).astype(np.int32)[:, None]
+        return _Stream(name, weight, rows, None, key_of("order", self.seed, name, camera, self.split))
+
+    def _episodes(
+        self, name: str, weight: float, usable: np.ndarray, camera_codes: np.ndarray, views: list[int]
+    ) -> _Stream:
+        """Episodes of which every view is there."""
+        episode_codes, _ = self.manifest.codes("episode_id")
+        rows_by_view = []
+        for view in views:
+            rows = np.flatnonzero(usable & (camera_codes == view))
+            rows_by_view.append(dict(zip(episode_codes[rows].tolist(), rows.tolist(), strict=True)))
+        complete = sorted(set.intersection(*(set(found) for found in rows_by_view)))
+        everything = set().union(*rows_by_view)
+        self._exclude(f"{name}: episodes without all cameras", len(everything) - len(complete))
+        rows = np.array([[found[e] for found in rows_by_view] for e in complete], np.int32)
+        rows = rows.reshape(-1, len(views))
+        lengths = np.minimum(self._num_frames, self.manifest.numbers("num_actions"))[rows].min(axis=1)
+        key = key_of("order", self.seed, name, tuple(views), self.split)
+        return _Stream(name, weight, rows, np.cumsum(lengths, dtype=np.int64), key)
+
+    def _exclude(self, why: str, count: int) -> None:
+        if count:
+            self.excluded[why] = self.excluded.get(why, 0) + count
+
+    def _nothing_usable(self, name: str) -> str:
+        why = "; ".join(
+            f"{reason} ({count})" for reason, count in self.excluded.items() if reason.startswith(name)
+        )
+        return (
+            f"corpus {name} has no {self.split} video for {self.rule}: {why or 'the split is empty'}. "
+            f"Change {self.rule.field}, data.holdout or the corpus, or set its weight to 0."
+        )
+
+
+def _check_cameras(name: str, chosen: Mapping[str, float], present: Sequence[str]) -> None:
+    for camera in chosen:
+        if camera not in present:
+            near = difflib.get_close_matches(camera, present, n=1)
+            hint = f" Did you mean '{near[0]}'?" if near else f" There is: {', '.join(sorted(present))}."
+            raise CorpusError(
+                f"data.corpora.{name}.cameras names '{camera}', which the corpus does not have.{hint}"
+            )

@@ -1,0 +1,73 @@
+"""How a sample is cut out of a video: clips for GFDM, pairs for GIDM, chunks for the policy.
+
+N samples, T frames. Frame numbers are relative to the video's own start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClipRule:
+    """`frames` frames, spread evenly over the whole video or over `span_s` seconds of it."""
+
+    frames: int
+    span_s: float | None = None
+    field: str = "data.clip_span_s"
+
+    def fewest(self, fps: np.ndarray) -> np.ndarray:
+        """Frames a video must have, per video."""
+        if self.span_s is None:
+            return np.full(len(fps), 2)
+        return np.maximum(2, np.rint(self.span_s * fps).astype(np.int64) + 1)
+
+    def indices(self, num_frames: np.ndarray, fps: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        """(N, T) frame numbers. `draw`: uniform in [0, 1), one per sample, places the span."""
+        span = num_frames - 1 if self.span_s is None else self.fewest(fps) - 1
+        start = np.floor(draw * (num_frames - span)).astype(np.int64)
+        steps = np.linspace(0.0, 1.0, self.frames)
+        return np.asarray(start[:, None] + np.rint(steps[None, :] * span[:, None]).astype(np.int64))
+
+
+@dataclass(frozen=True)
+class PairRule:
+    """Two frames `interval_s` seconds apart, whatever the rate."""
+
+    interval_s: float = 1.0
+    field: str = "data.pair_interval_s"
+
+    def gap(self, fps: np.ndarray) -> np.ndarray:
+        """Frames between the two, at least one."""
+        return np.maximum(1, np.rint(self.interval_s * fps).astype(np.int64))
+
+    def fewest(self, fps: np.ndarray) -> np.ndarray:
+        """Frames a video must have, per video."""
+        return self.gap(fps) + 1
+
+    def indices(self, num_frames: np.ndarray, fps: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        """(N, 2) frame numbers. `draw`: uniform in [0, 1), one per sample, places the pair."""
+        gap = self.gap(fps)
+        start = np.floor(draw * (num_frames - gap)).astype(np.int64)
+        return np.stack([start, start + gap], axis=1)
+
+
+@dataclass(frozen=True)
+class ChunkRule:
+    """Frame t of every camera and the actions t to t + chunk - 1; past the episode's end they are masked."""
+
+    chunk: int
+    field: str = "model chunk"
+
+    def fewest(self, fps: np.ndarray) -> np.ndarray:
+        """Frames a video must have, per video."""
+        return np.ones(len(fps), np.int64)
+
+    def indices(self, num_frames: np.ndarray, fps: np.ndarray, draw: np.ndarray) -> np.ndarray:
+        """(N, 1) frame numbers t."""
+        return np.floor(draw * num_frames).astype(np.int64)[:, None]
+
+
+Rule = ClipRule | PairRule | ChunkRule

@@ -1,0 +1,60 @@
+"""Annotated video folders (the VPP / GFDM layout): `annotation/<split>/<id>.json` beside the videos.
+
+Source of the layout: reference/formats.md, "Annotated video folder".
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from defi_platform import storage
+from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing
+
+FRAME_LISTS = ("state", "states", "action", "actions")
+"""Per-frame lists, of n or n - 1 entries, that tell how long the video is."""
+
+
+def detect(root: str, top: set[str]) -> bool:
+    """Whether `root`, whose top level holds `top`, is of this format."""
+    return "annotation" in top
+
+
+def listing(root: str) -> Listing:
+    """Videos named by the annotations. The first of `texts` is the instruction."""
+    files = {entry.name: entry for entry in storage.walk(root)}
+    annotations = [n for n in files if n.startswith("annotation/") and n.endswith(".json")]
+    for name in annotations:
+        episode = name.removeprefix("annotation/").removesuffix(".json")
+        try:
+            annotation = json.loads(storage.read_bytes(files[name].uri))
+            videos = [str(video["video_path"]) for video in annotation["videos"]]
+            texts = annotation.get("texts") or [""]
+            text = str(texts[0])
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            yield Refused(
+                video_id=episode,
+                uri=files[name].uri,
+                reason="bad_source",
+                message=f"annotation: {type(error).__name__}: {error}",
+                version=files[name].version,
+            )
+            continue
+        for camera, video in enumerate(videos):
+            claim = Claim(
+                video_id=f"{episode}/{camera}",
+                uri="",
+                text=text,
+                camera=str(camera),
+                episode_id=episode,
+                min_frames=_fewest_frames(annotation),
+            )
+            yield claim_or_missing(files, video.lstrip("./"), root, claim)
+
+
+def _fewest_frames(annotation: dict[str, Any]) -> int | None:
+    length = annotation.get("video_length")
+    if isinstance(length, int):
+        return length
+    counts = [len(annotation[key]) for key in FRAME_LISTS if isinstance(annotation.get(key), list)]
+    return max(counts) if counts else None

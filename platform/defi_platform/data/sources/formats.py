@@ -1,0 +1,61 @@
+"""Which format a corpus has: set in its configuration, or found by looking."""
+
+from __future__ import annotations
+
+import difflib
+from types import ModuleType
+from typing import Final
+
+from defi_platform import storage
+from defi_platform.config import CorpusConfig
+from defi_platform.data.sources import annotated, lerobot, plain
+from defi_platform.data.sources.rows import Listing
+from defi_platform.errors import CorpusError
+
+FORMATS: Final[dict[str, ModuleType]] = {
+    # In the order in which they are tried: a plain folder is what nothing else claims.
+    "lerobot_v3": lerobot,
+    "annotated": annotated,
+    "plain": plain,
+}
+
+LOOKED_FOR = "annotated video folder, LeRobot v3.0, plain folder of videos"
+
+
+def format_of(name: str, corpus: CorpusConfig) -> str:
+    """The corpus's format.
+
+    Raises: CorpusError when the folder is absent, empty or of no known format, or the format is unknown.
+    """
+    root = corpus.path
+    if corpus.format != "auto" and corpus.format not in FORMATS:
+        near = difflib.get_close_matches(corpus.format, FORMATS, n=1)
+        raise CorpusError(
+            f"data.corpora.{name}.format is '{corpus.format}', which is not a format."
+            + (f" Did you mean '{near[0]}'?" if near else f" There is: {', '.join(FORMATS)}.")
+        )
+    if not storage.is_folder(root):
+        raise CorpusError(
+            f"{root} (data.corpora.{name}.path) does not exist or is no folder. Check the path, or make the corpus."
+        )
+    top = set(storage.names(root))
+    if not top:
+        raise CorpusError(f"{root} (data.corpora.{name}.path) is empty. Check the path, or fill the folder.")
+    if corpus.format != "auto":
+        return corpus.format
+    for format_name, module in FORMATS.items():
+        if module.detect(root, top):
+            return format_name
+    missing = [
+        part for part in ("annotation/", "meta/info.json") if part.rstrip("/").split("/")[0] not in top
+    ]
+    raise CorpusError(
+        f"{root} has no {' and no '.join(missing or ['video'])}.\n"
+        f"  Looked for: {LOOKED_FOR}. Set data.corpora.{name}.format to choose one."
+    )
+
+
+def listing(format_name: str, root: str) -> Listing:
+    """What the corpus at `root` claims to have."""
+    listed: Listing = FORMATS[format_name].listing(root)
+    return listed

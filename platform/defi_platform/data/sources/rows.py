@@ -1,0 +1,66 @@
+"""What every source yields: videos it claims to have, and claims that can be refused without opening a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from defi_platform import storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """One video as its source describes it; the probe finds out what is true."""
+
+    video_id: str
+    """Key within the corpus, from the source and never from a path on one machine."""
+    uri: str
+    text: str
+    camera: str = "main"
+    episode_id: str = ""
+    """Key that the cameras of one episode share; empty where a video stands alone."""
+    bytes: int = 0
+    version: str = ""
+    """Version of the file as its store knows it."""
+    first_frame: int = 0
+    """Where the video starts within its file."""
+    num_frames: int | None = None
+    """Frames from `first_frame` on; None: all there are."""
+    min_frames: int | None = None
+    """Fewest frames the annotation allows, where it does not fix the number."""
+    fps: float | None = None
+    """The source's own rate, which wins over the file's; None: ask the file."""
+    num_actions: int = 0
+    signals_uri: str = ""
+    """File that holds the episode's actions and proprioception."""
+    container: str = ""
+    """How `uri` holds the frames when it is not a video file: see `sources/`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A claim that fails before its file is opened; goes to quarantine."""
+
+    video_id: str
+    uri: str
+    reason: str
+    message: str
+    version: str = ""
+
+
+Listing = Iterator[Claim | Refused]
+
+
+def claim_or_missing(files: dict[str, storage.Entry], name: str, root: str, claim: Claim) -> Claim | Refused:
+    """`claim` with size and version of the file `name`, or a refusal when the listing lacks it."""
+    from dataclasses import replace
+
+    entry = files.get(name)
+    if entry is None:
+        return Refused(
+            video_id=claim.video_id,
+            uri=storage.join(root, name),
+            reason="missing",
+            message=f"{name} is named by the source but is not there",
+        )
+    return replace(claim, uri=entry.uri, bytes=entry.bytes, version=entry.version)
