@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from defi_platform.serve.observation import ObservationError, PolicySpec, read_observation, resize_image
+from defi_platform.serve.observation import (
+    ANY_CAMERA,
+    ObservationError,
+    PolicySpec,
+    read_observation,
+    resize_image,
+)
 
 SPEC = PolicySpec(
     policy="runs/policy",
@@ -46,6 +53,15 @@ def test_an_image_of_the_policys_size_is_not_touched() -> None:
     assert resize_image(image, (32, 48)) is image
     halved = resize_image(image, (16, 24))
     assert halved.shape == (16, 24, 3) and abs(halved.mean() - image.mean()) < 2
+
+
+def test_a_policy_with_one_unnamed_camera_takes_whichever_single_image_comes() -> None:
+    spec = replace(SPEC, cameras=(ANY_CAMERA,))
+    message = observation()
+    with pytest.raises(ObservationError, match="one camera; expected one key .* got .*front, .*wrist"):
+        read_observation(message, spec)
+    del message["observation/images/wrist"]
+    assert (read_observation(message, spec).images == 10).all()
 
 
 def test_two_requests_without_a_seed_get_two_seeds() -> None:

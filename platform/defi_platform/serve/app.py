@@ -52,7 +52,8 @@ def build_app(args: dict[str, Any]) -> Application:
         if command is not None and command.info_name == "run":
             start_serve_for_command(config, command.params, asked=bool(asked))
         elif asked:
-            raise ConfigError(f"{', '.join(sorted(asked))}: set them under http_options of the Serve config file.")
+            keys = " and ".join(sorted(asked))
+            raise ConfigError(f"{keys}: set this under http_options of the Serve config file.")
         return application(config)
     except UserError as error:
         if command is None:
@@ -206,4 +207,3 @@ def _fetch_metadata(server: PolicyServer) -> dict[str, Any]:
 def _reachable_host(host: str) -> str:
     """An address clients on any node can use: the head node's when the server listens on every interface."""
     return str(head_node()["NodeManagerAddress"]) if host in ("0.0.0.0", "::", "") else host
-

@@ -17,6 +17,9 @@ STATE_KEY = "observation/state"
 PROMPT_KEY = "prompt"
 SEED_KEY = "seed"
 
+ANY_CAMERA = "*"
+"""The one camera of a policy that does not name its camera: whichever single image comes is taken."""
+
 MAX_PIXELS_PER_SIDE = 4096
 MAX_PROMPT_CHARACTERS = 2000
 
@@ -81,11 +84,10 @@ def read_observation(message: Any, spec: PolicySpec) -> Observation:
     """
     if not isinstance(message, Mapping):
         raise ObservationError(f"an observation is a map of keys to values, got {_describe(message)}.")
-    images = [_image(message, f"{IMAGE_PREFIX}{camera}", spec.image_size) for camera in spec.cameras]
+    keys = _image_keys(message, spec)
+    images = [_image(message, key, spec.image_size) for key in keys]
     state = _state(message, spec.state_dim) if spec.state_dim else None
-    used = {f"{IMAGE_PREFIX}{camera}" for camera in spec.cameras} | {PROMPT_KEY, SEED_KEY}
-    if spec.state_dim:
-        used.add(STATE_KEY)
+    used = {*keys, PROMPT_KEY, SEED_KEY} | ({STATE_KEY} if spec.state_dim else set())
     return Observation(
         images=np.stack(images),
         state=state,
@@ -105,6 +107,18 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     pixels = torch.tensor(image).permute(2, 0, 1)[None]
     resized = functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
+def _image_keys(message: Mapping[Any, Any], spec: PolicySpec) -> list[str]:
+    if spec.cameras != (ANY_CAMERA,):
+        return [f"{IMAGE_PREFIX}{camera}" for camera in spec.cameras]
+    sent = sorted(key for key in message if isinstance(key, str) and key.startswith(IMAGE_PREFIX))
+    if len(sent) != 1:
+        raise ObservationError(
+            f"this policy has one camera; expected one key '{IMAGE_PREFIX}<name>', "
+            f"got {', '.join(sent) or ', '.join(sorted(map(str, message))) or 'no keys'}."
+        )
+    return sent
 
 
 def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int]) -> np.ndarray:

@@ -34,7 +34,7 @@ def claim_port(host: str, port: int) -> int:
             probe.listen(1)
             return int(probe.getsockname()[1])
     except socket.gaierror as error:
-        raise ServeError(f"host '{host}' has no address: {error.strerror}. Use 127.0.0.1 or 0.0.0.0.") from error
+        raise ServeError(f"host '{host}' has no address: {error.strerror}. Try 127.0.0.1.") from error
     except OSError as error:
         raise ServeError(f"cannot listen on {host}:{port}: {_reason(error)}") from error
 
@@ -90,7 +90,8 @@ def start_serve_for_command(config: ServeConfig, options: Mapping[str, Any], *, 
     must be connected by the command itself, so nothing is done here.
     Raises: ServeError when a host or port was `asked` for that cannot be had.
     """
-    environment = next((k for k in ("runtime_env", "runtime_env_json", "working_dir") if options.get(k)), None)
+    environments = ("runtime_env", "runtime_env_json", "working_dir")
+    environment = next((name for name in environments if options.get(name)), None)
     if environment:
         if asked:
             raise ServeError(
@@ -112,9 +113,9 @@ def start_serve_for_command(config: ServeConfig, options: Mapping[str, Any], *, 
 
 def _reason(error: OSError) -> str:
     if error.errno == errno.EADDRINUSE:
-        return "the port is in use. Stop the program that holds it, or choose another with port=NUMBER (0: any)."
+        return "the port is in use. Stop the program that holds it, or set another port (0: any)."
     if error.errno == errno.EACCES:
-        return "ports below 1024 are reserved. Choose another with port=NUMBER (0: any)."
+        return "ports below 1024 are reserved. Set another port (0: any)."
     if error.errno == errno.EADDRNOTAVAIL:
         return "this machine has no such address. Use host=127.0.0.1, or 0.0.0.0 for every interface."
     return f"{error.strerror}."

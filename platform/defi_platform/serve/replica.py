@@ -39,7 +39,7 @@ class PolicyReplica:
             torch.set_num_threads(threads)
         self._device = torch.device("cuda" if gpu else "cpu")
         self._policy = load_policy(policy).to(self._device).eval()
-        self._spec = spec_of(self._policy, policy)
+        self._spec = spec_of(self._policy.config, policy)
         self._batcher: GreedyBatcher[Observation, np.ndarray] = GreedyBatcher(self.infer, max_batch_size)
         self._warm_up()
 
@@ -81,6 +81,5 @@ class PolicyReplica:
         )
         started = time.perf_counter()
         self.infer([dummy])
-        log.info(
-            "policy %s on %s: warm after %.2f s", self._spec.policy, self._device, time.perf_counter() - started
-        )
+        seconds = time.perf_counter() - started
+        log.info("policy %s on %s: warm after %.2f s", self._spec.policy, self._device, seconds)
