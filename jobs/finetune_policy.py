@@ -1,0 +1,18 @@
+"""Fine-tune the fused policy on labelled episodes."""
+
+import sys
+
+import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+
+from defi_platform.config import FinetuneConfig, parse_arguments
+from defi_platform.errors import exit_code
+from defi_platform.train.finetune import finetune
+
+
+def main() -> int:
+    print(finetune(parse_arguments(FinetuneConfig)).text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

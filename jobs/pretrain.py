@@ -1,0 +1,19 @@
+"""Pretrain GFDM and GIDM side by side on one cluster."""
+
+import sys
+
+import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+
+from defi_platform.config import PretrainBothConfig, parse_arguments
+from defi_platform.errors import exit_code
+from defi_platform.train.pretrain import pretrain_both
+
+
+def main() -> int:
+    for summary in pretrain_both(parse_arguments(PretrainBothConfig)).values():
+        print(summary.text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

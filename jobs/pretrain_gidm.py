@@ -1,0 +1,18 @@
+"""Pretrain GIDM, the inverse dynamics model, on action-free video."""
+
+import sys
+
+import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+
+from defi_platform.config import PretrainConfig, parse_arguments
+from defi_platform.errors import exit_code
+from defi_platform.train.pretrain import pretrain
+
+
+def main() -> int:
+    print(pretrain("gidm", parse_arguments(PretrainConfig)).text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,1 @@
+"""Ray Train + DeepSpeed: one loop, three recipes, checkpoints that outlive anything."""

@@ -1,0 +1,98 @@
+"""What is refused before anything starts: settings that contradict each other or the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import ray
+
+from defi_platform.cluster import ClusterError
+from defi_platform.config import TrainConfig
+from defi_platform.errors import ConfigError
+from defi_platform.train.schedules import SCHEDULES
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def check_train_config(train: TrainConfig, place: str = "train") -> None:
+    """Raises: ConfigError naming both values and the fix."""
+    _choice(place, "precision", train.precision, PRECISIONS)
+    _choice(place, "schedule", train.schedule, SCHEDULES)
+    for name in ("steps", "global_batch", "micro_batch", "num_workers"):
+        _at_least(place, name, getattr(train, name), 1)
+    for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "validation_batches"):
+        _at_least(place, name, getattr(train, name), 1)
+    _at_least(place, "restart_dead_codes_every", train.restart_dead_codes_every, 0)
+    if train.zero_stage not in (0, 1, 2, 3):
+        raise ConfigError(f"{place}.zero_stage is {train.zero_stage}; choose 0, 1, 2 or 3.")
+    per_pass = train.micro_batch * train.num_workers
+    if train.global_batch % per_pass:
+        below = max(per_pass, train.global_batch // per_pass * per_pass)
+        raise ConfigError(
+            f"{place}.global_batch={train.global_batch} is not micro_batch x num_workers x a whole number "
+            f"(micro_batch={train.micro_batch}, num_workers={train.num_workers}). "
+            f"Set {place}.global_batch={below}, or a micro_batch that divides "
+            f"{train.global_batch / train.num_workers:g}."
+        )
+    if train.precision != "fp32" and train.zero_stage == 0:
+        raise ConfigError(
+            f"{place}.precision={train.precision} with {place}.zero_stage=0 would keep no fp32 master weights. "
+            f"Set {place}.zero_stage=1."
+        )
+    if train.precision == "fp16" and not train.use_gpu:
+        raise ConfigError(
+            f"{place}.precision=fp16 with {place}.use_gpu=false: CPUs have no fp16 training. "
+            f"Set {place}.precision=bf16, or {place}.use_gpu=true."
+        )
+    if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
+        raise ConfigError(f"{place}.betas is {train.betas}; two numbers in [0, 1) are expected.")
+    if train.use_gpu and train.resources_per_worker.get("GPU", 1) <= 0:
+        raise ConfigError(
+            f"{place}.use_gpu=true but {place}.resources_per_worker.GPU="
+            f"{train.resources_per_worker['GPU']:g}. Leave GPU out, or set it to 1."
+        )
+
+
+def check_cluster(requests: Mapping[str, TrainConfig], available: Mapping[str, float] | None = None) -> None:
+    """Refuses a request that the connected cluster can never meet, which Ray would wait for without end.
+
+    Args:
+        requests: job name -> its settings; all run at the same time.
+        available: resources of the whole cluster; None asks Ray.
+    Raises: ClusterError naming what is asked for, what there is, and the fix.
+    """
+    there_is = ray.cluster_resources() if available is None else available
+    wanted: dict[str, float] = {}
+    for train in requests.values():
+        for resource, amount in worker_resources(train).items():
+            wanted[resource] = wanted.get(resource, 0.0) + amount * train.num_workers
+    for resource, amount in wanted.items():
+        if amount > there_is.get(resource, 0.0):
+            asked = "; ".join(
+                f"{name}: {train.num_workers} workers x {worker_resources(train)[resource]:g}"
+                for name, train in requests.items()
+                if worker_resources(train).get(resource)
+            )
+            raise ClusterError(
+                f"training asks for {amount:g} {resource} ({asked}), the cluster has "
+                f"{there_is.get(resource, 0.0):g}. Set train.num_workers or train.resources_per_worker lower, "
+                + ("raise ray.local_cpus, or add nodes." if resource == "CPU" else "or add nodes.")
+            )
+
+
+def worker_resources(train: TrainConfig) -> dict[str, float]:
+    """Ray resources of one worker of a run."""
+    resources = dict(train.resources_per_worker)
+    if train.use_gpu:
+        resources.setdefault("GPU", 1.0)
+    return resources
+
+
+def _choice(place: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{place}.{name} is '{value}'; choose one of {', '.join(choices)}.")
+
+
+def _at_least(place: str, name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{place}.{name} is {value}; at least {least} is needed.")

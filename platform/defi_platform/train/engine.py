@@ -1,0 +1,256 @@
+"""A DeepSpeed engine as the loop needs it, and its training state as pieces of named parameters.
+
+DeepSpeed's own checkpoints fit one world size and one ZeRO stage. Here each rank hands out the pieces of
+parameters and of Adam's moments that it owns, each with its place in the full parameter, without any
+communication. Put together they restore any other layout: `TrainingState` of one run is that of all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defi_platform.config import TrainConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's state per parameter, by torch's names."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of consecutive elements of one flattened parameter, owned by this rank."""
+
+    name: str
+    start: int
+    tensors: dict[str, Tensor]
+    """"param" (fp32 master weights) and, after the first update, each of MOMENTS; all 1-D, same length."""
+
+
+def prepare_process(use_gpu: bool, threads: int | None) -> None:
+    """Settings that DeepSpeed and torch read once; call it before DeepSpeed is first imported."""
+    if not use_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    if threads:
+        torch.set_num_threads(threads)
+    # DeepSpeed tells at length what it builds and prints; the loop's own lines would drown in it.
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"deepspeed|torch")
+    import deepspeed
+
+    # The shared-memory all-reduce for CPUs is compiled with g++ at first use (half a minute, and an error
+    # where there is no compiler); gloo does the same work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+
+
+class TrainingEngine:
+    """A model under DeepSpeed: forward, backward and update, whatever the ZeRO stage and precision."""
+
+    def __init__(self, model: nn.Module, train: TrainConfig, world_size: int):
+        import deepspeed
+
+        self.accumulation = train.global_batch // (train.micro_batch * world_size)
+        self._stage = train.zero_stage
+        self._fp32 = train.precision == "fp32"
+        self._world_size = world_size
+        settings: dict[str, Any] = {
+            "train_batch_size": train.global_batch,
+            "train_micro_batch_size_per_gpu": train.micro_batch,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": train.clip_grad_norm,
+            "zero_optimization": {"stage": train.zero_stage},
+            "steps_per_print": 2**62,
+            "optimizer": {
+                "type": "AdamW",
+                "params": {
+                    # The rate is set before every update. It is 0 here because some ZeRO versions run an
+                    # update while they set up, which would decay the weights.
+                    "lr": 0.0,
+                    "betas": list(train.betas),
+                    "weight_decay": train.weight_decay,
+                    "torch_adam": True,
+                },
+            },
+        }
+        if not self._fp32:
+            settings[train.precision] = {"enabled": True}
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=settings)
+        for name, buffer in self.module.named_buffers():
+            # DeepSpeed casts buffers with the weights; normalisation statistics and counts must stay exact.
+            buffer.data = buffers[name].to(buffer.device)
+
+    @property
+    def module(self) -> nn.Module:
+        """The model itself; under ZeRO 3 its parameters are empty outside of forward and backward."""
+        return self.engine.module
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches have to be."""
+        return self.engine.device
+
+    def forward(self, batch: dict[str, Any], generators: list[torch.Generator]) -> dict[str, Tensor]:
+        """The model's outputs, among them the scalar "loss"."""
+        return self.engine(batch, generator=generators)
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds this micro-batch's gradients; they are averaged over the accumulation and the ranks."""
+        self.engine.backward(loss)
+
+    def step(self, learning_rate: float) -> bool:
+        """Ends a micro-batch; the last one of a global batch updates the weights.
+
+        Returns: False when the update was left out because of an overflow (fp16).
+        """
+        for group in self._adam().param_groups:
+            group["lr"] = learning_rate
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        self.engine.step()
+        return not boundary or bool(self.engine.was_step_applied())
+
+    def grad_norm(self) -> float | None:
+        """Norm of the last update's gradient before clipping; None where DeepSpeed does not compute it."""
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    # ----------------------------------------------------------------- state
+
+    def scalars(self) -> dict[str, float]:
+        """State that is the same on every rank: Adam's count of updates, fp16's loss scale."""
+        steps = [state["step"] for state in self._adam().state.values() if "step" in state]
+        values = {"adam_step": float(steps[0]) if steps else 0.0}
+        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        for name in ("cur_scale", "cur_iter", "last_overflow_iter"):
+            if scaler is not None and hasattr(scaler, name):
+                values[name] = float(getattr(scaler, name))
+        return values
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of the training state; all ranks' together cover each parameter once."""
+        rank = torch.distributed.get_rank()
+        for number, (name, parameter) in enumerate(self._trainable()):
+            if self._stage == 0:
+                if number % self._world_size == rank:
+                    state = self._adam().state.get(parameter, {})
+                    yield Piece(name, 0, _flat(parameter, {m: state[m] for m in MOMENTS if m in state}))
+            elif self._stage == 3:
+                yield from self._piece_of_stage_3(name, parameter, rank)
+            elif parameter._hp_mapping is not None:
+                mapping = parameter._hp_mapping
+                moments = mapping.optim_fragment or {}
+                values = {m: mapping.get_hp_fragment(m) for m in MOMENTS if m in moments}
+                yield Piece(name, mapping.lp_fragment_address.start, _flat(mapping.get_hp_fragment(), values))
+
+    def restore(self, scalars: dict[str, float], read: Callable[[str, str], Tensor]) -> None:
+        """Sets master weights and optimiser state.
+
+        The model must have been given the same weights before this engine was made around it, because
+        DeepSpeed refreshes the working copies from the masters at the next update only.
+
+        Args:
+            scalars: of the run that is continued.
+            read: (parameter name, "param" or one of MOMENTS) -> the full tensor, float32.
+        """
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        if scalars["adam_step"]:
+            self._make_moments(scalars["adam_step"])
+        for name, parameter in self._trainable():
+            if self._stage == 0:
+                for moment in MOMENTS if scalars["adam_step"] else ():
+                    self._adam().state[parameter][moment].copy_(read(name, moment))
+                continue
+            safe_set_full_fp32_param(parameter, read(name, "param").to(self.device))
+            for moment in MOMENTS if scalars["adam_step"] else ():
+                safe_set_full_optimizer_state(parameter, read(name, moment).to(self.device), moment)
+        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        for key, value in scalars.items():
+            if scaler is not None and hasattr(scaler, key):
+                setattr(scaler, key, value if key == "cur_scale" else int(value))
+
+    def full_parameter(self, parameter: nn.Parameter) -> Tensor:
+        """The whole parameter in fp32 on every rank (a collective call)."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        if self._stage == 0 or not parameter.requires_grad:
+            return parameter.detach().float().clone()
+        return safe_get_full_fp32_param(parameter).reshape(self._shape(parameter))
+
+    def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
+        """Inside it the working copy of the parameter is whole, under ZeRO 3 too (a collective call)."""
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameter) if self._stage == 3 else nullcontext()
+
+    @torch.no_grad()
+    def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Overwrites a parameter, masters and working copy, on every rank (a collective call)."""
+        import deepspeed
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        if self._stage > 0:
+            safe_set_full_fp32_param(parameter, value.to(self.device, torch.float32))
+        if self._stage == 3:
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+                if torch.distributed.get_rank() == 0:
+                    parameter.copy_(value)
+        else:
+            parameter.copy_(value)
+
+    # ----------------------------------------------------------------- DeepSpeed's inside
+
+    def _adam(self) -> torch.optim.Optimizer:
+        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+
+    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def _shape(self, parameter: nn.Parameter) -> torch.Size:
+        return getattr(parameter, "ds_shape", parameter.shape)
+
+    def _piece_of_stage_3(self, name: str, parameter: nn.Parameter, rank: int) -> Iterator[Piece]:
+        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
+        master = safe_get_local_fp32_param(parameter)
+        start = rank * master.numel()
+        # The last ranks' partitions are padded beyond the parameter's end.
+        length = min(master.numel(), parameter.ds_numel - start)
+        if length <= 0:
+            return
+        tensors = {"param": master}
+        if self._adam().state:
+            for moment in MOMENTS:
+                tensors[moment] = safe_get_local_optimizer_state(parameter, moment)
+        yield Piece(name, start, {key: value[:length].detach() for key, value in tensors.items()})
+
+    def _make_moments(self, adam_step: float) -> None:
+        """Adam makes its state at the first update; a resumed run needs it before."""
+        optimizer = self.engine.optimizer
+        if self._stage == 3:
+            flat = optimizer.fp32_partitioned_groups_flat
+        else:
+            flat = [tensor for group in self._adam().param_groups for tensor in group["params"]]
+        for tensor in flat:
+            self._adam().state[tensor] = {
+                "step": torch.tensor(adam_step),
+                **{moment: torch.zeros_like(tensor) for moment in MOMENTS},
+            }
+        if self._stage in (1, 2):
+            optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _flat(master: Tensor, moments: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors = {"param": master, **moments}
+    return {key: value.detach().float().flatten() for key, value in tensors.items()}

@@ -1,0 +1,53 @@
+"""Writes the model folder of a run from its newest checkpoint, on one process without the other ranks."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from defi_platform import storage
+from defi_platform.errors import CheckpointError
+from defi_platform.train import checkpoints
+from defi_platform.train.draws import seed_of
+from defi_platform.train.recipe import Recipe
+
+
+def export_model(recipe: Recipe, target: str) -> nn.Module:
+    """Builds the model on CPU, fills it with fp32 master weights, and saves it with `save_pretrained`.
+
+    Args:
+        target: model folder, local or remote; what stood there is replaced as a whole.
+    Returns: the model, in evaluation mode.
+    Raises: CheckpointError when the run has no checkpoint.
+    """
+    found = checkpoints.committed(recipe.config.train.output)
+    if not found:
+        raise CheckpointError(
+            f"{recipe.config.train.output} has no checkpoint to export from. Train first, or check train.output."
+        )
+    torch.manual_seed(seed_of(recipe.config.train.seed, "weights"))
+    model = recipe.build()
+    with checkpoints.Reader(found[0]) as reader, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(reader.read("param", name, parameter.shape))
+        for name, buffer in model.named_buffers():
+            if name in reader.names("buffer"):
+                buffer.copy_(reader.read("buffer", name, buffer.shape))
+    model.eval()
+    save_model(model, target)
+    return model
+
+
+def save_model(model: nn.Module, target: str) -> None:
+    """`save_pretrained` to a local or remote folder."""
+    if not storage.is_remote(target):
+        model.save_pretrained(storage.local_path(target))  # type: ignore[operator]
+        return
+    with tempfile.TemporaryDirectory() as scratch, storage.committed_folder(target) as folder:
+        model.save_pretrained(Path(scratch) / "model")  # type: ignore[operator]
+        shutil.copytree(Path(scratch) / "model", folder, dirs_exist_ok=True)

@@ -1,0 +1,81 @@
+"""What a model brings to the loop: how it is built, which samples it sees, what is watched besides its loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from defi_platform.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from defi_platform.train.engine import TrainingEngine
+
+
+class Recipe(ABC):
+    """One of the trainings. Recipes are sent to the workers, so they hold settings and nothing heavy."""
+
+    kind: str
+    """gfdm | gidm | policy: the name in status lines, checkpoints and model folders."""
+    summed_buffers: Sequence[str] = ()
+    """Names of buffers that each rank counts for itself; a checkpoint holds their sum."""
+
+    def __init__(self, config: PretrainConfig):
+        self.config = config
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs' weights interchangeable; kept in each checkpoint."""
+        model = self.config.model
+        return {"kind": self.kind, "preset": model.preset, "overrides": model.overrides}
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The model on CPU, in fp32, the same on every rank; `forward(batch, generator=)` gives "loss"."""
+
+    @abstractmethod
+    def plan(self, split: str) -> Any:
+        """The plan of the train or validation split."""
+
+    @abstractmethod
+    def stream(
+        self, plan: Any, *, start: int, stop: int, rank: int, world_size: int, global_batch: int, micro_batch: int
+    ) -> Iterable[dict[str, Any]]:
+        """Batches of samples start..stop of a plan, as `defi_platform.data.dataset.stream` gives them."""
+
+    def prepare(self) -> None:
+        """Done once by the driver before workers start: whatever the plan needs."""
+
+    def after_update(self, engine: TrainingEngine, step: int) -> dict[str, float]:
+        """Called on every rank after update number `step` (from 1).
+
+        Returns: what to log with this step.
+        """
+        return {}
+
+    def validation_counts(self, outputs: dict[str, Tensor]) -> Tensor | None:
+        """Counts (1-D) of one validation batch that are summed over batches and ranks."""
+        return None
+
+    def validation_metrics(self, counts: Tensor) -> dict[str, Any]:
+        """Metrics from the summed counts."""
+        return {}
+
+    def media(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> list[str]:
+        """Pictures of what the model does, written below the run folder.
+
+        Args:
+            model: on CPU, in fp32.
+            batch: of the validation split.
+        Returns: paths relative to the run folder.
+        """
+        return []
+
+    def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
+        """What summary.json tells besides the loop's own figures, from the last validation."""
+        return {}
+
+    def skipped(self) -> dict[str, int]:
+        """Videos left out so far, by reason."""
+        return {}

@@ -1,0 +1,1 @@
+"""GFDM, GIDM and the fused policy, as the loop trains them."""

@@ -1,0 +1,81 @@
+"""GFDM: clips of video, denoised."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from defi_platform import storage
+from defi_platform.data.rules import ClipRule, Rule
+from defi_platform.train.draws import sample_generators
+from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors
+
+SHOWN_CLIPS = 4
+SAMPLING_STEPS = 20
+GAP = 2
+"""White pixels between the pictures of a strip."""
+
+
+class GFDMRecipe(VideoRecipe):
+    """Forward dynamics pretraining."""
+
+    kind = "gfdm"
+
+    def rule(self) -> Rule:
+        data = self.config.data
+        return ClipRule(data.clip_frames, data.clip_span_s)
+
+    def build(self) -> nn.Module:
+        from defi_models import presets
+        from defi_models.gfdm import ForwardDynamics
+
+        model = self.config.model
+        with model_errors():
+            built = (
+                load_folder(ForwardDynamics.from_pretrained, model.init_from)
+                if model.init_from
+                else ForwardDynamics(presets.gfdm(model.preset, **model.overrides))
+            )
+        data = self.config.data
+        for name, given in (("frames", data.clip_frames), ("height", data.height), ("width", data.width)):
+            field = "clip_frames" if name == "frames" else name
+            self.check_size(name, getattr(built.config, name), given, field)
+        return built
+
+    def media(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> list[str]:
+        """A strip per clip: above what happened, below what the model samples from the first frame and text."""
+        truth = batch["frames"][:SHOWN_CLIPS]
+        samples = batch["sample"][:SHOWN_CLIPS].tolist()
+        predicted = model.sample(  # type: ignore[operator]
+            truth[:, 0],
+            batch["text"][:SHOWN_CLIPS],
+            steps=SAMPLING_STEPS,
+            generator=sample_generators(self.config.train.seed, "media", samples),
+        )
+        name = f"media/clips_{step:06d}.png"
+        storage.write_bytes(storage.join(folder, name), strips(truth.numpy(), predicted.cpu().numpy()))
+        return [name]
+
+
+def strips(truth: np.ndarray, predicted: np.ndarray) -> bytes:
+    """A PNG of clips in two rows each.
+
+    Args:
+        truth, predicted: uint8 (B, T, H, W, 3).
+    """
+    from PIL import Image
+
+    clips, frames, height, width, _ = truth.shape
+    canvas = np.full((clips * (2 * (height + GAP) + 3 * GAP), frames * (width + GAP), 3), 255, np.uint8)
+    for clip in range(clips):
+        for row, pictures in enumerate((truth[clip], predicted[clip])):
+            top = clip * (2 * (height + GAP) + 3 * GAP) + row * (height + GAP)
+            for frame in range(frames):
+                left = frame * (width + GAP)
+                canvas[top : top + height, left : left + width] = pictures[frame]
+    png = io.BytesIO()
+    Image.fromarray(canvas).save(png, format="PNG")
+    return png.getvalue()

@@ -1,0 +1,102 @@
+"""The fused policy: frames with the actions that followed, on top of the two pretrained models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from defi_platform import storage
+from defi_platform.config import FinetuneConfig
+from defi_platform.data.episodes import dimensions, statistics
+from defi_platform.data.plan import Plan
+from defi_platform.data.rules import ChunkRule, Rule
+from defi_platform.errors import ConfigError
+from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors
+
+if TYPE_CHECKING:
+    from defi_models.normalization import Statistics
+    from defi_models.policy import DeFIPolicy
+
+
+class PolicyRecipe(VideoRecipe):
+    """Fine-tuning of the policy on labelled episodes."""
+
+    kind = "policy"
+    config: FinetuneConfig
+    summed_buffers: Sequence[str] = ("adapter.latent_actions.codebook.usage",)
+
+    def __init__(self, config: FinetuneConfig):
+        super().__init__(config)
+        config.gfdm, config.gidm = storage.absolute(config.gfdm), storage.absolute(config.gidm)
+        self._chunk: int | None = None
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"trainable": self.config.trainable}
+
+    def rule(self) -> Rule:
+        if self._chunk is None:
+            self._chunk = self._model_config().adapter.head.chunk
+        return ChunkRule(self._chunk)
+
+    def build(self) -> nn.Module:
+        from defi_models.gfdm import ForwardDynamics
+        from defi_models.gidm import InverseDynamics
+        from defi_models.policy import DeFIPolicy
+
+        gfdm = load_folder(ForwardDynamics.from_pretrained, self.config.gfdm)
+        gidm = load_folder(InverseDynamics.from_pretrained, self.config.gidm)
+        plan = self.plan("train")
+        self._check_signals(plan)
+        with model_errors():
+            policy = DeFIPolicy.fuse(self._model_config(), gfdm, gidm)
+            if self.config.model.init_from:
+                before = load_folder(DeFIPolicy.from_pretrained, self.config.model.init_from)
+                policy.load_state_dict(before.state_dict())
+            policy.set_trainable(self.config.trainable)
+        self._check_views(policy, plan)
+        policy.set_statistics(_as_model_statistics(plan))
+        data = self.config.data
+        for name in ("height", "width"):
+            self.check_size(name, getattr(gfdm.config, name), getattr(data, name), name)
+        return policy
+
+    def _model_config(self) -> DeFIPolicy.Config:
+        from defi_models import presets
+
+        with model_errors():
+            return presets.policy(self.config.model.preset, **self.config.model.overrides)
+
+    def _check_signals(self, plan: Plan) -> None:
+        head = self._model_config().adapter.head
+        actions, proprio = dimensions(plan)
+        if head.action_dim != actions:
+            raise ConfigError(
+                f"the corpus has actions of {actions} dimensions, the policy's action_dim is {head.action_dim}. "
+                f"Set model.overrides.adapter.head.action_dim={actions}."
+            )
+        if head.proprio_dim not in (0, proprio):
+            raise ConfigError(
+                f"the corpus has proprioception of {proprio} dimensions, the policy's proprio_dim is "
+                f"{head.proprio_dim}. Set model.overrides.adapter.head.proprio_dim={proprio}."
+            )
+
+    def _check_views(self, policy: DeFIPolicy, plan: Plan) -> None:
+        if policy.config.views != plan.views:
+            raise ConfigError(
+                f"the plan gives {plan.views} cameras per sample, the policy's views is {policy.config.views}. "
+                f"Set model.overrides.views={plan.views}, or choose cameras in data.corpora.NAME.cameras."
+            )
+
+
+def _as_model_statistics(plan: Plan) -> Statistics:
+    from defi_models.normalization import FieldStatistics, Statistics
+
+    found = {
+        name: FieldStatistics(
+            mean=one.mean.tolist(), std=one.std.tolist(), min=one.min.tolist(), max=one.max.tolist()
+        )
+        for name, one in statistics(plan).items()
+    }
+    return Statistics(action=found["action"], proprio=found.get("proprio"))

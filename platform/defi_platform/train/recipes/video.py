@@ -1,0 +1,99 @@
+"""What the three recipes share: samples come from a plan over the configured corpora."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from torch import nn
+
+from defi_models.errors import ConfigurationError, ModelFolderError
+from defi_platform import storage
+from defi_platform.config import PretrainConfig
+from defi_platform.data.dataset import stream
+from defi_platform.data.ingest import ingest
+from defi_platform.data.manifest import Manifest, skipped
+from defi_platform.data.plan import Plan
+from defi_platform.data.rules import Rule
+from defi_platform.errors import CheckpointError, ConfigError
+from defi_platform.train.recipe import Recipe
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class VideoRecipe(Recipe):
+    """A recipe that learns from video corpora."""
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__(config)
+        data = config.data
+        # Decoders and workers run in other working directories than the driver.
+        data.manifest = storage.absolute(data.manifest)
+        for corpus in data.corpora.values():
+            corpus.path = storage.absolute(corpus.path)
+        if config.model.init_from:
+            config.model.init_from = storage.absolute(config.model.init_from)
+
+    @abstractmethod
+    def rule(self) -> Rule:
+        """How a sample is cut out of a video."""
+
+    def prepare(self) -> None:
+        """Brings the manifest up to date, and finds out now whether both splits have samples."""
+        ingest(self.config.data)
+        for split in ("train", "validation"):
+            self.plan(split)
+
+    def plan(self, split: str) -> Plan:
+        data = self.config.data
+        manifest = Manifest.open(data.manifest, list(data.corpora))
+        return Plan.of(manifest, data, self.rule(), self.config.train.seed, split)
+
+    def stream(
+        self, plan: Plan, *, start: int, stop: int, rank: int, world_size: int, global_batch: int, micro_batch: int
+    ) -> Iterable[dict[str, Any]]:
+        return stream(
+            plan,
+            self.config.data,
+            start=start,
+            stop=stop,
+            rank=rank,
+            world_size=world_size,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+        )
+
+    def skipped(self) -> dict[str, int]:
+        return skipped(self.config.data.manifest)
+
+    def check_size(self, what: str, wanted: Any, given: Any, field: str) -> None:
+        """Raises: ConfigError when the data is not cut as the model needs it."""
+        if wanted != given:
+            raise ConfigError(
+                f"data.{field}={given}, but the {self.kind} model '{self.config.model.preset}' has {what}={wanted}. "
+                f"Set data.{field}={wanted}, or model.overrides."
+            )
+
+
+@contextlib.contextmanager
+def model_errors() -> Iterator[None]:
+    """Turns the models' own errors into the platform's."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigError(f"model: {error}") from error
+    except ModelFolderError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def load_folder(from_pretrained: Callable[..., Model], folder: str) -> Model:
+    """A model from a local or remote model folder.
+
+    Raises: CheckpointError when the folder is absent, damaged or of another model.
+    """
+    if not storage.is_folder(folder):
+        raise CheckpointError(f"model folder {folder} does not exist. Check the path, or train that model first.")
+    with model_errors(), storage.local_copy(folder) as local:
+        return from_pretrained(local)

@@ -1,0 +1,260 @@
+"""The driver's side of training: checks, start, watching, and what is left of a run when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from omegaconf import OmegaConf
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from defi_platform import errors, storage
+from defi_platform.cluster import ray_session
+from defi_platform.config import RayConfig, to_mapping, to_yaml
+from defi_platform.errors import CheckpointError, ConfigError, UserError
+from defi_platform.train import checkpoints
+from defi_platform.train.checks import check_cluster, check_train_config, worker_resources
+from defi_platform.train.loop import MODEL, STOP, SUMMARY, train_worker
+from defi_platform.train.recipe import Recipe
+from defi_platform.train.status import FILE as STATUS
+from defi_platform.train.status import StatusView
+
+CONFIG = "config.yaml"
+
+FREE_TO_CHANGE = {
+    "num_workers", "resources_per_worker", "use_gpu", "micro_batch", "zero_stage", "precision", "output",
+    "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_failures", "threads", "steps",
+}  # fmt: skip
+"""Fields of TrainConfig that a resumed run may have otherwise than the run had before."""
+
+
+class TrainingFailed(UserError):
+    """A run that did not reach its end: its workers failed more often than allowed, or with it another run."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a complete run left: summary.json, and where it lies."""
+
+    folder: str
+    values: dict[str, Any]
+    reused: bool = False
+    """The run was complete before; nothing was done."""
+
+    @property
+    def model(self) -> str:
+        """The exported model folder."""
+        return storage.join(self.folder, MODEL)
+
+    def text(self) -> str:
+        """A few lines for people."""
+        first, last = self.values["validation"]["first"], self.values["validation"]["last"]
+        done = "was complete before" if self.reused else f"{self.values['wall_s']:.0f} s"
+        return (
+            f"{self.values['kind']}: {self.values['steps']} steps, {self.values['samples']} samples ({done}); "
+            f"validation loss {first['loss']:.4f} -> {last['loss']:.4f}\n  model: {self.model}"
+        )
+
+
+def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
+    """Runs trainings side by side on one cluster; complete ones are left as they are.
+
+    Raises: UserError for what is refused before anything starts; TrainingFailed, after all others have ended,
+        when one fails.
+    """
+    for recipe in recipes:
+        check_train_config(recipe.config.train, "train" if len(recipes) == 1 else f"{recipe.kind}.train")
+        # Workers have other working directories than the driver.
+        recipe.config.train.output = storage.absolute(recipe.config.train.output)
+    folders = [recipe.config.train.output for recipe in recipes]
+    if len(set(folders)) < len(folders):
+        raise ConfigError(f"two trainings share train.output={folders[0]}. Give each a folder of its own.")
+    summaries: dict[str, RunSummary] = {}
+    for recipe in recipes:
+        summary = complete_run(recipe)
+        if summary:
+            print(f"{recipe.kind}: {recipe.config.train.output} is complete, nothing to do", flush=True)
+            summaries[recipe.kind] = summary
+        else:
+            check_resumable(recipe)
+    pending = [recipe for recipe in recipes if recipe.kind not in summaries]
+    if pending:
+        with ray_session(ray_config):
+            check_cluster({recipe.kind: recipe.config.train for recipe in pending})
+            for recipe in pending:
+                recipe.prepare()
+            _run_all(pending)
+        for recipe in pending:
+            summaries[recipe.kind] = _summary(recipe.config.train.output)
+    return [summaries[recipe.kind] for recipe in recipes]
+
+
+def complete_run(recipe: Recipe) -> RunSummary | None:
+    """The summary of a run that has nothing left to do."""
+    folder = recipe.config.train.output
+    if not storage.exists(storage.join(folder, SUMMARY)):
+        return None
+    summary = _summary(folder, reused=True)
+    _refuse_other_model(recipe, summary.values["model"])
+    return summary if summary.values["steps"] >= recipe.config.train.steps else None
+
+
+def check_resumable(recipe: Recipe) -> None:
+    """Refuses a run folder that holds the run of other settings.
+
+    Raises: CheckpointError for another model, ConfigError for settings that change data order or loss.
+    """
+    folder = recipe.config.train.output
+    found = checkpoints.committed(folder)
+    if not found:
+        return
+    _refuse_other_model(recipe, found[0].position.model)
+    path = storage.join(folder, CONFIG)
+    if not storage.exists(path):
+        return
+    before = OmegaConf.to_container(OmegaConf.create(storage.read_text(path)))
+    assert isinstance(before, dict)
+    now = to_mapping(recipe.config)
+    for part in ("data", "train"):
+        for key, value in now[part].items():
+            old = before[part].get(key, value)
+            if part == "train" and key in FREE_TO_CHANGE or key in ("manifest", "decode", "strict"):
+                continue
+            if old != value:
+                raise ConfigError(
+                    f"{folder} was trained to step {found[0].step} with {part}.{key}={old}, now it is {value}: "
+                    f"the run could not go on exactly. Set it back, or choose another train.output."
+                )
+
+
+def _refuse_other_model(recipe: Recipe, there: dict[str, Any]) -> None:
+    if there != recipe.identity():
+        wanted = recipe.identity()
+        differing = [key for key in wanted if there.get(key) != wanted[key]]
+        raise CheckpointError(
+            f"{recipe.config.train.output} holds another model: "
+            + ", ".join(f"{key} {there.get(key)!r} there, {wanted[key]!r} in the config" for key in differing)
+            + ". Choose another train.output, or the settings that it was written with."
+        )
+
+
+def _run_all(recipes: Sequence[Recipe]) -> None:
+    outcomes: dict[str, BaseException | None] = {}
+    for recipe in recipes:
+        _prepare_folder(recipe)
+
+    def drive(recipe: Recipe) -> None:
+        try:
+            _fit(recipe)
+            outcomes[recipe.kind] = None
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
+            outcomes[recipe.kind] = error
+
+    # In threads of its own, because Ray Train's Ctrl-C handler ends the process with success.
+    threads = [threading.Thread(target=drive, args=(recipe,), daemon=True) for recipe in recipes]
+    view = StatusView({recipe.kind: recipe.config.train.output for recipe in recipes})
+    for thread in threads:
+        thread.start()
+    with _stop_on_interrupt(recipes, threads, view):
+        _watch(threads, view)
+    failed = {kind: error for kind, error in outcomes.items() if error}
+    if failed:
+        raise _failure(failed, [recipe.kind for recipe in recipes if recipe.kind not in failed])
+
+
+def _watch(threads: Sequence[threading.Thread], view: StatusView) -> None:
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(0.2)
+        view.refresh()
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt(
+    recipes: Sequence[Recipe], threads: Sequence[threading.Thread], view: StatusView
+) -> Iterator[None]:
+    """After Ctrl-C the runs stop at a checkpoint; a second Ctrl-C ends them at once."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nstopping at a checkpoint; Ctrl-C again to stop at once", flush=True)
+        for recipe in recipes:
+            if not storage.is_remote(recipe.config.train.output):
+                storage.write_text(storage.join(recipe.config.train.output, STOP), "")
+        _watch(threads, view)
+        raise
+
+
+def _prepare_folder(recipe: Recipe) -> None:
+    folder = recipe.config.train.output
+    storage.write_text(storage.join(folder, CONFIG), to_yaml(recipe.config))
+    for name in (STOP, STATUS, SUMMARY):
+        storage.delete(storage.join(folder, name))
+    # Ray Train's own list of checkpoints: ours is read from the folders themselves, and Ray would refuse to
+    # start over one that has been deleted since.
+    storage.delete(storage.join(folder, checkpoints.FOLDER, "checkpoint_manager_snapshot.json"))
+
+
+def _fit(recipe: Recipe) -> None:
+    settings = recipe.config.train
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"recipe": recipe, "started": time.time()},
+        torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=settings.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker=worker_resources(settings),
+        ),
+        run_config=ray.train.RunConfig(
+            name=checkpoints.FOLDER,
+            storage_path=settings.output,
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+        ),
+    )
+    outcome = trainer.fit().return_value or {}
+    if "error" in outcome:
+        kind, message = outcome["error"]
+        family = {cls.__name__: cls for cls in _families(errors.UserError)}
+        raise family.get(kind, TrainingFailed)(message)
+    if "stopped" in outcome:
+        raise KeyboardInterrupt
+
+
+def _families(base: type[UserError]) -> list[type[UserError]]:
+    return [base] + [cls for sub in base.__subclasses__() for cls in _families(sub)]
+
+
+def _failure(failed: dict[str, BaseException], fine: Sequence[str]) -> BaseException:
+    """One error for all runs that failed; the only one's own where it was alone and the user's to mend."""
+    first = next(iter(failed.values()))
+    if isinstance(first, KeyboardInterrupt):
+        return first
+    if len(failed) == 1 and not fine and isinstance(first, UserError):
+        return first
+    told = "; ".join(f"{kind} failed: {_cause(error)}" for kind, error in failed.items())
+    rest = f" Complete: {', '.join(fine)}." if fine else ""
+    failure = TrainingFailed(f"{told}.{rest} The same command goes on from the last checkpoint.")
+    failure.__cause__ = first
+    return failure
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost line of an error that Ray Train has wrapped."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        error = next(iter(failures.values()))
+        inner = getattr(error, "_base_exc", None) or getattr(error, "cause", None)
+        error = inner or error
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[-1] if text else 'no message'}"
+
+
+def _summary(folder: str, reused: bool = False) -> RunSummary:
+    return RunSummary(folder, json.loads(storage.read_text(storage.join(folder, SUMMARY))), reused)

@@ -1,0 +1,113 @@
+"""status.json of a run: what anyone may want to know while it trains, and the line that shows it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from defi_platform import storage
+
+FILE = "status.json"
+LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 15.0
+SPEED_WINDOW_S = 30.0
+"""The rate that is shown is that of about the last half minute."""
+
+
+class StatusWriter:
+    """Rank 0's side: writes the newest state now and then, atomically."""
+
+    def __init__(self, run: str, kind: str, steps: int):
+        self._path = storage.join(run, FILE)
+        self._interval = REMOTE_INTERVAL_S if storage.is_remote(run) else LOCAL_INTERVAL_S
+        self._state: dict[str, Any] = {"kind": kind, "steps": steps}
+        self._written = 0.0
+        self._marks: list[tuple[float, int]] = []
+
+    def update(self, force: bool = False, **values: Any) -> None:
+        """Takes over `values`; `samples` also feeds the rate and the expected end."""
+        self._state.update(values)
+        now = time.monotonic()
+        if not force and now - self._written < self._interval:
+            return
+        if "samples" in self._state:
+            self._rate(now)
+        self._written = now
+        self._state["time"] = time.time()
+        storage.write_text(self._path, json.dumps(self._state))
+
+    def _rate(self, now: float) -> None:
+        self._marks.append((now, self._state["samples"]))
+        while len(self._marks) > 2 and now - self._marks[0][0] > SPEED_WINDOW_S:
+            self._marks.pop(0)
+        (then, first), (_, last) = self._marks[0], self._marks[-1]
+        if now > then and last > first and self._state.get("step"):
+            rate = (last - first) / (now - then)
+            per_step = last / self._state["step"]
+            self._state["samples_per_s"] = round(rate, 3)
+            self._state["eta_s"] = round((self._state["steps"] - self._state["step"]) * per_step / rate, 1)
+
+
+def read_status(run: str) -> dict[str, Any] | None:
+    """The newest state of a run, None before its first."""
+    path = storage.join(run, FILE)
+    try:
+        return json.loads(storage.read_text(path))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def line(name: str, status: dict[str, Any] | None) -> str:
+    """One line for people: `gfdm step 120/600 | loss 0.4211 | 24.1 samples/s | data wait 3 % | ETA 2:31`."""
+    if status is None:
+        return f"{name} starting"
+    if status.get("phase") != "training":
+        return f"{name} {status.get('phase', 'starting')}"
+    parts = [f"{name} step {status['step']}/{status['steps']}"]
+    if "loss" in status:
+        parts.append(f"loss {status['loss']:.4f}")
+    if "samples_per_s" in status:
+        parts.append(f"{status['samples_per_s']:.1f} samples/s")
+    if "data_wait" in status:
+        parts.append(f"data wait {100 * status['data_wait']:.0f} %")
+    if "checkpoint_step" in status:
+        parts.append(f"checkpoint {status['checkpoint_step']}")
+    if "eta_s" in status:
+        minutes, seconds = divmod(int(status["eta_s"]), 60)
+        parts.append(f"ETA {minutes}:{seconds:02d}")
+    return " | ".join(parts)
+
+
+class StatusView:
+    """The driver's side: one view of all runs that train at the same time.
+
+    On a terminal it is drawn in place; in a log a line appears per run every `interval_s`.
+    """
+
+    def __init__(self, runs: dict[str, str], interval_s: float = 10.0):
+        self._runs = runs
+        self._interval = interval_s
+        self._drawn = 0
+        self._shown = 0.0
+        self._last: dict[str, str] = {}
+
+    def refresh(self) -> None:
+        """Shows what has changed, when it is time to."""
+        terminal = sys.stdout.isatty()
+        now = time.monotonic()
+        if now - self._shown < (1.0 if terminal else self._interval):
+            return
+        self._shown = now
+        lines = {name: line(name, read_status(run)) for name, run in self._runs.items()}
+        if terminal:
+            if self._drawn:
+                sys.stdout.write(f"\x1b[{self._drawn}F")
+            sys.stdout.write("".join(f"\x1b[2K{text}\n" for text in lines.values()))
+            self._drawn = len(lines)
+        else:
+            for name, text in lines.items():
+                if self._last.get(name) != text:
+                    sys.stdout.write(text + "\n")
+        self._last = lines
+        sys.stdout.flush()
