@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 GOP = 2
 """Frames from one key frame to the next: training reads single frames out of the middle of files."""
-CRF = 17
+CRF = 12
 """x264's quality; at 64 x 64 pixels a coarser one smears the gripper away."""
 
 

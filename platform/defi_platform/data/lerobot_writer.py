@@ -124,6 +124,7 @@ class LeRobotWriter:
         self._tasks: dict[str, int] = {}
         self._episodes: list[dict[str, Any]] = []
         self._stats: list[dict[str, Stats]] = []
+        self._vector_values: dict[str, list[NDArray[np.float32]]] = {vector.key: [] for vector in vectors}
         self._frames = 0
         self._rows: list[pa.Table] = []
         self._data_file = 0
@@ -162,6 +163,7 @@ class LeRobotWriter:
             flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
             arrays[vector.key] = pa.FixedSizeListArray.from_arrays(flat, len(vector.names))
             stats[vector.key] = vector_stats(values.astype(np.float64))
+            self._vector_values[vector.key].append(values)
         for name, column in columns.items():
             arrays[name] = pa.array(column)
             stats[name] = vector_stats(column.astype(np.float64)[:, None])
@@ -185,6 +187,9 @@ class LeRobotWriter:
         tasks.to_parquet(meta / "tasks.parquet")
         self._write_episodes(meta / "episodes" / "chunk-000" / "file-000.parquet")
         pooled = {key: pooled_stats([stats[key] for stats in self._stats]) for key in self._stats[0]}
+        for key, values in self._vector_values.items():
+            # Normalisation reads these: exact quantiles, also where a mean of the episodes' would mislead.
+            pooled[key] = vector_stats(np.concatenate(values).astype(np.float64))
         (meta / "stats.json").write_text(
             json.dumps({k: {n: v.tolist() for n, v in s.items()} for k, s in pooled.items()}, indent=2)
         )

@@ -6,6 +6,7 @@ A bad video goes to quarantine and the plan's fallback stands in; every such ski
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,15 @@ PASSING = frozenset({"storage", "timeout", "crash"})
 """Reasons that may lie in the moment rather than in the file: such videos are tried again by the next process."""
 
 
+@dataclass
+class _Skips:
+    """What one sample number had to pass over."""
+
+    attempts: int = 0
+    reasons: dict[int, str] = field(default_factory=dict)
+    """Manifest row -> why it is bad; a stand-in may meet the same row again."""
+
+
 class SampleDecoder:
     """Decodes the samples it is given by number.
 
@@ -50,11 +60,11 @@ class SampleDecoder:
         ks = np.arange(batch["start"][0], batch["stop"][0], dtype=np.int64)
         samples = self._plan.resolve_many(ks)
         frames = np.empty((len(samples), *self._frames_shape(samples[0])), np.uint8)
-        skipped: list[list[str]] = [[] for _ in samples]
+        skips = [_Skips() for _ in samples]
         todo = list(range(len(samples)))
         while todo:
             for i in todo:
-                samples[i] = self._past_known_bad(samples[i], skipped[i])
+                samples[i] = self._past_known_bad(samples[i], skips[i])
             todo = self._decode(samples, todo, frames)
         rows = np.array([sample.row for sample in samples])
         columns: dict[str, Any] = {
@@ -62,7 +72,7 @@ class SampleDecoder:
             "sample": ks,
             "video_id": _texts(self._plan.manifest.take("video_id", rows)),
             "corpus": _texts(sample.corpus for sample in samples),
-            "skipped": _texts(",".join(reasons) for reasons in skipped),
+            "skipped": _texts(",".join(skip.reasons.values()) for skip in skips),
         }
         if isinstance(self._plan.rule, ChunkRule):
             return columns | {"images": frames} | self._chunks(samples, self._plan.rule.chunk)
@@ -75,16 +85,17 @@ class SampleDecoder:
         pictures = len(sample.rows) * len(sample.indices)
         return (pictures, self._data.height, self._data.width, 3)
 
-    def _past_known_bad(self, sample: Sample, skipped: list[str]) -> Sample:
+    def _past_known_bad(self, sample: Sample, skips: _Skips) -> Sample:
         """`sample`, or the first of its stand-ins whose videos are not known to be bad."""
-        while reason := next((self._bad[row] for row in sample.rows if row in self._bad), None):
-            skipped.append(reason)
-            if len(skipped) > MOST_FALLBACKS:
+        while (bad := next((row for row in sample.rows if row in self._bad), None)) is not None:
+            skips.reasons[bad] = self._bad[bad]
+            skips.attempts += 1
+            if skips.attempts > MOST_FALLBACKS:
                 raise CorpusError(
-                    f"corpus {sample.corpus}: {MOST_FALLBACKS} bad videos in a row, last for '{reason}'. "
+                    f"corpus {sample.corpus}: {MOST_FALLBACKS} bad videos in a row, last for '{self._bad[bad]}'. "
                     f"The quarantine table in {self._plan.manifest.folder} lists them; check the corpus's storage."
                 )
-            sample = self._plan.fallback(sample.k, len(skipped))
+            sample = self._plan.fallback(sample.k, skips.attempts)
         return sample
 
     def _decode(self, samples: list[Sample], todo: list[int], frames: np.ndarray) -> list[int]:

@@ -1,0 +1,152 @@
+"""Streams on a real Ray: exact order, right frames, skips, and no waiting for CPUs that trainers hold."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from corpora import FPS, numbers_of, write_lerobot, write_video
+
+from defi_platform.config import CorpusConfig, DataConfig
+from defi_platform.data.dataset import stream
+from defi_platform.data.ingest import ingest
+from defi_platform.data.manifest import Manifest, skipped
+from defi_platform.data.plan import Plan
+from defi_platform.data.rules import ChunkRule, ClipRule, PairRule
+
+LENGTHS = (20, 31, 25, 40, 22, 28)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[DataConfig, Manifest]:
+    """Six episodes of two cameras, their frames numbered through the file."""
+    folder = tmp_path_factory.mktemp("stream")
+    root = write_lerobot(folder / "corpus", LENGTHS, cameras=("front", "top"))
+    data = DataConfig(
+        corpora={"robot": CorpusConfig(path=str(root))}, manifest=str(folder / "manifest"), holdout=0.0
+    )
+    return data, ingest(data)
+
+
+def one_epoch(plan: Plan, data: DataConfig, stop: int, **options: Any) -> list[dict[str, Any]]:
+    sizes = {"rank": 0, "world_size": 1, "global_batch": 4, "micro_batch": 4} | options
+    return list(stream(plan, data, start=0, stop=stop, **sizes))
+
+
+def test_a_clip_is_the_frames_the_plan_names(corpus: tuple[DataConfig, Manifest]) -> None:
+    data, manifest = corpus
+    plan = Plan.of(manifest, data, ClipRule(frames=8), seed=0)
+    batches = one_epoch(plan, data, stop=12)
+    for batch in batches:
+        assert batch["frames"].shape == (4, 8, 64, 64, 3)
+        for k, frames, video_id, text in zip(
+            batch["sample"].tolist(), batch["frames"].numpy(), batch["video_id"], batch["text"], strict=True
+        ):
+            sample = plan.resolve(k)
+            video = manifest.row(sample.row)
+            assert (video["video_id"], video["text"]) == (video_id, text)
+            assert numbers_of(frames) == [video["first_frame"] + i for i in sample.indices]
+    assert [k for batch in batches for k in batch["sample"].tolist()] == list(range(12))
+
+
+def test_the_frames_of_a_pair_are_the_interval_apart(corpus: tuple[DataConfig, Manifest]) -> None:
+    data, manifest = corpus
+    plan = Plan.of(manifest, data, PairRule(interval_s=1.0), seed=0)
+    for batch in one_epoch(plan, data, stop=8):
+        for pair in batch["frames"].numpy():
+            first, second = numbers_of(pair)
+            assert second - first == FPS
+
+
+def test_a_chunk_holds_every_camera_and_the_actions_from_its_frame_on(
+    corpus: tuple[DataConfig, Manifest],
+) -> None:
+    data, manifest = corpus
+    plan = Plan.of(manifest, data, ChunkRule(chunk=10), seed=0)
+    assert plan.samples_per_epoch == {"robot": sum(LENGTHS)}
+    for batch in one_epoch(plan, data, stop=40):
+        assert batch["images"].shape == (4, 2, 64, 64, 3)
+        for i in range(4):
+            t, episode = batch["proprio"][i].tolist()
+            assert numbers_of(batch["images"][i].numpy()) == [sum(LENGTHS[: int(episode)]) + int(t)] * 2
+            steps = np.minimum(t + np.arange(10), LENGTHS[int(episode)] - 1)
+            assert batch["actions"][i, :, 1].tolist() == steps.tolist()
+            assert batch["action_mask"][i].tolist() == (t + np.arange(10) < LENGTHS[int(episode)]).tolist()
+
+
+def test_ranks_share_every_step_without_overlap(corpus: tuple[DataConfig, Manifest]) -> None:
+    data, manifest = corpus
+    plan = Plan.of(manifest, data, ClipRule(frames=2), seed=0)
+    by_rank = [one_epoch(plan, data, stop=16, rank=rank, world_size=2, global_batch=8) for rank in (0, 1)]
+    numbers = [[batch["sample"].tolist() for batch in batches] for batches in by_rank]
+    assert numbers == [[[0, 1, 2, 3], [8, 9, 10, 11]], [[4, 5, 6, 7], [12, 13, 14, 15]]]
+
+
+def test_several_decode_actors_keep_the_order(corpus: tuple[DataConfig, Manifest]) -> None:
+    data, manifest = corpus
+    several = DataConfig(**data.__dict__)
+    several.decode = type(data.decode)(processes=2)
+    plan = Plan.of(manifest, several, PairRule(interval_s=0.5), seed=0)
+    batches = one_epoch(plan, several, stop=64)
+    assert [k for batch in batches for k in batch["sample"].tolist()] == list(range(64))
+
+
+def test_a_video_that_goes_bad_after_ingest_is_replaced_counted_and_listed(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    for number in range(4):
+        write_video(tmp_path / "corpus" / f"{number}.mp4", range(number * 20, number * 20 + 20))
+    data = DataConfig(
+        corpora={"plain": CorpusConfig(path=str(tmp_path / "corpus"))},
+        manifest=str(tmp_path / "m"),
+        holdout=0.0,
+    )
+    manifest = ingest(data)
+    (tmp_path / "corpus" / "2.mp4").write_bytes(b"x" * 1000)
+    plan = Plan.of(manifest, data, ClipRule(frames=4), seed=0)
+    batches = one_epoch(plan, data, stop=8)
+    assert [k for batch in batches for k in batch["sample"].tolist()] == list(range(8))
+    assert "2.mp4" not in [video_id for batch in batches for video_id in batch["video_id"]]
+    reasons = [reason for batch in batches for reason in batch["skipped"] if reason]
+    assert set(reasons) == {"unreadable"} and len(reasons) >= 2
+    assert skipped(data.manifest) == {"unreadable": 1}
+
+
+def test_with_strict_a_bad_video_stops_the_stream_and_is_named(tmp_path: Path, ray_cluster: None) -> None:
+    write_video(tmp_path / "corpus" / "a.mp4", range(20))
+    data = DataConfig(
+        corpora={"plain": CorpusConfig(path=str(tmp_path / "corpus"))},
+        manifest=str(tmp_path / "m"),
+        holdout=0.0,
+        strict=True,
+    )
+    manifest = ingest(data)
+    shutil.rmtree(tmp_path / "corpus")
+    plan = Plan.of(manifest, data, ClipRule(frames=4), seed=0)
+    with pytest.raises(ray.exceptions.RayError, match=r"a\.mp4.*missing"):
+        one_epoch(plan, data, stop=4)
+
+
+@pytest.mark.slow
+def test_two_trainers_that_hold_every_cpu_can_stream_at_once(corpus: tuple[DataConfig, Manifest]) -> None:
+    data, manifest = corpus
+
+    # Its code travels by value, so it uses the platform alone and nothing of this module.
+    @ray.remote(num_cpus=2)
+    class Trainer:
+        def train(self, plan: Plan) -> list[int]:
+            batches = stream(
+                plan, data, start=0, stop=32, rank=0, world_size=1, global_batch=4, micro_batch=4
+            )
+            return [k for batch in batches for k in batch["sample"].tolist()]
+
+    plans = [Plan.of(manifest, data, rule, seed=0) for rule in (ClipRule(frames=8), PairRule(interval_s=1.0))]
+    trainers = [Trainer.remote() for _ in plans]  # type: ignore[attr-defined]
+    results = ray.get([t.train.remote(plan) for t, plan in zip(trainers, plans, strict=True)], timeout=120)
+    for trainer in trainers:
+        ray.kill(trainer)
+    assert results == [list(range(32))] * 2
