@@ -10,14 +10,12 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from defi_platform import storage
 from defi_platform.cluster import ray_session
@@ -27,6 +25,8 @@ from defi_platform.data.lerobot_writer import Camera, Episode, LeRobotWriter, St
 from defi_platform.errors import ConfigError, SimulatorError
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
+from defi_platform.evaluate.kept_settings import check_same, claim
+from defi_platform.evaluate.progress import progress
 from defi_platform.evaluate.workers import Crew
 
 SUMMARY = "recording.json"
@@ -80,7 +80,7 @@ def record(config: RecordConfig) -> RecordSummary:
     finished = storage.join(output, SUMMARY)
     if storage.exists(finished):
         content = json.loads(storage.read_text(finished))
-        _check_same(settings, content["settings"], output)
+        check_same(settings, content["settings"], "a recording", output)
         return RecordSummary(**content["summary"], reused=True)
     attempts = _Attempts(storage.join(output, _ATTEMPTS), settings, output)
     with ray_session(config.ray):
@@ -164,16 +164,14 @@ def _fill(config: RecordConfig, attempts: _Attempts) -> None:
                 crew.submit(Attempt(task, config.seed + offset))
     kept = sum(len(attempts.succeeded(task)) for task in config.tasks)
     failed = sum(len(attempts.failed(task)) for task in config.tasks)
-    with tqdm(
-        total=wanted * len(config.tasks), initial=kept, desc="record", unit="episode", mininterval=0.5
-    ) as bar:
-        bar.set_postfix(failed=failed)
+    with progress(wanted * len(config.tasks), kept, "record") as bar:
+        bar.set_postfix(failed=failed, refresh=False)
         for attempt, packed in crew.results():
             if attempts.add(attempt, packed):
                 bar.update()
                 continue
             failed += 1
-            bar.set_postfix(failed=failed)
+            bar.set_postfix(failed=failed, refresh=False)
             failures = len(attempts.failed(attempt.task))
             if failures > max(5, 2 * wanted):
                 raise SimulatorError(
@@ -229,11 +227,7 @@ class _Attempts:
         self.settings = settings
         self._folder = folder
         self._lengths: dict[str, dict[int, int]] = {task: {} for task in settings["tasks"]}
-        marker = storage.join(folder, "settings.json")
-        if storage.exists(marker):
-            _check_same(settings, json.loads(storage.read_text(marker)), output)
-        else:
-            storage.write_text(marker, json.dumps(settings, indent=1))
+        claim(folder, settings, "a recording", output)
         for name in storage.names(folder):
             if not name.endswith(".npz") or name.startswith("."):
                 continue
@@ -325,18 +319,3 @@ def _check(config: RecordConfig) -> None:
         )
     if config.noise < 0:
         raise ConfigError(f"noise is {config.noise}; it is a standard deviation, 0 or more.")
-
-
-def _check_same(settings: dict[str, Any], found: dict[str, Any], output: str) -> None:
-    changed = list(_differences(settings, found))
-    if changed:
-        raise ConfigError(
-            f"{output} holds a recording with other settings ({'; '.join(changed)}). "
-            "Choose another output, or delete that folder."
-        )
-
-
-def _differences(wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            yield f"{key}: {found.get(key)} there, {wanted.get(key)} here"

@@ -20,7 +20,9 @@ class _HasTask(Protocol):
 Unit = TypeVar("Unit", bound=_HasTask)
 
 LIVES = 3
-"""Times a unit is given to a fresh actor after the one that held it died."""
+"""Actors that may die over one unit, or at their start, before it is an error."""
+PATIENCE_S = 30.0
+"""After that long without any worker it is said what is waited for."""
 
 
 class Crew(Generic[Unit]):
@@ -66,7 +68,11 @@ class Crew(Generic[Unit]):
                     unit = self._next(last_task.get(actor), [u.task for _, u in running.values() if u])
                     last_task[actor] = unit.task
                     running[actor.work.remote(unit)] = (actor, unit)
-                done, _ = ray.wait(list(running), num_returns=1)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_S)
+                if not done:
+                    if not last_task:
+                        self._report_waiting()
+                    continue
                 actor, finished = running.pop(done[0])
                 try:
                     result = ray.get(done[0])
@@ -84,6 +90,14 @@ class Crew(Generic[Unit]):
         finally:
             for actor in actors:
                 ray.kill(actor)
+
+    def _report_waiting(self) -> None:
+        cluster, free = ray.cluster_resources(), ray.available_resources()
+        print(
+            f"waiting for a CPU: simulator workers take one each; {free.get('CPU', 0):g} of the cluster's "
+            f"{cluster.get('CPU', 0):g} are free",
+            flush=True,
+        )
 
     def _next(self, last: str | None, busy: list[str]) -> Unit:
         chosen = min(self._queue, key=lambda unit: (unit.task != last, busy.count(unit.task)))

@@ -1,0 +1,152 @@
+"""The robot's side of a served policy: openpi's websocket protocol, with reconnection."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.sync.client import ClientConnection, connect
+
+from defi_platform.errors import ConfigError, ServeError
+from defi_platform.serve.protocols import openpi
+
+ANSWER_TIMEOUT_S = 120.0
+"""A first request may wait for a model to be compiled or a replica to be started."""
+RECONNECT_S = 30.0
+"""How long a lost server is looked for: about the time a replica takes to come back."""
+
+
+class PolicyClient:
+    """One connection to a policy server; a context manager.
+
+    Observations are answered in turn. When the connection is lost, the observation is sent again over a new
+    one: an answer depends on the observation and its seed alone, so asking twice changes nothing.
+    Raises: ConfigError for a malformed url; ServeError when nobody answers there.
+    """
+
+    def __init__(self, url: str, reconnect_s: float = RECONNECT_S):
+        self.url = url
+        self._reconnect_s = reconnect_s
+        self._socket: ClientConnection | None = None
+        self.metadata = self._connect()
+        """The server's greeting."""
+
+    def infer(self, observation: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Returns: the actions (chunk, A) and the whole answer.
+
+        Raises: ServeError when the server refuses the observation or stays away.
+        """
+        message = openpi.pack(observation)
+        deadline = time.monotonic() + self._reconnect_s
+        while True:
+            try:
+                if self._socket is None:
+                    self._connect()
+                return self._ask(message)
+            except (ConnectionClosed, TimeoutError, ServeUnreachableError) as error:
+                self.close()
+                if time.monotonic() > deadline:
+                    raise ServeError(
+                        f"the policy server at {self.url} stopped answering: {_one_line(error)}. "
+                        "Start it again, then run the same command: finished episodes are kept."
+                    ) from error
+                time.sleep(0.5)
+
+    def close(self) -> None:
+        """Hangs up."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def __enter__(self) -> PolicyClient:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _ask(self, message: bytes) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        assert self._socket is not None
+        self._socket.send(message)
+        reply = self._socket.recv(timeout=ANSWER_TIMEOUT_S)
+        if isinstance(reply, str):
+            raise ServeError(f"the policy server at {self.url} refused an observation: {reply}")
+        answer = self._decoded(reply)
+        actions = answer.get("actions")
+        if not isinstance(actions, np.ndarray) or actions.ndim != 2 or not np.isfinite(actions).all():
+            shape = getattr(actions, "shape", type(actions).__name__)
+            raise ServeError(
+                f"the policy server at {self.url} answered without usable actions "
+                f"(a finite array (chunk, action dims) is expected, got {shape})."
+            )
+        return actions, answer
+
+    def _connect(self) -> dict[str, Any]:
+        try:
+            # No proxy: it would be in the way of servers on this machine and in the robot's network.
+            # No pings: a server busy with one forward pass for long is not a lost one.
+            self._socket = connect(
+                self.url, compression=None, max_size=None, proxy=None, ping_interval=None, open_timeout=10
+            )
+            return self._decoded(self._socket.recv(timeout=ANSWER_TIMEOUT_S))
+        except (InvalidURI, ValueError) as error:
+            raise ConfigError(
+                f"url '{self.url}' is not a websocket address; write it as ws://host:port."
+            ) from error
+        except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError) as error:
+            self.close()
+            raise ServeUnreachableError(
+                f"no policy server answers at {self.url}: {_one_line(error)}. "
+                "Start one with `python jobs/serve_policy.py policy=FOLDER`, or leave out url to have it started."
+            ) from error
+
+    def _decoded(self, data: str | bytes) -> dict[str, Any]:
+        try:
+            message = openpi.unpack(data) if isinstance(data, bytes) else None
+        except openpi.ProtocolError as error:
+            raise ServeError(
+                f"what answers at {self.url} does not speak openpi's protocol: {error}"
+            ) from error
+        if not isinstance(message, dict):
+            raise ServeError(f"what answers at {self.url} does not speak openpi's protocol: {data!r:.100}")
+        return message
+
+
+class ServeUnreachableError(ServeError):
+    """Nobody answers at the address; trying again later may help."""
+
+
+def check_metadata(
+    metadata: dict[str, Any],
+    *,
+    place: str,
+    benchmark: str,
+    camera: str,
+    state_dim: int,
+    action_dim: int,
+    execute_steps: int | None,
+) -> None:
+    """Raises: ConfigError when the policy cannot drive the benchmark, naming everything that does not fit."""
+    wrong = []
+    if metadata.get("action_dim", action_dim) != action_dim:
+        wrong.append(f"it gives {metadata['action_dim']} action dims, {benchmark} takes {action_dim}")
+    if metadata.get("state_dim", state_dim) not in (0, state_dim):
+        wrong.append(f"it takes {metadata['state_dim']} state dims, {benchmark} gives {state_dim}")
+    cameras = list(metadata.get("cameras", [camera]))
+    if cameras not in ([camera], ["*"]):
+        wrong.append(f"it looks through {', '.join(map(str, cameras))}, the evaluation through '{camera}'")
+    chunk = metadata.get("chunk")
+    if execute_steps is not None and chunk is not None and execute_steps > chunk:
+        wrong.append(f"it gives chunks of {chunk} actions, execute_steps is {execute_steps}")
+    if wrong:
+        raise ConfigError(
+            f"the policy at {place} (preset {metadata.get('preset', 'unknown')}) does not fit: "
+            f"{'; '.join(wrong)}. Serve a policy fine-tuned for this benchmark, or set camera and "
+            "execute_steps to what it has."
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,249 @@
+"""Closed-loop evaluation: simulator workers against a served policy, beside a random one and the expert.
+
+Every arm meets the same seeded initial states. The policy is not in this process: workers send it
+observations over the websocket protocol a robot would use. An episode is one file, named by (arm, task,
+seed), written when it is over: an interrupted evaluation goes on, and a lost episode is run again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from defi_platform import storage
+from defi_platform.cluster import ray_session
+from defi_platform.config import EvaluateConfig, to_mapping
+from defi_platform.errors import ConfigError
+from defi_platform.evaluate.benchmarks import metaworld
+from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
+from defi_platform.evaluate.kept_settings import check_same, claim
+from defi_platform.evaluate.policy_client import PolicyClient, check_metadata
+from defi_platform.evaluate.progress import progress
+from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
+from defi_platform.evaluate.statistics import Rate, latency_quantiles, wilson
+from defi_platform.evaluate.workers import Crew
+
+SUMMARY = "summary.json"
+RESULTS = "results.jsonl"
+_EPISODES = "episodes"
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found; `<output>/summary.json` holds the same."""
+
+    output: str
+    details: dict[str, Any]
+    """arms {arm: {tasks {task: rate}, pooled rate}}, latency_ms, example_episodes, settings, wall_s."""
+    reused: bool = False
+
+    def summary(self) -> str:
+        """A table of success rates with 95 % intervals."""
+        arms = self.details["arms"]
+        tasks = list(next(iter(arms.values()))["tasks"])
+        rows = [["success (95 % interval)", *arms]]
+        rows += [[task, *(_shown(arms[arm]["tasks"][task]) for arm in arms)] for task in tasks]
+        rows.append(["all tasks", *(_shown(arms[arm]["pooled"]) for arm in arms)])
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        latency = self.details["latency_ms"]
+        if latency["count"]:
+            lines.append(
+                f"latency of {latency['count']} requests: p50 {latency['p50']:.0f} ms, "
+                f"p95 {latency['p95']:.0f} ms"
+            )
+        state = "evaluated before, reused" if self.reused else f"{self.details['wall_s']:.0f} s"
+        return "\n".join([*lines, f"{self.output} ({state})"])
+
+
+def evaluate(config: EvaluateConfig) -> EvaluationResult:
+    """Runs the rollouts that `config` asks for and that are not there yet; serves the policy if need be.
+
+    Raises: ConfigError for unknown tasks, arms or cameras, a policy that does not fit, or an output that
+        holds another evaluation; CheckpointError, ServeError, SimulatorError.
+    """
+    _check(config)
+    start = time.monotonic()
+    output = storage.absolute(config.output)
+    settings = _settings(config)
+    asked = {key: list(getattr(config, key)) for key in ("tasks", "arms")}
+    asked["episodes_per_task"] = config.episodes_per_task
+    finished = storage.join(output, SUMMARY)
+    if storage.exists(finished):
+        details = json.loads(storage.read_text(finished))
+        check_same(settings, details["settings"], "an evaluation", output)
+        if details["asked"] == asked:
+            return EvaluationResult(output, details, reused=True)
+        storage.delete(finished)  # more is asked for now: it is whole again when that is done
+    claim(storage.join(output, _EPISODES), settings, "an evaluation", output)
+    kept = _Kept(output)
+    served: dict[str, Any] = {}
+    with ray_session(config.ray):
+        missing = [unit for unit in _units(config) if unit not in kept.rows]
+        if missing:
+            needed = any(unit.arm == "policy" for unit in missing)
+            with _policy(config) if needed else contextlib.nullcontext(("", {})) as (url, served):
+                _run(config, url, missing, kept)
+    details = {
+        **_scores(config, [kept.rows[unit] for unit in _units(config)]),
+        "policy": served,
+        "asked": asked,
+        "settings": settings,
+        "skipped": {},
+        "wall_s": round(time.monotonic() - start, 1),
+    }
+    rows = (json.dumps(kept.rows[unit]) + "\n" for unit in _units(config))
+    storage.write_text(storage.join(output, RESULTS), "".join(rows))
+    storage.write_text(finished, json.dumps(details, indent=1))
+    return EvaluationResult(output, details)
+
+
+# --------------------------------------------------------------------------- running
+
+
+def _units(config: EvaluateConfig) -> Iterator[Rollout]:
+    """Every episode asked for; the arms of one initial state next to each other."""
+    for task in config.tasks:
+        for offset in range(config.episodes_per_task):
+            for arm in config.arms:
+                yield Rollout(arm, task, config.seed + offset)
+
+
+@contextlib.contextmanager
+def _policy(config: EvaluateConfig) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (url, greeting) of the policy: the one at config.url, or one served here for the time being."""
+    if config.url:
+        with PolicyClient(config.url, reconnect_s=0) as client:
+            metadata = client.metadata
+        _check_fits(config, metadata, config.url)
+        yield config.url, metadata
+        return
+    # Imported here: a worker that needs only the simulator does not load the models.
+    from defi_platform.serve.app import deploy
+
+    print(f"serving {config.serve.policy}", flush=True)
+    with deploy(config.serve) as server:
+        _check_fits(config, server.metadata, config.serve.policy)
+        yield server.url, server.metadata
+
+
+def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], place: str) -> None:
+    check_metadata(
+        metadata,
+        place=place,
+        benchmark="Meta-World",
+        camera=config.camera,
+        state_dim=metaworld.STATE_DIM,
+        action_dim=metaworld.ACTION_DIM,
+        execute_steps=config.execute_steps,
+    )
+
+
+def _run(config: EvaluateConfig, url: str, missing: list[Rollout], kept: _Kept) -> None:
+    worker: Any = ray.remote(num_cpus=1)(Simulator)
+    crew: Crew[Rollout] = Crew(lambda: worker.remote(config, url), config.workers)
+    for unit in missing:
+        crew.submit(unit)
+    total = len(list(_units(config)))
+    solved = dict.fromkeys(config.arms, 0)
+    done = dict.fromkeys(config.arms, 0)
+    with progress(total, total - len(missing), "evaluate") as bar:
+        for unit, outcome in crew.results():
+            kept.add(unit, outcome)
+            done[unit.arm] += 1
+            solved[unit.arm] += outcome.row["success"]
+            bar.set_postfix({arm: f"{solved[arm]}/{done[arm]}" for arm in config.arms}, refresh=False)
+            bar.update()
+
+
+# --------------------------------------------------------------------------- what is kept
+
+
+class _Kept:
+    """The finished episodes of an evaluation: one JSON file each, and its video."""
+
+    def __init__(self, output: str):
+        self._output = output
+        self.rows: dict[Rollout, dict[str, Any]] = {}
+        folder = storage.join(output, _EPISODES)
+        for name in storage.names(folder):
+            if name.endswith(".json") and name.count("_") == 2:
+                row = json.loads(storage.read_text(storage.join(folder, name)))
+                self.rows[Rollout(row["arm"], row["task"], row["seed"])] = row
+
+    def add(self, unit: Rollout, outcome: Outcome) -> None:
+        """Keeps an episode; the row comes last, so that what counts as finished has its video."""
+        row = dict(outcome.row)
+        row["video"] = None
+        if outcome.video:
+            row["video"] = f"videos/{unit.arm}/{unit.task}/{unit.seed}.mp4"
+            storage.write_bytes(storage.join(self._output, row["video"]), outcome.video)
+        name = f"{unit.arm}_{unit.task}_{unit.seed}.json"
+        storage.write_text(storage.join(self._output, _EPISODES, name), json.dumps(row))
+        self.rows[unit] = row
+
+
+def _scores(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    arms: dict[str, Any] = {}
+    for arm in config.arms:
+        of_arm = [row for row in rows if row["arm"] == arm]
+        tasks = {task: _rate([row for row in of_arm if row["task"] == task]) for task in config.tasks}
+        arms[arm] = {
+            "tasks": {task: rate.as_mapping() for task, rate in tasks.items()},
+            "pooled": _rate(of_arm).as_mapping(),
+        }
+    examples = [
+        {key: row[key] for key in ("arm", "task", "seed", "success", "steps", "video")}
+        for row in rows
+        if row["seed"] == config.seed and row["video"]
+    ]
+    return {
+        "arms": arms,
+        "latency_ms": latency_quantiles([ms for row in rows for ms in row["latency_ms"]]),
+        "example_episodes": examples,
+    }
+
+
+def _rate(rows: list[dict[str, Any]]) -> Rate:
+    return wilson(sum(row["success"] for row in rows), len(rows))
+
+
+def _shown(rate: dict[str, Any]) -> str:
+    return str(Rate(**rate))
+
+
+# --------------------------------------------------------------------------- checks
+
+
+def _settings(config: EvaluateConfig) -> dict[str, Any]:
+    """What decides an episode's outcome besides (arm, task, seed), the policy's content included."""
+    how = ("ray", "serve", "workers", "output", "tasks", "arms", "episodes_per_task")
+    settings = {key: value for key, value in to_mapping(config).items() if key not in how}
+    if "policy" in config.arms and not config.url:
+        folder = storage.absolute(config.serve.policy)
+        if storage.is_folder(folder):  # if not, serving it says what is wrong
+            settings["policy"] = {entry.name: entry.version for entry in storage.walk(folder)}
+    return settings
+
+
+def _check(config: EvaluateConfig) -> None:
+    check_tasks(config.tasks, "tasks")
+    metaworld.check_camera(config.camera, config.height, config.width, "camera")
+    unknown = [arm for arm in config.arms if arm not in ARMS]
+    if unknown or not config.arms or len(set(config.arms)) < len(config.arms):
+        raise ConfigError(f"arms is {config.arms}; choose from {', '.join(ARMS)}, each once.")
+    least = {"episodes_per_task": 1, "max_steps": 1, "video_every": 0, "workers": 1, "seed": 0}
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be {value} or more.")
+    if config.execute_steps is not None and config.execute_steps < 1:
+        raise ConfigError(f"execute_steps is {config.execute_steps}; it must be 1 or more.")
