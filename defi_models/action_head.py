@@ -17,7 +17,10 @@ from defi_models.edm import ddim, karras_preconditioning, log_logistic, log_spac
 
 def _mlp(dim: int, dropout: float) -> nn.Sequential:
     return nn.Sequential(
-        nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False), nn.Dropout(dropout)
+        nn.Linear(dim, 4 * dim, bias=False),
+        nn.GELU(),
+        nn.Linear(4 * dim, dim, bias=False),
+        nn.Dropout(dropout),
     )
 
 
@@ -104,7 +107,9 @@ class ActionHead(nn.Module):
         self.latent_action_embedding = nn.Linear(latent_action_dim, dim)
         self.proprio_embedding = _embedding(config.proprio_dim, dim) if config.proprio_dim else None
         self.action_embedding = nn.Linear(config.action_dim, dim)
-        self.action_position = nn.Parameter(torch.randn(config.chunk, dim) * 0.02) if config.action_positions else None
+        self.action_position = (
+            nn.Parameter(torch.randn(config.chunk, dim) * 0.02) if config.action_positions else None
+        )
         self.sigma_embedding = nn.Sequential(nn.Linear(dim, 2 * dim), nn.Mish(), nn.Linear(2 * dim, dim))
         self.context_blocks = nn.ModuleList(ContextBlock(config) for _ in range(config.context_blocks))
         self.context_norm = nn.LayerNorm(dim, bias=False)
@@ -126,7 +131,9 @@ class ActionHead(nn.Module):
         tokens.append(self.latent_action_embedding(latent_actions))
         if self.proprio_embedding is not None:
             if proprio is None:
-                raise ValueError(f"this policy reads proprioception ({self.config.proprio_dim} values); none given.")
+                raise ValueError(
+                    f"this policy reads proprioception ({self.config.proprio_dim} values); none given."
+                )
             tokens.append(self.proprio_embedding(proprio)[:, None])
         x = torch.cat(tokens, dim=1)
         for block in self.context_blocks:

@@ -71,7 +71,9 @@ def _value(annotation: Any, value: Any, place: str, base: Any) -> Any:
             raise ConfigurationError(f"{place}: a list is expected, {value!r} was given.")
         element, *rest = get_args(annotation)
         if rest and rest != [Ellipsis] and len(value) != 1 + len(rest):
-            raise ConfigurationError(f"{place}: {1 + len(rest)} values are expected, {list(value)} was given.")
+            raise ConfigurationError(
+                f"{place}: {1 + len(rest)} values are expected, {list(value)} was given."
+            )
         return tuple(_value(element, item, place, None) for item in value)
     return _scalar(annotation, value, place)
 

@@ -32,7 +32,9 @@ def _draw(
         drawn = source(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32)
         return drawn.to(device)
     if len(generator) != shape[0]:
-        raise ValueError(f"{len(generator)} generators were given for a batch of {shape[0]}; one each is needed.")
+        raise ValueError(
+            f"{len(generator)} generators were given for a batch of {shape[0]}; one each is needed."
+        )
     drawn = torch.stack(
         [source(tuple(shape[1:]), generator=own, device=own.device, dtype=torch.float32) for own in generator]
     )

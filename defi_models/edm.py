@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -33,7 +34,14 @@ def karras_preconditioning(sigma: Tensor, sigma_data: float) -> Preconditioning:
 
 
 def log_logistic(
-    batch: int, generator: Generators, device: torch.device, *, location: float, scale: float, low: float, high: float
+    batch: int,
+    generator: Generators,
+    device: torch.device,
+    *,
+    location: float,
+    scale: float,
+    low: float,
+    high: float,
 ) -> Tensor:
     """(batch,) noise levels, log-logistic, truncated to [low, high]; location is that of ln(sigma)."""
     draw = uniform((batch,), generator, device).double()
@@ -56,7 +64,7 @@ def ddim(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor)
         denoise: (x (B, ...), sigma (B,)) -> the denoised x.
         sigmas: (steps + 1,), falling, the last one 0.
     """
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in itertools.pairwise(sigmas):
         denoised = denoise(x, now.expand(len(x)))
         # exp(-h) with h = ln(now) - ln(after) is after / now, 0 on the last step, which returns `denoised`.
         ratio = after / now

@@ -140,7 +140,9 @@ def read_header(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ModelFolderError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(header, dict) or header.get("format") != "defi_models" or "config" not in header:
-        raise ModelFolderError(f"{path} was not written by defi_models ('format': 'defi_models' is expected).")
+        raise ModelFolderError(
+            f"{path} was not written by defi_models ('format': 'defi_models' is expected)."
+        )
     if header.get("version") != FORMAT_VERSION:
         raise ModelFolderError(f"{path} has version {header.get('version')}; {FORMAT_VERSION} is read here.")
     return header

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
-from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
 from defi_models.draws import Generators, normal, uniform
@@ -18,11 +19,20 @@ from defi_models.edm import velocity_preconditioning
 from defi_models.encoders.block_dct import BlockDctCodec
 from defi_models.encoders.clip_text import ClipText
 from defi_models.encoders.hashed_text import HashedText
+from defi_models.encoders.public_folder import load_backbone
 from defi_models.encoders.vae import VaeCodec
-from defi_models.errors import ConfigurationError
+from defi_models.errors import ModelFolderError
 from defi_models.folder import ModelFolder
 from defi_models.precision import to_signed_unit
 from defi_models.unet_features import feature_channels, up_block_features
+from defi_models.video_unet import (
+    SchedulerConfig,
+    UNetConfig,
+    build_scheduler,
+    build_unet,
+    read_scheduler,
+    unet_config,
+)
 
 
 class FirstStep(NamedTuple):
@@ -44,41 +54,6 @@ class ForwardDynamics(ModelFolder, nn.Module):
     kind = "gfdm"
 
     @dataclass(kw_only=True, frozen=True)
-    class UNet:
-        """Sizes of diffusers' `UNetSpatioTemporalConditionModel`; what follows from the codec and the text
-        encoder is not repeated here."""
-
-        block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-        layers_per_block: int = 2
-        transformer_layers_per_block: int = 1
-        num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
-        addition_time_embed_dim: int = 256
-        attention_down_blocks: tuple[bool, ...] = (True, True, True, False)
-        """Which down-blocks attend to text; the up-blocks mirror them."""
-        sample_size: int = 96
-
-    @dataclass(kw_only=True, frozen=True)
-    class Scheduler:
-        """`EulerDiscreteScheduler` as SVD ships it."""
-
-        beta_start: float = 0.00085
-        beta_end: float = 0.012
-        beta_schedule: str = "scaled_linear"
-        num_train_timesteps: int = 1000
-        prediction_type: str = "v_prediction"
-        interpolation_type: str = "linear"
-        use_karras_sigmas: bool = True
-        use_exponential_sigmas: bool = False
-        use_beta_sigmas: bool = False
-        sigma_min: float = 0.002
-        sigma_max: float = 700.0
-        timestep_spacing: str = "leading"
-        timestep_type: str = "continuous"
-        steps_offset: int = 1
-        rescale_betas_zero_snr: bool = False
-        final_sigmas_type: str = "zero"
-
-    @dataclass(kw_only=True, frozen=True)
     class Config:
         preset: str = "custom"
         height: int = 256
@@ -89,8 +64,8 @@ class ForwardDynamics(ModelFolder, nn.Module):
         text: ClipText.Config | HashedText.Config = field(default_factory=ClipText.Config)
         text_copies: int = 2
         """The text states are concatenated with themselves on the channels, 2 x 512 = SVD's 1024."""
-        unet: ForwardDynamics.UNet = field(default_factory=lambda: ForwardDynamics.UNet())
-        scheduler: ForwardDynamics.Scheduler = field(default_factory=lambda: ForwardDynamics.Scheduler())
+        unet: UNetConfig = field(default_factory=UNetConfig)
+        scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
         sigma_mean: float = 0.7
         """Of ln(sigma) in training."""
         sigma_std: float = 1.6
@@ -121,22 +96,75 @@ class ForwardDynamics(ModelFolder, nn.Module):
             down = 2 ** max(0, len(self.unet.block_out_channels) - 2 - max(self.feature_blocks))
             return self.latent_size[0] // down, self.latent_size[1] // down
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        codec: VaeCodec | BlockDctCodec | None = None,
+        text_encoder: ClipText | HashedText | None = None,
+        unet: UNetSpatioTemporalConditionModel | None = None,
+    ) -> None:
+        """Builds what is not given from `config`, with random weights."""
         super().__init__()
         self.config = config
-        self.codec: VaeCodec | BlockDctCodec
-        self.text_encoder: ClipText | HashedText
-        if isinstance(config.codec, VaeCodec.Config):
-            self.codec = VaeCodec(config.codec)
-        else:
-            self.codec = BlockDctCodec(config.codec)
-        if isinstance(config.text, ClipText.Config):
-            self.text_encoder = ClipText(config.text)
-        else:
-            self.text_encoder = HashedText(config.text)
-        self.unet = build_unet(config)
-        self._scheduler = EulerDiscreteScheduler(**asdict(config.scheduler))
+        self.codec = codec or _build_codec(config.codec)
+        self.text_encoder = text_encoder or _build_text(config.text)
+        self.unet = unet or build_unet(
+            config.unet,
+            latent_channels=config.codec.channels,
+            text_dim=config.text_copies * config.text.dim,
+            frames=config.frames,
+            last_feature_block=max(config.feature_blocks),
+        )
+        self._scheduler = build_scheduler(config.scheduler)
         self._first_step = self._read_first_step()
+
+    @classmethod
+    def from_svd(
+        cls,
+        folder: str | Path,
+        text_encoder: ClipText | HashedText,
+        *,
+        height: int = 256,
+        width: int = 256,
+        frames: int | None = None,
+        **options: Any,
+    ) -> Self:
+        """From a diffusers Stable Video Diffusion folder, as SVD and the released GFDM are published.
+
+        Args:
+            folder: holds `unet`, `vae` and `scheduler`; whatever else the pipeline has is not read.
+            text_encoder: what conditions the UNet, e.g. `ClipText.from_folder(...)`.
+            frames: None takes the UNet's own number.
+            options: further fields of the Config.
+        Raises: ModelFolderError naming the file and what was expected.
+        """
+        place = Path(folder)
+        scheduler = read_scheduler(place / "scheduler")
+        codec = VaeCodec.from_folder(place / "vae")
+        unet = load_backbone(UNetSpatioTemporalConditionModel, place / "unet")
+        config = cls.Config(
+            height=height,
+            width=width,
+            frames=frames or unet.config.num_frames,
+            codec=codec.config,
+            text=text_encoder.config,
+            unet=unet_config(unet, place / "unet"),
+            scheduler=scheduler,
+            **options,
+        )
+        expected = config.text_copies * config.text.dim
+        if unet.config.cross_attention_dim != expected:
+            raise ModelFolderError(
+                f"{place / 'unet' / 'config.json'}: cross_attention_dim is {unet.config.cross_attention_dim}, but "
+                f"{config.text_copies} copies of {config.text.dim}-wide text states make {expected}."
+            )
+        if unet.config.in_channels != 2 * config.codec.channels:
+            raise ModelFolderError(
+                f"{place / 'unet' / 'config.json'}: in_channels is {unet.config.in_channels}; latents and "
+                f"condition of the VAE beside it make {2 * config.codec.channels}."
+            )
+        return cls(config, codec=codec, text_encoder=text_encoder, unet=unet).eval()
 
     def forward(self, batch: Mapping[str, Any], generator: Generators = None) -> dict[str, Tensor]:
         """Training loss of a batch of clips.
@@ -147,7 +175,9 @@ class ForwardDynamics(ModelFolder, nn.Module):
             generator: see `draws`; each sample draws its noise level, its noise, then whether it keeps text.
         Returns: `loss` and `mse` (unweighted error of the denoised latents), scalars.
         """
-        latents = batch["latents"].to(self.device) if "latents" in batch else self.encode_frames(batch["frames"])
+        latents = (
+            batch["latents"].to(self.device) if "latents" in batch else self.encode_frames(batch["frames"])
+        )
         text = self.encode_text(batch["text"])
         sigma_normal = normal((len(latents),), generator, latents.device)
         noise = normal(latents.shape, generator, latents.device)
@@ -294,7 +324,9 @@ class ForwardDynamics(ModelFolder, nn.Module):
         return text.to(self.dtype).repeat(1, 1, self.config.text_copies)
 
     def _time_ids(self, batch: int, fps: float) -> Tensor:
-        ids = torch.tensor([fps, self.config.motion_bucket, self.config.noise_augmentation], device=self.device)
+        ids = torch.tensor(
+            [fps, self.config.motion_bucket, self.config.noise_augmentation], device=self.device
+        )
         return ids.expand(batch, -1)
 
     def _check_size(self, images: Tensor) -> None:
@@ -306,33 +338,9 @@ class ForwardDynamics(ModelFolder, nn.Module):
             )
 
 
-def build_unet(config: ForwardDynamics.Config) -> UNetSpatioTemporalConditionModel:
-    """The UNet that `config` describes, with random weights.
+def _build_codec(config: VaeCodec.Config | BlockDctCodec.Config) -> VaeCodec | BlockDctCodec:
+    return VaeCodec(config) if isinstance(config, VaeCodec.Config) else BlockDctCodec(config)
 
-    Raises: ConfigurationError when lists of per-block sizes differ in length.
-    """
-    unet = config.unet
-    blocks = len(unet.block_out_channels)
-    if not blocks == len(unet.num_attention_heads) == len(unet.attention_down_blocks):
-        raise ConfigurationError(
-            "unet.block_out_channels, num_attention_heads and attention_down_blocks need one entry per block: "
-            f"{unet.block_out_channels}, {unet.num_attention_heads}, {unet.attention_down_blocks} were given."
-        )
-    if max(config.feature_blocks) >= blocks:
-        raise ConfigurationError(f"feature_blocks {config.feature_blocks}: the UNet has {blocks} up-blocks.")
-    down = ["CrossAttnDownBlock" if attends else "DownBlock" for attends in unet.attention_down_blocks]
-    return UNetSpatioTemporalConditionModel(
-        sample_size=unet.sample_size,
-        in_channels=2 * config.codec.channels,
-        out_channels=config.codec.channels,
-        down_block_types=tuple(f"{name}SpatioTemporal" for name in down),
-        up_block_types=tuple(f"{name.replace('Down', 'Up')}SpatioTemporal" for name in reversed(down)),
-        block_out_channels=unet.block_out_channels,
-        addition_time_embed_dim=unet.addition_time_embed_dim,
-        projection_class_embeddings_input_dim=3 * unet.addition_time_embed_dim,
-        layers_per_block=unet.layers_per_block,
-        transformer_layers_per_block=unet.transformer_layers_per_block,
-        cross_attention_dim=config.text_copies * config.text.dim,
-        num_attention_heads=unet.num_attention_heads,
-        num_frames=config.frames,
-    )
+
+def _build_text(config: ClipText.Config | HashedText.Config) -> ClipText | HashedText:
+    return ClipText(config) if isinstance(config, ClipText.Config) else HashedText(config)

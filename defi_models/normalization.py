@@ -58,7 +58,9 @@ class Normalizer(Float32Constants):
             for values in (statistics.mean, statistics.std, statistics.min, statistics.max)
         )
         if not len(mean) == len(std) == len(low) == len(high) == len(self.offset):
-            raise ValueError(f"statistics of {len(mean)} dimensions were given; the policy has {len(self.offset)}.")
+            raise ValueError(
+                f"statistics of {len(mean)} dimensions were given; the policy has {len(self.offset)}."
+            )
         if self.mode == "mean_std":
             offset, scale = mean, std
         elif self.mode == "min_max":

@@ -97,7 +97,10 @@ class DeFIPolicy(ModelFolder, nn.Module):
         policy.gfdm.load_state_dict(gfdm.state_dict())
         policy.gidm_text.load_state_dict(gidm.text_encoder.state_dict())
         policy.adapter.latent_actions.load_state_dict(gidm.encoder.state_dict())
-        for own, given in ((policy.gfdm.text_encoder, gfdm.text_encoder), (policy.gidm_text, gidm.text_encoder)):
+        for own, given in (
+            (policy.gfdm.text_encoder, gfdm.text_encoder),
+            (policy.gidm_text, gidm.text_encoder),
+        ):
             if hasattr(given, "tokenizer"):
                 own.tokenizer = given.tokenizer
         return policy
@@ -120,7 +123,9 @@ class DeFIPolicy(ModelFolder, nn.Module):
         Raises: ConfigurationError for another name.
         """
         if choice not in TRAINABLE:
-            raise ConfigurationError(f"there is no trainable part '{choice}'.{did_you_mean(choice, TRAINABLE)}")
+            raise ConfigurationError(
+                f"there is no trainable part '{choice}'.{did_you_mean(choice, TRAINABLE)}"
+            )
         self.trainable = choice
         self.adapter.requires_grad_(True)
         self.adapter.latent_actions.requires_grad_(choice in ("gidm+adapter", "all"))

@@ -17,6 +17,7 @@ from defi_models.gidm import FeatureDecoder, InverseDynamics
 from defi_models.latent_actions import LatentActionEncoder
 from defi_models.policy import DeFIPolicy
 from defi_models.video_former import VideoFormer
+from defi_models.video_unet import SchedulerConfig, UNetConfig
 
 Config = TypeVar("Config")
 
@@ -26,12 +27,16 @@ def gfdm(preset: str, **overrides: Any) -> ForwardDynamics.Config:
 
     Raises: ConfigurationError (a ValueError) naming the nearest preset or field.
     """
-    return _preset("gfdm", {"nano": _nano_gfdm, "small": _small_gfdm, "paper": _paper_gfdm}, preset, overrides)
+    return _preset(
+        "gfdm", {"nano": _nano_gfdm, "small": _small_gfdm, "paper": _paper_gfdm}, preset, overrides
+    )
 
 
 def gidm(preset: str, **overrides: Any) -> InverseDynamics.Config:
     """A GIDM config; see `gfdm`."""
-    return _preset("gidm", {"nano": _nano_gidm, "small": _small_gidm, "paper": _paper_gidm}, preset, overrides)
+    return _preset(
+        "gidm", {"nano": _nano_gidm, "small": _small_gidm, "paper": _paper_gidm}, preset, overrides
+    )
 
 
 def policy(preset: str, **overrides: Any) -> DeFIPolicy.Config:
@@ -41,7 +46,9 @@ def policy(preset: str, **overrides: Any) -> DeFIPolicy.Config:
     )
 
 
-def _preset(kind: str, known: dict[str, Callable[[], Config]], name: str, overrides: dict[str, Any]) -> Config:
+def _preset(
+    kind: str, known: dict[str, Callable[[], Config]], name: str, overrides: dict[str, Any]
+) -> Config:
     if name not in known:
         raise ConfigurationError(f"there is no {kind} preset '{name}'.{did_you_mean(name, sorted(known))}")
     return override(known[name](), {"preset": name} | overrides, kind)
@@ -54,7 +61,7 @@ def _nano_gfdm() -> ForwardDynamics.Config:
         frames=8,
         codec=BlockDctCodec.Config(),
         text=HashedText.Config(dim=32, max_tokens=12, goal_dim=64),
-        unet=ForwardDynamics.UNet(
+        unet=UNetConfig(
             block_out_channels=(32, 64),
             layers_per_block=1,
             num_attention_heads=(2, 2),
@@ -63,7 +70,7 @@ def _nano_gfdm() -> ForwardDynamics.Config:
             sample_size=8,
         ),
         # the first step's noise level must be one that a short training meets: 20, not SVD's 700
-        scheduler=ForwardDynamics.Scheduler(sigma_max=20.0),
+        scheduler=SchedulerConfig(sigma_max=20.0),
         fps=7.0,
         feature_fps=7.0,
     )
@@ -118,14 +125,14 @@ def _small_gfdm() -> ForwardDynamics.Config:
         frames=16,
         codec=BlockDctCodec.Config(block=8, luma=12, chroma=4),
         text=HashedText.Config(dim=256, max_tokens=20, goal_dim=512),
-        unet=ForwardDynamics.UNet(
+        unet=UNetConfig(
             block_out_channels=(128, 256, 512, 512),
             layers_per_block=2,
             num_attention_heads=(2, 4, 8, 8),
             addition_time_embed_dim=128,
             sample_size=16,
         ),
-        scheduler=ForwardDynamics.Scheduler(sigma_max=80.0),
+        scheduler=SchedulerConfig(sigma_max=80.0),
         feature_blocks=(1, 2),
     )
 
@@ -165,4 +172,6 @@ def _paper_gidm() -> InverseDynamics.Config:
 def _paper_policy() -> DeFIPolicy.Config:
     # The released weights were trained with the causal cross-attention and need it. The tiled text mask is
     # off: at the batch of one that the release was evaluated with, it changes nothing.
-    return DeFIPolicy.Config(adapter=PolicyAdapter.Config(head=ActionHead.Config(causal_cross_attention=True)))
+    return DeFIPolicy.Config(
+        adapter=PolicyAdapter.Config(head=ActionHead.Config(causal_cross_attention=True))
+    )

@@ -75,7 +75,9 @@ def _time_embedding(
     return embedding + unet.add_embedding(added.to(embedding.dtype))
 
 
-def _call(block: torch.nn.Module, hidden: Tensor, embedding: Tensor, text: Tensor, image_only: Tensor, **more):
+def _call(
+    block: torch.nn.Module, hidden: Tensor, embedding: Tensor, text: Tensor, image_only: Tensor, **more
+):
     if getattr(block, "has_cross_attention", False):
         more["encoder_hidden_states"] = text
     return block(hidden_states=hidden, temb=embedding, image_only_indicator=image_only, **more)

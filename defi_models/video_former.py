@@ -68,7 +68,9 @@ class VideoFormer(nn.Module):
         self.projection = nn.Sequential(nn.Linear(feature_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.time_embedding = nn.Parameter(torch.randn(config.frames, 1, dim) * 0.02)
         self.position_embedding = (
-            nn.Parameter(torch.randn(config.spatial_positions, dim) * 0.02) if config.spatial_positions else None
+            nn.Parameter(torch.randn(config.spatial_positions, dim) * 0.02)
+            if config.spatial_positions
+            else None
         )
         self.queries = nn.Parameter(torch.randn(config.frames, config.queries_per_frame, dim) * 0.02)
         self.layers = nn.ModuleList(

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from defi_models.encoders.frozen import Frozen
+from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.encoders.text_cache import TextCache, TextStates
-from defi_models.encoders.tokenizer import require_tokenizer
+from defi_models.encoders.tokenizer import load_tokenizer, require_tokenizer
+
+_SHARED_FIELDS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "projection_dim",
+    "hidden_act",
+    "eos_token_id",
+    "pad_token_id",
+    "bos_token_id",
+)
 
 
 class ClipText(Frozen):
@@ -46,20 +62,31 @@ class ClipText(Frozen):
         def goal_dim(self) -> int:
             return self.projection_dim
 
-    def __init__(self, config: Config, tokenizer: Any = None) -> None:
+    def __init__(self, config: Config, tokenizer: Any = None, model: Any = None) -> None:
         from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self._cache = TextCache()
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        names += ("max_position_embeddings", "projection_dim", "hidden_act")
-        names += ("eos_token_id", "pad_token_id", "bos_token_id")
-        clip = CLIPTextConfig(**{name: getattr(config, name) for name in names})
-        clip._attn_implementation = "sdpa"
-        self.model = CLIPTextModelWithProjection(clip)
+        if model is None:
+            clip = CLIPTextConfig(**{name: getattr(config, name) for name in _SHARED_FIELDS})
+            clip._attn_implementation = "sdpa"
+            model = CLIPTextModelWithProjection(clip)
+        self.model = model
         self.freeze()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, max_tokens: int = 20) -> Self:
+        """From a transformers CLIP folder (whole CLIP or its text model with projection) with a tokenizer.
+
+        Raises: ModelFolderError.
+        """
+        from transformers import CLIPTextModelWithProjection
+
+        model = load_backbone(CLIPTextModelWithProjection, folder, attn_implementation="sdpa")
+        fields = known_fields(model.config.to_dict(), {name: name for name in _SHARED_FIELDS})
+        return cls(cls.Config(max_tokens=max_tokens, **fields), load_tokenizer(Path(folder)), model)
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:

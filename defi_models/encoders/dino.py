@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from defi_models.encoders.frozen import Frozen
+from defi_models.encoders.public_folder import known_fields, load_backbone
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_SHARED_FIELDS = (
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mlp_ratio",
+    "num_register_tokens",
+    "use_swiglu_ffn",
+)
 
 
 class DinoPatches(Frozen):
@@ -40,19 +51,32 @@ class DinoPatches(Frozen):
         def dim(self) -> int:
             return self.hidden_size
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, model: Any = None) -> None:
         from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
         super().__init__()
         self.config = config
-        names = ("patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "mlp_ratio")
-        names += ("num_register_tokens", "use_swiglu_ffn")
-        dino = Dinov2WithRegistersConfig(
-            **{name: getattr(config, name) for name in names}, image_size=config.trained_image_size
-        )
-        dino._attn_implementation = "sdpa"
-        self.model = Dinov2WithRegistersModel(dino)
+        if model is None:
+            dino = Dinov2WithRegistersConfig(
+                **{name: getattr(config, name) for name in _SHARED_FIELDS},
+                image_size=config.trained_image_size,
+            )
+            dino._attn_implementation = "sdpa"
+            model = Dinov2WithRegistersModel(dino)
+        self.model = model
         self.freeze()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, image_size: int = 224) -> Self:
+        """From a transformers DINOv2-with-registers folder.
+
+        Raises: ModelFolderError.
+        """
+        from transformers import Dinov2WithRegistersModel
+
+        model = load_backbone(Dinov2WithRegistersModel, folder, attn_implementation="sdpa")
+        names = {name: name for name in _SHARED_FIELDS} | {"trained_image_size": "image_size"}
+        return cls(cls.Config(image_size=image_size, **known_fields(model.config.to_dict(), names)), model)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:

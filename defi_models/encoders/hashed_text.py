@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,7 @@ class HashedText(Float32Constants):
             for index, word in enumerate(words[: config.max_tokens]):
                 states[index] = _hashed(_ngrams(word), config.dim)
                 mask[index] = True
-            pairs = [f"{left} {right}" for left, right in zip(words, words[1:], strict=False)]
+            pairs = [f"{left} {right}" for left, right in itertools.pairwise(words)]
             goal = _hashed([*words, *pairs], config.goal_dim)
             device = self.anchor.device
             rows.append((states.to(device), mask.to(device), goal.to(device)))

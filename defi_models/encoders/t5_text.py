@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from defi_models.encoders.frozen import Frozen
+from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.encoders.text_cache import TextCache, TextStates
-from defi_models.encoders.tokenizer import require_tokenizer
+from defi_models.encoders.tokenizer import load_tokenizer, require_tokenizer
+
+_SHARED_FIELDS = (
+    "vocab_size",
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_heads",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "feed_forward_proj",
+)
 
 
 class T5Text(Frozen):
@@ -39,19 +53,31 @@ class T5Text(Frozen):
         def dim(self) -> int:
             return self.d_model
 
-    def __init__(self, config: Config, tokenizer: Any = None) -> None:
+    def __init__(self, config: Config, tokenizer: Any = None, model: Any = None) -> None:
         from transformers import T5Config, T5EncoderModel
 
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
         self._cache = TextCache()
-        names = ("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj")
-        names += ("relative_attention_num_buckets", "relative_attention_max_distance")
-        t5 = T5Config(**{name: getattr(config, name) for name in names}, use_cache=False)
-        t5._attn_implementation = "sdpa"
-        self.model = T5EncoderModel(t5)
+        if model is None:
+            t5 = T5Config(**{name: getattr(config, name) for name in _SHARED_FIELDS}, use_cache=False)
+            t5._attn_implementation = "sdpa"
+            model = T5EncoderModel(t5)
+        self.model = model
         self.freeze()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, max_tokens: int = 77) -> Self:
+        """From a transformers T5 folder (whole T5 or its encoder) with a tokenizer.
+
+        Raises: ModelFolderError.
+        """
+        from transformers import T5EncoderModel
+
+        model = load_backbone(T5EncoderModel, folder, attn_implementation="sdpa")
+        fields = known_fields(model.config.to_dict(), {name: name for name in _SHARED_FIELDS})
+        return cls(cls.Config(max_tokens=max_tokens, **fields), load_tokenizer(Path(folder)), model)
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
@@ -65,7 +91,9 @@ class T5Text(Frozen):
         tokenizer = require_tokenizer(self.tokenizer, "T5 text encoder")
         rows = []
         for text in texts:
-            tokens = tokenizer([text], truncation=True, max_length=self.config.max_tokens, return_tensors="pt")
+            tokens = tokenizer(
+                [text], truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
+            )
             states = self.model(input_ids=tokens.input_ids.to(self.device)).last_hidden_state[0]
             rows.append((states, torch.ones(len(states), dtype=torch.bool, device=self.device)))
         return rows

@@ -18,7 +18,9 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _FILES):
-        raise ModelFolderError(f"{folder} holds no tokenizer; one of {', '.join(_FILES)} is expected beside it.")
+        raise ModelFolderError(
+            f"{folder} holds no tokenizer; one of {', '.join(_FILES)} is expected beside it."
+        )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
 from defi_models.encoders.frozen import Frozen
+from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.precision import to_uint8
 
 
@@ -39,10 +41,10 @@ class VaeCodec(Frozen):
         def downscale(self) -> int:
             return int(2 ** (len(self.block_out_channels) - 1))
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, vae: AutoencoderKLTemporalDecoder | None = None) -> None:
         super().__init__()
         self.config = config
-        self.vae = AutoencoderKLTemporalDecoder(
+        self.vae = vae or AutoencoderKLTemporalDecoder(
             down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
@@ -51,6 +53,13 @@ class VaeCodec(Frozen):
             scaling_factor=config.scaling_factor,
         )
         self.freeze()
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> Self:
+        """From the `vae` folder of a diffusers SVD pipeline. Raises: ModelFolderError."""
+        vae = load_backbone(AutoencoderKLTemporalDecoder, folder)
+        names = ("latent_channels", "block_out_channels", "layers_per_block", "sample_size", "scaling_factor")
+        return cls(cls.Config(**known_fields(vae.config, {name: name for name in names})), vae)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -1,0 +1,325 @@
+"""Our models against tensors recorded from the reference implementation: a row per recorded output.
+
+    python -m defi_models.parity FOLDER
+
+FOLDER holds any of `gidm.safetensors`, `policy.safetensors` and `gfdm/`; sizes come from the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from defi_models.action_head import ActionHead
+from defi_models.adapter import PolicyAdapter
+from defi_models.codebook import Codebook
+from defi_models.encoders.block_dct import BlockDctPatches
+from defi_models.encoders.hashed_text import HashedText
+from defi_models.errors import ModelFolderError
+from defi_models.folder import load_exactly
+from defi_models.gfdm import ForwardDynamics
+from defi_models.gidm import FeatureDecoder, InverseDynamics
+from defi_models.latent_actions import LatentActionEncoder
+from defi_models.released_names import gidm_rules, policy_rules, to_ours
+from defi_models.video_former import VideoFormer
+
+OUTPUT_TOLERANCE = 1e-4
+"""Absolute, on outputs of order 1."""
+UNET_TOLERANCE = 1e-5
+"""Absolute, on GFDM's loss and UNet output."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recorded output beside ours."""
+
+    model: str
+    output: str
+    difference: float | None
+    """Largest absolute difference; None where we compute no such output."""
+    tolerance: float
+    """0 means exact."""
+
+    @property
+    def passed(self) -> bool:
+        return self.difference is not None and self.difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One file of recorded tensors."""
+
+    path: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+def read_recording(path: Path) -> Recording:
+    """Raises: ModelFolderError when the file is absent, damaged or has no config in its metadata."""
+    if not path.is_file():
+        raise ModelFolderError(f"recorded tensors {path} do not exist.")
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelFolderError(f"{path} is not a whole safetensors file: {error}") from error
+    if "config" not in metadata:
+        raise ModelFolderError(f"{path} has no 'config' in its metadata; sizes are read from there.")
+    groups: dict[str, dict[str, Tensor]] = {"weights": {}, "input": {}, "output": {}}
+    for name, tensor in tensors.items():
+        group, _, rest = name.partition(".")
+        if group not in groups:
+            raise ModelFolderError(f"{path} holds '{name}'; names start with weights., input. or output.")
+        groups[group][rest] = tensor
+    config = json.loads(metadata["config"])
+    return Recording(path, config, groups["weights"], groups["input"], groups["output"])
+
+
+@torch.no_grad()
+def gidm_outputs(recording: Recording) -> dict[str, Tensor]:
+    """Every output of the latent action model."""
+    config, inputs = recording.config, recording.inputs
+    patch_dim, text_dim = inputs["dino_features"].shape[-1], inputs["text_features"].shape[-1]
+    model = InverseDynamics(
+        InverseDynamics.Config(
+            patches=_stand_in_patches(patch_dim),
+            text=HashedText.Config(dim=text_dim),
+            encoder=_latent_actions(config, config.get("vq_beta", 0.25)),
+            decoder=FeatureDecoder.Config(
+                blocks=config["dec_blocks"], heads=config["num_heads"], dropout=0.0
+            ),
+        )
+    ).eval()
+    translated = to_ours(recording.weights, gidm_rules())
+    _refuse_left(recording.path, translated.left)
+    load_exactly(
+        model, translated.tensors | {"encoder.codebook.usage": _usage(model.encoder)}, str(recording.path)
+    )
+    found = model.loss(inputs["dino_features"], inputs["text_features"], inputs["text_mask"].bool())
+    actions = found.actions
+    assert actions.indices is not None and model.codebook is not None
+    return {
+        "pre_quant": actions.latents,
+        "code": model.codebook.look_up(actions.indices),
+        "z_q": actions.tokens[:, None],
+        "indices": actions.indices,
+        "recon": found.predicted[:, None],
+        "target": inputs["dino_features"][:, 1:],
+        "mse_loss": found.reconstruction_loss,
+        "q_loss": actions.codebook_loss,
+        "commit_loss": actions.commitment_loss,
+        "loss": found.loss,
+    }
+
+
+@torch.no_grad()
+def policy_outputs(recording: Recording) -> dict[str, Tensor]:
+    """Every output of the fused policy from GFDM's features on."""
+    inputs = recording.inputs
+    adapter = _adapter(recording)
+    translated = to_ours(recording.weights, policy_rules(reads_proprio=False))
+    unused = ("model.inner_model.goal_emb.", "model.inner_model.proprio_emb.", "model.inner_model.pos_emb")
+    _refuse_left(recording.path, [name for name in translated.left if not name.startswith(unused)])
+    usage = {"latent_actions.codebook.usage": _usage(adapter.latent_actions)}
+    load_exactly(adapter, translated.tensors | usage, str(recording.path))
+
+    views = [inputs[name] for name in ("features_static", "features_gripper") if name in inputs]
+    features = torch.stack(views, dim=1)
+    perception = adapter.perceive(features, inputs["text_features"], inputs["text_mask"].bool())
+    context = adapter.context(perception, inputs["lang_goal"][:, 0], None)
+    action_loss, output = adapter.head.loss(
+        context, inputs["actions"], sigma=inputs["sigma"], noise=inputs["noise"]
+    )
+    assert perception.actions.indices is not None
+    return {
+        "gidm_input": adapter.projector(features[:, 0]),
+        "video_former": perception.video,
+        "pre_quant": perception.actions.latents,
+        "indices": perception.actions.indices,
+        "motion_tokens": perception.motion,
+        "q_loss": perception.actions.codebook_loss,
+        "model_output": output,
+        "action_loss": action_loss,
+        "total_loss": action_loss + perception.actions.vq_loss,
+        "sigmas": adapter.head.sigmas(output.device),
+        "sampled_actions": adapter.head.sample(context, inputs["sample_noise"]),
+    }
+
+
+@torch.no_grad()
+def gfdm_outputs(folder: Path) -> tuple[Recording, dict[str, Tensor]]:
+    """Training and feature-extraction outputs of a diffusers SVD folder with `tensors.safetensors`."""
+    recording = read_recording(folder / "tensors.safetensors")
+    inputs, config = recording.inputs, recording.config
+    height, width = inputs["image"].shape[-2:]
+    model = ForwardDynamics.from_svd(
+        folder,
+        HashedText(HashedText.Config(dim=inputs["text_features"].shape[-1])),
+        height=height,
+        width=width,
+        frames=inputs["sample_noise"].shape[1],
+        sigma_mean=config["P_mean"],
+        sigma_std=config["P_std"],
+        fps=float(config["fps_train"]),
+        feature_fps=float(config["fps_extract"]),
+        motion_bucket=float(config["motion_bucket_id"]),
+        noise_augmentation=float(config["noise_aug_strength"]),
+        feature_blocks=tuple(config["extract_up_blocks"]),
+        feature_steps=config["num_inference_steps"],
+    )
+    captured: list[Tensor] = []
+    hook = model.unet.register_forward_hook(lambda _module, _args, result: captured.append(result.sample))
+    loss, _ = model.loss(
+        inputs["latents"],
+        inputs["text_features"],
+        sigma_normal=inputs["sigma_normal"].flatten(),
+        noise=inputs["noise"],
+        keep_draw=inputs["text_keep_draw"],
+    )
+    hook.remove()
+    condition = model.codec.encode(inputs["image"].flatten(0, 1))
+    features = model.features_from_latents(condition, inputs["text_features"], inputs["sample_noise"])
+    return recording, {
+        "unet": captured[0],
+        "loss": loss,
+        "image_latents": condition,
+        "first_timestep": torch.tensor(model.first_step.timestep),
+        "init_noise_sigma": torch.tensor(model.first_step.noise_scale),
+        "features": features,
+    }
+
+
+def compare(folder: str | Path) -> list[Row]:
+    """A row per recorded output of every file in `folder`.
+
+    Raises: ModelFolderError when the folder holds none of them or one is damaged.
+    """
+    place = Path(folder)
+    rows: list[Row] = []
+    parts: dict[str, Callable[[Recording], dict[str, Tensor]]] = {
+        "gidm": gidm_outputs,
+        "policy": policy_outputs,
+    }
+    for model, compute in parts.items():
+        if (place / f"{model}.safetensors").is_file():
+            recording = read_recording(place / f"{model}.safetensors")
+            rows += _rows(model, recording.outputs, compute(recording))
+    if (place / "gfdm").is_dir():
+        recording, ours = gfdm_outputs(place / "gfdm")
+        rows += _rows("gfdm", recording.outputs, ours)
+    if not rows:
+        raise ModelFolderError(f"{place} holds none of gidm.safetensors, policy.safetensors, gfdm/.")
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m defi_models.parity", description=__doc__)
+    parser.add_argument("folder", help="folder of recorded tensors")
+    arguments = parser.parse_args(argv)
+    try:
+        rows = compare(arguments.folder)
+    except ModelFolderError as error:
+        print(f"parity: {error}", file=sys.stderr)
+        return 2
+    print(f"{'model':8}{'output':20}{'max abs difference':>20}{'tolerance':>12}  verdict")
+    for row in rows:
+        difference = "not computed" if row.difference is None else f"{row.difference:.3e}"
+        tolerance = "exact" if row.tolerance == 0 else f"{row.tolerance:.0e}"
+        verdict = "ok" if row.passed else "FAIL"
+        print(f"{row.model:8}{row.output:20}{difference:>20}{tolerance:>12}  {verdict}")
+    failed = sum(not row.passed for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} outputs within tolerance")
+    return 1 if failed else 0
+
+
+def _rows(model: str, recorded: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[Row]:
+    rows = []
+    for name, expected in recorded.items():
+        exact = not expected.is_floating_point()
+        tolerance = UNET_TOLERANCE if model == "gfdm" and name in ("loss", "unet") else OUTPUT_TOLERANCE
+        difference = None
+        if name in ours and ours[name].shape == expected.shape:
+            difference = float((ours[name].double() - expected.double()).abs().max())
+        rows.append(Row(model, name, difference, 0.0 if exact else tolerance))
+    return rows
+
+
+def _stand_in_patches(dim: int) -> BlockDctPatches.Config:
+    """Recorded features replace the patch encoder; only its width counts."""
+    block = 8 if dim <= 3 * 64 else 16
+    return BlockDctPatches.Config(block=block, luma=dim - 2 * (dim // 3), chroma=dim // 3)
+
+
+def _latent_actions(config: Mapping[str, Any], commitment: float) -> LatentActionEncoder.Config:
+    return LatentActionEncoder.Config(
+        dim=config["model_dim"],
+        blocks=config["enc_blocks"],
+        heads=config["num_heads"],
+        dropout=0.0,
+        latent_dim=config["latent_dim"],
+        tokens=config["num_codes"],
+        codebook=Codebook.Config(size=config["num_latents"], commitment_weight=commitment),
+        tiled_text_mask=True,
+    )
+
+
+def _adapter(recording: Recording) -> PolicyAdapter:
+    inputs, config = recording.inputs, recording.config
+    former, gidm, head, sampler = (config[name] for name in ("video_former", "gidm", "denoiser", "sampler"))
+    adapter = PolicyAdapter(
+        PolicyAdapter.Config(
+            latent_actions=_latent_actions(gidm, gidm.get("vq_beta", 0.25)),
+            video_former=VideoFormer.Config(
+                dim=former["dim"],
+                depth=former["depth"],
+                heads=former["heads"],
+                head_dim=former["dim_head"],
+                frames=former["num_frames"],
+                queries_per_frame=former["queries_per_frame"],
+            ),
+            head=ActionHead.Config(
+                action_dim=head["action_dim"],
+                chunk=head["action_seq_len"],
+                dim=head["embed_dim"],
+                heads=head["n_heads"],
+                context_blocks=head["n_enc_layers"],
+                action_blocks=head["n_dec_layers"],
+                sigma_data=head["sigma_data"],
+                sigma_min=sampler["sigma_min"],
+                sigma_max=sampler["sigma_max"],
+                sampling_steps=sampler["steps"],
+                causal_cross_attention=True,
+            ),
+        ),
+        feature_dim=former["condition_dim"],
+        patch_dim=recording.weights["goal_emb.2.weight"].shape[0],
+        text_dim=inputs["text_features"].shape[-1],
+        goal_dim=head["goal_dim"],
+    )
+    return adapter.eval()
+
+
+def _usage(encoder: LatentActionEncoder) -> Tensor:
+    assert encoder.codebook is not None
+    return encoder.codebook.usage
+
+
+def _refuse_left(path: Path, left: list[str]) -> None:
+    if left:
+        raise ModelFolderError(f"{path} holds weights that no rule takes: {', '.join(left[:5])}.")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,156 @@
+"""The video UNet and the noise scheduler of Stable Video Diffusion: sizes, building, reading from folders."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
+
+from defi_models.configuration import from_mapping
+from defi_models.encoders.public_folder import read_public_config
+from defi_models.errors import ConfigurationError, ModelFolderError
+
+
+@dataclass(kw_only=True, frozen=True)
+class UNetConfig:
+    """Sizes of diffusers' `UNetSpatioTemporalConditionModel`; what follows from the codec and the text
+    encoder is not repeated here."""
+
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    transformer_layers_per_block: int = 1
+    num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
+    addition_time_embed_dim: int = 256
+    attention_down_blocks: tuple[bool, ...] = (True, True, True, False)
+    """Which down-blocks attend to text; the up-blocks mirror them."""
+    sample_size: int = 96
+
+
+@dataclass(kw_only=True, frozen=True)
+class SchedulerConfig:
+    """`EulerDiscreteScheduler` as SVD ships it."""
+
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    num_train_timesteps: int = 1000
+    prediction_type: str = "v_prediction"
+    interpolation_type: str = "linear"
+    use_karras_sigmas: bool = True
+    use_exponential_sigmas: bool = False
+    use_beta_sigmas: bool = False
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    timestep_spacing: str = "leading"
+    timestep_type: str = "continuous"
+    steps_offset: int = 1
+    rescale_betas_zero_snr: bool = False
+    final_sigmas_type: str = "zero"
+
+
+def build_unet(
+    config: UNetConfig, *, latent_channels: int, text_dim: int, frames: int, last_feature_block: int
+) -> UNetSpatioTemporalConditionModel:
+    """The UNet with random weights.
+
+    Args:
+        latent_channels: of the codec; the input holds noisy latents and condition, twice as many.
+        text_dim: width of the text states as the UNet sees them.
+        last_feature_block: highest up-block that features are read from.
+    Raises: ConfigurationError when lists of per-block sizes differ in length or the block does not exist.
+    """
+    blocks = len(config.block_out_channels)
+    if not blocks == len(config.num_attention_heads) == len(config.attention_down_blocks):
+        raise ConfigurationError(
+            "unet.block_out_channels, num_attention_heads and attention_down_blocks need one entry per block: "
+            f"{config.block_out_channels}, {config.num_attention_heads}, {config.attention_down_blocks} given."
+        )
+    if last_feature_block >= blocks:
+        raise ConfigurationError(
+            f"feature_blocks names up-block {last_feature_block}; the UNet has {blocks}."
+        )
+    down = _down_blocks(config.attention_down_blocks)
+    return UNetSpatioTemporalConditionModel(
+        sample_size=config.sample_size,
+        in_channels=2 * latent_channels,
+        out_channels=latent_channels,
+        down_block_types=down,
+        up_block_types=tuple(name.replace("Down", "Up") for name in reversed(down)),
+        block_out_channels=config.block_out_channels,
+        addition_time_embed_dim=config.addition_time_embed_dim,
+        projection_class_embeddings_input_dim=3 * config.addition_time_embed_dim,
+        layers_per_block=config.layers_per_block,
+        transformer_layers_per_block=config.transformer_layers_per_block,
+        cross_attention_dim=text_dim,
+        num_attention_heads=config.num_attention_heads,
+        num_frames=frames,
+    )
+
+
+def unet_config(unet: UNetSpatioTemporalConditionModel, folder: Path) -> UNetConfig:
+    """Our config of a UNet read from a diffusers folder.
+
+    Raises: ModelFolderError when the UNet is of a shape that this config cannot describe.
+    """
+    theirs = dict(unet.config)
+    blocks = len(theirs["block_out_channels"])
+    ours = {item.name: theirs[item.name] for item in fields(UNetConfig) if item.name in theirs}
+    if isinstance(ours["num_attention_heads"], int):
+        ours["num_attention_heads"] = [ours["num_attention_heads"]] * blocks
+    attends = tuple(name.startswith("CrossAttn") for name in theirs["down_block_types"])
+    mirrored = tuple(name.replace("Down", "Up") for name in reversed(_down_blocks(attends)))
+    if (
+        tuple(theirs["down_block_types"]) != _down_blocks(attends)
+        or tuple(theirs["up_block_types"]) != mirrored
+    ):
+        raise ModelFolderError(
+            f"{folder / 'config.json'}: up_block_types {theirs['up_block_types']} do not mirror "
+            f"down_block_types {theirs['down_block_types']}."
+        )
+    try:
+        return from_mapping(
+            UNetConfig, ours | {"attention_down_blocks": attends}, str(folder / "config.json")
+        )
+    except ConfigurationError as error:
+        raise ModelFolderError(str(error)) from error
+
+
+def build_scheduler(config: SchedulerConfig) -> EulerDiscreteScheduler:
+    return EulerDiscreteScheduler(**asdict(config))
+
+
+def read_scheduler(folder: Path) -> SchedulerConfig:
+    """The config of an `EulerDiscreteScheduler` folder.
+
+    Raises: ModelFolderError when it is absent, of another class, or sets what this config does not know.
+    """
+    file = "scheduler_config.json"
+    content = read_public_config(folder, "EulerDiscreteScheduler", file)
+    name = content.get("_class_name")
+    if name != "EulerDiscreteScheduler":
+        raise ModelFolderError(
+            f"{folder / file} is of {name}; EulerDiscreteScheduler is expected, as SVD ships."
+        )
+    # diffusers' own defaults hold for what the file leaves out, not SVD's
+    known = {item.name for item in fields(SchedulerConfig)}
+    full = dict(EulerDiscreteScheduler(**{k: v for k, v in content.items() if k in known}).config)
+    dropped = [k for k, v in content.items() if k not in known and not k.startswith("_") and v != full.get(k)]
+    unsupported = [key for key in dropped if content[key] not in (None, False)]
+    full = {key: value for key, value in full.items() if key in known}
+    absent = [key for key, value in full.items() if value is None]
+    if absent:
+        raise ModelFolderError(
+            f"{folder / file} does not set {', '.join(absent)}, which SVD's schedule needs."
+        )
+    if "trained_betas" in unsupported:
+        raise ModelFolderError(f"{folder / file} sets trained_betas, which SVD's schedule has not.")
+    try:
+        return from_mapping(SchedulerConfig, full, str(folder / file))
+    except ConfigurationError as error:
+        raise ModelFolderError(str(error)) from error
+
+
+def _down_blocks(attends: Sequence[bool]) -> tuple[str, ...]:
+    return tuple(f"{'CrossAttn' if each else ''}DownBlockSpatioTemporal" for each in attends)
