@@ -42,7 +42,7 @@ def did_you_mean(name: str, choices: Sequence[str]) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        kind = {"kind": value.kind} if hasattr(value, "kind") else {}  # type: ignore[attr-defined]
+        kind = {"kind": value.kind} if hasattr(value, "kind") else {}
         return kind | {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}

@@ -87,6 +87,7 @@ class ModelFolder:
         for name, encoder in _tokenized(module):
             if (place / TOKENIZERS_FOLDER / name).is_dir():
                 encoder.tokenizer = load_tokenizer(place / TOKENIZERS_FOLDER / name)
+        model.read_side_files(place)
         module.to(device=device, dtype=dtype)
         module.eval()
         return model
@@ -94,6 +95,9 @@ class ModelFolder:
     def side_files(self) -> dict[str, str]:
         """Further text files of the folder, name -> content."""
         return {}
+
+    def read_side_files(self, folder: Path) -> None:
+        """Reads back what `side_files` wrote. Raises: ModelFolderError."""
 
     def _header(self) -> dict[str, Any]:
         return {

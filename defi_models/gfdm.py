@@ -26,6 +26,7 @@ from defi_models.folder import ModelFolder
 from defi_models.precision import to_signed_unit
 from defi_models.unet_features import feature_channels, up_block_features
 from defi_models.video_unet import (
+    DiffusersUNet,
     SchedulerConfig,
     UNetConfig,
     build_scheduler,
@@ -102,14 +103,14 @@ class ForwardDynamics(ModelFolder, nn.Module):
         *,
         codec: VaeCodec | BlockDctCodec | None = None,
         text_encoder: ClipText | HashedText | None = None,
-        unet: UNetSpatioTemporalConditionModel | None = None,
+        unet: DiffusersUNet | None = None,
     ) -> None:
         """Builds what is not given from `config`, with random weights."""
         super().__init__()
         self.config = config
         self.codec = codec or _build_codec(config.codec)
         self.text_encoder = text_encoder or _build_text(config.text)
-        self.unet = unet or build_unet(
+        self.unet: DiffusersUNet = unet or build_unet(
             config.unet,
             latent_channels=config.codec.channels,
             text_dim=config.text_copies * config.text.dim,

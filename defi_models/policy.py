@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,7 @@ from defi_models.configuration import did_you_mean
 from defi_models.draws import Generators, normal
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
-from defi_models.errors import ConfigurationError
+from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.folder import ModelFolder
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics, build_gidm_text
@@ -40,7 +41,9 @@ class DeFIPolicy(ModelFolder, nn.Module):
     class Config:
         preset: str = "custom"
         views: int = 2
-        """Cameras; the first one is also what GIDM compares over time."""
+        """How many cameras; the first one is also what GIDM compares over time."""
+        cameras: tuple[str, ...] = ()
+        """Their names, in the order of the views; empty where nobody named them."""
         gfdm: ForwardDynamics.Config = field(default_factory=ForwardDynamics.Config)
         gidm_text: T5Text.Config | HashedText.Config = field(default_factory=T5Text.Config)
         patch_dim: int = 768
@@ -59,6 +62,10 @@ class DeFIPolicy(ModelFolder, nn.Module):
             raise ConfigurationError(
                 f"adapter.video_former.frames is {config.adapter.video_former.frames}, but GFDM predicts "
                 f"{config.gfdm.frames} frames; they must be equal."
+            )
+        if config.cameras and len(config.cameras) != config.views:
+            raise ConfigurationError(
+                f"cameras names {len(config.cameras)} ({', '.join(config.cameras)}), but views is {config.views}."
             )
         self.config = config
         self.gfdm = ForwardDynamics(config.gfdm)
@@ -211,10 +218,25 @@ class DeFIPolicy(ModelFolder, nn.Module):
     def device(self) -> torch.device:
         return self.adapter.head.action_out.weight.device
 
+    @property
+    def statistics(self) -> Statistics | None:
+        """What `set_statistics` was given, or what the folder holds."""
+        return self._statistics
+
     def side_files(self) -> dict[str, str]:
         if self._statistics is None:
             return {}
         return {STATISTICS_FILE: json.dumps(asdict(self._statistics), indent=2) + "\n"}
+
+    def read_side_files(self, folder: Path) -> None:
+        """Statistics for a reader; what the network uses is in the weight file."""
+        path = folder / STATISTICS_FILE
+        if not path.is_file():
+            return
+        try:
+            self._statistics = statistics_from_mapping(json.loads(path.read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise ModelFolderError(f"{path} does not hold action statistics: {error}") from error
 
     def _look(self, batch: Mapping[str, Any], generator: Generators) -> tuple[Perception, Tensor]:
         """Perception and the head's context of a batch."""
@@ -232,7 +254,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
 
 
 def statistics_from_mapping(values: Mapping[str, Any]) -> Statistics:
-    """The inverse of statistics.json."""
+    """The inverse of `dataclasses.asdict`. Raises: KeyError or TypeError for other mappings."""
     proprio = values.get("proprio")
     return Statistics(
         action=FieldStatistics(**values["action"]), proprio=FieldStatistics(**proprio) if proprio else None

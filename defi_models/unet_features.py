@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
+
+from defi_models.video_unet import DiffusersUNet
 
 
 def up_block_features(
-    unet: UNetSpatioTemporalConditionModel,
+    unet: DiffusersUNet,
     sample: Tensor,
     timestep: Tensor,
     text: Tensor,
@@ -67,9 +68,7 @@ def feature_channels(block_out_channels: Sequence[int], blocks: Sequence[int]) -
     return sum(per_block[index] for index in blocks)
 
 
-def _time_embedding(
-    unet: UNetSpatioTemporalConditionModel, sample: Tensor, timestep: Tensor, added_time_ids: Tensor
-) -> Tensor:
+def _time_embedding(unet: DiffusersUNet, sample: Tensor, timestep: Tensor, added_time_ids: Tensor) -> Tensor:
     embedding = unet.time_embedding(unet.time_proj(timestep).to(sample.dtype))
     added = unet.add_time_proj(added_time_ids.flatten()).reshape(len(sample), -1)
     return embedding + unet.add_embedding(added.to(embedding.dtype))

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 
 from defi_models.configuration import from_mapping
 from defi_models.encoders.public_folder import read_public_config
 from defi_models.errors import ConfigurationError, ModelFolderError
+
+# diffusers loads its classes when they are first used; a type checker sees empty placeholders instead.
+DiffusersUNet: TypeAlias = Any
+DiffusersScheduler: TypeAlias = Any
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -52,7 +57,7 @@ class SchedulerConfig:
 
 def build_unet(
     config: UNetConfig, *, latent_channels: int, text_dim: int, frames: int, last_feature_block: int
-) -> UNetSpatioTemporalConditionModel:
+) -> DiffusersUNet:
     """The UNet with random weights.
 
     Args:
@@ -89,7 +94,7 @@ def build_unet(
     )
 
 
-def unet_config(unet: UNetSpatioTemporalConditionModel, folder: Path) -> UNetConfig:
+def unet_config(unet: DiffusersUNet, folder: Path) -> UNetConfig:
     """Our config of a UNet read from a diffusers folder.
 
     Raises: ModelFolderError when the UNet is of a shape that this config cannot describe.
@@ -117,7 +122,7 @@ def unet_config(unet: UNetSpatioTemporalConditionModel, folder: Path) -> UNetCon
         raise ModelFolderError(str(error)) from error
 
 
-def build_scheduler(config: SchedulerConfig) -> EulerDiscreteScheduler:
+def build_scheduler(config: SchedulerConfig) -> DiffusersScheduler:
     return EulerDiscreteScheduler(**asdict(config))
 
 
@@ -135,7 +140,8 @@ def read_scheduler(folder: Path) -> SchedulerConfig:
         )
     # diffusers' own defaults hold for what the file leaves out, not SVD's
     known = {item.name for item in fields(SchedulerConfig)}
-    full = dict(EulerDiscreteScheduler(**{k: v for k, v in content.items() if k in known}).config)
+    theirs: DiffusersScheduler = EulerDiscreteScheduler(**{k: v for k, v in content.items() if k in known})
+    full = dict(theirs.config)
     dropped = [k for k, v in content.items() if k not in known and not k.startswith("_") and v != full.get(k)]
     unsupported = [key for key in dropped if content[key] not in (None, False)]
     full = {key: value for key, value in full.items() if key in known}

@@ -105,7 +105,7 @@ class ClipText(Frozen):
     def _encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
         tokenizer = require_tokenizer(self.tokenizer, "CLIP text encoder")
         limit = {"truncation": True, "return_tensors": "pt"}
-        rows = []
+        rows: list[tuple[Tensor, ...]] = []
         for text in texts:  # one by one: a string's features must not depend on its neighbours' length
             short = tokenizer([text], padding="max_length", max_length=self.config.max_tokens, **limit)
             states = self.model(

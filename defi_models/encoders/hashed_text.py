@@ -60,7 +60,8 @@ class HashedText(Float32Constants):
         return self._cache.get(texts, self.anchor.device, torch.float32, self._encode)
 
     def _encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
-        config, rows = self.config, []
+        config = self.config
+        rows: list[tuple[Tensor, ...]] = []
         for text in texts:
             words = _WORD.findall(text.lower())
             states = torch.zeros(config.max_tokens, config.dim)

@@ -89,7 +89,7 @@ class T5Text(Frozen):
 
     def _encode(self, texts: list[str]) -> list[tuple[torch.Tensor, ...]]:
         tokenizer = require_tokenizer(self.tokenizer, "T5 text encoder")
-        rows = []
+        rows: list[tuple[torch.Tensor, ...]] = []
         for text in texts:
             tokens = tokenizer(
                 [text], truncation=True, max_length=self.config.max_tokens, return_tensors="pt"

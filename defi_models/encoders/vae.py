@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
@@ -44,7 +44,7 @@ class VaeCodec(Frozen):
     def __init__(self, config: Config, vae: AutoencoderKLTemporalDecoder | None = None) -> None:
         super().__init__()
         self.config = config
-        self.vae = vae or AutoencoderKLTemporalDecoder(
+        self.vae: Any = vae or AutoencoderKLTemporalDecoder(
             down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
