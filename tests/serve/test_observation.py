@@ -51,14 +51,22 @@ def test_an_image_of_the_policys_size_is_not_touched() -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     image.flags.writeable = False  # as arrays from the wire are
     assert resize_image(image, (32, 48)) is image
-    halved = resize_image(image, (16, 24))
-    assert halved.shape == (16, 24, 3) and abs(halved.mean() - image.mean()) < 2
+
+
+def test_a_larger_image_is_averaged_down_and_the_middle_of_another_aspect_is_kept() -> None:
+    wide = np.zeros((64, 192, 3), np.uint8)
+    wide[:, 48:144] = np.tile(np.array([[0], [200]], np.uint8), (32, 1))[:, :, None]  # rows of 0 and 200
+    assert (resize_image(wide, (32, 48)) == 100).all()
+
+
+def test_a_smaller_image_is_interpolated_up() -> None:
+    assert (resize_image(np.full((8, 12, 3), 7, np.uint8), (32, 48)) == 7).all()
 
 
 def test_a_policy_with_one_unnamed_camera_takes_whichever_single_image_comes() -> None:
     spec = replace(SPEC, cameras=(ANY_CAMERA,))
     message = observation()
-    with pytest.raises(ObservationError, match="one camera; expected one key .* got .*front, .*wrist"):
+    with pytest.raises(ObservationError, match=r"one camera; expected one key .* got .*front, .*wrist"):
         read_observation(message, spec)
     del message["observation/images/wrist"]
     assert (read_observation(message, spec).images == 10).all()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import threading
 import time
 import urllib.request
 from dataclasses import dataclass, field
@@ -11,17 +14,21 @@ from types import TracebackType
 from typing import Any
 
 import click
+import ray
 from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
 from defi_platform import storage
+from defi_platform.cluster import ray_session
 from defi_platform.config import ServeConfig, from_mapping
 from defi_platform.errors import ConfigError, ServeError, UserError
 from defi_platform.serve.gateway import Gateway
-from defi_platform.serve.policy_folder import check_policy_folder
+from defi_platform.serve.observation import ANY_CAMERA, IMAGE_PREFIX, PROMPT_KEY, SEED_KEY, STATE_KEY
 from defi_platform.serve.preflight import (
     QUIET_LOGS,
+    check_policy_folder,
+    claim_port,
     claim_port_of_cluster,
     head_node,
     make_way_for_serve,
@@ -167,6 +174,55 @@ def deploy(config: ServeConfig) -> PolicyServer:
     except BaseException:
         serve.shutdown()
         raise
+
+
+def serve_policy(config: ServeConfig) -> int:
+    """Serves a policy until Ctrl-C or SIGTERM, then drains. Returns: the job's exit code.
+
+    Raises: what `deploy` raises; a bad folder and a taken port are found before Ray is started.
+    """
+    check_policy_folder(config.policy)
+    if not (config.ray.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
+        claim_port(config.host, config.port)
+    with ray_session(config.ray), deploy(config) as server:
+        print(_how_to_call(server, config), flush=True)
+        _wait_for_signal()
+        print("shutting down: answering what is in flight, closing the sockets", flush=True)
+    print("stopped", flush=True)
+    return 0
+
+
+def _how_to_call(server: PolicyServer, config: ServeConfig) -> str:
+    about = server.metadata
+    height, width = about["image_size"]
+    cameras = ["<name>" if camera == ANY_CAMERA else camera for camera in about["cameras"]]
+    keys = [f'"{IMAGE_PREFIX}{camera}": uint8 (h, w, 3)' for camera in cameras]
+    if about["state_dim"]:
+        keys.append(f'"{STATE_KEY}": float32 ({about["state_dim"]},)')
+    keys += [f'"{PROMPT_KEY}": str', f'"{SEED_KEY}": int, optional']
+    return (
+        f"{about['preset']} policy {config.policy} is served at {server.url}\n"
+        f"  {config.replicas} replica(s), up to {config.max_batch_size} observations per forward pass; "
+        f"images are resized to {height}x{width}\n"
+        "  from openpi_client.websocket_client_policy import WebsocketClientPolicy\n"
+        f'  WebsocketClientPolicy("{server.url}").infer(observation)["actions"]'
+        f"  # float32 ({about['chunk']}, {about['action_dim']})\n"
+        f"  observation: {{{', '.join(keys)}}}\n"
+        f"  {server.http_url}/healthz  {server.http_url}/metadata\n"
+        "Ctrl-C stops."
+    )
+
+
+def _wait_for_signal() -> None:
+    """Returns at SIGINT or SIGTERM: for a server that is how it ends, not a failure."""
+    asked = threading.Event()
+    before = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not asked.wait(1.0):
+            pass  # a wait without end would not let the handlers run
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _wait_until_running() -> None:

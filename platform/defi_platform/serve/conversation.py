@@ -12,9 +12,14 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from defi_platform.serve.observation import Observation, ObservationError, PolicySpec, read_observation
+from defi_platform.serve.observation import (
+    Answer,
+    Observation,
+    ObservationError,
+    PolicySpec,
+    read_observation,
+)
 from defi_platform.serve.protocols import openpi
-from defi_platform.serve.replica import Answer
 
 log = logging.getLogger("ray.serve")
 

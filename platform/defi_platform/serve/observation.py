@@ -1,4 +1,4 @@
-"""What a served policy wants to see, and how an observation from the wire is checked against it."""
+"""What a served policy takes and gives, and how an observation from the wire is checked against it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional
+from PIL import Image
+
+from defi_platform.data.decode import centre_crop, fitted
 
 IMAGE_PREFIX = "observation/images/"
 STATE_KEY = "observation/state"
@@ -73,6 +74,17 @@ class Observation:
     """Keys the policy has no use for; the answer lists them."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """An observation's actions and what they cost."""
+
+    actions: np.ndarray
+    """(chunk, A) float32 in raw units."""
+    queue_ms: float
+    infer_ms: float
+    batch_size: int
+
+
 def read_observation(message: Any, spec: PolicySpec) -> Observation:
     """Checks a decoded message against the policy and resizes its images.
 
@@ -98,15 +110,18 @@ def read_observation(message: Any, spec: PolicySpec) -> Observation:
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resizes a uint8 (h, w, 3) image to (H, W, 3), antialiased bilinear, the aspect not kept.
+    """Scales a uint8 (h, w, 3) image to cover (H, W) and cuts out the middle, as training does with frames.
 
     An image of the right size comes back as it is, bit for bit.
     """
     if image.shape[:2] == size:
         return image
-    pixels = torch.tensor(image).permute(2, 0, 1)[None]
-    resized = functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0).contiguous().numpy()
+    height, width = fitted((image.shape[0], image.shape[1]), size)
+    # Area averaging on the way down, as the decoders of training; it would be blocky on the way up.
+    shrinks = height <= image.shape[0]
+    resampling = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    scaled = np.asarray(Image.fromarray(image).resize((width, height), resampling))
+    return centre_crop(scaled[None], *size)[0]
 
 
 def _image_keys(message: Mapping[Any, Any], spec: PolicySpec) -> list[str]:

@@ -10,12 +10,48 @@ from typing import Any
 import ray
 from ray import serve
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from safetensors import SafetensorError, safe_open
 
+from defi_models.errors import ModelFolderError
+from defi_models.folder import CONFIG_FILE, WEIGHTS_FILE, read_header
+from defi_platform import storage
 from defi_platform.config import ServeConfig
-from defi_platform.errors import ServeError
+from defi_platform.errors import CheckpointError, ServeError
 
 QUIET_LOGS = {"log_level": "WARNING", "enable_access_log": False}
 HEAD_RESOURCE = "node:__internal_head__"
+
+_FIX = "A policy folder is what jobs/finetune_policy.py leaves in <output>/model."
+
+
+def check_policy_folder(folder: str) -> None:
+    """Reads the config and the weight file's table of contents, not the weights.
+
+    Raises: CheckpointError when the folder is absent, partial, truncated or of another model.
+    """
+    if storage.is_remote(folder):
+        if not storage.exists(storage.join(folder, CONFIG_FILE)):
+            raise CheckpointError(f"policy folder {folder} has no {CONFIG_FILE}. {_FIX}")
+        return
+    place = storage.local_path(folder)
+    weights = place / WEIGHTS_FILE
+    try:
+        header = read_header(place)
+        if header["model"] != "policy":
+            raise CheckpointError(
+                f"{place} holds a '{header['model']}' model, and only a policy is served. {_FIX}"
+            )
+        if not weights.is_file():
+            raise CheckpointError(f"{place} has no {WEIGHTS_FILE}, so it is not complete. {_FIX}")
+        with safe_open(weights, "pt"):
+            pass  # opening compares the table of contents with the file's length
+    except ModelFolderError as error:
+        raise CheckpointError(f"{error} {_FIX}") from error
+    except (SafetensorError, OSError) as error:
+        size = weights.stat().st_size
+        raise CheckpointError(
+            f"{weights} ({size:,} bytes) is damaged or cut short: {error}. Copy the folder again."
+        ) from error
 
 
 def claim_port(host: str, port: int) -> int:

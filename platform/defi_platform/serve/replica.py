@@ -5,27 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from defi_platform.serve.batching import Batched, GreedyBatcher
-from defi_platform.serve.observation import Observation, PolicySpec
-from defi_platform.serve.policy_folder import load_policy, spec_of
+from defi_platform.serve.observation import Answer, Observation, PolicySpec
 
 log = logging.getLogger("ray.serve")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One observation's actions and what they cost."""
-
-    actions: np.ndarray
-    """(chunk, A) float32 in raw units."""
-    queue_ms: float
-    infer_ms: float
-    batch_size: int
 
 
 class PolicyReplica:
@@ -35,6 +22,9 @@ class PolicyReplica:
         self, policy: str, *, max_batch_size: int = 8, threads: int | None = None, gpu: bool = False
     ) -> None:
         """Raises: CheckpointError for a folder that holds no complete policy."""
+        # Only here: whoever deploys this class need not wait for the model library to be imported.
+        from defi_platform.serve.policy_folder import load_policy, spec_of
+
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = torch.device("cuda" if gpu else "cpu")

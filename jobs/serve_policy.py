@@ -1,0 +1,17 @@
+"""Serve a policy over websockets until Ctrl-C."""
+
+import sys
+
+import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+
+from defi_platform.config import ServeConfig, parse_arguments
+from defi_platform.errors import exit_code
+from defi_platform.serve.app import serve_policy
+
+
+def main() -> int:
+    return serve_policy(parse_arguments(ServeConfig))
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,34 @@
+"""A real nano policy with random weights, and one server of it for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from defi_models import presets
+from defi_models.gfdm import ForwardDynamics
+from defi_models.policy import DeFIPolicy
+from defi_platform.config import ServeConfig
+from defi_platform.serve.app import PolicyServer, deploy
+
+
+@pytest.fixture(scope="session")
+def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    policy = DeFIPolicy(presets.policy("nano"))
+    return policy.save_pretrained(tmp_path_factory.mktemp("models") / "policy")
+
+
+@pytest.fixture(scope="session")
+def gfdm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = ForwardDynamics(presets.gfdm("nano"))
+    return model.save_pretrained(tmp_path_factory.mktemp("models") / "gfdm")
+
+
+@pytest.fixture(scope="module")
+def server(ray_cluster: None, policy_folder: Path) -> Iterator[PolicyServer]:
+    with deploy(ServeConfig(policy=str(policy_folder), port=0, threads=1)) as running:
+        yield running

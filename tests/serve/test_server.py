@@ -1,0 +1,147 @@
+"""A served nano policy, reached over real sockets with openpi's own client."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import websockets.exceptions
+import websockets.sync.client
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from robot_messages import observation
+
+from defi_platform.config import ServeConfig
+from defi_platform.errors import ServeError
+from defi_platform.serve.app import PolicyServer, deploy
+from defi_platform.serve.protocols import openpi
+
+
+def test_openpi_client_is_greeted_with_what_the_policy_takes(server: PolicyServer) -> None:
+    metadata = WebsocketClientPolicy(server.url).get_server_metadata()
+    assert metadata == server.metadata
+    assert (metadata["protocol"], metadata["preset"]) == ("openpi-websocket", "nano")
+    assert (metadata["image_size"], metadata["state_dim"]) == ([64, 64], 4)
+    assert (metadata["action_dim"], metadata["chunk"]) == (4, 10)
+
+
+def test_openpi_client_gets_actions_with_their_timings(server: PolicyServer) -> None:
+    answer = WebsocketClientPolicy(server.url).infer(observation(1))
+    assert answer["actions"].shape == (10, 4) and answer["actions"].dtype == np.float32
+    assert np.isfinite(answer["actions"]).all()
+    timing = answer["server_timing"]
+    assert timing["batch_size"] == 1 and 0 < timing["infer_ms"] < timing["total_ms"]
+    assert timing["queue_ms"] < timing["infer_ms"]
+
+
+def test_an_image_of_another_size_and_another_robots_extra_keys_are_taken(server: PolicyServer) -> None:
+    large = {"observation/images/front": np.zeros((480, 640, 3), np.uint8), "observation/force": np.ones(3)}
+    answer = WebsocketClientPolicy(server.url).infer(observation(1, **large))
+    assert answer["actions"].shape == (10, 4) and answer["ignored"] == ["observation/force"]
+
+
+def test_a_drawn_seed_is_told_so_that_the_action_can_be_repeated(server: PolicyServer) -> None:
+    client = WebsocketClientPolicy(server.url)
+    without = {key: value for key, value in observation(1).items() if key != "seed"}
+    first, second = client.infer(without), client.infer(without)
+    assert first["seed"] != second["seed"] and np.abs(first["actions"] - second["actions"]).max() > 0.01
+    again = client.infer(without | {"seed": first["seed"]})
+    np.testing.assert_allclose(again["actions"], first["actions"], atol=1e-5)
+
+
+def test_a_bad_observation_is_explained_and_the_connection_goes_on(server: PolicyServer) -> None:
+    client = WebsocketClientPolicy(server.url)
+    for bad, complaint in (
+        ({"prompt": "open"}, "observation/images/<name>"),
+        (observation(1, **{"observation/state": np.zeros(7)}), r"shape \(7,\); expected 4"),
+        (observation(1, **{"observation/images/front": np.zeros((64, 64, 3))}), "float64 array"),
+    ):
+        with pytest.raises(RuntimeError, match=complaint):
+            client.infer(bad)
+    assert client.infer(observation(1))["actions"].shape == (10, 4)
+
+
+def test_messages_that_are_not_in_the_format_are_explained_and_harm_nobody_else(server: PolicyServer) -> None:
+    bystander = WebsocketClientPolicy(server.url)
+    with websockets.sync.client.connect(server.url, compression=None) as rude:
+        openpi.unpack(rude.recv())
+        for message, complaint in (
+            ("hello", "got a text message"),
+            (b"hello", "is not msgpack"),
+            (openpi.pack([1, 2]), "a map of keys to values"),
+            (b"\0" * (openpi.MESSAGE_LIMIT + 1), "at most"),
+        ):
+            rude.send(message)
+            answer = rude.recv()
+            assert isinstance(answer, str) and complaint in answer
+    with websockets.sync.client.connect(server.url, compression=None, max_size=None) as huge:
+        huge.recv()
+        with pytest.raises(websockets.exceptions.ConnectionClosed):
+            huge.send(b"\0" * (17 * 2**20))
+            huge.recv()
+    assert bystander.infer(observation(2))["actions"].shape == (10, 4)
+
+
+def test_a_fleet_of_32_clients_is_served_at_once_in_batches(server: PolicyServer) -> None:
+    with ThreadPoolExecutor(32) as threads:
+        clients = list(threads.map(lambda _: WebsocketClientPolicy(server.url), range(32)))
+        with urllib.request.urlopen(f"{server.http_url}/healthz") as response:
+            assert json.load(response)["connections"] >= 32
+        alone = clients[0].infer(observation(7))["actions"]
+        rounds = threads.map(lambda client: [client.infer(observation(7)) for _ in range(3)], clients)
+        answers = [answer for answers in rounds for answer in answers]
+    sizes = [answer["server_timing"]["batch_size"] for answer in answers]
+    assert max(sizes) == 8 and np.mean(sizes) > 4
+    for answer in answers:
+        np.testing.assert_allclose(answer["actions"], alone, atol=1e-3 * float(np.ptp(alone)))
+
+
+def test_health_and_metadata_are_http(server: PolicyServer) -> None:
+    with urllib.request.urlopen(f"{server.http_url}/healthz") as response:
+        assert response.status == 200 and json.load(response)["status"] == "ok"
+    with urllib.request.urlopen(f"{server.http_url}/metadata") as response:
+        assert json.load(response) == server.metadata
+
+
+def test_a_client_outlives_the_death_of_a_replica(server: PolicyServer) -> None:
+    client = WebsocketClientPolicy(server.url)
+    before = client.infer(observation(3))["actions"]
+    alive = [a for a in ray.util.list_named_actors(all_namespaces=True) if "#PolicyReplica#" in a["name"]]
+    ray.kill(ray.get_actor(alive[0]["name"], namespace=alive[0]["namespace"]))
+    after = client.infer(observation(3))["actions"]
+    np.testing.assert_allclose(after, before, atol=1e-5)  # memory lies differently in another process
+
+
+def test_a_second_policy_on_the_same_cluster_is_refused(server: PolicyServer, policy_folder: Path) -> None:
+    with pytest.raises(ServeError, match="already serves 'policy'"):
+        deploy(ServeConfig(policy=str(policy_folder), port=0))
+
+
+def test_shutdown_closes_sockets_politely_and_frees_the_port(
+    server: PolicyServer, policy_folder: Path
+) -> None:
+    server.shutdown()
+    taken = socket.create_server(("127.0.0.1", 0))
+    port = taken.getsockname()[1]
+    with taken, pytest.raises(ServeError, match=f"127.0.0.1:{port}: the port is in use"):
+        deploy(ServeConfig(policy=str(policy_folder), port=port))
+
+    with deploy(ServeConfig(policy=str(policy_folder), port=port, threads=1, max_connections=1)) as second:
+        assert second.url == f"ws://127.0.0.1:{port}"
+        client = WebsocketClientPolicy(second.url)
+        with pytest.raises(websockets.exceptions.ConnectionClosed, match="all 1 connections are taken"):
+            WebsocketClientPolicy(second.url)
+        with ThreadPoolExecutor(1) as thread:
+            last = thread.submit(client.infer, observation(1))
+            time.sleep(0.02)
+            second.shutdown()
+            assert last.result(timeout=30)["actions"].shape == (10, 4)
+        with pytest.raises(websockets.exceptions.ConnectionClosed, match="1001"):
+            client.infer(observation(1))
+    socket.create_server(("127.0.0.1", port)).close()
