@@ -153,11 +153,14 @@ class _Renderer:
         fine_width, fine_height = self._FINER * width, self._FINER * height
         model.vis.global_.offwidth = fine_width
         model.vis.global_.offheight = fine_height
+        # Where there is no display its constructor fails before this is set, and its destructor then prints a
+        # second, confusing error.
+        mujoco.GLContext._context = None
         try:
             self._gl = mujoco.GLContext(fine_width, fine_height)
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-        except (RuntimeError, AttributeError, mujoco.FatalError) as error:
+        except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
             raise SimulatorError(
                 f"EGL cannot render on this machine ({_one_line(error)}); {_EGL_FIX}"
             ) from error
