@@ -1,0 +1,76 @@
+"""The demo's memory of its stages: reuse, going on after an interruption, doing again what has changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from defi_platform.config import RecordConfig
+from defi_platform.demo import Ledger, Stage
+
+
+def recording(folder: Path, work: Callable[[RecordConfig], None], **settings) -> Stage:
+    config = RecordConfig(output=str(folder), **{"tasks": ["reach-v3"], **settings})
+    return Stage("record", "record", config, work, (str(folder),))
+
+
+def write_result(config: RecordConfig) -> None:
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    (Path(config.output) / "result").write_text(f"{config.episodes_per_task}")
+
+
+def test_a_finished_stage_is_reused_by_the_next_demo_and_says_so(tmp_path: Path, capsys) -> None:
+    runs = []
+    for _ in range(2):
+        Ledger(str(tmp_path / "stages.json")).carry_out(recording(tmp_path / "c", runs.append), "[1/5] record")
+    assert len(runs) == 1
+    assert "reused" in capsys.readouterr().out
+
+
+def test_an_interrupted_stage_goes_on_and_its_time_is_added_up(tmp_path: Path, capsys) -> None:
+    def interrupt(config: RecordConfig) -> None:
+        write_result(config)
+        raise KeyboardInterrupt
+
+    path = tmp_path / "stages.json"
+    with pytest.raises(KeyboardInterrupt):
+        Ledger(str(path)).carry_out(recording(tmp_path / "c", interrupt), "record")
+    before = json.loads(path.read_text())["record"]
+    assert not before["done"]
+    Ledger(str(path)).carry_out(recording(tmp_path / "c", lambda _: None), "record")
+    after = json.loads(path.read_text())["record"]
+    assert after["done"] and after["seconds"] > before["seconds"]
+    assert (tmp_path / "c" / "result").exists(), "what the first attempt wrote is still there"
+    assert "goes on where it was" in capsys.readouterr().out
+
+
+def test_a_stage_with_other_settings_is_done_again_and_the_old_result_kept(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "stages.json"))
+    ledger.carry_out(recording(tmp_path / "c", write_result, episodes_per_task=3), "record")
+    ledger.carry_out(recording(tmp_path / "c", write_result, episodes_per_task=4), "record")
+    assert (tmp_path / "c" / "result").read_text() == "4"
+    assert (tmp_path / "c.old-1" / "result").read_text() == "3"
+
+
+def test_another_number_of_workers_does_not_make_another_result(tmp_path: Path) -> None:
+    runs: list[RecordConfig] = []
+    ledger = Ledger(str(tmp_path / "stages.json"))
+    ledger.carry_out(recording(tmp_path / "c", runs.append, workers=1), "record")
+    ledger.carry_out(recording(tmp_path / "c", runs.append, workers=2), "record")
+    assert len(runs) == 1
+
+
+def test_a_stage_is_done_again_when_what_it_reads_was_made_anew(tmp_path: Path) -> None:
+    def training(runs: list) -> Stage:
+        config = RecordConfig(output=str(tmp_path / "t"), tasks=[])
+        return Stage("train", "train", config, runs.append, (str(tmp_path / "t"),), after=("record",))
+
+    runs: list[RecordConfig] = []
+    ledger = Ledger(str(tmp_path / "stages.json"))
+    for episodes in (3, 3, 4):
+        ledger.carry_out(recording(tmp_path / "c", write_result, episodes_per_task=episodes), "record")
+        ledger.carry_out(training(runs), "train")
+    assert len(runs) == 2
