@@ -57,8 +57,22 @@ class PolicyAdapter(nn.Module):
         head: ActionHead.Config = field(default_factory=ActionHead.Config)
 
     def __init__(
-        self, config: Config, *, feature_dim: int, patch_dim: int, text_dim: int, goal_dim: int
+        self,
+        config: Config,
+        *,
+        feature_dim: int,
+        tokens_per_frame: int,
+        patch_dim: int,
+        text_dim: int,
+        goal_dim: int,
     ) -> None:
+        """Builds the parts with random weights.
+
+        Args:
+            feature_dim: channels of GFDM's features; tokens_per_frame: of all views together.
+            patch_dim, text_dim: widths that GIDM was pretrained on; goal_dim: width of the goal vector.
+        Raises: ConfigurationError when `frame_pair` lies outside the clip.
+        """
         super().__init__()
         if max(config.frame_pair) >= config.video_former.frames:
             raise ConfigurationError(
@@ -67,7 +81,9 @@ class PolicyAdapter(nn.Module):
         self.config = config
         self.projector = FeatureProjector(feature_dim, patch_dim, config.frame_pair)
         self.latent_actions = LatentActionEncoder(config.latent_actions, patch_dim, text_dim)
-        self.video_former = VideoFormer(config.video_former, feature_dim)
+        self.video_former = VideoFormer(
+            config.video_former, feature_dim=feature_dim, tokens_per_frame=tokens_per_frame
+        )
         self.head = ActionHead(config.head, config.video_former.dim, config.latent_actions.dim, goal_dim)
 
     def perceive(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Perception:

@@ -24,6 +24,7 @@ from defi_models.encoders.vae import VaeCodec
 from defi_models.errors import ModelFolderError
 from defi_models.folder import ModelFolder
 from defi_models.precision import to_signed_unit
+from defi_models.recompute import set_recompute
 from defi_models.unet_features import feature_channels, up_block_features
 from defi_models.video_unet import (
     DiffusersUNet,
@@ -119,6 +120,7 @@ class ForwardDynamics(ModelFolder, nn.Module):
         )
         self._scheduler = build_scheduler(config.scheduler)
         self._first_step = self._read_first_step()
+        self._up_block_features = up_block_features
 
     @classmethod
     def from_svd(
@@ -265,7 +267,7 @@ class ForwardDynamics(ModelFolder, nn.Module):
         timestep = torch.full((len(x),), step.timestep, device=x.device)
         ids = self._time_ids(len(x), self.config.feature_fps)
         text = self._cross_attention_text(text)
-        return up_block_features(self.unet, x, timestep, text, ids, self.config.feature_blocks)
+        return self._up_block_features(self.unet, x, timestep, text, ids, self.config.feature_blocks)
 
     @torch.no_grad()
     def sample(
@@ -300,6 +302,15 @@ class ForwardDynamics(ModelFolder, nn.Module):
                 output = free + guidance * (output - free)
             latents = scheduler.step(output, timestep, latents).prev_sample
         return self.decode_latents(latents)
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Gradient checkpointing of the UNet: less memory, one more forward pass."""
+        set_recompute(self, enabled)
+
+    def compile_parts(self, **options: Any) -> None:
+        """`torch.compile` of the UNet and of its shortened feature pass, in place."""
+        self.unet.compile(**options)
+        self._up_block_features = torch.compile(up_block_features, **options)
 
     @property
     def first_step(self) -> FirstStep:

@@ -21,6 +21,7 @@ from defi_models.encoders.t5_text import T5Text
 from defi_models.encoders.text_cache import TextStates
 from defi_models.folder import ModelFolder
 from defi_models.latent_actions import LatentActionEncoder, LatentActions
+from defi_models.recompute import run, set_recompute
 from defi_models.spacetime import SpaceBlock, Stem
 
 
@@ -35,6 +36,7 @@ class FeatureDecoder(nn.Module):
 
     def __init__(self, config: Config, dim: int, feature_dim: int) -> None:
         super().__init__()
+        self.recompute = False
         self.patch_projection = nn.Linear(feature_dim, dim)
         self.stem = Stem(dim, dim)
         self.blocks = nn.ModuleList(
@@ -48,7 +50,7 @@ class FeatureDecoder(nn.Module):
         x = torch.cat([tokens, words], dim=1)
         key_mask = torch.cat([text_mask.new_ones(tokens.shape[:2]), text_mask], dim=1)
         for block in self.blocks:
-            x = block(x, key_mask)
+            x = run(block, x, key_mask, recompute=self.recompute)
         kept = actions.shape[1]
         return self.out(x[:, kept : kept + first.shape[1]])
 
@@ -116,6 +118,15 @@ class InverseDynamics(ModelFolder, nn.Module):
             "copy_loss": F.mse_loss(features[:, 0].float(), features[:, 1].float()).detach(),
         }
         return found if result.actions.indices is None else found | {"indices": result.actions.indices}
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Gradient checkpointing: less memory, one more forward pass."""
+        set_recompute(self, enabled)
+
+    def compile_parts(self, **options: Any) -> None:
+        """`torch.compile` of the encoder and the decoder, in place; options as torch.compile takes them."""
+        self.encoder.compile_blocks(**options)
+        self.decoder.compile(**options)
 
     def loss(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Reconstruction:
         """mse(reconstruction, later frame) + codebook loss + 0.25 * commitment loss.

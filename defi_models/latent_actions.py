@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from defi_models.codebook import Codebook
+from defi_models.recompute import run
 from defi_models.spacetime import SpaceTimeBlock, Stem
 
 
@@ -55,6 +56,7 @@ class LatentActionEncoder(nn.Module):
     def __init__(self, config: Config, feature_dim: int, text_dim: int) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         self.queries = nn.Parameter(torch.randn(config.tokens, feature_dim) * 0.02)
         self.text_projection = nn.Linear(text_dim, config.dim)
         self.stem = Stem(feature_dim, config.dim)
@@ -91,8 +93,13 @@ class LatentActionEncoder(nn.Module):
         x = torch.cat([tokens, words], dim=2)
         key_mask = self._key_mask(text_mask, frames, tokens.shape[2])
         for block in self.blocks:
-            x = block(x, key_mask)
+            x = run(block, x, key_mask, recompute=self.recompute)
         return self.to_latent(x[:, -1, : self.config.tokens])
+
+    def compile_blocks(self, **options: Any) -> None:
+        """`torch.compile` of each block, in place; the codebook's bookkeeping stays outside."""
+        for block in self.blocks:
+            block.compile(**options)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Quantised tokens (B, K, latent_dim) -> (B, K, D), as the decoder and the policy read them."""

@@ -304,6 +304,7 @@ def _adapter(recording: Recording) -> PolicyAdapter:
             ),
         ),
         feature_dim=former["condition_dim"],
+        tokens_per_frame=sum(inputs[name].shape[2] for name in inputs if name.startswith("features_")),
         patch_dim=recording.weights["goal_emb.2.weight"].shape[0],
         text_dim=inputs["text_features"].shape[-1],
         goal_dim=head["goal_dim"],

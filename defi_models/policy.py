@@ -24,6 +24,7 @@ from defi_models.folder import ModelFolder
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics, build_gidm_text
 from defi_models.normalization import FieldStatistics, Normalizer, Statistics
+from defi_models.recompute import set_recompute
 
 TRAINABLE = ("adapter", "gidm+adapter", "gfdm+adapter", "all")
 STATISTICS_FILE = "statistics.json"
@@ -73,6 +74,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
         self.adapter = PolicyAdapter(
             config.adapter,
             feature_dim=config.gfdm.feature_dim,
+            tokens_per_frame=config.views * config.gfdm.feature_size[0] * config.gfdm.feature_size[1],
             patch_dim=config.patch_dim,
             text_dim=config.gidm_text.dim,
             goal_dim=config.gfdm.text.goal_dim,
@@ -183,6 +185,20 @@ class DeFIPolicy(ModelFolder, nn.Module):
         if training:
             self.train()
         return self.action_normalizer.denormalize(sampled)
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Gradient checkpointing: less memory, one more forward pass."""
+        set_recompute(self, enabled)
+
+    def compile_parts(self, **options: Any) -> None:
+        """`torch.compile` of GFDM's feature pass, Video-Former, GIDM's blocks and the action head, in place.
+
+        Options are those of torch.compile, e.g. mode="reduce-overhead" on a GPU.
+        """
+        self.gfdm.compile_parts(**options)
+        self.adapter.video_former.compile(**options)
+        self.adapter.latent_actions.compile_blocks(**options)
+        self.adapter.head.compile(**options)
 
     def gfdm_features(self, images: Tensor, text: Sequence[str], generator: Generators = None) -> Tensor:
         """GFDM's one-step features of all views in one pass.

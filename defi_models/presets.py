@@ -98,7 +98,7 @@ def _nano_policy() -> DeFIPolicy.Config:
             frame_pair=(0, 3),
             latent_actions=gidm_config.encoder,
             video_former=VideoFormer.Config(
-                dim=96, depth=2, heads=4, head_dim=24, frames=8, queries_per_frame=8, spatial_positions=64
+                dim=96, depth=2, heads=4, head_dim=24, frames=8, queries_per_frame=8, spatial_positions=True
             ),
             head=ActionHead.Config(
                 action_dim=4,
@@ -154,7 +154,7 @@ def _small_policy() -> DeFIPolicy.Config:
         patch_dim=gidm_config.patches.dim,
         adapter=PolicyAdapter.Config(
             latent_actions=gidm_config.encoder,
-            video_former=VideoFormer.Config(dim=384, depth=4, heads=8, head_dim=48, spatial_positions=512),
+            video_former=VideoFormer.Config(dim=384, depth=4, heads=8, head_dim=48, spatial_positions=True),
             head=ActionHead.Config(attention_dropout=0.1, action_positions=True),
         ),
         normalization="min_max",

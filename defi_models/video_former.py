@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_models.attention import Attention
+from defi_models.recompute import run
 
 
 class VideoFormerLayer(nn.Module):
@@ -58,20 +59,19 @@ class VideoFormer(nn.Module):
         """Of the resampling attention; the temporal attention's is dim / heads."""
         frames: int = 16
         queries_per_frame: int = 14
-        spatial_positions: int = 0
-        """Tokens per frame (all views) that get a learnable position each; 0, as released: none."""
+        spatial_positions: bool = False
+        """A learnable position per token of a frame (all views); released weights have none."""
 
-    def __init__(self, config: Config, feature_dim: int) -> None:
+    def __init__(self, config: Config, *, feature_dim: int, tokens_per_frame: int) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False
         dim = config.dim
         self.projection = nn.Sequential(nn.Linear(feature_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.time_embedding = nn.Parameter(torch.randn(config.frames, 1, dim) * 0.02)
-        self.position_embedding = (
-            nn.Parameter(torch.randn(config.spatial_positions, dim) * 0.02)
-            if config.spatial_positions
-            else None
-        )
+        self.position_embedding = None
+        if config.spatial_positions:
+            self.position_embedding = nn.Parameter(torch.randn(tokens_per_frame, dim) * 0.02)
         self.queries = nn.Parameter(torch.randn(config.frames, config.queries_per_frame, dim) * 0.02)
         self.layers = nn.ModuleList(
             VideoFormerLayer(dim, config.heads, config.head_dim) for _ in range(config.depth)
@@ -85,5 +85,5 @@ class VideoFormer(nn.Module):
             x = x + self.position_embedding
         queries = self.queries.expand(len(features), -1, -1, -1)
         for layer in self.layers:
-            queries = layer(x, queries)
+            queries = run(layer, x, queries, recompute=self.recompute)
         return self.norm(queries).flatten(1, 2)
