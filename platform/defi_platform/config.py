@@ -63,6 +63,8 @@ class CorpusConfig:
     """Share of the mixture, relative to the other corpora."""
     cameras: dict[str, float] = field(default_factory=dict)
     """Probability per camera name; empty: every camera of the corpus alike."""
+    fps: float | None = None
+    """Frames per second where the files do not say (RLDS, HDF5) or say wrong; None: what the corpus says."""
 
 
 @dataclass

@@ -54,7 +54,6 @@ class ProbeJob:
     uri: str
     thorough: bool = True
     """Decode every frame; otherwise only the first and the last."""
-    memory_bytes: int = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,16 @@ def centre_crop(frames: np.ndarray, height: int, width: int) -> np.ndarray:
     top = (frames.shape[1] - height) // 2
     left = (frames.shape[2] - width) // 2
     return frames[:, top : top + height, left : left + width]
+
+
+def check_memory(width: int, height: int, memory_bytes: int) -> None:
+    """Refuses frames whose decoding cannot fit. Codecs report a failed allocation as any error, or crash."""
+    need = width * height * BYTES_PER_PIXEL
+    if need > memory_bytes:
+        raise BadVideo(
+            "memory",
+            f"frames of {width}x{height} need about {need >> 20} MB to decode, the limit is {memory_bytes >> 20} MB",
+        )
 
 
 # --------------------------------------------------------------------------- decord
@@ -238,12 +247,7 @@ def probe(path: str, thorough: bool, memory_bytes: int) -> Probe:
     container, stream = open_container(path)
     with container:
         width, height = stream.width, stream.height
-        if width * height * BYTES_PER_PIXEL > memory_bytes:
-            raise BadVideo(
-                "memory",
-                f"frames of {width}x{height} need about {width * height * BYTES_PER_PIXEL >> 20} MB to decode, "
-                f"the limit is {memory_bytes >> 20} MB",
-            )
+        check_memory(width, height, memory_bytes)
         pts, keys = _packet_times(container, stream)
         _check_count(container, stream, pts)
         decoded, rotation = _decode_through(path, thorough, keys, pts)

@@ -214,14 +214,19 @@ class DecoderPool:
                     self._ended(running, how, answers, waiting)
                 continue
             assert running is not None
-            number, answer, process.files_opened = message
+            number, answer, files_opened = message
+            used, process.files_opened = process.files_opened > 0, files_opened
             process.running, process.started = None, True
+            if isinstance(answer, BadVideo) and answer.reason == "memory":
+                self._drop(process)
+                self._out_of_memory(running, used, answer, answers, waiting)
+                continue
             if answer is None:
                 answer = _copied(process, running.job, None if out is None else out[number])
             answers[number] = answer
             if process.files_opened >= self._limits.recycle_after:
                 self._drop(process)
-        self._watch(answers)
+        self._watch(answers, waiting)
 
     def _ended(
         self, running: _Running, how: str, answers: dict[int, Answer], waiting: deque[_Running]
@@ -232,7 +237,21 @@ class DecoderPool:
             # Once may be the machine (an out-of-memory killer, an operator); twice is the video.
             waiting.appendleft(_Running(running.number, running.job, retried=True))
 
-    def _watch(self, answers: dict[int, Answer]) -> None:
+    def _out_of_memory(
+        self,
+        running: _Running,
+        used: bool,
+        problem: BadVideo,
+        answers: dict[int, Answer],
+        waiting: deque[_Running],
+    ) -> None:
+        if used and not running.retried:
+            # What earlier files left behind may have filled the process; a fresh one tells.
+            waiting.appendleft(_Running(running.number, running.job, retried=True))
+        else:
+            answers[running.number] = problem
+
+    def _watch(self, answers: dict[int, Answer], waiting: deque[_Running]) -> None:
         now = time.monotonic()
         for process in [p for p in self._processes if p.running]:
             running = process.running
@@ -244,9 +263,8 @@ class DecoderPool:
                 )
             elif process.rss_bytes() > process.memory_limit:
                 self._drop(process)
-                answers[running.number] = BadVideo(
-                    "memory", f"more than decode.memory_mb={self._limits.memory_mb} resident"
-                )
+                problem = BadVideo("memory", f"more than decode.memory_mb={self._limits.memory_mb} resident")
+                self._out_of_memory(running, process.files_opened > 0, problem, answers, waiting)
 
 
 def _frame_bytes(job: Job) -> int:

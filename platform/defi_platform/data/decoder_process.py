@@ -66,7 +66,7 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, memory_bytes: int, carri
         carrier: `module:Class` of what carries jobs out; `reading:Jobs` but for survival tests.
     """
     module, _, name = carrier.partition(":")
-    jobs = getattr(importlib.import_module(module), name)()
+    jobs = getattr(importlib.import_module(module), name)(memory_bytes)
     frames = mmap.mmap(frames_fd, os.fstat(frames_fd).st_size)
     _limit_memory(memory_bytes)
     while (message := read_message(jobs_fd)) is not None:

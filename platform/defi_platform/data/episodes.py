@@ -5,33 +5,19 @@ Layout: n steps, A action dimensions, P proprioception dimensions; float32, raw 
 
 from __future__ import annotations
 
-import io
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from defi_platform import storage
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan
+from defi_platform.data.sources.formats import read_signals
+from defi_platform.data.sources.rows import Signals
 from defi_platform.errors import CorpusError
 
-ACTION = "action"
-PROPRIO = "observation.state"
-
-OPEN_TABLES = 16
-
-
-@dataclass(frozen=True)
-class Signals:
-    """What the robot did and felt in one episode."""
-
-    actions: np.ndarray
-    """(n, A) float32"""
-    proprio: np.ndarray | None
-    """(n, P) float32; None where the corpus has none."""
+OPEN_EPISODES = 256
 
 
 @dataclass(frozen=True)
@@ -46,49 +32,15 @@ class Statistics:
 
 
 class SignalReader:
-    """Reads signals of manifest rows and keeps the files it read last."""
+    """Reads signals of manifest rows and keeps the episodes it read last."""
 
     def __init__(self) -> None:
-        self._files: OrderedDict[str, dict[int, Signals]] = OrderedDict()
+        self._read = functools.lru_cache(maxsize=OPEN_EPISODES)(read_signals)
 
-    def read(self, source: str, uri: str, episode_id: str) -> Signals:
-        """Signals of one episode. Raises: CorpusError when the file or the episode in it is absent."""
-        if uri not in self._files:
-            self._files[uri] = _lerobot_file(uri)
-            while len(self._files) > OPEN_TABLES:
-                self._files.popitem(last=False)
-        self._files.move_to_end(uri)
-        index = int(episode_id.rsplit("_", 1)[-1])
-        try:
-            return self._files[uri][index]
-        except KeyError as error:
-            raise CorpusError(
-                f"{uri} has no rows of episode {index}, which the manifest places there. Run the ingest again."
-            ) from error
-
-
-def _lerobot_file(uri: str) -> dict[int, Signals]:
-    try:
-        file = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
-    except FileNotFoundError as error:
-        raise CorpusError(
-            f"{uri}, which holds actions, is not there. Restore it or run the ingest again."
-        ) from error
-    names = set(file.schema_arrow.names)
-    columns = ["episode_index", ACTION] + ([PROPRIO] if PROPRIO in names else [])
-    table = file.read(columns=columns)
-    episode = table.column("episode_index").to_numpy()
-    actions = _matrix(table.column(ACTION).to_pylist())
-    proprio = _matrix(table.column(PROPRIO).to_pylist()) if PROPRIO in names else None
-    return {
-        int(index): Signals(actions[episode == index], None if proprio is None else proprio[episode == index])
-        for index in np.unique(episode)
-    }
-
-
-def _matrix(rows: Sequence[object]) -> np.ndarray:
-    values = np.asarray(rows, np.float32)
-    return values.reshape(len(values), -1)
+    def of_row(self, manifest: Manifest, row: int) -> Signals:
+        """Signals of one manifest row. Raises: CorpusError when its file, or its episode there, is absent."""
+        found = manifest.row(row)
+        return self._read(found["source"], found["signals_uri"], found["episode_id"])
 
 
 def statistics(plan: Plan) -> dict[str, Statistics]:
@@ -114,18 +66,12 @@ def dimensions(plan: Plan) -> tuple[int, int]:
     return signals.actions.shape[1], 0 if signals.proprio is None else signals.proprio.shape[1]
 
 
-def signals_of(manifest: Manifest, row: int, reader: SignalReader) -> Signals:
-    """Signals of one manifest row. Raises: CorpusError."""
-    found = manifest.row(row)
-    return reader.read(found["source"], found["signals_uri"], found["episode_id"])
-
-
 def _episodes_of(plan: Plan, reader: SignalReader) -> Iterator[Signals]:
     rows = plan.first_rows()
     if not len(rows):
         raise CorpusError("no episode with actions to take statistics from.")
     for row in rows.tolist():
-        yield signals_of(plan.manifest, row, reader)
+        yield reader.of_row(plan.manifest, row)
 
 
 def _summary(values: np.ndarray) -> Statistics:

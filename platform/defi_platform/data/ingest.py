@@ -72,7 +72,9 @@ def _ingest_corpus(name: str, corpus: CorpusConfig, config: DataConfig) -> tuple
     root = storage.absolute(corpus.path)
     claims: list[Claim] = []
     refused: list[Refused] = []
-    for item in tqdm(formats.listing(format_name, root), f"{name}: listing", unit=" videos", disable=None):
+    for item in tqdm(
+        formats.listing(format_name, root, corpus.fps), f"{name}: listing", unit=" videos", disable=None
+    ):
         (claims if isinstance(item, Claim) else refused).append(item)  # type: ignore[arg-type]
     if not claims and not refused:
         raise CorpusError(
@@ -83,6 +85,7 @@ def _ingest_corpus(name: str, corpus: CorpusConfig, config: DataConfig) -> tuple
         "path": root,
         "format": format_name,
         "holdout": config.holdout,
+        "fps": corpus.fps,
         "listing": _fingerprint(claims, refused),
     }
     before = read_corpus(config.manifest, name)
@@ -93,11 +96,12 @@ def _ingest_corpus(name: str, corpus: CorpusConfig, config: DataConfig) -> tuple
     verdicts = _verdicts(name, claims, known, config)
     rows, rejections = _rows(name, format_name, claims, verdicts)
     rejections += [_rejection(name, r, BadVideo(r.reason, r.message)) for r in refused]
+    rejections.sort(key=lambda row: str(row["video_id"]))
     _stop_if_strict(config, name, rejections)
     rows.sort(key=lambda row: str(row["video_id"]))
     splits = assign([row["episode_id"] or row["video_id"] for row in rows], config.holdout)
     for row, split in zip(rows, splits, strict=True):
-        row["split"] = split
+        row["split"] = row["split"] or split
     videos = pa.Table.from_pylist(rows, schema=SCHEMA)
     rejected = pa.Table.from_pylist(rejections, schema=QUARANTINE_SCHEMA)
     return True, commit_corpus(config.manifest, name, videos, rejected, settings).counts
@@ -180,11 +184,10 @@ class _Prober:
     """Probes blocks of files in decoder processes of its own."""
 
     def __init__(self, limits: DecodeConfig) -> None:
-        self._limits = limits
         self._pool = DecoderPool(limits)
 
     def probe(self, uris: list[str]) -> list[tuple[str, Verdict]]:
-        jobs = [ProbeJob(uri, memory_bytes=self._limits.memory_mb << 20) for uri in uris]
+        jobs = [ProbeJob(uri) for uri in uris]
         return list(zip(uris, self._pool.run(jobs), strict=True))  # type: ignore[arg-type]
 
 
@@ -210,12 +213,13 @@ def _rows(
                 "uri": claim.uri,
                 "camera": claim.camera,
                 "text": claim.text,
+                "split": claim.split,
                 "num_frames": claim.num_frames or verdict.num_frames - claim.first_frame,
                 "fps": claim.fps or verdict.fps,
                 "width": verdict.width,
                 "height": verdict.height,
                 "codec": verdict.codec,
-                "bytes": verdict.bytes,
+                "bytes": claim.bytes or verdict.bytes,
                 "source": format_name,
                 "episode_id": claim.episode_id,
                 "num_actions": claim.num_actions,

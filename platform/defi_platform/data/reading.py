@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import posixpath
+import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
+from defi_platform import storage
+from defi_platform.data.address import Address, parse
 from defi_platform.data.decode import (
     DecodeJob,
     DecordReader,
@@ -16,6 +23,7 @@ from defi_platform.data.decode import (
     PyavReader,
     Reader,
     centre_crop,
+    check_memory,
     fitted,
     probe,
 )
@@ -29,14 +37,20 @@ SMALL_FILE_BYTES = 16 << 20
 
 
 class Jobs:
-    """Carries out decode and probe jobs in one process."""
+    """Carries out decode and probe jobs in one process.
 
-    def __init__(self) -> None:
+    Args:
+        memory_bytes: what the process may use.
+    """
+
+    def __init__(self, memory_bytes: int) -> None:
+        self._memory_bytes = memory_bytes
         self._open: OrderedDict[tuple[str, str, tuple[int, int]], Reader] = OrderedDict()
         self.files_opened = 0
 
     def decode(self, job: DecodeJob, out: np.ndarray) -> None:
         """Writes the frames of `job` to `out` (T, H, W, 3) uint8. Raises: BadVideo."""
+        check_memory(job.source_width, job.source_height, self._memory_bytes)
         try:
             frames = self._frames(job, job.decoder)
         except BadVideo as error:
@@ -46,10 +60,19 @@ class Jobs:
         out[...] = centre_crop(frames, job.height, job.width)
 
     def probe(self, job: ProbeJob) -> Probe:
-        """Judges the file of `job`. Raises: BadVideo."""
+        """Judges the video of `job`. Raises: BadVideo."""
         self.files_opened += 1
-        with _local(job.uri) as path:
-            return probe(path, job.thorough, job.memory_bytes)
+        where = parse(job.uri)
+        with _missing_is_bad(where.path):
+            if where.kind == "file":
+                with storage.local_copy(where.path) as path:
+                    return probe(str(path), job.thorough, self._memory_bytes)
+            if where.kind == "range":
+                with tempfile.NamedTemporaryFile(suffix=posixpath.splitext(where.where[-1])[1]) as file:
+                    file.write(_slice(where))
+                    file.flush()
+                    return probe(file.name, job.thorough, self._memory_bytes)
+            return _probe_store(where, job.thorough, self._memory_bytes)
 
     def _frames(self, job: DecodeJob, decoder: str) -> np.ndarray:
         size = self._size(job)
@@ -71,43 +94,67 @@ class Jobs:
         )
 
     def _opened(self, uri: str, decoder: str, size: tuple[int, int]) -> Reader:
-        with _missing_is_bad(uri):
-            if "://" not in uri:
-                open(uri, "rb").close()
-                return DecordReader(uri, size) if decoder == "decord" else PyavReader(uri, size)
-            return _opened_remote(uri, decoder, size)
+        where = parse(uri)
+        with _missing_is_bad(where.path):
+            if where.kind == "range":
+                return _video_reader(io.BytesIO(_slice(where)), decoder, size)
+            if where.kind != "file":
+                return frame_stores().open_store(where, size)
+            if not storage.is_remote(where.path):
+                open(where.path, "rb").close()
+                return _video_reader(where.path, decoder, size)
+            if storage.entry(where.path).bytes <= SMALL_FILE_BYTES:
+                return _video_reader(io.BytesIO(storage.read_bytes(where.path)), decoder, size)
+            # decord reads file objects to their end before it opens them; PyAV seeks.
+            return PyavReader(storage.open_seekable(where.path), size)
 
 
-def _opened_remote(uri: str, decoder: str, size: tuple[int, int]) -> Reader:
-    import io
+def frame_stores() -> ModuleType:
+    """Its imports (Pillow) are left out of processes that decode video files alone."""
+    from defi_platform.data import frame_stores
 
-    from defi_platform import storage
-
-    if storage.entry(uri).bytes <= SMALL_FILE_BYTES:
-        content = io.BytesIO(storage.read_bytes(uri))
-        return DecordReader(content, size) if decoder == "decord" else PyavReader(content, size)
-    # decord reads file objects to their end before it opens them; PyAV seeks.
-    return PyavReader(storage.open_seekable(uri), size)
+    return frame_stores
 
 
-@contextlib.contextmanager
-def _local(uri: str) -> Iterator[str]:
-    with _missing_is_bad(uri):
-        if "://" not in uri:
-            open(uri, "rb").close()
-            yield uri
-            return
-        from defi_platform import storage
+def _video_reader(source: Any, decoder: str, size: tuple[int, int]) -> Reader:
+    return DecordReader(source, size) if decoder == "decord" else PyavReader(source, size)
 
-        with storage.local_copy(uri) as path:
-            yield str(path)
+
+def _slice(where: Address) -> bytes:
+    offset, length = where.span
+    with storage.open_seekable(where.path) as file:
+        file.seek(offset)
+        content = file.read(length)
+    if len(content) < length:
+        raise BadVideo("short", f"the archive ends {length - len(content)} bytes before the file does")
+    return content
+
+
+def _probe_store(where: Address, thorough: bool, memory_bytes: int) -> Probe:
+    store = frame_stores().open_store(where, None, verify=True)
+    try:
+        if store.num_frames < 2:
+            raise BadVideo("too_short", f"{store.num_frames} frame")
+        width, height = store.picture(0).size
+        check_memory(width, height, memory_bytes)
+        blank = True
+        for index in range(store.num_frames) if thorough else [0, store.num_frames - 1]:
+            picture = store.picture(index)
+            if picture.size != (width, height):
+                raise BadVideo("corrupt", f"frame {index} is of another size than the first")
+            blank = blank and all(low == high for low, high in picture.getextrema())
+        if blank:
+            raise BadVideo("black", "every frame is of one colour, as where a camera was absent")
+        return Probe(store.num_frames, 0.0, width, height, store.codec, 0, 0, "store", False)
+    finally:
+        store.close()
 
 
 @contextlib.contextmanager
 def _missing_is_bad(uri: str) -> Iterator[None]:
     try:
         yield
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadVideo("missing", f"{uri} is not there") from error
-    except PermissionError as error:
+    except (PermissionError, storage.StorageError) as error:
         raise BadVideo("storage", f"{uri}: {error}") from error

@@ -14,7 +14,7 @@ import numpy as np
 from defi_platform.config import DataConfig
 from defi_platform.data.decode import DecodeJob
 from defi_platform.data.decoder_pool import DecoderPool
-from defi_platform.data.episodes import SignalReader, signals_of
+from defi_platform.data.episodes import SignalReader
 from defi_platform.data.manifest import add_to_quarantine, read_quarantine
 from defi_platform.data.plan import Plan, Sample
 from defi_platform.data.reasons import BadVideo
@@ -157,7 +157,7 @@ class SampleDecoder:
         """Actions (B, chunk, A), their mask (B, chunk) and the proprioception at frame t (B, P)."""
         actions, masks, proprio = [], [], []
         for sample in samples:
-            signals = signals_of(self._plan.manifest, sample.row, self._signals)
+            signals = self._signals.of_row(self._plan.manifest, sample.row)
             start = sample.indices[0]
             taken = signals.actions[start : start + chunk]
             # The last action is held past the end; the mask keeps it out of the loss.

@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
+
 from defi_platform import storage
-from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing
+from defi_platform.data.sources.lerobot_signals import matrix
+from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals, claim_or_missing
+from defi_platform.errors import CorpusError
 
 FRAME_LISTS = ("state", "states", "action", "actions")
 """Per-frame lists, of n or n - 1 entries, that tell how long the video is."""
@@ -20,7 +24,7 @@ def detect(root: str, top: set[str]) -> bool:
     return "annotation" in top
 
 
-def listing(root: str) -> Listing:
+def listing(root: str, fps: float | None = None) -> Listing:
     """Videos named by the annotations. The first of `texts` is the instruction."""
     files = {entry.name: entry for entry in storage.walk(root)}
     annotations = [n for n in files if n.startswith("annotation/") and n.endswith(".json")]
@@ -48,6 +52,9 @@ def listing(root: str) -> Listing:
                 camera=str(camera),
                 episode_id=episode,
                 min_frames=_fewest_frames(annotation),
+                fps=fps,
+                num_actions=_actions(annotation),
+                signals_uri=files[name].uri if _actions(annotation) else "",
             )
             yield claim_or_missing(files, video.lstrip("./"), root, claim)
 
@@ -58,3 +65,26 @@ def _fewest_frames(annotation: dict[str, Any]) -> int | None:
         return length
     counts = [len(annotation[key]) for key in FRAME_LISTS if isinstance(annotation.get(key), list)]
     return max(counts) if counts else None
+
+
+def read_signals(uri: str, episode_id: str) -> Signals:
+    """The annotation's `action(s)` and `state(s)`. Raises: CorpusError."""
+    try:
+        annotation = json.loads(storage.read_bytes(uri))
+        actions = matrix(_first(annotation, ("action", "actions")))
+        state = _first(annotation, ("state", "states"))
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        raise CorpusError(f"{uri}: {error}. Restore it or run the ingest again.") from error
+    proprio = None if state is None else matrix(state)
+    if proprio is not None and len(proprio) == len(actions) + 1:
+        # n states have n - 1 actions between them: the last state has none.
+        proprio = np.ascontiguousarray(proprio[:-1])
+    return Signals(actions, proprio)
+
+
+def _first(annotation: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    return next((annotation[key] for key in keys if isinstance(annotation.get(key), list)), None)
+
+
+def _actions(annotation: dict[str, Any]) -> int:
+    return len(_first(annotation, ("action", "actions")) or ())

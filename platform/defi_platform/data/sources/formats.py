@@ -8,18 +8,34 @@ from typing import Final
 
 from defi_platform import storage
 from defi_platform.config import CorpusConfig
-from defi_platform.data.sources import annotated, lerobot, plain
-from defi_platform.data.sources.rows import Listing
+from defi_platform.data.sources import (
+    annotated,
+    calvin,
+    hdf5,
+    lerobot,
+    lerobot_v21,
+    plain,
+    rlds,
+    something,
+    webdataset,
+)
+from defi_platform.data.sources.rows import Listing, Signals
 from defi_platform.errors import CorpusError
 
 FORMATS: Final[dict[str, ModuleType]] = {
     # In the order in which they are tried: a plain folder is what nothing else claims.
     "lerobot_v3": lerobot,
+    "lerobot_v21": lerobot_v21,
     "annotated": annotated,
+    "calvin": calvin,
+    "rlds": rlds,
+    "webdataset": webdataset,
+    "hdf5": hdf5,
+    "something": something,
     "plain": plain,
 }
 
-LOOKED_FOR = "annotated video folder, LeRobot v3.0, plain folder of videos"
+LOOKED_FOR = "annotated video folder, LeRobot v2.1/v3.0, RLDS, CALVIN, WebDataset, HDF5, Something-Something, plain videos"
 
 
 def format_of(name: str, corpus: CorpusConfig) -> str:
@@ -55,7 +71,13 @@ def format_of(name: str, corpus: CorpusConfig) -> str:
     )
 
 
-def listing(format_name: str, root: str) -> Listing:
-    """What the corpus at `root` claims to have."""
-    listed: Listing = FORMATS[format_name].listing(root)
+def listing(format_name: str, root: str, fps: float | None) -> Listing:
+    """What the corpus at `root` claims to have. `fps` wins over what the corpus says."""
+    listed: Listing = FORMATS[format_name].listing(root, fps)
     return listed
+
+
+def read_signals(format_name: str, uri: str, episode_id: str) -> Signals:
+    """Actions and proprioception of one episode. Raises: CorpusError."""
+    signals: Signals = FORMATS[format_name].read_signals(uri, episode_id)
+    return signals

@@ -13,8 +13,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from defi_platform import storage
+from defi_platform.data.sources.lerobot_signals import read_signals
 from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing
 from defi_platform.errors import CorpusError
+
+__all__ = ["Info", "detect", "episodes", "is_v3", "listing", "read_info", "read_signals"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def is_v3(root: str) -> bool:
     return storage.exists(storage.join(root, "meta", "episodes"))
 
 
-def listing(root: str) -> Listing:
+def listing(root: str, fps: float | None = None) -> Listing:
     """One claim per episode and camera, located by `from_timestamp` at the dataset's `fps`."""
     info = read_info(root)
     files = {entry.name: entry for entry in storage.walk(root)}
@@ -111,7 +114,7 @@ def listing(root: str) -> Listing:
                 episode_id=f"episode_{index:06d}",
                 first_frame=round(float(episode[f"{key}/from_timestamp"]) * info.fps),
                 num_frames=length,
-                fps=info.fps,
+                fps=fps or info.fps,
                 num_actions=length if has_data else 0,
                 signals_uri=files[data].uri if has_data else "",
             )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import posixpath
 
 from defi_platform import storage
-from defi_platform.data.sources.rows import Claim, Listing
+from defi_platform.data.sources.rows import Claim, Listing, Refused
+from defi_platform.data.sources.texts import read_texts
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv"]
@@ -22,14 +23,27 @@ def detect(root: str, top: set[str]) -> bool:
     return any(is_video(entry.name) for entry in storage.walk(root))
 
 
-def listing(root: str) -> Listing:
-    """Every video file; the text is empty."""
-    for entry in storage.walk(root):
-        if is_video(entry.name):
-            yield Claim(
-                video_id=posixpath.splitext(entry.name)[0] + posixpath.splitext(entry.name)[1].lower(),
-                uri=entry.uri,
-                text="",
-                bytes=entry.bytes,
-                version=entry.version,
-            )
+def listing(root: str, fps: float | None = None) -> Listing:
+    """Every video file, with its text where a table at the top of the folder names it."""
+    files = {entry.name: entry for entry in storage.walk(root)}
+    texts = read_texts(root, [name for name in files if "/" not in name])
+    found = set()
+    for name, entry in files.items():
+        if not is_video(name):
+            continue
+        key = next(
+            (key for key in (name, posixpath.splitext(name)[0], posixpath.basename(name)) if key in texts), ""
+        )
+        found.add(key)
+        yield Claim(
+            video_id=name,
+            uri=entry.uri,
+            text=texts.get(key, ""),
+            bytes=entry.bytes,
+            version=entry.version,
+            fps=fps,
+        )
+    for key in sorted(texts.keys() - found):
+        yield Refused(
+            video_id=key, uri=storage.join(root, key), reason="missing", message="the table of texts names it"
+        )

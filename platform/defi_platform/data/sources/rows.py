@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from defi_platform import storage
 
@@ -33,8 +35,8 @@ class Claim:
     num_actions: int = 0
     signals_uri: str = ""
     """File that holds the episode's actions and proprioception."""
-    container: str = ""
-    """How `uri` holds the frames when it is not a video file: see `sources/`."""
+    split: str = ""
+    """Split the source fixes by design (CALVIN's unseen scene); "": the hash decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +53,18 @@ class Refused:
 Listing = Iterator[Claim | Refused]
 
 
+@dataclass(frozen=True)
+class Signals:
+    """What the robot did and felt in one episode of n steps; raw units of the robot."""
+
+    actions: np.ndarray
+    """(n, A) float32"""
+    proprio: np.ndarray | None
+    """(n, P) float32; None where the corpus has none."""
+
+
 def claim_or_missing(files: dict[str, storage.Entry], name: str, root: str, claim: Claim) -> Claim | Refused:
     """`claim` with size and version of the file `name`, or a refusal when the listing lacks it."""
-    from dataclasses import replace
-
     entry = files.get(name)
     if entry is None:
         return Refused(

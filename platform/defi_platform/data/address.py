@@ -1,0 +1,42 @@
+"""How a manifest's `uri` names video that is not a file of its own: a path, then `#kind=where`.
+
+shard.tar#range=1536,204800                 a file inside an uncompressed tar: offset and length in bytes
+x.tfrecord-00000-of-00001#rlds=0,139000,image_0     an RLDS episode: offset and length of its record, camera
+calvin/training#calvin=1000,1035,rgb_static         CALVIN frames: first and last (inclusive), camera
+episode_3.hdf5#hdf5=front                   an HDF5 episode: camera
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_PATTERN = re.compile(r"(?P<path>.*)#(?P<kind>range|rlds|calvin|hdf5)=(?P<where>[^#]*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A parsed `uri`."""
+
+    path: str
+    kind: str = "file"
+    """file | range | rlds | calvin | hdf5"""
+    where: tuple[str, ...] = ()
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The two numbers that `range`, `rlds` and `calvin` start with."""
+        return int(self.where[0]), int(self.where[1])
+
+
+def parse(uri: str) -> Address:
+    """Takes a `uri` apart."""
+    match = _PATTERN.fullmatch(uri)
+    if match is None:
+        return Address(uri)
+    return Address(match["path"], match["kind"], tuple(match["where"].split(",")))
+
+
+def address(path: str, kind: str, *where: object) -> str:
+    """The `uri` of video inside `path`."""
+    return f"{path}#{kind}={','.join(str(part) for part in where)}"

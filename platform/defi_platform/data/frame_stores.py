@@ -1,0 +1,150 @@
+"""Episodes that are not video files: encoded or raw pictures in TFRecords, npz files and HDF5.
+
+Each reader answers like those of `decode.py`. Frames are RGB uint8 (T, H, W, 3), scaled to cover `size`.
+"""
+
+from __future__ import annotations
+
+import abc
+import io
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from defi_platform import storage
+from defi_platform.data.address import Address
+from defi_platform.data.reasons import BadVideo
+from defi_platform.data.tfrecord import DamagedRecord, parse_example, read_record
+
+
+class FrameStore(abc.ABC):
+    """A series of pictures that are read one by one."""
+
+    num_frames: int
+    codec: str
+
+    def __init__(self, size: tuple[int, int] | None) -> None:
+        self._size = size
+
+    @abc.abstractmethod
+    def picture(self, index: int) -> Image.Image:
+        """One frame in its own size. Raises: BadVideo."""
+
+    def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """(T, H, W, 3) uint8. Raises: BadVideo."""
+        if max(indices) >= self.num_frames:
+            raise BadVideo("short", f"frame {max(indices)} asked, {self.num_frames} there")
+        pictures = {index: self._scaled(self.picture(index)) for index in set(indices)}
+        return np.stack([pictures[index] for index in indices])
+
+    def _scaled(self, picture: Image.Image) -> np.ndarray:
+        if self._size is not None and picture.size != self._size[::-1]:
+            picture = picture.resize(self._size[::-1], Image.Resampling.BILINEAR)
+        return np.asarray(picture)
+
+    def close(self) -> None:  # noqa: B027  only HDF5 keeps a file open
+        """Lets go of open files."""
+
+
+class RldsStore(FrameStore):
+    """One camera of one RLDS episode."""
+
+    def __init__(self, address: Address, size: tuple[int, int] | None, verify: bool = False) -> None:
+        super().__init__(size)
+        offset, length = address.span
+        camera = address.where[2]
+        try:
+            with storage.open_seekable(address.path) as file:
+                features = parse_example(read_record(file, offset, length, verify))
+        except DamagedRecord as error:
+            raise BadVideo("corrupt", str(error)) from error
+        images = features.get(f"steps/observation/{camera}")
+        if not isinstance(images, list):
+            raise BadVideo("corrupt", f"the record has no steps/observation/{camera}")
+        self._images = images
+        self.num_frames = len(images)
+        self.codec = "png" if images and bytes(images[0][:4]) == b"\x89PNG" else "jpeg"
+
+    def picture(self, index: int) -> Image.Image:
+        return decoded_image(self._images[index], f"step {index}")
+
+
+class CalvinStore(FrameStore):
+    """One camera of a run of CALVIN frames, one npz file each."""
+
+    codec = "npz"
+
+    def __init__(self, address: Address, size: tuple[int, int] | None, verify: bool = False) -> None:
+        super().__init__(size)
+        self._folder = address.path
+        self._first, last = address.span
+        self._camera = address.where[2]
+        self.num_frames = last - self._first + 1
+
+    def picture(self, index: int) -> Image.Image:
+        name = f"episode_{self._first + index:07d}.npz"
+        try:
+            content = io.BytesIO(storage.read_bytes(storage.join(self._folder, name)))
+            with np.load(content, allow_pickle=False) as frame:
+                return Image.fromarray(np.ascontiguousarray(frame[self._camera], dtype=np.uint8))
+        except FileNotFoundError as error:
+            raise BadVideo("missing", f"{name} is not there") from error
+        except (ValueError, KeyError, OSError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise BadVideo("corrupt", f"{name}: {error}") from error
+
+
+class Hdf5Store(FrameStore):
+    """One camera of one HDF5 episode: frames, or JPEG bytes per frame where `compress` is set."""
+
+    def __init__(self, address: Address, size: tuple[int, int] | None, verify: bool = False) -> None:
+        super().__init__(size)
+        import h5py
+
+        camera = address.where[0]
+        try:
+            self._source = storage.open_seekable(address.path)
+            self._file = h5py.File(self._source, "r")
+            self._images: Any = self._file[f"observations/images/{camera}"]
+            self.num_frames = len(self._images)
+        except (OSError, KeyError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise BadVideo("unreadable", f"HDF5: {error}") from error
+        self._compressed = bool(self._file.attrs.get("compress", False) or self._images.ndim < 4)
+        self.codec = "jpeg" if self._compressed else "raw"
+
+    def picture(self, index: int) -> Image.Image:
+        try:
+            value = self._images[index]
+        except OSError as error:
+            raise BadVideo("corrupt", f"frame {index}: {error}") from error
+        if self._compressed:
+            return decoded_image(
+                value.tobytes() if hasattr(value, "tobytes") else bytes(value), f"frame {index}"
+            )
+        return Image.fromarray(np.ascontiguousarray(value, dtype=np.uint8))
+
+    def close(self) -> None:
+        self._file.close()
+        self._source.close()
+
+
+STORES: dict[str, type[FrameStore]] = {"rlds": RldsStore, "calvin": CalvinStore, "hdf5": Hdf5Store}
+
+
+def open_store(address: Address, size: tuple[int, int] | None, verify: bool = False) -> FrameStore:
+    """Opens what `address` names. Raises: BadVideo, FileNotFoundError."""
+    store: Any = STORES[address.kind]
+    opened: FrameStore = store(address, size, verify)
+    return opened
+
+
+def decoded_image(content: bytes | memoryview, what: str) -> Image.Image:
+    """JPEG or PNG bytes as an RGB picture. Raises: BadVideo."""
+    try:
+        return Image.open(io.BytesIO(content)).convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise BadVideo("corrupt", f"{what}: {error}") from error

@@ -1,0 +1,87 @@
+"""HDF5 episodes (the xbot layout): `/observations/images/<camera>`, `/action`, `/observations/*`, `/text`.
+
+Source of the layout: reference/formats.md, "HDF5 episodes".
+"""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+import numpy as np
+
+from defi_platform import storage
+from defi_platform.data.address import address, parse
+from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals
+from defi_platform.errors import CorpusError
+
+SUFFIXES = (".hdf5", ".h5")
+PROPRIO = ("qpos", "state", "proprio")
+"""Names under /observations that are taken for proprioception, the first there is."""
+
+
+def detect(root: str, top: set[str]) -> bool:
+    """Whether there is an HDF5 file anywhere below `root`."""
+    return any(entry.name.endswith(SUFFIXES) for entry in storage.walk(root))
+
+
+def listing(root: str, fps: float | None = None) -> Listing:
+    """One claim per file and camera."""
+    import h5py
+
+    found = [entry for entry in storage.walk(root) if entry.name.endswith(SUFFIXES)]
+    if found and fps is None:
+        raise CorpusError(
+            f"{root}: HDF5 files do not say their rate. Set data.corpora.NAME.fps (frames per second)."
+        )
+    for entry in found:
+        episode = posixpath.splitext(entry.name)[0]
+        try:
+            with storage.open_seekable(entry.uri) as source, h5py.File(source, "r") as file:
+                cameras = {name: len(data) for name, data in file["observations/images"].items()}
+                actions = len(file["action"]) if "action" in file else 0
+                text = _text(file)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            yield Refused(
+                video_id=episode, uri=entry.uri, reason="bad_source",
+                message=f"{type(error).__name__}: {error}", version=entry.version,
+            )  # fmt: skip
+            continue
+        for camera, frames in cameras.items():
+            yield Claim(
+                video_id=f"{episode}/{camera}",
+                uri=address(entry.uri, "hdf5", camera),
+                text=text,
+                camera=camera,
+                episode_id=episode,
+                bytes=entry.bytes,
+                version=entry.version,
+                num_frames=frames,
+                fps=fps,
+                num_actions=actions,
+                signals_uri=entry.uri if actions else "",
+            )
+
+
+def read_signals(uri: str, episode_id: str) -> Signals:
+    """`/action` (n, A) and, where there is one, the proprioception (n, P). Raises: CorpusError."""
+    import h5py
+
+    path = parse(uri).path
+    try:
+        with storage.open_seekable(path) as source, h5py.File(source, "r") as file:
+            actions = np.asarray(file["action"], np.float32)
+            name = next((n for n in PROPRIO if n in file["observations"]), None)
+            proprio = None if name is None else np.asarray(file[f"observations/{name}"], np.float32)
+    except (OSError, KeyError) as error:
+        raise CorpusError(f"{path}: {error}. Restore it or run the ingest again.") from error
+    return Signals(actions.reshape(len(actions), -1), proprio)
+
+
+def _text(file: Any) -> str:
+    if "text" not in file:
+        return ""
+    value = file["text"][()]
+    while isinstance(value, np.ndarray | list) and len(value):
+        value = value[0]
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

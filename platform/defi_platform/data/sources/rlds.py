@@ -1,0 +1,207 @@
+"""Open X-Embodiment RLDS (tfds) datasets: TFRecords of episodes with encoded frames, read without TensorFlow.
+
+Source of the layout: reference/formats.md, "Open X-Embodiment RLDS".
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from defi_platform import storage
+from defi_platform.data.address import address, parse
+from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals
+from defi_platform.data.tfrecord import DamagedRecord, parse_example, read_record, record_spans
+from defi_platform.errors import CorpusError
+
+RATES = {"bridge": 5.0, "fractal": 3.0}
+"""Control rates of datasets by the start of their name; the files do not hold them."""
+
+
+def detect(root: str, top: set[str]) -> bool:
+    """Whether there is a `features.json` beside TFRecords, here or one or two folders down."""
+    return bool(_versions(root, top))
+
+
+def listing(root: str, fps: float | None = None) -> Listing:
+    """One claim per episode and camera, found by reading every record once."""
+    for folder in _versions(root, set(storage.names(root))):
+        yield from _version(folder, root, fps)
+
+
+def read_signals(uri: str, episode_id: str) -> Signals:
+    """`steps/action` and `steps/observation/state` (or `proprio`) of one episode. Raises: CorpusError."""
+    where = parse(uri)
+    try:
+        with storage.open_seekable(where.path) as file:
+            features = parse_example(read_record(file, *where.span, verify=False))
+    except (FileNotFoundError, DamagedRecord) as error:
+        raise CorpusError(f"{where.path}: {error}. Restore it or run the ingest again.") from error
+    steps = _steps(features)
+    actions = _signal(features, "action", steps)
+    if actions is None:
+        raise CorpusError(f"{uri}: episode {episode_id} has no numeric steps/action.")
+    proprio = _signal(features, "observation/state", steps)
+    return Signals(actions, _signal(features, "observation/proprio", steps) if proprio is None else proprio)
+
+
+def _versions(root: str, top: set[str]) -> list[str]:
+    if "features.json" in top:
+        return [root]
+    found = []
+    for name in sorted(top):
+        inside = set(storage.names(storage.join(root, name)))
+        if "features.json" in inside:
+            found.append(storage.join(root, name))
+        elif "dataset_info.json" not in inside:
+            found += [
+                storage.join(root, name, version)
+                for version in sorted(inside)
+                if re.fullmatch(r"\d+\.\d+\.\d+", version)
+                and storage.exists(storage.join(root, name, version, "features.json"))
+            ]
+    return found
+
+
+def _version(folder: str, root: str, fps: float | None) -> Listing:
+    cameras, name = _described(folder)
+    rate = fps or next((rate for start, rate in RATES.items() if name.startswith(start)), None)
+    if rate is None:
+        raise CorpusError(
+            f"{folder}: RLDS files do not say their rate. Set data.corpora.NAME.fps (frames per second)."
+        )
+    files = {entry.name: entry for entry in storage.walk(folder)}
+    shards = sorted(n for n in files if ".tfrecord" in n)
+    yield from _absent_shards(folder, shards)
+    prefix = folder[len(root) :].strip("/")
+    for shard in shards:
+        entry = files[shard]
+        key = posixpath.join(prefix, shard)
+        number = -1
+        try:
+            with storage.open_seekable(entry.uri) as file:
+                for number, (offset, length) in enumerate(record_spans(file, entry.bytes)):
+                    record = read_record(file, offset, length, verify=False)
+                    place = (entry.uri, offset, length)
+                    yield from _episode(record, f"{key}/{number:05d}", place, cameras, rate, entry.version)
+        except DamagedRecord as error:
+            yield Refused(
+                video_id=f"{key}/{number + 1:05d}",
+                uri=entry.uri,
+                reason="corrupt",
+                message=f"{error}; what follows in this file is lost",
+                version=entry.version,
+            )
+
+
+def _episode(
+    record: bytes, key: str, place: tuple[str, int, int], cameras: list[str], rate: float, version: str
+) -> Listing:
+    path, offset, length = place
+    try:
+        features = parse_example(record)
+    except DamagedRecord as error:
+        yield Refused(video_id=key, uri=path, reason="corrupt", message=str(error), version=version)
+        return
+    steps = _steps(features)
+    has_actions = _signal(features, "action", steps) is not None
+    for camera in cameras:
+        # `episode_metadata/has_<camera>` is not asked: files in the wild say 0 for cameras with real frames.
+        # A camera that was not there has blank ones, which the probe notices.
+        yield Claim(
+            video_id=f"{key}/{camera}",
+            uri=address(path, "rlds", offset, length, camera),
+            text=_text(features),
+            camera=camera,
+            episode_id=key,
+            bytes=length,
+            version=version,
+            num_frames=steps,
+            fps=rate,
+            num_actions=steps if has_actions else 0,
+            signals_uri=address(path, "rlds", offset, length) if has_actions else "",
+        )
+
+
+def _described(folder: str) -> tuple[list[str], str]:
+    """(cameras, name of the dataset) by `features.json` and `dataset_info.json`."""
+    place = storage.join(folder, "features.json")
+    try:
+        features = json.loads(storage.read_bytes(place))
+        cameras = sorted(path.removeprefix("steps/observation/") for path in _images(features, ""))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorpusError(f"{place} cannot be used: {type(error).__name__}: {error}. Restore it.") from error
+    try:
+        name = str(json.loads(storage.read_bytes(storage.join(folder, "dataset_info.json")))["name"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        name = posixpath.basename(posixpath.dirname(folder))
+    return [camera for camera in cameras if not camera.startswith("steps/")], name
+
+
+def _images(node: dict[str, Any], path: str) -> Iterator[str]:
+    """Paths of the image features of a features.json."""
+    if "featuresDict" in node:
+        for name, child in node["featuresDict"]["features"].items():
+            yield from _images(child, f"{path}/{name}" if path else name)
+    elif "sequence" in node:
+        yield from _images(node["sequence"]["feature"], path)
+    elif "image" in node and "depth" not in path.lower():
+        yield path
+
+
+def _absent_shards(folder: str, shards: list[str]) -> Listing:
+    """Shards that the others' names promise (`-00003-of-00010`) or a split of dataset_info.json."""
+    promised = set()
+    for shard in shards:
+        match = re.fullmatch(r"(.*\.tfrecord)-(\d{5})-of-(\d{5})", shard)
+        if match:
+            promised |= {f"{match[1]}-{n:05d}-of-{match[3]}" for n in range(int(match[3]))}
+    try:
+        info = json.loads(storage.read_bytes(storage.join(folder, "dataset_info.json")))
+        for split in info["splits"]:
+            count = len(split["shardLengths"])
+            promised |= {
+                f"{info['name']}-{split['name']}.tfrecord-{n:05d}-of-{count:05d}" for n in range(count)
+            }
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        pass  # not needed: the names of the shards tell most of it
+    for name in sorted(promised - set(shards)):
+        yield Refused(
+            video_id=name,
+            uri=storage.join(folder, name),
+            reason="missing",
+            message=f"the dataset promises {name}",
+        )
+
+
+def _text(features: dict[str, Any]) -> str:
+    for name in (
+        "language_instruction",
+        "observation/natural_language_instruction",
+        "natural_language_instruction",
+    ):
+        values = features.get(f"steps/{name}")
+        if isinstance(values, list) and values:
+            return bytes(values[0]).decode("utf-8", "replace")
+    return ""
+
+
+def _steps(features: dict[str, Any]) -> int:
+    for name in ("steps/is_first", "steps/is_last", "steps/reward"):
+        if name in features:
+            return len(features[name])
+    return max(
+        (len(v) for n, v in features.items() if n.startswith("steps/") and isinstance(v, list)), default=0
+    )
+
+
+def _signal(features: dict[str, Any], name: str, steps: int) -> np.ndarray | None:
+    values = features.get(f"steps/{name}")
+    if not isinstance(values, np.ndarray) or values.dtype != np.float32 or not steps or len(values) % steps:
+        return None
+    return values.reshape(steps, -1)

@@ -1,0 +1,123 @@
+"""TFRecord files and the `tf.train.Example` messages in them, read without TensorFlow.
+
+Framing: length uint64, masked CRC-32C of it uint32, data, masked CRC-32C of the data uint32; little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+
+from defi_platform.data.crc32c import crc32c, masked
+
+HEAD = struct.Struct("<QI")
+TAIL = struct.Struct("<I")
+
+Value = list[memoryview] | np.ndarray
+"""A feature: byte strings, float32 (n,) or int64 (n,)."""
+
+
+class DamagedRecord(ValueError):
+    """A record whose checksum, length or encoding is wrong."""
+
+
+def record_spans(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the data of every record; reads the headers only.
+
+    Raises: DamagedRecord where a header is damaged or the file ends early; the records before it are good.
+    """
+    offset = 0
+    while offset < size:
+        file.seek(offset)
+        head = file.read(HEAD.size)
+        if len(head) < HEAD.size:
+            raise DamagedRecord(f"the file ends inside a header at byte {offset}")
+        length, checksum = HEAD.unpack(head)
+        if masked(crc32c(head[:8])) != checksum:
+            raise DamagedRecord(f"the header at byte {offset} does not match its checksum")
+        start = offset + HEAD.size
+        offset = start + length + TAIL.size
+        if offset > size:
+            raise DamagedRecord(f"the record at byte {start} needs {length} bytes, the file ends before")
+        yield start, length
+
+
+def read_record(file: IO[bytes], offset: int, length: int, verify: bool = True) -> bytes:
+    """Data of one record. Raises: DamagedRecord."""
+    file.seek(offset)
+    data = file.read(length + TAIL.size)
+    if len(data) < length + TAIL.size:
+        raise DamagedRecord(f"the record at byte {offset} is cut short")
+    if verify and masked(crc32c(memoryview(data)[:length])) != TAIL.unpack(data[length:])[0]:
+        raise DamagedRecord(f"the record at byte {offset} does not match its checksum")
+    return data[:length]
+
+
+def parse_example(record: bytes) -> dict[str, Value]:
+    """Features of a `tf.train.Example` by name. Raises: DamagedRecord."""
+    features: dict[str, Value] = {}
+    try:
+        for number, features_message in _fields(memoryview(record)):
+            if number != 1:
+                continue
+            for _, entry in _fields(features_message):
+                parts = dict(_fields(entry))
+                features[bytes(parts[1]).decode()] = _value(parts.get(2, memoryview(b"")))
+    except (IndexError, KeyError, struct.error, UnicodeDecodeError, ValueError) as error:
+        raise DamagedRecord(f"not a tf.train.Example: {error}") from error
+    return features
+
+
+def _value(feature: memoryview) -> Value:
+    for number, content in _fields(feature):
+        values = [value for field, value in _fields(content) if field == 1]
+        if number == 1:
+            return values
+        if number == 2:  # packed, or one by one
+            return np.frombuffer(b"".join(values), "<f4")
+        if number == 3:
+            return np.array([v for packed in values for v in _varints(packed)], np.int64)
+    return []
+
+
+def _varint(data: memoryview, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        place += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, place
+        shift += 7
+
+
+def _varints(data: memoryview) -> Iterator[int]:
+    place = 0
+    while place < len(data):
+        value, place = _varint(data, place)
+        yield value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(field number, content) of a protocol buffer message; a varint's content is its own bytes."""
+    place = 0
+    while place < len(data):
+        tag, place = _varint(data, place)
+        kind, start = tag & 7, place
+        if kind == 0:
+            _, place = _varint(data, place)
+        elif kind == 1:
+            place += 8
+        elif kind == 2:
+            length, start = _varint(data, place)
+            place = start + length
+        elif kind == 5:
+            place += 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if place > len(data):
+            raise ValueError("a field reaches past the end")
+        yield tag >> 3, data[start:place]

@@ -1,0 +1,49 @@
+"""Carriers of decode jobs that do what broken videos make decoders do. Loaded inside real decoder processes."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
+from defi_platform.data.reading import Jobs
+
+
+class HostileJobs(Jobs):
+    """Behaves by the name of the file: hang, abort, exit, allocate, leak, or fill every frame with 7."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        super().__init__(memory_bytes)
+        self._kept: list[np.ndarray] = []
+
+    def decode(self, job: DecodeJob, out: np.ndarray) -> None:
+        self.files_opened += 1
+        name = os.path.basename(job.uri)
+        if name.startswith("hang"):
+            time.sleep(3600)
+        if name.startswith("abort"):
+            os.abort()
+        if name.startswith("exit"):
+            os._exit(3)
+        if name.startswith("once"):
+            # Dies the first time only, as when an operator or the kernel killed the process.
+            with open(job.uri, "a+b") as file:
+                first = file.tell() == 0
+                file.write(b"x")
+            if first:
+                os.kill(os.getpid(), 9)
+        while name.startswith("allocate"):
+            self._kept.append(np.ones(32 << 20, np.uint8))
+        if name.startswith("leak"):
+            self._kept.append(np.ones(48 << 20, np.uint8))
+        if name.startswith("pid"):
+            out[...] = np.frombuffer(np.uint32(os.getpid()).tobytes(), np.uint8)[:4].reshape(
+                (*out.shape[:1], 4, 1, 1)
+            )
+            return
+        out[...] = 7
+
+    def probe(self, job: ProbeJob) -> Probe:
+        raise AssertionError("not asked for")
