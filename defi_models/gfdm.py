@@ -328,7 +328,8 @@ class ForwardDynamics(ModelFolder, nn.Module):
 
     def _read_first_step(self) -> FirstStep:
         scheduler = copy.deepcopy(self._scheduler)
-        scheduler.set_timesteps(self.config.feature_steps)
+        with torch.device("cpu"):
+            scheduler.set_timesteps(self.config.feature_steps)
         input_scale = 1 / (float(scheduler.sigmas[0]) ** 2 + 1) ** 0.5
         return FirstStep(float(scheduler.timesteps[0]), float(scheduler.init_noise_sigma), input_scale)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 
 from defi_models.configuration import from_mapping
@@ -123,7 +124,9 @@ def unet_config(unet: DiffusersUNet, folder: Path) -> UNetConfig:
 
 
 def build_scheduler(config: SchedulerConfig) -> DiffusersScheduler:
-    return EulerDiscreteScheduler(**asdict(config))
+    """The scheduler; its schedule is numbers even where the model around is built on the meta device."""
+    with torch.device("cpu"):
+        return EulerDiscreteScheduler(**asdict(config))
 
 
 def read_scheduler(folder: Path) -> SchedulerConfig:
