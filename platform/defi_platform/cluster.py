@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -31,7 +36,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(address=address, log_to_driver=True)
+            ray.init(address=address, log_to_driver=True, runtime_env=_source_environment())
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {address}: {error}. "
@@ -46,3 +51,33 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def source_roots() -> list[str]:
+    """Folders that hold the two packages when they run from a checkout; [] when they are installed."""
+    # Found, not imported: the models bring torch with them.
+    models = find_spec("defi_models")
+    if models is None or models.origin is None:
+        return []
+    packages = [Path(__file__).resolve().parent, Path(models.origin).resolve().parent]
+    installed = Path(sys.prefix).resolve()
+    roots = [package.parent for package in packages]
+    # A virtual environment may lie inside the checkout, so "site-packages" decides, not the prefix alone.
+    return (
+        []
+        if any("site-packages" in root.parts and installed in root.parents for root in roots)
+        else [str(root) for root in roots]
+    )
+
+
+def _source_environment() -> dict[str, Any] | None:
+    """Runtime environment that lets the cluster's workers import the packages of this checkout.
+
+    Under `ray job submit --working-dir .` that is the copy Ray unpacked, which lies at the same place on every
+    node. A PYTHONPATH given at submission is left as it is.
+    """
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    roots = source_roots()
+    if not roots or "PYTHONPATH" in (submitted.get("env_vars") or {}):
+        return None
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(roots)}}

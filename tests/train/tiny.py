@@ -95,3 +95,8 @@ def losses(folder: Path, split: str = "train") -> dict[int, float]:
     found = {row["step"]: row["loss"] for row in rows(folder, split)}
     assert all(math.isfinite(loss) for loss in found.values())
     return found
+
+
+def final_count(folder: Path) -> int:
+    """Samples that the exported model's buffer has counted."""
+    return int(torch.load(folder / "model" / "model.pt", weights_only=True)["seen"])

@@ -53,7 +53,10 @@ class Position:
     """Of the optimiser, the same on every rank."""
     wall_s: float = 0.0
     """Seconds of training so far, over all attempts."""
-    extra: dict[str, Any] = field(default_factory=dict)
+    clock: dict[str, float] = field(default_factory=dict)
+    """`started`: when the driver of this attempt did; `before_s`: seconds of the drivers before it."""
+    plan: str = ""
+    """Fingerprint of the plan that `samples` is counted in."""
 
 
 def folder_name(step: int) -> str:
@@ -137,7 +140,9 @@ def _markers(uri: str) -> list[dict[str, Any]] | None:
     if not names or len(names) != int(names[0][2]):
         return None
     try:
-        return [json.loads(storage.read_text(storage.join(uri, match[0]))) for match in sorted(names, key=str)]
+        return [
+            json.loads(storage.read_text(storage.join(uri, match[0]))) for match in sorted(names, key=str)
+        ]
     except json.JSONDecodeError:
         return None
 

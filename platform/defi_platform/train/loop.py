@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
+import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.v2._internal.execution.context
 import torch
 import torch.distributed as distributed
+from ray import cloudpickle
 from torch import Tensor
 
 from defi_platform import storage
@@ -33,13 +36,18 @@ from defi_platform.train.tracking import Tracker
 METRICS, CURVES, SUMMARY, MODEL, STOP = "metrics.jsonl", "curves.png", "summary.json", "model", "stop"
 
 
-def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
     """Entry point of a Ray Train worker.
 
+    Args:
+        config: "pickled": the recipe and the time when the driver started it.
     Returns: {} after a complete run, {"stopped": step} after a stop request, {"error": [type, message]} for what
         a user has caused and no retry can cure.
     """
+    settings = cloudpickle.loads(config["pickled"])
     recipe: Recipe = settings["recipe"]
+    # Ray Train tells of every report under a logger named after its own file.
+    logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
     prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
     try:
         training = Training(recipe, settings["started"])
@@ -58,13 +66,14 @@ class Training:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.recipe, self.train = recipe, recipe.config.train
         self.run_folder = self.train.output
-        self.began = time.monotonic() - max(0.0, time.time() - started)
+        self._started, self._wall_before = started, 0.0
         self.status = StatusWriter(self.run_folder, recipe.kind, self.train.steps) if self.rank == 0 else None
         self._tell(phase="building the model", force=True)
         if self.train.use_gpu:
             torch.cuda.set_device(ray.train.torch.get_device())
         torch.manual_seed(seed_of(self.train.seed, "weights"))
         model = recipe.build()
+        self.plan = recipe.plan("train")
         self.resumed_from, self.position = None, Position(0, 0, recipe.identity(), {"adam_step": 0.0})
         self.engine = self._restored(model)
         self.log = MetricsLog(self._path(METRICS), self.position.step) if self.rank == 0 else None
@@ -148,7 +157,7 @@ class Training:
             return iter(())
         return iter(
             self.recipe.stream(
-                self.recipe.plan("train"),
+                self.plan,
                 start=step * train.global_batch,
                 stop=train.steps * train.global_batch,
                 rank=self.rank,
@@ -166,7 +175,9 @@ class Training:
             if self.tracker:
                 self.tracker.log(entry)
         busy = self._wait_s + self._work_s
-        self._tell(step=step, samples=samples, loss=row["loss"], data_wait=self._wait_s / busy if busy else 0.0)
+        self._tell(
+            step=step, samples=samples, loss=row["loss"], data_wait=self._wait_s / busy if busy else 0.0
+        )
 
     # ----------------------------------------------------------------- validation
 
@@ -186,7 +197,9 @@ class Training:
             outputs = self._forward(batch, batch["sample"].tolist(), "validation")
             weight = float(number < shares[self.rank][1] - shares[self.rank][0])
             for name, value in _scalars(outputs).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + weight * value.double().cpu()
+                sums[name] = (
+                    sums.get(name, torch.zeros((), dtype=torch.float64)) + weight * value.double().cpu()
+                )
             found = self.recipe.validation_counts(outputs)
             if found is not None:
                 found = weight * found.double().cpu()
@@ -204,7 +217,7 @@ class Training:
     def _shares(self, number: int) -> list[tuple[int, int]]:
         bounds = [number * r // self.world_size for r in range(self.world_size + 1)]
         # A rank without a batch of its own still needs one to take part with.
-        return [(first, last) if last > first else (0, 0) for first, last in zip(bounds, bounds[1:], strict=False)]
+        return [(first, last) if last > first else (0, 0) for first, last in itertools.pairwise(bounds)]
 
     def _validation_batches(self) -> list[dict[str, Any]]:
         if self._validation is None:
@@ -231,6 +244,7 @@ class Training:
         if reader is None:
             return TrainingEngine(model, self.train, self.world_size)
         with reader:
+            self._check_plan(reader.position)
             shapes = {}
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
@@ -250,11 +264,23 @@ class Training:
                 )
             engine = TrainingEngine(model, self.train, self.world_size)
             self.position = reader.position
+            clock = self.position.clock
+            # Workers that died and came back under the same driver have one start; its time counts once.
+            same_driver = clock["started"] == self._started
+            self._wall_before = clock["before_s"] if same_driver else self.position.wall_s
             engine.restore(self.position.scalars, lambda name, kind: reader.read(kind, name, shapes[name]))
         self.resumed_from = self.position.step
         if self.rank == 0:
             print(f"{self.recipe.kind}: goes on from step {self.position.step}", flush=True)
         return engine
+
+    def _check_plan(self, position: Position) -> None:
+        if position.plan != self.recipe.fingerprint(self.plan):
+            raise CheckpointError(
+                f"the videos or how they are sampled have changed since {self.run_folder} reached step "
+                f"{position.step}: its sample numbers would mean other samples. Restore the corpora and "
+                "data settings, or choose another train.output."
+            )
 
     def _newest(self) -> checkpoints.Reader | None:
         """Opens the newest checkpoint that is whole; rank 0 chooses, so that all take the same."""
@@ -285,7 +311,13 @@ class Training:
             elif name in self._saved_buffers():
                 buffers[name] = buffer
         position = Position(
-            step, step * self.train.global_batch, self.recipe.identity(), self.engine.scalars(), self._wall()
+            step,
+            step * self.train.global_batch,
+            self.recipe.identity(),
+            self.engine.scalars(),
+            self._wall(),
+            {"started": self._started, "before_s": self._wall_before},
+            self.recipe.fingerprint(self.plan),
         )
         with tempfile.TemporaryDirectory(prefix="defi-shard-") as scratch:
             checkpoints.write_shard(
@@ -383,13 +415,15 @@ class Training:
         return bool(self._all_reduce(asked).item())
 
     def _collective_device(self) -> torch.device:
-        return torch.device("cuda", torch.cuda.current_device()) if self.train.use_gpu else torch.device("cpu")
+        return (
+            torch.device("cuda", torch.cuda.current_device()) if self.train.use_gpu else torch.device("cpu")
+        )
 
     def _path(self, name: str) -> str:
         return storage.join(self.run_folder, name)
 
     def _wall(self) -> float:
-        return self.position.wall_s + time.monotonic() - self.began
+        return self._wall_before + time.time() - self._started
 
     def _tell(self, force: bool = False, **values: Any) -> None:
         if self.status:

@@ -38,13 +38,25 @@ class Recipe(ABC):
     def plan(self, split: str) -> Any:
         """The plan of the train or validation split."""
 
+    def fingerprint(self, plan: Any) -> str:
+        """Changes when any sample of the plan could; "" where there is no telling."""
+        return ""
+
     @abstractmethod
     def stream(
-        self, plan: Any, *, start: int, stop: int, rank: int, world_size: int, global_batch: int, micro_batch: int
+        self,
+        plan: Any,
+        *,
+        start: int,
+        stop: int,
+        rank: int,
+        world_size: int,
+        global_batch: int,
+        micro_batch: int,
     ) -> Iterable[dict[str, Any]]:
         """Batches of samples start..stop of a plan, as `defi_platform.data.dataset.stream` gives them."""
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027 - optional
         """Done once by the driver before workers start: whatever the plan needs."""
 
     def after_update(self, engine: TrainingEngine, step: int) -> dict[str, float]:

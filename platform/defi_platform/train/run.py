@@ -10,10 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ray
-import ray.train
 from omegaconf import OmegaConf
-from ray.train.torch import TorchConfig, TorchTrainer
 
 from defi_platform import errors, storage
 from defi_platform.cluster import ray_session
@@ -21,7 +18,9 @@ from defi_platform.config import RayConfig, to_mapping, to_yaml
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.train import checkpoints
 from defi_platform.train.checks import check_cluster, check_train_config, worker_resources
+from defi_platform.train.failures import root_cause, told, unwrap
 from defi_platform.train.loop import MODEL, STOP, SUMMARY, train_worker
+from defi_platform.train.ray_trainer import RunTrainer
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.status import FILE as STATUS
 from defi_platform.train.status import StatusView
@@ -125,7 +124,7 @@ def check_resumable(recipe: Recipe) -> None:
     for part in ("data", "train"):
         for key, value in now[part].items():
             old = before[part].get(key, value)
-            if part == "train" and key in FREE_TO_CHANGE or key in ("manifest", "decode", "strict"):
+            if (part == "train" and key in FREE_TO_CHANGE) or key in ("manifest", "decode", "strict"):
                 continue
             if old != value:
                 raise ConfigError(
@@ -203,20 +202,13 @@ def _prepare_folder(recipe: Recipe) -> None:
 
 def _fit(recipe: Recipe) -> None:
     settings = recipe.config.train
-    trainer = TorchTrainer(
+    trainer = RunTrainer(
+        recipe.kind,
         train_worker,
-        train_loop_config={"recipe": recipe, "started": time.time()},
-        torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=settings.num_workers,
-            use_gpu=settings.use_gpu,
-            resources_per_worker=worker_resources(settings),
-        ),
-        run_config=ray.train.RunConfig(
-            name=checkpoints.FOLDER,
-            storage_path=settings.output,
-            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
-        ),
+        {"recipe": recipe, "started": time.time()},
+        settings,
+        checkpoints.FOLDER,
+        worker_resources(settings),
     )
     outcome = trainer.fit().return_value or {}
     if "error" in outcome:
@@ -246,14 +238,8 @@ def _failure(failed: dict[str, BaseException], fine: Sequence[str]) -> BaseExcep
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost line of an error that Ray Train has wrapped."""
     failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-        inner = getattr(error, "_base_exc", None) or getattr(error, "cause", None)
-        error = inner or error
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[-1] if text else 'no message'}"
+    return told(root_cause(failures)[1] if failures else unwrap(error))
 
 
 def _summary(folder: str, reused: bool = False) -> RunSummary:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from defi_platform import storage
@@ -50,12 +52,13 @@ class PolicyRecipe(VideoRecipe):
         plan = self.plan("train")
         self._check_signals(plan)
         with model_errors():
-            policy = DeFIPolicy.fuse(self._model_config(), gfdm, gidm)
+            settings = self._model_config()
+            self._check_views(settings.views, plan)
+            policy = DeFIPolicy.fuse(replace(settings, cameras=camera_names(plan)), gfdm, gidm)
             if self.config.model.init_from:
                 before = load_folder(DeFIPolicy.from_pretrained, self.config.model.init_from)
                 policy.load_state_dict(before.state_dict())
             policy.set_trainable(self.config.trainable)
-        self._check_views(policy, plan)
         policy.set_statistics(_as_model_statistics(plan))
         data = self.config.data
         for name in ("height", "width"):
@@ -82,12 +85,17 @@ class PolicyRecipe(VideoRecipe):
                 f"{head.proprio_dim}. Set model.overrides.adapter.head.proprio_dim={proprio}."
             )
 
-    def _check_views(self, policy: DeFIPolicy, plan: Plan) -> None:
-        if policy.config.views != plan.views:
+    def _check_views(self, views: int, plan: Plan) -> None:
+        if views != plan.views:
             raise ConfigError(
-                f"the plan gives {plan.views} cameras per sample, the policy's views is {policy.config.views}. "
+                f"the plan gives {plan.views} cameras per sample, the policy's views is {views}. "
                 f"Set model.overrides.views={plan.views}, or choose cameras in data.corpora.NAME.cameras."
             )
+
+
+def camera_names(plan: Plan) -> tuple[str, ...]:
+    """Names of the policy's views in their order: a server asks for pictures by these names."""
+    return tuple(plan.manifest.take("camera", np.array(plan.resolve(0).rows)))
 
 
 def _as_model_statistics(plan: Plan) -> Statistics:

@@ -51,8 +51,19 @@ class VideoRecipe(Recipe):
         manifest = Manifest.open(data.manifest, list(data.corpora))
         return Plan.of(manifest, data, self.rule(), self.config.train.seed, split)
 
+    def fingerprint(self, plan: Plan) -> str:
+        return plan.fingerprint()
+
     def stream(
-        self, plan: Plan, *, start: int, stop: int, rank: int, world_size: int, global_batch: int, micro_batch: int
+        self,
+        plan: Plan,
+        *,
+        start: int,
+        stop: int,
+        rank: int,
+        world_size: int,
+        global_batch: int,
+        micro_batch: int,
     ) -> Iterable[dict[str, Any]]:
         return stream(
             plan,
@@ -94,6 +105,8 @@ def load_folder(from_pretrained: Callable[..., Model], folder: str) -> Model:
     Raises: CheckpointError when the folder is absent, damaged or of another model.
     """
     if not storage.is_folder(folder):
-        raise CheckpointError(f"model folder {folder} does not exist. Check the path, or train that model first.")
+        raise CheckpointError(
+            f"model folder {folder} does not exist. Check the path, or train that model first."
+        )
     with model_errors(), storage.local_copy(folder) as local:
         return from_pretrained(local)

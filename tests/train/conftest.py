@@ -1,0 +1,38 @@
+"""Training tests share runs: starting a trainer takes longer than the few steps that are looked at."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from defi_platform.config import PretrainConfig, TrainConfig
+
+# Before Ray starts: its processes have to import the recipes that lie beside this file.
+HERE = str(Path(__file__).parent)
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+
+
+@pytest.fixture(scope="session")
+def run_config() -> Callable[..., PretrainConfig]:
+    """Settings of a run of a few small steps; keyword arguments win."""
+
+    def make(output: Path, **changes: object) -> PretrainConfig:
+        small = {
+            "steps": 12,
+            "global_batch": 8,
+            "micro_batch": 2,
+            "log_every": 1,
+            "validate_every": 6,
+            "validation_batches": 3,
+            "checkpoint_every": 5,
+            "learning_rate": 1e-2,
+            "threads": 1,
+        }
+        config = PretrainConfig(train=TrainConfig(output=str(output), **{**small, **changes}))  # type: ignore[arg-type]
+        config.tracking.wandb = False
+        return config
+
+    return make

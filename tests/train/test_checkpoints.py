@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from defi_platform.errors import CheckpointError
+from defi_platform.train import checkpoints
+from defi_platform.train.checkpoints import DamagedCheckpoint, Position, Reader
+from defi_platform.train.engine import Piece
+
+WHOLE = torch.arange(10.0)
+MODEL = {"kind": "tiny", "preset": "nano", "overrides": {}}
+
+
+def write(run: Path, step: int, ranks: tuple[int, ...] = (0, 1)) -> Path:
+    """A checkpoint of two ranks: `w` is split between them at element 6."""
+    folder = run / checkpoints.FOLDER / checkpoints.folder_name(step)
+    for rank in ranks:
+        scratch = run / f"scratch_{step}_{rank}"
+        scratch.mkdir(parents=True)
+        start, stop = ((0, 6), (6, 10))[rank]
+        pieces = [Piece("w", start, {"param": WHOLE[start:stop], "exp_avg": -WHOLE[start:stop]})]
+        buffers = {"seen": torch.tensor([3])} if rank == 0 else {}
+        position = Position(step, step * 8, MODEL, {"adam_step": float(step)})
+        checkpoints.write_shard(scratch, rank, 2, pieces, buffers, position)
+        checkpoints.upload(str(scratch), str(folder))
+    return folder
+
+
+def test_shards_of_all_ranks_come_back_as_whole_tensors(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    (found,) = checkpoints.committed(str(tmp_path))
+    with Reader(found) as reader:
+        assert torch.equal(reader.read("param", "w", torch.Size([2, 5])), WHOLE.view(2, 5))
+        assert torch.equal(reader.read("exp_avg", "w"), -WHOLE)
+        assert torch.equal(reader.read("buffer", "seen"), torch.tensor([3]))
+        assert reader.position == Position(5, 40, MODEL, {"adam_step": 5.0})
+
+
+def test_a_checkpoint_that_lacks_a_rank_is_never_picked(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    write(tmp_path, 10, ranks=(0,))
+    assert [found.step for found in checkpoints.committed(str(tmp_path))] == [5]
+
+
+def test_a_shard_without_its_marker_is_never_picked(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    next(folder.glob("shard_00001*.json")).unlink()
+    assert checkpoints.committed(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "truncated", "gone"])
+def test_a_damaged_shard_is_told_from_a_whole_one(tmp_path: Path, damage: str) -> None:
+    shard = next(write(tmp_path, 5).glob("shard_00001*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    if damage == "flipped byte":
+        content[-3] ^= 1
+        shard.write_bytes(content)
+    elif damage == "truncated":
+        shard.write_bytes(content[:-3])
+    else:
+        shard.unlink()
+    with pytest.raises(DamagedCheckpoint, match="shard_00001_of_00002"):
+        Reader(checkpoints.committed(str(tmp_path))[0])
+
+
+def test_pruning_keeps_the_newest_and_spares_what_is_still_being_written(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        write(tmp_path, step)
+    partial = write(tmp_path, 20, ranks=(1,))
+    checkpoints.prune(str(tmp_path), keep=2, unfinished=False)
+    assert [found.step for found in checkpoints.committed(str(tmp_path))] == [15, 10]
+    assert partial.exists()
+    checkpoints.prune(str(tmp_path), keep=2, unfinished=True)
+    assert not partial.exists()
+
+
+def test_a_tensor_of_another_model_is_named(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    with Reader(checkpoints.committed(str(tmp_path))[0]) as reader:
+        with pytest.raises(CheckpointError, match="'head'"):
+            reader.read("param", "head")
+        with pytest.raises(CheckpointError, match="10 elements, the model's has 12"):
+            reader.read("param", "w", torch.Size([12]))
+
+
+def test_checkpoints_live_on_any_store(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    target = "memory://runs/a/checkpoints/step_000000005_abcdef"
+    checkpoints.upload(str(next((tmp_path / checkpoints.FOLDER).iterdir())), target)
+    (found,) = checkpoints.committed("memory://runs/a")
+    with Reader(found) as reader:
+        assert torch.equal(reader.read("param", "w"), WHOLE)
+    checkpoints.prune("memory://runs/a", keep=0, unfinished=True)
+    assert checkpoints.committed("memory://runs/a") == []

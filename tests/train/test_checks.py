@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from defi_platform.cluster import ClusterError
+from defi_platform.config import TrainConfig
+from defi_platform.errors import ConfigError
+from defi_platform.train.checks import check_cluster, check_train_config
+
+CONFLICTS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"global_batch": 10, "micro_batch": 4, "num_workers": 2}, ["global_batch=10", "micro_batch=4", "=8"]),
+    ({"precision": "fp8"}, ["'fp8'", "fp32, bf16, fp16"]),
+    ({"precision": "bf16", "zero_stage": 0}, ["precision=bf16", "zero_stage=0", "zero_stage=1"]),
+    ({"precision": "fp16"}, ["precision=fp16", "use_gpu=false", "bf16"]),
+    ({"schedule": "linear"}, ["'linear'", "tri_stage"]),
+    ({"zero_stage": 4}, ["zero_stage is 4"]),
+    ({"validate_every": 0}, ["validate_every is 0", "at least 1"]),
+    ({"betas": [0.9]}, ["betas is [0.9]"]),
+]
+
+
+@pytest.mark.parametrize(("settings", "told"), CONFLICTS)
+def test_conflicting_settings_are_refused_naming_the_values_and_the_fix(
+    settings: dict[str, Any], told: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_train_config(TrainConfig(output="somewhere", **settings))
+    for part in told:
+        assert part in str(refused.value)
+
+
+def test_more_workers_than_the_cluster_can_ever_hold_are_refused_instead_of_waited_for() -> None:
+    gfdm = TrainConfig(output="a", num_workers=3)
+    gidm = TrainConfig(output="b", num_workers=2, resources_per_worker={"CPU": 2.0})
+    check_cluster({"gfdm": gfdm}, {"CPU": 4.0})
+    with pytest.raises(ClusterError) as refused:
+        check_cluster({"gfdm": gfdm, "gidm": gidm}, {"CPU": 4.0})
+    for part in ("7 CPU", "gfdm: 3 workers x 1", "gidm: 2 workers x 2", "has 4", "num_workers"):
+        assert part in str(refused.value)
+
+
+def test_a_gpu_run_on_a_cluster_without_gpus_is_refused() -> None:
+    with pytest.raises(ClusterError, match=r"1 GPU .* has 0"):
+        check_cluster({"gfdm": TrainConfig(output="a", use_gpu=True)}, {"CPU": 4.0})

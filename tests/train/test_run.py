@@ -1,0 +1,122 @@
+"""Whole runs on a real Ray: what is left of them, and that nothing is lost when workers die."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+
+from defi_platform.config import PretrainConfig, RayConfig
+from defi_platform.errors import CheckpointError, ConfigError
+from defi_platform.train import checkpoints
+from defi_platform.train.run import TrainingFailed, train
+
+Make = Callable[..., PretrainConfig]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two workers, twelve steps, nothing happens."""
+    folder = tmp_path_factory.mktemp("runs") / "a"
+    (summary,) = train(RayConfig(), [tiny.TinyRecipe(run_config(folder, num_workers=2, zero_stage=2))])
+    assert summary.values["steps"] == 12
+    return folder
+
+
+@pytest.fixture(scope="module")
+def given_up(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `uninterrupted`, but a worker is killed after step 8 and no failure is allowed; beside it a healthy run."""
+    folder = tmp_path_factory.mktemp("runs")
+    killed = tiny.TinyRecipe(
+        run_config(folder / "killed", num_workers=2, zero_stage=2, max_failures=0), "killed", kill_at=8
+    )
+    healthy = tiny.TinyRecipe(run_config(folder / "healthy"), "healthy")
+    with pytest.raises(TrainingFailed) as failed:
+        train(RayConfig(), [killed, healthy])
+    message = str(failed.value)
+    assert "killed failed" in message and "Complete: healthy" in message
+    return folder
+
+
+def test_a_run_leaves_all_that_its_folder_promises(uninterrupted: Path) -> None:
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "curves.png", "checkpoints", "model", "summary.json"} <= names
+    summary = json.loads((uninterrupted / "summary.json").read_text())
+    assert summary["samples"] == 96 and summary["resumed_from"] is None
+    assert set(tiny.losses(uninterrupted, "validation")) == {0, 6, 12}
+    assert len(checkpoints.committed(str(uninterrupted))) == 2
+    assert summary["validation"]["last"]["loss"] < summary["validation"]["first"]["loss"]
+
+
+def test_a_complete_run_started_again_does_nothing(uninterrupted: Path, run_config: Make) -> None:
+    before = (uninterrupted / "metrics.jsonl").stat().st_mtime_ns
+    (summary,) = train(RayConfig(), [tiny.TinyRecipe(run_config(uninterrupted, num_workers=2, zero_stage=2))])
+    assert summary.reused
+    assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    uninterrupted: Path, ray_cluster: None, run_config: Make, tmp_path: Path
+) -> None:
+    config = run_config(tmp_path / "b", num_workers=2, zero_stage=2)
+    (summary,) = train(RayConfig(), [tiny.TinyRecipe(config, kill_at=8)])
+    assert (tmp_path / "b" / "killed_8").exists()
+    assert summary.values["resumed_from"] == 5
+    assert tiny.losses(tmp_path / "b") == tiny.losses(uninterrupted)
+    assert tiny.losses(tmp_path / "b", "validation") == tiny.losses(uninterrupted, "validation")
+    # Buffers that each rank counts for itself were summed into the checkpoint and not counted twice.
+    assert tiny.final_count(tmp_path / "b") == tiny.final_count(uninterrupted) == 96
+
+
+def test_one_of_two_trainings_failing_leaves_the_other_alone(given_up: Path) -> None:
+    assert (given_up / "healthy" / "summary.json").exists()
+    assert not (given_up / "killed" / "summary.json").exists()
+
+
+def test_a_run_goes_on_with_one_worker_and_zero_3_from_the_checkpoint_before_a_damaged_one(
+    uninterrupted: Path, given_up: Path, run_config: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = given_up / "killed"
+    newest = checkpoints.committed(str(run))[0]
+    assert newest.step == 5
+    copy = run / "checkpoints" / checkpoints.folder_name(6)
+    copy.mkdir()
+    for file in Path(newest.uri).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".safetensors" else None])
+
+    (summary,) = train(
+        RayConfig(), [tiny.TinyRecipe(run_config(run, num_workers=1, zero_stage=3), "killed", kill_at=8)]
+    )
+    assert summary.values["resumed_from"] == 5
+    assert not copy.exists()
+    reference = tiny.losses(uninterrupted)
+    assert tiny.losses(run) == pytest.approx(reference, rel=1e-5)
+    assert tiny.losses(run) != reference, "the sums were made in another order, so this cannot be luck"
+
+
+def test_a_run_folder_of_another_model_is_refused(uninterrupted: Path, run_config: Make) -> None:
+    config = run_config(uninterrupted, num_workers=2, zero_stage=2, steps=20)
+    with pytest.raises(CheckpointError, match="kind 'tiny' there, 'other' in the config"):
+        train(RayConfig(), [tiny.TinyRecipe(config, "other")])
+
+
+def test_settings_that_would_change_the_data_order_are_refused(uninterrupted: Path, run_config: Make) -> None:
+    config = run_config(uninterrupted, num_workers=2, zero_stage=2, steps=20, global_batch=16)
+    with pytest.raises(ConfigError, match=r"train\.global_batch=8, now it is 16"):
+        train(RayConfig(), [tiny.TinyRecipe(config)])
+
+
+def test_a_complete_run_can_be_extended(given_up: Path, ray_cluster: None, run_config: Make) -> None:
+    folder = given_up / "healthy"
+    (summary,) = train(RayConfig(), [tiny.TinyRecipe(run_config(folder, steps=14), "healthy")])
+    assert summary.values["resumed_from"] == 12
+    assert sorted(tiny.losses(folder)) == list(range(1, 15))
+
+
+def test_two_trainings_cannot_share_a_folder(tmp_path: Path, run_config: Make) -> None:
+    with pytest.raises(ConfigError, match=r"share train\.output"):
+        train(RayConfig(), [tiny.TinyRecipe(run_config(tmp_path), name) for name in ("x", "y")])
