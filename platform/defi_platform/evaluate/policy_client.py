@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -31,6 +32,7 @@ class PolicyClient:
         self.url = url
         self._reconnect_s = reconnect_s
         self._socket: ClientConnection | None = None
+        self._open = contextlib.ExitStack()
         self.metadata = self._connect()
         """The server's greeting."""
 
@@ -57,9 +59,8 @@ class PolicyClient:
 
     def close(self) -> None:
         """Hangs up."""
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
+        self._socket = None
+        self._open.close()
 
     def __enter__(self) -> PolicyClient:
         return self
@@ -87,8 +88,10 @@ class PolicyClient:
         try:
             # No proxy: it would be in the way of servers on this machine and in the robot's network.
             # No pings: a server busy with one forward pass for long is not a lost one.
-            self._socket = connect(
-                self.url, compression=None, max_size=None, proxy=None, ping_interval=None, open_timeout=10
+            self._socket = self._open.enter_context(
+                connect(
+                    self.url, compression=None, max_size=None, proxy=None, ping_interval=None, open_timeout=10
+                )
             )
             return self._decoded(self._socket.recv(timeout=ANSWER_TIMEOUT_S))
         except (InvalidURI, ValueError) as error:
