@@ -18,7 +18,7 @@ from defi_platform.serve.app import PolicyServer, deploy
 @pytest.fixture(scope="session")
 def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    policy = DeFIPolicy(presets.policy("nano"))
+    policy = DeFIPolicy(presets.policy("nano", cameras=["front"]))
     return policy.save_pretrained(tmp_path_factory.mktemp("models") / "policy")
 
 

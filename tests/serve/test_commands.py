@@ -22,7 +22,7 @@ from defi_platform.errors import ConfigError, exit_code
 from defi_platform.serve.app import build_app, serve_policy
 
 SERVE = str(Path(sys.executable).parent / "serve")
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 
 
 def free_port() -> int:

@@ -58,7 +58,7 @@ def test_a_drawn_seed_is_told_so_that_the_action_can_be_repeated(server: PolicyS
 def test_a_bad_observation_is_explained_and_the_connection_goes_on(server: PolicyServer) -> None:
     client = WebsocketClientPolicy(server.url)
     for bad, complaint in (
-        ({"prompt": "open"}, "observation/images/<name>"),
+        ({"prompt": "open"}, "'observation/images/front' is missing"),
         (observation(1, **{"observation/state": np.zeros(7)}), r"shape \(7,\); expected 4"),
         (observation(1, **{"observation/images/front": np.zeros((64, 64, 3))}), "float64 array"),
     ):

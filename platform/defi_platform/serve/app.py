@@ -79,6 +79,7 @@ def application(config: ServeConfig) -> Application:
         max_ongoing_requests=max(config.max_connections, 2 * config.max_batch_size),
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=DRAIN_DEADLINE_S,
+        max_constructor_retry_count=2,  # a folder that cannot be loaded does not get better
         logging_config=QUIET_LOGS,
     ).bind(
         storage.absolute(config.policy),
@@ -91,7 +92,7 @@ def application(config: ServeConfig) -> Application:
         name="Gateway",
         ray_actor_options={"num_cpus": GATEWAY_CPUS},
         # Serve counts an open websocket as an ongoing request, and its default of 5 leaves a sixth robot
-        # waiting without an answer. Two more than the gateway takes, so that it can turn clients away itself
+        # waiting without an answer. Some more than the gateway takes, so that it can turn clients away itself
         # and still be asked for its health.
         max_ongoing_requests=config.max_connections + 16,
         graceful_shutdown_wait_loop_s=0.2,

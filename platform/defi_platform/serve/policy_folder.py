@@ -32,12 +32,11 @@ def load_policy(folder: str) -> DeFIPolicy:
 def spec_of(config: DeFIPolicy.Config, folder: str) -> PolicySpec:
     """What the policy takes and gives; `folder` is the name it goes by."""
     head = config.adapter.head
-    named = tuple(getattr(config, "cameras", ()))
     unnamed = (ANY_CAMERA,) if config.views == 1 else tuple(str(view) for view in range(config.views))
     return PolicySpec(
         policy=folder,
         preset=config.preset,
-        cameras=named or unnamed,
+        cameras=config.cameras or unnamed,
         image_size=(config.gfdm.height, config.gfdm.width),
         state_dim=head.proprio_dim,
         action_dim=head.action_dim,
