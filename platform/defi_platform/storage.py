@@ -13,6 +13,7 @@ import os
 import posixpath
 import random
 import shutil
+import sys
 import tempfile
 import time
 import uuid
@@ -270,7 +271,7 @@ def _remote(protocol: str, process: int) -> Any:
         if endpoint:
             options["endpoint_url"] = endpoint
         options["config_kwargs"] = {
-            "retries": {"max_attempts": ATTEMPTS, "mode": "adaptive"},
+            "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
             "connect_timeout": 10,
             "read_timeout": 60,
         }
@@ -283,6 +284,14 @@ def _remote(protocol: str, process: int) -> Any:
         raise StorageError(
             f"{protocol}:// paths cannot be read here: {error}. Install the fsspec driver of {protocol}."
         ) from error
+
+
+def forget_connections() -> None:
+    """Makes the next remote request look at the environment (endpoint, credentials) again."""
+    _remote.cache_clear()
+    if "fsspec" in sys.modules:
+        # fsspec keeps file systems by their arguments, which do not name the credentials.
+        sys.modules["fsspec"].AbstractFileSystem.clear_instance_cache()
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:

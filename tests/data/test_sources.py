@@ -74,7 +74,11 @@ def test_rlds_episodes_are_read_without_tensorflow(shared_data: Path) -> None:
     assert found == "rlds"
     assert len(claims) == 25 * 4 and list(refused.values()) == ["missing"]
     claim = next(claim for claim in claims.values() if claim.camera == "image_0")
-    assert (claim.num_frames, claim.fps, claim.text) == (10, 5.0, "put cup from counter or drying rack into sink")
+    assert (claim.num_frames, claim.fps, claim.text) == (
+        10,
+        5.0,
+        "put cup from counter or drying rack into sink",
+    )
     probe = probed(claim.uri)
     assert isinstance(probe, Probe)
     assert (probe.num_frames, probe.codec, probe.decoder) == (10, "jpeg", "store")

@@ -1,0 +1,273 @@
+"""Storage through one door: local, memory and a real S3 server process, also when it misbehaves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+from corpora import numbers_of, write_video
+from s3_server import FlakyProxy, s3_server
+
+from defi_platform import storage
+from defi_platform.config import DecodeConfig
+from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decoder_pool import DecoderPool
+from defi_platform.data.reasons import BadVideo
+
+KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A fresh bucket as s3://name; the environment points at the server."""
+    yield from bucket(server, monkeypatch)
+
+
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    storage.forget_connections()
+    name = f"b-{uuid.uuid4().hex[:8]}"
+    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=name)
+    yield f"s3://{name}"
+    storage.forget_connections()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A place of each kind."""
+    if request.param == "local":
+        return str(tmp_path)
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}"
+    return str(request.getfixturevalue("s3"))
+
+
+def test_what_is_written_is_read_back_and_listed(root: str) -> None:
+    storage.write_text(storage.join(root, "a", "x.txt"), "one")
+    storage.write_bytes(storage.join(root, "a", "b", "y.bin"), b"\0\1")
+    assert storage.read_text(storage.join(root, "a", "x.txt")) == "one"
+    assert [(e.name, e.bytes) for e in storage.walk(storage.join(root, "a"))] == [
+        ("b/y.bin", 2),
+        ("x.txt", 3),
+    ]
+    assert storage.names(storage.join(root, "a")) == ["b", "x.txt"]
+    assert storage.exists(storage.join(root, "a", "x.txt")) and storage.is_folder(storage.join(root, "a"))
+    assert (
+        not storage.exists(storage.join(root, "nothing"))
+        and storage.names(storage.join(root, "nothing")) == []
+    )
+
+
+def test_the_version_of_a_file_changes_with_its_content(root: str) -> None:
+    place = storage.join(root, "x")
+    storage.write_bytes(place, b"1")
+    before = storage.entry(place).version
+    assert storage.entry(place).version == before
+    storage.write_bytes(place, b"22")
+    assert storage.entry(place).version != before
+
+
+def test_an_absent_file_is_a_file_not_found_error(root: str) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(storage.join(root, "nothing"))
+
+
+def test_a_committed_folder_appears_whole_and_replaces_the_old_one(root: str) -> None:
+    place = storage.join(root, "model")
+    for number in (1, 2):
+        with storage.committed_folder(place) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / f"{number}.txt").write_text(str(number))
+            assert storage.is_committed(place) == (number == 2)
+    assert [e.name for e in storage.walk(place)] == ["_COMMITTED", "sub/2.txt"]
+    with storage.local_copy(place) as copy:
+        assert (copy / "sub" / "2.txt").read_text() == "2"
+
+
+def test_a_folder_that_fails_half_way_leaves_the_old_one(root: str) -> None:
+    place = storage.join(root, "model")
+    with storage.committed_folder(place) as folder:
+        (folder / "good.txt").write_text("good")
+    with pytest.raises(RuntimeError), storage.committed_folder(place) as folder:
+        (folder / "bad.txt").write_text("bad")
+        raise RuntimeError
+    assert [e.name for e in storage.walk(place)] == ["_COMMITTED", "good.txt"]
+
+
+def test_deleting_removes_a_folder_and_forgives_absence(root: str) -> None:
+    storage.write_text(storage.join(root, "a", "x"), "")
+    storage.delete(storage.join(root, "a"))
+    storage.delete(storage.join(root, "a"))
+    assert not storage.exists(storage.join(root, "a", "x"))
+
+
+# --------------------------------------------------------------------------- S3
+
+
+def test_a_missing_bucket_is_named(s3: str) -> None:
+    with pytest.raises(storage.StorageError, match=r"no such bucket|does not exist"):
+        list(storage.walk("s3://no-such-bucket-here/x"))
+    with pytest.raises(storage.StorageError, match="no such bucket"):
+        storage.write_bytes("s3://no-such-bucket-here/x", b"1")
+
+
+@pytest.mark.slow
+def test_wrong_credentials_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server(INITIAL_NO_AUTH_ACTION_COUNT="1") as endpoint:
+        places = bucket(endpoint, monkeypatch)  # making the bucket is the one action without a check
+        place = next(places)
+        for request in (
+            storage.read_bytes,
+            storage.is_folder,
+            storage.names,
+            lambda uri: list(storage.walk(uri)),
+        ):
+            with pytest.raises(storage.StorageError, match="AWS_ACCESS_KEY_ID"):
+                request(f"{place}/x")
+
+
+def test_a_server_that_is_not_there_is_one_clear_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    storage.forget_connections()
+    with pytest.raises(storage.StorageError, match="AWS_ENDPOINT_URL"):
+        storage.read_bytes(f"{s3}/x")
+
+
+@pytest.mark.slow
+def test_ten_thousand_objects_are_listed_page_by_page(s3: str, server: str) -> None:
+    client = boto3.client("s3", endpoint_url=server)
+    name = s3.removeprefix("s3://")
+    with ThreadPoolExecutor(8) as workers:
+        list(
+            workers.map(
+                lambda n: client.put_object(Bucket=name, Key=f"v/{n:05d}.mp4", Body=b"x"), range(10_000)
+            )
+        )
+    started = time.monotonic()
+    entries = list(storage.walk(f"{s3}/v"))
+    assert [e.name for e in entries] == [f"{n:05d}.mp4" for n in range(10_000)]
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trouble", [{"reset_every": 3}, {"throttle_every": 3}])
+def test_resets_and_throttling_end_in_success_and_never_in_a_gap(
+    s3: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: dict[str, int]
+) -> None:
+    for number in range(12):
+        storage.write_bytes(f"{s3}/v/{number}.txt", str(number).encode())
+    proxy = FlakyProxy(int(server.rsplit(":", 1)[1]), **trouble)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    storage.forget_connections()
+    try:
+        names = [e.name for e in storage.walk(f"{s3}/v")]
+        assert sorted(names) == sorted(f"{n}.txt" for n in range(12))
+        assert [storage.read_bytes(f"{s3}/v/{n}.txt") for n in range(12)] == [
+            str(n).encode() for n in range(12)
+        ]
+        assert proxy.resets + proxy.throttles > 3
+    finally:
+        proxy.close()
+
+
+def test_clips_are_decoded_from_s3(s3: str, tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", range(30))
+    storage.write_bytes(f"{s3}/v/a.mp4", (tmp_path / "a.mp4").read_bytes())
+    with DecoderPool(DecodeConfig()) as pool:
+        probe, frames, missing = pool.run(
+            [
+                ProbeJob(f"{s3}/v/a.mp4"),
+                DecodeJob(f"{s3}/v/a.mp4", (0, 29, 11), 64, 64, "pyav", 64, 64),
+                ProbeJob(f"{s3}/v/b.mp4"),
+            ]
+        )
+    assert isinstance(probe, Probe) and probe.num_frames == 30
+    assert isinstance(frames, np.ndarray) and numbers_of(frames) == [0, 29, 11]
+    assert isinstance(missing, BadVideo) and missing.reason == "missing"
+
+
+@pytest.mark.slow
+def test_a_large_file_is_read_by_range(
+    s3: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "a.mp4", range(40))
+    content = (tmp_path / "a.mp4").read_bytes()
+    # A `free` box of 40 MB behind the video: a player never looks at it.
+    padding = 40 << 20
+    storage.write_bytes(
+        f"{s3}/big.mp4", content + (padding + 8).to_bytes(4, "big") + b"free" + bytes(padding)
+    )
+    proxy = CountingProxy(int(server.rsplit(":", 1)[1]))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    try:
+        with DecoderPool(DecodeConfig()) as pool:
+            (frames,) = pool.run([DecodeJob(f"{s3}/big.mp4", (0, 39), 64, 64, "decord", 64, 64)])
+        assert isinstance(frames, np.ndarray) and numbers_of(frames) == [0, 39]
+        assert proxy.bytes < 8 << 20
+    finally:
+        proxy.close()
+
+
+class CountingProxy(FlakyProxy):
+    """Counts the bytes of the answers."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.bytes = 0
+
+    def count(self, part: bytes) -> None:
+        self.bytes += len(part)
+
+
+SCRIPT = """
+import sys, ray
+from defi_platform.config import CorpusConfig, DataConfig
+from defi_platform.data.dataset import stream
+from defi_platform.data.ingest import ingest
+from defi_platform.data.plan import Plan
+from defi_platform.data.rules import ClipRule
+ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+root = sys.argv[1]
+data = DataConfig(corpora={"c": CorpusConfig(path=root + "/v")}, manifest=root + "/m", holdout=0.0)
+plan = Plan.of(ingest(data), data, ClipRule(frames=4), seed=0)
+batches = stream(plan, data, start=0, stop=12, rank=0, world_size=1, global_batch=4, micro_batch=4)
+seen = [(k, skip) for batch in batches for k, skip in zip(batch["sample"].tolist(), batch["skipped"])]
+assert seen == [(k, "") for k in range(12)], seen
+print("videos", len(plan.manifest))
+"""
+
+
+@pytest.mark.slow
+def test_a_corpus_on_s3_is_ingested_and_streamed_through_resets(
+    s3: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        write_video(tmp_path / "a.mp4", range(number, number + 20))
+        storage.write_bytes(f"{s3}/v/{number}.mp4", (tmp_path / "a.mp4").read_bytes())
+    proxy = FlakyProxy(int(server.rsplit(":", 1)[1]), reset_every=7, throttle_every=5)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    try:
+        # A process of its own: Ray's workers inherit the credentials from where Ray is started.
+        done = subprocess.run([sys.executable, "-c", SCRIPT, s3], capture_output=True, text=True, timeout=240)
+    finally:
+        proxy.close()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "videos 5" in done.stdout
+    assert proxy.resets and proxy.throttles
