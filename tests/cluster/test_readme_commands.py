@@ -1,0 +1,119 @@
+"""The README's commands, run as they are written there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def commands(section: str) -> list[str]:
+    """The shell commands of one README section, comments dropped."""
+    body = README.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0]
+    blocks = re.findall(r"```bash\n(.*?)```", body, flags=re.DOTALL)
+    lines = [re.sub(r"\s+#.*$", "", line).strip() for line in "".join(blocks).splitlines()]
+    return [line for line in lines if line]
+
+
+def the_one(section: str, start: str) -> str:
+    found = [command for command in commands(section) if command.startswith(start)]
+    assert len(found) == 1, f"README section '{section}' has {len(found)} commands that start with '{start}'"
+    return found[0]
+
+
+def shell(command: str, environment: dict[str, str], repository: Path, timeout: float) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", "-c", command],
+        env=environment,
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A user's shell in the activated environment, with data and token of its own."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))}
+    bin_folder = str(Path(sys.executable).parent)
+    return {
+        **kept,
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "HOME": str(tmp_path / "home"),
+        "DEFI_HOME": str(tmp_path / "runs"),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+@pytest.fixture
+def head(environment: dict[str, str], repository: Path) -> Iterator[None]:
+    """`ray start --head` as the README has it; ended by pid, because `ray stop` would end every Ray here."""
+    Path(environment["HOME"]).mkdir()
+    started = shell(the_one("On a cluster", "ray start"), environment, repository, 120)
+    assert started.returncode == 0, started.stdout + started.stderr
+    yield
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get("DEFI_HOME") == environment["DEFI_HOME"]
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if ours and process.pid != os.getpid():
+            process.send_signal(signal.SIGKILL)
+
+
+def record_corpus(environment: dict[str, str], repository: Path) -> None:
+    command = the_one("Step by step", "python jobs/record_demos.py")
+    small = "tasks=[drawer-close-v3] episodes_per_task=12 labelled_per_task=2"
+    recorded = shell(f"{command} {small}", environment, repository, 300)
+    assert recorded.returncode == 0, recorded.stdout + recorded.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_after_a_stop(
+    environment: dict[str, str], repository: Path, head: None
+) -> None:
+    record_corpus(environment, repository)
+    submit = the_one("On a cluster", "ray job submit")
+    refused = shell(submit, {**environment, "RAY_AUTH_MODE": "disabled"}, repository, 120)
+    assert refused.returncode != 0, "token authentication is on"
+
+    with_token = f"{the_one('On a cluster', 'export RAY_AUTH_MODE')}; "
+    without_wait = submit.replace("ray job submit", "ray job submit --no-wait --submission-id first")
+    submitted = shell(with_token + without_wait, environment, repository, 120)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    run = Path(environment["DEFI_HOME"]) / "demo" / "gfdm"
+    deadline = time.monotonic() + 400
+    while not list(run.glob("checkpoints/*/")):
+        status = shell(with_token + "ray job status first", environment, repository, 60).stdout
+        if "FAILED" in status or time.monotonic() > deadline:
+            logs = shell(with_token + "ray job logs first", environment, repository, 60)
+            pytest.fail(f"{status}\n{logs.stdout[-5000:]}")
+        time.sleep(2)
+    stopped = shell(with_token + "ray job stop first", environment, repository, 120)
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+
+    reached = max(
+        json.loads(line)["step"]
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if '"train"' in line
+    )
+    # The rest of the run would take minutes: ten steps past the checkpoint show that it goes on.
+    again = shell(f"{with_token}{submit} train.steps={reached + 10}", environment, repository, 400)
+    assert again.returncode == 0, again.stdout[-5000:] + again.stderr[-2000:]
+    assert re.search(r"goes on from step \d+", again.stdout)
+    assert json.loads((run / "summary.json").read_text())["resumed_from"] >= 1
+    assert (run / "model" / "config.json").exists()
