@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 from defi_platform.config import PretrainConfig, TrainConfig
 
 # Before Ray starts: its processes have to import the recipes that lie beside this file.
-HERE = str(Path(__file__).parent)
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
+# The small corpora that the data tests make.
+sys.path.append(str(HERE.parent / "data"))
 
 
 @pytest.fixture(scope="session")

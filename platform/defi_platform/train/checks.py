@@ -53,11 +53,16 @@ def check_train_config(train: TrainConfig, place: str = "train") -> None:
         )
 
 
-def check_cluster(requests: Mapping[str, TrainConfig], available: Mapping[str, float] | None = None) -> None:
+def check_cluster(
+    requests: Mapping[str, TrainConfig],
+    available: Mapping[str, float] | None = None,
+    decoder_cpus: float = 0.0,
+) -> None:
     """Refuses a request that the connected cluster can never meet, which Ray would wait for without end.
 
     Args:
         requests: job name -> its settings; all run at the same time.
+        decoder_cpus: logical CPUs that their decoders hold beside them.
         available: resources of the whole cluster; None asks Ray.
     Raises: ClusterError naming what is asked for, what there is, and the fix.
     """
@@ -66,6 +71,8 @@ def check_cluster(requests: Mapping[str, TrainConfig], available: Mapping[str, f
     for train in requests.values():
         for resource, amount in worker_resources(train).items():
             wanted[resource] = wanted.get(resource, 0.0) + amount * train.num_workers
+    if decoder_cpus:
+        wanted["CPU"] = wanted.get("CPU", 0.0) + decoder_cpus
     for resource, amount in wanted.items():
         if amount > there_is.get(resource, 0.0):
             asked = "; ".join(
@@ -73,6 +80,8 @@ def check_cluster(requests: Mapping[str, TrainConfig], available: Mapping[str, f
                 for name, train in requests.items()
                 if worker_resources(train).get(resource)
             )
+            if resource == "CPU" and decoder_cpus:
+                asked += f"; decoders: {decoder_cpus:g}"
             raise ClusterError(
                 f"training asks for {amount:g} {resource} ({asked}), the cluster has "
                 f"{there_is.get(resource, 0.0):g}. Set train.num_workers or train.resources_per_worker lower, "

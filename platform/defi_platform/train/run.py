@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from defi_platform import errors, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import RayConfig, to_mapping, to_yaml
+from defi_platform.data.dataset import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.train import checkpoints
 from defi_platform.train.checks import check_cluster, check_train_config, worker_resources
@@ -86,7 +87,10 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     pending = [recipe for recipe in recipes if recipe.kind not in summaries]
     if pending:
         with ray_session(ray_config):
-            check_cluster({recipe.kind: recipe.config.train for recipe in pending})
+            decoders = sum(r.config.train.num_workers * r.config.data.decode.processes for r in pending)
+            check_cluster(
+                {recipe.kind: recipe.config.train for recipe in pending}, decoder_cpus=decoders * ACTOR_CPUS
+            )
             for recipe in pending:
                 recipe.prepare()
             _run_all(pending)
