@@ -54,7 +54,7 @@ class Mp4Joiner:
 
     def add(self, video: bytes) -> None:
         """Appends all frames of an mp4 made by `encode_h264`."""
-        with av.open(io.BytesIO(video)) as source:
+        with av.open(io.BytesIO(video), "r") as source:
             origin = source.streams.video[0]
             if self._stream is None:
                 self._stream = self._container.add_stream_from_template(origin)

@@ -75,8 +75,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     start = time.monotonic()
     output = storage.absolute(config.output)
     settings = _settings(config)
-    asked = {key: list(getattr(config, key)) for key in ("tasks", "arms")}
-    asked["episodes_per_task"] = config.episodes_per_task
+    asked = {
+        "tasks": list(config.tasks),
+        "arms": list(config.arms),
+        "episodes_per_task": config.episodes_per_task,
+    }
     finished = storage.join(output, SUMMARY)
     if storage.exists(finished):
         details = json.loads(storage.read_text(finished))
@@ -90,8 +93,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     with ray_session(config.ray):
         missing = [unit for unit in _units(config) if unit not in kept.rows]
         if missing:
-            needed = any(unit.arm == "policy" for unit in missing)
-            with _policy(config) if needed else contextlib.nullcontext(("", {})) as (url, served):
+            with _policy(config, missing) as (url, served):
                 _run(config, url, missing, kept)
     details = {
         **_scores(config, [kept.rows[unit] for unit in _units(config)]),
@@ -119,8 +121,14 @@ def _units(config: EvaluateConfig) -> Iterator[Rollout]:
 
 
 @contextlib.contextmanager
-def _policy(config: EvaluateConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (url, greeting) of the policy: the one at config.url, or one served here for the time being."""
+def _policy(config: EvaluateConfig, missing: list[Rollout]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (url, greeting) of the policy: the one at config.url, or one served here for the time being.
+
+    Both are empty when none of the missing episodes needs it.
+    """
+    if not any(unit.arm == "policy" for unit in missing):
+        yield "", {}
+        return
     if config.url:
         with PolicyClient(config.url, reconnect_s=0) as client:
             metadata = client.metadata
