@@ -71,7 +71,6 @@ def build_app(args: dict[str, Any]) -> Application:
 def application(config: ServeConfig) -> Application:
     """Gateway and replicas, bound together; nothing runs yet."""
     policy = serve.deployment(
-        PolicyReplica,
         name="PolicyReplica",
         num_replicas=config.replicas,
         ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus},
@@ -81,14 +80,13 @@ def application(config: ServeConfig) -> Application:
         graceful_shutdown_timeout_s=DRAIN_DEADLINE_S,
         max_constructor_retry_count=2,  # a folder that cannot be loaded does not get better
         logging_config=QUIET_LOGS,
-    ).bind(
+    )(PolicyReplica).bind(
         storage.absolute(config.policy),
         max_batch_size=config.max_batch_size,
         threads=config.threads,
         gpu=config.replica_gpus > 0,
     )
     return serve.deployment(
-        Gateway,
         name="Gateway",
         ray_actor_options={"num_cpus": GATEWAY_CPUS},
         # Serve counts an open websocket as an ongoing request, and its default of 5 leaves a sixth robot
@@ -98,7 +96,7 @@ def application(config: ServeConfig) -> Application:
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=DRAIN_DEADLINE_S,
         logging_config=QUIET_LOGS,
-    ).bind(policy, config.max_connections)
+    )(Gateway).bind(policy, config.max_connections)
 
 
 @dataclass
@@ -233,9 +231,9 @@ def _wait_until_running() -> None:
         status = serve.status().applications[APPLICATION]
         if status.status == "RUNNING":
             return
-        waiting = "; ".join(d.message for d in status.deployments.values() if d.message)
+        waiting = "\n".join(d.message for d in status.deployments.values() if d.message)
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
-            detail = _last_error(status.message) or _last_error(waiting) or "it did not start in time"
+            detail = _last_error(f"{status.message}\n{waiting}") or "it did not start in time"
             raise ServeError(f"the policy could not be served: {detail}")
         if waiting != reported and "taken more than" in waiting:
             reported = waiting
@@ -246,7 +244,7 @@ def _wait_until_running() -> None:
 def _last_error(message: str) -> str:
     """The last line of a traceback that names an error; else the message's first line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    named = [line for line in lines if "Error: " in line.partition("(")[0]]
+    named = [line.rpartition("errors.")[2] for line in lines if "Error: " in line.partition("(")[0]]
     return named[-1] if named else (lines[0] if lines else "")
 
 
