@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -39,24 +39,18 @@ class ModelFolder:
         Returns: the folder. Weights keep their dtype; tied weights are stored once.
         """
         model = cast(nn.Module, self)
-        target = Path(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.parent / f".{target.name}.writing-{uuid.uuid4().hex}"
-        fresh.mkdir()
-        try:
+
+        def write(fresh: Path) -> None:
             save_file(_stored_tensors(model), fresh / WEIGHTS_FILE, metadata={"model": self.kind})
-            (fresh / CONFIG_FILE).write_text(json.dumps(self._header(), indent=2) + "\n")
+            (fresh / CONFIG_FILE).write_text(json.dumps(make_header(self.kind, self.config), indent=2) + "\n")
             (fresh / CARD_FILE).write_text(self._card())
             for name, text in self.side_files().items():
                 (fresh / name).write_text(text)
             for name, module in _tokenized(model):
                 if module.tokenizer is not None:
                     module.tokenizer.save_pretrained(fresh / TOKENIZERS_FOLDER / name)
-            _replace(fresh, target)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-        return target
+
+        return write_folder(Path(folder), write)
 
     @classmethod
     def from_pretrained(
@@ -73,6 +67,11 @@ class ModelFolder:
         if header["model"] != cls.kind:
             raise ModelFolderError(
                 f"{place / CONFIG_FILE} describes a '{header['model']}' model; '{cls.kind}' is expected here."
+            )
+        if header.get("absent"):
+            raise ModelFolderError(
+                f"{place} was converted without {', '.join(header['absent'])}, so it cannot run yet. Convert it "
+                "again with the folders of those backbones; see python -m defi_models.convert --help."
             )
         config_class = cls.Config  # type: ignore[attr-defined]
         try:
@@ -99,15 +98,6 @@ class ModelFolder:
     def read_side_files(self, folder: Path) -> None:
         """Reads back what `side_files` wrote. Raises: ModelFolderError."""
 
-    def _header(self) -> dict[str, Any]:
-        return {
-            "format": "defi_models",
-            "version": FORMAT_VERSION,
-            "model": self.kind,
-            "preset": self.config.preset,
-            "config": to_mapping(self.config),
-        }
-
     def _card(self) -> str:
         module = cast(nn.Module, self)
         total = sum(p.numel() for p in module.parameters())
@@ -126,6 +116,26 @@ class ModelFolder:
             "Method: Disentangled Robot Learning via Separate Forward and Inverse Dynamics Pretraining, "
             "ICLR 2026, arXiv 2604.16391.\n"
         )
+
+
+def write_folder(target: Path, write: Callable[[Path], None]) -> Path:
+    """Lets `write` fill a fresh folder and puts it in the place of `target`, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = target.parent / f".{target.name}.writing-{uuid.uuid4().hex}"
+    fresh.mkdir()
+    try:
+        write(fresh)
+        _replace(fresh, target)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    return target
+
+
+def make_header(kind: str, config: Any, absent: Sequence[str] = ()) -> dict[str, Any]:
+    """Content of config.json; `absent` names parts whose weights the folder does not hold."""
+    header = {"format": "defi_models", "version": FORMAT_VERSION, "model": kind, "preset": config.preset}
+    return header | {"config": to_mapping(config)} | ({"absent": list(absent)} if absent else {})
 
 
 def read_header(folder: Path) -> dict[str, Any]:

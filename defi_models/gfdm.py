@@ -27,6 +27,7 @@ from defi_models.precision import to_signed_unit
 from defi_models.recompute import set_recompute
 from defi_models.unet_features import feature_channels, up_block_features
 from defi_models.video_unet import (
+    DiffusersScheduler,
     DiffusersUNet,
     SchedulerConfig,
     UNetConfig,
@@ -118,7 +119,7 @@ class ForwardDynamics(ModelFolder, nn.Module):
             frames=config.frames,
             last_feature_block=max(config.feature_blocks),
         )
-        self._scheduler = build_scheduler(config.scheduler)
+        self.scheduler: DiffusersScheduler = build_scheduler(config.scheduler)
         self._first_step = self._read_first_step()
         self._up_block_features = up_block_features
 
@@ -288,7 +289,7 @@ class ForwardDynamics(ModelFolder, nn.Module):
         self._check_size(first_frames)
         condition = self.codec.encode(to_signed_unit(first_frames.to(self.device)))
         shape = (len(first_frames), self.config.frames, *condition.shape[1:])
-        scheduler = copy.deepcopy(self._scheduler)
+        scheduler = copy.deepcopy(self.scheduler)
         scheduler.set_timesteps(steps, device=condition.device)
         latents = normal(shape, generator, condition.device) * scheduler.init_noise_sigma
         states = self._cross_attention_text(self.encode_text(text))
@@ -327,7 +328,7 @@ class ForwardDynamics(ModelFolder, nn.Module):
         return self.unet.conv_in.weight.device
 
     def _read_first_step(self) -> FirstStep:
-        scheduler = copy.deepcopy(self._scheduler)
+        scheduler = copy.deepcopy(self.scheduler)
         with torch.device("cpu"):
             scheduler.set_timesteps(self.config.feature_steps)
         input_scale = 1 / (float(scheduler.sigmas[0]) ** 2 + 1) ** 0.5

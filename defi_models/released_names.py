@@ -1,7 +1,7 @@
 """How the released checkpoints name what ours holds: one table, read in both directions.
 
-A rule maps a released name to one of our tensors (or, for the fused temporal projection, to three). Rules
-are patterns with `*` for block numbers, which carry over.
+A rule maps a released name to one of our tensors, or to three where the released one is a fused query, key
+and value projection. Rules are patterns with `*` for block numbers and `**` for any rest; both carry over.
 """
 
 from __future__ import annotations
@@ -94,6 +94,27 @@ _HEAD = {
     "decoder.ln": "action_norm",
 }
 
+# DINOv2 as its authors publish it (the release froze it into the checkpoint), and as transformers names it.
+_DINO = {
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "blocks.*.norm1": "encoder.layer.*.norm1",
+    "blocks.*.attn.qkv": "|".join(f"encoder.layer.*.attention.{part}_proj" for part in "qkv"),
+    "blocks.*.attn.proj": "encoder.layer.*.attention.o_proj",
+    "blocks.*.norm2": "encoder.layer.*.norm2",
+    "blocks.*.mlp.fc1": "encoder.layer.*.mlp.fc1",
+    "blocks.*.mlp.fc2": "encoder.layer.*.mlp.fc2",
+    "norm": "layernorm",
+}
+
+_DINO_TENSORS = {
+    "cls_token": "embeddings.cls_token",
+    "mask_token": "embeddings.mask_token",
+    "register_tokens": "embeddings.register_tokens",
+    "pos_embed": "embeddings.position_embeddings",
+    "blocks.*.ls1.gamma": "encoder.layer.*.layer_scale1.lambda1",
+    "blocks.*.ls2.gamma": "encoder.layer.*.layer_scale2.lambda1",
+}
+
 _PROPRIO = {"proprio_emb.*": "proprio_embedding.*"}
 
 
@@ -121,11 +142,17 @@ def gidm_rules() -> list[Rule]:
         Rule("action_latent", ("encoder.queries",), squeeze=2),
         *_module_rules(_LATENT_ACTIONS, "", "encoder."),
         *_module_rules(_DECODER, "", "decoder."),
+        *_module_rules(_DINO, "dino_encoder.", "patch_encoder.model."),
+        *(
+            Rule(f"dino_encoder.{theirs}", (f"patch_encoder.model.{own}",))
+            for theirs, own in _DINO_TENSORS.items()
+        ),
+        Rule("text_encoder.**", ("text_encoder.model.**",)),
     ]
 
 
 def policy_rules(*, reads_proprio: bool) -> list[Rule]:
-    """Of the fused policy; our names are those of `PolicyAdapter`.
+    """Of the fused policy; our names are those of `PolicyAdapter`, and `gidm_text` of the policy.
 
     `proprio_emb.*` is present in released checkpoints but unused, so it maps only where our policy has a
     proprioception input of its own.
@@ -140,6 +167,7 @@ def policy_rules(*, reads_proprio: bool) -> list[Rule]:
         *_module_rules(_LATENT_ACTIONS, "lam.", "latent_actions."),
         *_module_rules(_VIDEO_FORMER, "Video_Former.", "video_former."),
         *_module_rules(head, "model.inner_model.", "head."),
+        Rule("lam.text_encoder.**", ("gidm_text.model.**",)),
     ]
 
 
@@ -195,7 +223,7 @@ def to_released(ours: Mapping[str, Tensor], rules: Iterable[Rule]) -> Translatio
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    return re.compile(re.escape(template).replace(r"\*", r"(\d+)"))
+    return re.compile(re.escape(template).replace(r"\*\*", "(.+)").replace(r"\*", r"(\d+)"))
 
 
 def _match(name: str, patterns: list[tuple[re.Pattern[str], Rule]]) -> tuple[Rule, tuple[str, ...]] | None:
@@ -207,5 +235,5 @@ def _match(name: str, patterns: list[tuple[re.Pattern[str], Rule]]) -> tuple[Rul
 
 def _fill(template: str, numbers: tuple[str, ...]) -> str:
     for number in numbers:
-        template = template.replace("*", number, 1)
+        template = template.replace("**" if "**" in template else "*", number, 1)
     return template

@@ -24,6 +24,12 @@ def test_every_recorded_output_is_reproduced(shared_parity: Path) -> None:
     assert all(row.tolerance == 0 for row in rows if row.output == "indices")
 
 
+def test_the_fused_attention_kernels_agree_with_the_recordings_too(shared_parity: Path) -> None:
+    recording = parity.read_recording(shared_parity / "policy.safetensors")
+    ours = parity.policy_outputs(recording)
+    assert all((ours[name] - recorded).abs().max() < 1e-4 for name, recorded in recording.outputs.items())
+
+
 def test_the_command_prints_a_row_per_output_and_succeeds(shared_parity: Path, capsys) -> None:
     assert parity.main([str(shared_parity)]) == 0
     printed = capsys.readouterr().out
@@ -48,14 +54,7 @@ def test_a_changed_weight_fails_the_command(shared_parity: Path, tmp_path: Path)
 
 
 def test_without_the_mask_quirk_gidm_differs_from_the_recording(shared_parity: Path, monkeypatch) -> None:
-    quirky = parity._latent_actions
-
-    def corrected(config, commitment):
-        import dataclasses
-
-        return dataclasses.replace(quirky(config, commitment), tiled_text_mask=False)
-
-    monkeypatch.setattr(parity, "_latent_actions", corrected)
+    monkeypatch.setattr(parity, "_with_quirks", lambda encoder: encoder)
     recording = parity.read_recording(shared_parity / "gidm.safetensors")
     difference = (parity.gidm_outputs(recording)["pre_quant"] - recording.outputs["pre_quant"]).abs().max()
     assert difference > 1e-3

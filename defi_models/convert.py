@@ -1,0 +1,399 @@
+"""Released checkpoints into our model folders and back, bit for bit.
+
+    python -m defi_models.convert --from reference --to ours SRC DST
+    python -m defi_models.convert --from ours --to reference SRC DST
+
+A reference is a Lightning .ckpt, a plain state dict or .safetensors file (GIDM, policy), or a diffusers Stable
+Video Diffusion folder (GFDM). Ours is a model folder. Every key is listed as used, left (in the source, taken by
+nothing) or missed (wanted, but not in the source). What is left is kept beside the weights for the way back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from defi_models.configuration import from_mapping
+from defi_models.encoders.clip_text import ClipText
+from defi_models.encoders.dino import DinoPatches
+from defi_models.encoders.hashed_text import HashedText
+from defi_models.encoders.t5_text import T5Text
+from defi_models.encoders.tokenizer import load_tokenizer
+from defi_models.encoders.vae import VaeCodec
+from defi_models.errors import ConfigurationError, ModelFolderError
+from defi_models.folder import (
+    CONFIG_FILE,
+    TOKENIZERS_FOLDER,
+    WEIGHTS_FILE,
+    make_header,
+    read_header,
+    read_weights,
+    write_folder,
+)
+from defi_models.gfdm import ForwardDynamics
+from defi_models.gidm import InverseDynamics, build_gidm_text
+from defi_models.normalization import Normalizer
+from defi_models.policy import DeFIPolicy
+from defi_models.released_files import ReleasedFile, read_released, write_released
+from defi_models.released_names import gidm_rules, policy_rules, to_ours, to_released
+from defi_models.released_sizes import gidm_sizes, policy_sizes
+
+LEFT_FILE = "left.safetensors"
+"""Released tensors that ours has no use for."""
+LEFT_FOLDER = "left"
+"""Parts of a diffusers folder that ours has no use for."""
+NOTES_FILE = "reference.json"
+"""Prefix and metadata of the released file."""
+_SVD_PARTS = ("unet", "vae", "scheduler")
+_BOOKKEEPING = (".usage", "action_normalizer.", "proprio_normalizer.")
+"""Our buffers that a reference has no place for and does not need to compute the same."""
+
+
+@dataclass
+class Report:
+    """What became of every key."""
+
+    used: list[tuple[str, str]] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    """Frozen parts that neither the source nor an option provides."""
+
+    def lines(self) -> Iterable[str]:
+        yield from (f"used    {source} -> {target}" for source, target in self.used)
+        yield from (f"left    {name}" for name in self.left)
+        yield from (f"missed  {name}" for name in self.missed)
+        yield from (f"absent  {name}: the folder cannot run without it" for name in self.absent)
+        yield f"{len(self.used)} used, {len(self.left)} left, {len(self.missed)} missed, {len(self.absent)} absent"
+
+
+@dataclass(frozen=True)
+class Backbones:
+    """Folders of frozen parts that a released file does not carry."""
+
+    gfdm: Path | None = None
+    clip: Path | None = None
+    dino: Path | None = None
+    t5: Path | None = None
+
+
+def reference_to_ours(source: Path, target: Path, backbones: Backbones | None = None) -> Report:
+    """Converts a released checkpoint into a model folder.
+
+    Raises: ModelFolderError when the source is damaged, of no known kind, or lacks weights that ours needs
+        (the message lists them); nothing is written then.
+    """
+    backbones = backbones or Backbones()
+    if source.is_dir():
+        return _svd_to_ours(source, target, backbones)
+    released = read_released(source)
+    return (_policy_to_ours if released.kind == "policy" else _gidm_to_ours)(released, target, backbones)
+
+
+def ours_to_reference(source: Path, target: Path) -> Report:
+    """Converts a model folder into the released layout of its kind.
+
+    Raises: ModelFolderError when the source is damaged or has parts that the reference cannot express.
+    """
+    header = read_header(source)
+    tensors = read_weights(source / WEIGHTS_FILE)
+    if header["model"] == "gfdm":
+        return _ours_to_svd(source, target, header, tensors)
+    report = Report()
+    own = tensors
+    rules = gidm_rules()
+    if header["model"] == "policy":
+        own = {name.removeprefix("adapter."): tensor for name, tensor in tensors.items()}
+        rules = policy_rules(reads_proprio=bool(header["config"]["adapter"]["head"]["proprio_dim"]))
+    translated = to_released(own, rules)
+    report.used = translated.used
+    report.left = [name for name in translated.left if not name.startswith("gfdm.")]
+    lost = [name for name in report.left if not any(mark in f".{name}" for mark in _BOOKKEEPING)]
+    if lost:
+        raise ModelFolderError(
+            f"{source} has weights that the reference has no place for, so it would compute something else: "
+            f"{', '.join(lost)}. Train with the released options (no positions, no weight-free encoders)."
+        )
+    notes = _read_notes(source)
+    if (source / LEFT_FILE).is_file():
+        translated.tensors |= read_weights(source / LEFT_FILE)
+    prefix = notes.get("prefix", "lam." if header["model"] == "gidm" and target.suffix == ".ckpt" else "")
+    named = {prefix + name: tensor for name, tensor in translated.tensors.items()}
+    write_released(target, named, notes.get("config", {}))
+    return report
+
+
+def _gidm_to_ours(released: ReleasedFile, target: Path, backbones: Backbones) -> Report:
+    sizes = gidm_sizes(released.tensors, released.notes)
+    translated = to_ours(released.tensors, gidm_rules())
+    patches, patch_tensors = _dino(backbones, sizes.patch_dim)
+    text, text_tensors = _t5(backbones, sizes.text_dim)
+    config = InverseDynamics.Config(patches=patches, text=text, encoder=sizes.encoder, decoder=sizes.decoder)
+    given = _prefixed(patch_tensors, "patch_encoder.") | _prefixed(text_tensors, "text_encoder.")
+    tokenizers = {"text_encoder": backbones.t5}
+    frozen = ("patch_encoder", "text_encoder")
+    return _write_ours(
+        target,
+        "gidm",
+        config,
+        lambda: InverseDynamics(config),
+        released,
+        translated,
+        given,
+        frozen,
+        tokenizers,
+    )
+
+
+def _policy_to_ours(released: ReleasedFile, target: Path, backbones: Backbones) -> Report:
+    sizes = policy_sizes(released.tensors, released.notes)
+    translated = to_ours(released.tensors, policy_rules(reads_proprio=False))
+    own_names = [name for name in translated.tensors if not name.startswith("gidm_text.")]
+    for name in own_names:
+        translated.tensors[f"adapter.{name}"] = translated.tensors.pop(name)
+    text, text_tensors = _t5(backbones, sizes.text_dim)
+    frames = sizes.adapter.video_former.frames
+    gfdm_config = ForwardDynamics.Config(frames=frames)
+    given = _prefixed(text_tensors, "gidm_text.")
+    tokenizers = {"gidm_text": backbones.t5}
+    if backbones.gfdm is not None:
+        gfdm = _read_gfdm(backbones)
+        gfdm_config = gfdm.config
+        given |= _prefixed(gfdm.state_dict(), "gfdm.")
+        tokenizers["gfdm.text_encoder"] = backbones.clip
+        if gfdm_config.feature_dim != sizes.feature_dim or gfdm_config.frames != frames:
+            raise ModelFolderError(
+                f"{backbones.gfdm} gives {gfdm_config.frames} frames of {gfdm_config.feature_dim} channels; the "
+                f"policy reads {frames} of {sizes.feature_dim}."
+            )
+    config = DeFIPolicy.Config(
+        gfdm=gfdm_config, gidm_text=text, patch_dim=sizes.patch_dim, adapter=sizes.adapter
+    )
+    normalizer = Normalizer(sizes.adapter.head.action_dim, config.normalization)
+    given |= _prefixed(normalizer.state_dict(), "action_normalizer.")
+
+    def build() -> nn.Module:
+        if backbones.gfdm is not None:
+            return DeFIPolicy(config)
+        # without a GFDM its sizes are not known; those that the adapter reads are
+        known = {
+            "adapter": sizes.build(),
+            "action_normalizer": normalizer,
+            "gidm_text": build_gidm_text(text),
+        }
+        return nn.ModuleDict(known)
+
+    frozen = ("gfdm", "gidm_text")
+    return _write_ours(target, "policy", config, build, released, translated, given, frozen, tokenizers)
+
+
+def _write_ours(
+    target: Path,
+    kind: str,
+    config: Any,
+    build: Callable[[], nn.Module],
+    released: ReleasedFile,
+    translated: Any,
+    given: Mapping[str, Tensor],
+    frozen: tuple[str, ...],
+    tokenizers: Mapping[str, Path | None],
+) -> Report:
+    tensors = given | translated.tensors
+    for name in ("encoder.codebook", "adapter.latent_actions.codebook"):
+        if f"{name}.weight" in tensors:
+            tensors[f"{name}.usage"] = torch.zeros(len(tensors[f"{name}.weight"]), dtype=torch.int64)
+    absent = [part for part in frozen if not any(name.startswith(f"{part}.") for name in tensors)]
+    with torch.device("meta"):
+        wanted = _shapes(build(), skip=absent)
+    missed = sorted(name for name in wanted if name not in tensors)
+    wrong = [n for n, shape in wanted.items() if n in tensors and tensors[n].shape != shape]
+    if missed or wrong:
+        raise ModelFolderError(
+            f"the source does not make a whole {kind}: missed {', '.join(missed) or 'nothing'}; "
+            f"of another shape: {', '.join(wrong) or 'nothing'}."
+        )
+    left = {name: released.tensors[name] for name in translated.left}
+
+    def write(folder: Path) -> None:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(make_header(kind, config, absent), indent=2))
+        notes = {"prefix": released.prefix, "config": released.notes}
+        (folder / NOTES_FILE).write_text(json.dumps(notes, indent=2))
+        if left:
+            save_file(left, folder / LEFT_FILE)
+        for part, place in tokenizers.items():
+            if place is not None:
+                load_tokenizer(place).save_pretrained(folder / TOKENIZERS_FOLDER / part)
+
+    write_folder(target, write)
+    return Report(used=translated.used, left=translated.left, absent=absent)
+
+
+def _svd_to_ours(source: Path, target: Path, backbones: Backbones) -> Report:
+    """A diffusers folder keeps its tensors' names under `unet.` and `codec.vae.`."""
+    text: ClipText | HashedText
+    absent = []
+    if backbones.clip is not None:
+        text = ClipText.from_folder(backbones.clip)
+        model = ForwardDynamics.from_svd(source, text)
+    else:
+        absent = ["text_encoder"]
+        config = (
+            json.loads((source / "unet" / "config.json").read_text()) if (source / "unet").is_dir() else {}
+        )
+        text = HashedText(HashedText.Config(dim=config.get("cross_attention_dim", 1024) // 2))
+        model = ForwardDynamics.from_svd(source, text)
+        model.config = replace(model.config, text=ClipText.Config(hidden_size=text.config.dim))
+    tensors = {n: t.contiguous() for n, t in model.state_dict().items() if not n.startswith("text_encoder.")}
+    others = [p for p in sorted(source.iterdir()) if p.name not in _SVD_PARTS]
+
+    def write(folder: Path) -> None:
+        stored = tensors | _prefixed(text.state_dict(), "text_encoder.")
+        save_file(stored, folder / WEIGHTS_FILE)
+        (folder / CONFIG_FILE).write_text(json.dumps(make_header("gfdm", model.config, absent), indent=2))
+        for part in _SVD_PARTS:
+            for config_file in (source / part).glob("*config.json"):
+                (folder / LEFT_FOLDER / part).mkdir(parents=True, exist_ok=True)
+                shutil.copy(config_file, folder / LEFT_FOLDER / part)
+        for path in others:
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            (folder / LEFT_FOLDER).mkdir(exist_ok=True)
+            copy(path, folder / LEFT_FOLDER / path.name)
+        if backbones.clip is not None:
+            load_tokenizer(backbones.clip).save_pretrained(folder / TOKENIZERS_FOLDER / "text_encoder")
+
+    write_folder(target, write)
+    used = [(name.replace("codec.", "", 1), name) for name in tensors]
+    return Report(used=used, left=[p.name for p in others], absent=absent)
+
+
+def _ours_to_svd(source: Path, target: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> Report:
+    if header["config"]["codec"]["kind"] != "vae":
+        raise ModelFolderError(
+            f"{source} has a '{header['config']['codec']['kind']}' codec; the reference layout needs the SVD VAE."
+        )
+    # the text encoder is no part of a diffusers folder, so a stand-in of its width does for writing one
+    try:
+        config = from_mapping(ForwardDynamics.Config, header["config"], str(source / CONFIG_FILE))
+    except ConfigurationError as error:
+        raise ModelFolderError(str(error)) from error
+    model = ForwardDynamics(replace(config, text=HashedText.Config(dim=config.text.dim)))
+    own = {name: t for name, t in tensors.items() if not name.startswith("text_encoder.")}
+    missed = [name for name in model.state_dict() if name not in own]
+    if missed:
+        raise ModelFolderError(f"{source / WEIGHTS_FILE} misses {', '.join(missed[:5])}.")
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(own[name].dtype)
+    model.load_state_dict(own)
+
+    def write(folder: Path) -> None:
+        assert isinstance(model.codec, VaeCodec)
+        model.unet.save_pretrained(folder / "unet")
+        model.codec.vae.save_pretrained(folder / "vae")
+        model.scheduler.save_pretrained(folder / "scheduler")
+        if (source / LEFT_FOLDER).is_dir():
+            shutil.copytree(source / LEFT_FOLDER, folder, dirs_exist_ok=True)
+
+    write_folder(target, write)
+    used = [(name, name.replace("codec.", "", 1)) for name in own]
+    return Report(used=used, left=[name for name in tensors if name.startswith("text_encoder.")])
+
+
+def _read_gfdm(backbones: Backbones) -> ForwardDynamics:
+    assert backbones.gfdm is not None
+    if (backbones.gfdm / CONFIG_FILE).is_file():
+        return ForwardDynamics.from_pretrained(backbones.gfdm)
+    if backbones.clip is None:
+        raise ModelFolderError(f"{backbones.gfdm} is a diffusers folder; name CLIP's folder with --clip too.")
+    return ForwardDynamics.from_svd(backbones.gfdm, ClipText.from_folder(backbones.clip))
+
+
+def _dino(backbones: Backbones, dim: int) -> tuple[DinoPatches.Config, dict[str, Tensor]]:
+    if backbones.dino is None:
+        return DinoPatches.Config(hidden_size=dim, num_attention_heads=max(1, dim // 64)), {}
+    encoder = DinoPatches.from_folder(backbones.dino)
+    return encoder.config, dict(encoder.state_dict())
+
+
+def _t5(backbones: Backbones, dim: int) -> tuple[T5Text.Config, dict[str, Tensor]]:
+    if backbones.t5 is None:
+        return T5Text.Config(d_model=dim), {}
+    encoder = T5Text.from_folder(backbones.t5)
+    return encoder.config, _untied(encoder)
+
+
+def _untied(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict with tied tensors under their first name only, as safetensors wants it."""
+    kept: dict[int, str] = {}
+    state = module.state_dict()
+    for name, tensor in state.items():
+        kept.setdefault(tensor.data_ptr(), name)
+    return {name: state[name] for name in kept.values()}
+
+
+def _shapes(model: nn.Module, skip: Iterable[str]) -> dict[str, torch.Size]:
+    """Names and shapes that a folder needs, without those of absent parts and tied copies."""
+    skipped = tuple(f"{part}." for part in skip)
+    return {
+        name: tensor.shape
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(skipped) and not name.endswith("model.encoder.embed_tokens.weight")
+    }
+
+
+def _read_notes(folder: Path) -> dict[str, Any]:
+    path = folder / NOTES_FILE
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: tensor for name, tensor in tensors.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m defi_models.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sides = ("reference", "ours")
+    parser.add_argument("--from", dest="source_side", choices=sides, required=True)
+    parser.add_argument("--to", dest="target_side", choices=sides, required=True)
+    parser.add_argument("source", type=Path, metavar="SRC")
+    parser.add_argument("target", type=Path, metavar="DST")
+    parser.add_argument("--gfdm", type=Path, help="GFDM or SVD folder, for a policy")
+    parser.add_argument(
+        "--clip", type=Path, help="CLIP folder, for a GFDM, or a policy whose --gfdm is SVD's"
+    )
+    parser.add_argument("--dino", type=Path, help="DINOv2-with-registers folder, for a GIDM")
+    parser.add_argument("--t5", type=Path, help="T5 folder, for a GIDM or a policy")
+    given = parser.parse_args(argv)
+    if given.source_side == given.target_side:
+        parser.error("--from and --to name the same side")
+    try:
+        if given.source_side == "reference":
+            backbones = Backbones(gfdm=given.gfdm, clip=given.clip, dino=given.dino, t5=given.t5)
+            report = reference_to_ours(given.source, given.target, backbones)
+        else:
+            report = ours_to_reference(given.source, given.target)
+    except ModelFolderError as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 2
+    for line in report.lines():
+        print(line)
+    print(f"wrote {given.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
