@@ -155,7 +155,8 @@ def _page(inputs: ReportInputs, summaries: Mapping[str, Any], verdict: Sequence[
         _section(
             "What GFDM predicts",
             _media(inputs.gfdm, summaries["gfdm"]),
-            "Held-out clips. The first frame and the text are given; the rest is sampled.",
+            "Held-out clips, three rows each: what happened; what GFDM predicts from the first frame and the text "
+            "in one denoising step, which is what the policy reads; the same sampled in several steps.",
         ),
         _section(
             "Latent actions",
@@ -217,10 +218,13 @@ def _videos(folder: str, summary: Mapping[str, Any]) -> str:
         outcome = "solved" if episode["success"] else "not solved"
         caption = f"{episode['task']}, {episode['arm']}: {outcome} in {episode['steps']} steps"
         cells.append(
-            f'<figure><video controls loop muted src="{_data_url(path)}"></video>'
+            f'<figure><video controls autoplay loop muted src="{_data_url(path)}"></video>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
-    return f'<div class="grid">{"".join(cells)}</div>' if cells else "<p>No episode videos were written.</p>"
+    if not cells:
+        return "<p>No episode videos were written.</p>"
+    columns = f"grid-template-columns: repeat({len(summary['arms'])}, minmax(0, 220px))"
+    return f'<div class="grid" style="{columns}">{"".join(cells)}</div>'
 
 
 def _data_url(path: str) -> str:
@@ -261,7 +265,7 @@ th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid #ec
 th { color: #667; font-weight: 600; }
 svg, img { max-width: 100%; height: auto; display: block; margin: 8px 0; }
 img { width: 100%; image-rendering: pixelated; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr)); gap: 14px; }
+.grid { display: grid; gap: 14px; }
 figure { margin: 0; } video { width: 100%; image-rendering: pixelated; background: #000; }
 figcaption { font-size: 12px; color: #556; }
 </style></head><body><main>

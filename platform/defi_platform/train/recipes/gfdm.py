@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from defi_platform.train.draws import sample_generators
 from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors
 
 SHOWN_CLIPS = 4
-SAMPLING_STEPS = 20
+SAMPLING_STEPS = 10
 GAP = 2
 """White pixels between the pictures of a strip."""
 
@@ -46,36 +48,41 @@ class GFDMRecipe(VideoRecipe):
         return built
 
     def media(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> list[str]:
-        """A strip per clip: above what happened, below what the model samples from the first frame and text."""
+        """Three rows per clip: what happened, and what the model makes of the first frame and the text in one
+        denoising step (which is what the policy reads) and in SAMPLING_STEPS."""
         truth = batch["frames"][:SHOWN_CLIPS]
-        samples = batch["sample"][:SHOWN_CLIPS].tolist()
-        predicted = model.sample(  # type: ignore[operator]
-            truth[:, 0],
-            batch["text"][:SHOWN_CLIPS],
-            steps=SAMPLING_STEPS,
-            generator=sample_generators(self.config.train.seed, "media", samples),
-        )
+        rows = [truth.numpy()]
+        for steps in (1, SAMPLING_STEPS):
+            predicted = model.sample(  # type: ignore[operator]
+                truth[:, 0],
+                batch["text"][:SHOWN_CLIPS],
+                steps=steps,
+                generator=sample_generators(
+                    self.config.train.seed, "media", batch["sample"][:SHOWN_CLIPS].tolist()
+                ),
+            )
+            rows.append(predicted.cpu().numpy())
         name = f"media/clips_{step:06d}.png"
-        storage.write_bytes(storage.join(folder, name), strips(truth.numpy(), predicted.cpu().numpy()))
+        storage.write_bytes(storage.join(folder, name), strips(rows))
         return [name]
 
 
-def strips(truth: np.ndarray, predicted: np.ndarray) -> bytes:
-    """A PNG of clips in two rows each.
+def strips(rows: Sequence[np.ndarray]) -> bytes:
+    """A PNG of clips, each in `len(rows)` rows of frames.
 
     Args:
-        truth, predicted: uint8 (B, T, H, W, 3).
+        rows: uint8 (B, T, H, W, 3) each.
     """
     from PIL import Image
 
-    clips, frames, height, width, _ = truth.shape
-    canvas = np.full((clips * (2 * (height + GAP) + 3 * GAP), frames * (width + GAP), 3), 255, np.uint8)
-    for clip in range(clips):
-        for row, pictures in enumerate((truth[clip], predicted[clip])):
-            top = clip * (2 * (height + GAP) + 3 * GAP) + row * (height + GAP)
-            for frame in range(frames):
-                left = frame * (width + GAP)
-                canvas[top : top + height, left : left + width] = pictures[frame]
+    clips, frames, height, width, _ = rows[0].shape
+    clip_height = len(rows) * (height + GAP) + 3 * GAP
+    canvas = np.full((clips * clip_height, frames * (width + GAP), 3), 255, np.uint8)
+    for clip, row in itertools.product(range(clips), range(len(rows))):
+        top = clip * clip_height + row * (height + GAP)
+        for frame in range(frames):
+            left = frame * (width + GAP)
+            canvas[top : top + height, left : left + width] = rows[row][clip, frame]
     png = io.BytesIO()
     Image.fromarray(canvas).save(png, format="PNG")
     return png.getvalue()
