@@ -141,12 +141,12 @@ def open_seekable(uri: str, block_bytes: int = 1 << 20) -> IO[bytes]:
     )
 
 
-def write_bytes(uri: str, content: bytes) -> None:
+def write_bytes(uri: str, content: bytes | memoryview) -> None:
     """Writes a file so that readers see the old content or the new, never a part."""
     if is_remote(uri):
         fs, path = _filesystem(uri)
         # One put of an object store is atomic by itself.
-        _attempt(uri, lambda: fs.pipe_file(path, content))
+        _attempt(uri, lambda: fs.pipe_file(path, bytes(content)))
         return
     target = local_path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """The manifest (one row per usable video) and the quarantine table (one row per rejected one), as Parquet.
 
     <folder>/corpora/<name>/videos-<hash>.parquet       rows of a corpus
+    <folder>/corpora/<name>/videos-<hash>.arrow         the same, laid out to be mapped into memory, not read
     <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected, with its reason
     <folder>/corpora/<name>/committed.json              written last: names the two files above
     <folder>/quarantine/<stage>-<id>.parquet            what later stages rejected
@@ -16,7 +17,7 @@ import io
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,25 +28,28 @@ import pyarrow.parquet as pq
 from defi_platform import storage
 from defi_platform.errors import CorpusError
 
+NAMES = pa.dictionary(pa.int16(), pa.string())
+"""Texts of which a corpus has few: two bytes per row."""
+
 SCHEMA = pa.schema(
     [
-        ("corpus", pa.string()),
+        ("corpus", NAMES),
         ("video_id", pa.string()),
         ("uri", pa.string()),
-        ("camera", pa.string()),
+        ("camera", NAMES),
         ("text", pa.string()),
-        ("split", pa.string()),
+        ("split", NAMES),
         ("num_frames", pa.int32()),
         ("fps", pa.float32()),
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("codec", pa.string()),
+        ("codec", NAMES),
         ("bytes", pa.int64()),
-        ("source", pa.string()),
+        ("source", NAMES),
         ("episode_id", pa.string()),
         ("num_actions", pa.int32()),
         ("first_frame", pa.int32()),
-        ("decoder", pa.string()),
+        ("decoder", NAMES),
         ("variable_rate", pa.bool_()),
         ("signals_uri", pa.string()),
         ("version", pa.string()),
@@ -83,23 +87,31 @@ class Committed:
     """`videos`, and one count per reason of rejection."""
 
 
-@dataclass
 class Manifest:
-    """The usable videos of all corpora, in plan order."""
+    """The usable videos of all corpora, in plan order.
 
-    table: pa.Table
-    folder: str | None = None
-    """Where it is stored; None for one made in memory."""
-    names: tuple[str, ...] = ()
-    """Corpora in the order of the configuration."""
-    reused: tuple[str, ...] = field(default=(), compare=False)
-    """Corpora that ingest found unchanged."""
+    Args:
+        parts: one table per corpus, of one chunk each; mapped from disk where it is local.
+        folder: where it is stored; None for one made in memory.
+        names: corpora in the order of the configuration.
+    """
+
+    def __init__(self, parts: Sequence[pa.Table], folder: str | None, names: Sequence[str]) -> None:
+        self._parts = list(parts)
+        self._starts = np.cumsum([0] + [part.num_rows for part in parts])
+        self.folder = folder
+        self.names = tuple(names)
+        self.reused: tuple[str, ...] = ()
+        """Corpora that ingest found unchanged."""
 
     @classmethod
     def from_rows(cls, rows: Sequence[dict[str, Any]], names: Sequence[str] | None = None) -> Manifest:
         """A manifest in memory, from rows with the columns of `SCHEMA` (absent ones are null)."""
-        table = pa.Table.from_pylist(list(rows), schema=SCHEMA)
-        return cls(table, None, tuple(names or dict.fromkeys(row["corpus"] for row in rows)))
+        names = tuple(names or dict.fromkeys(row["corpus"] for row in rows))
+        parts = [
+            pa.Table.from_pylist([row for row in rows if row["corpus"] == n], schema=SCHEMA) for n in names
+        ]
+        return cls([_mappable(part) for part in parts], None, names)
 
     @classmethod
     def open(cls, folder: str, names: Sequence[str] | None = None) -> Manifest:
@@ -109,7 +121,7 @@ class Manifest:
         """
         listed = storage.names(storage.join(folder, "corpora"))
         chosen = tuple(names) if names is not None else tuple(listed)
-        tables = []
+        parts = []
         for name in chosen:
             committed = read_committed(folder, name)
             if committed is None:
@@ -117,60 +129,104 @@ class Manifest:
                     f"{folder} has no committed manifest of corpus '{name}'. "
                     f"There is: {', '.join(listed) or 'nothing'}. Run the ingest first."
                 )
-            tables.append(_read_table(_corpus_file(folder, name, committed.videos)))
-        if not tables:
+            parts.append(_mapped_table(_corpus_file(folder, name, committed.videos)))
+        if not parts:
             raise CorpusError(f"{folder} holds no manifest. Run the ingest first.")
-        return cls(pa.concat_tables(tables).combine_chunks(), storage.absolute(folder), chosen)
+        return cls(parts, storage.absolute(folder), chosen)
+
+    @property
+    def table(self) -> pa.Table:
+        """All rows as one table; for small manifests and tests."""
+        return pa.concat_tables(self._parts).cast(SCHEMA)
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return int(self._starts[-1])
 
     def numbers(self, column: str) -> np.ndarray:
         """A numeric column as an array of one entry per row."""
-        return np.asarray(self.table.column(column).to_numpy(zero_copy_only=False))
+        parts = [part.column(column).to_numpy() for part in self._parts]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def codes(self, column: str) -> tuple[np.ndarray, list[str]]:
         """A text column as (code per row, texts by code)."""
-        encoded = pc.dictionary_encode(self.table.column(column).combine_chunks())
-        return np.asarray(encoded.indices.to_numpy(zero_copy_only=False)), encoded.dictionary.to_pylist()
+        texts: dict[str, int] = {}
+        found = []
+        for part in self._parts:
+            values = part.column(column).combine_chunks()
+            if not pa.types.is_dictionary(values.type):
+                values = pc.dictionary_encode(values)
+            local = [texts.setdefault(text, len(texts)) for text in values.dictionary.to_pylist()]
+            indices = values.indices.to_numpy(zero_copy_only=False)
+            same = local == list(range(len(local)))
+            found.append(indices if same else np.asarray(local, indices.dtype)[indices])
+        return np.concatenate(found) if len(found) > 1 else found[0], list(texts)
 
     def take(self, column: str, rows: np.ndarray) -> list[Any]:
         """Values of a column at `rows`."""
-        return self.table.column(column).take(pa.array(rows)).to_pylist()
+        part_of = np.searchsorted(self._starts, rows, side="right") - 1
+        values: list[Any] = [None] * len(rows)
+        for number in np.unique(part_of):
+            places = np.flatnonzero(part_of == number)
+            local = pa.array(rows[places] - self._starts[number])
+            taken = self._parts[number].column(column).take(local).to_pylist()
+            for place, value in zip(places.tolist(), taken, strict=True):
+                values[place] = value
+        return values
 
     def row(self, index: int) -> dict[str, Any]:
         """One row as a mapping."""
-        return self.table.slice(index, 1).to_pylist()[0]
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        found: dict[str, Any] = self._parts[part].slice(index - int(self._starts[part]), 1).to_pylist()[0]
+        return found
 
     def find(self, wanted: Mapping[tuple[str, str, str], str]) -> dict[int, str]:
         """Row -> value for every (corpus, video_id, version) in `wanted` that the manifest has."""
         ids = pa.array(sorted({video_id for _, video_id, _ in wanted}))
-        candidates = np.flatnonzero(pc.is_in(self.table.column("video_id"), value_set=ids).to_numpy())
         found = {}
-        for row in candidates.tolist():
-            video = self.row(row)
-            value = wanted.get((video["corpus"], video["video_id"], video["version"]))
-            if value is not None:
-                found[row] = value
+        for start, part in zip(self._starts.tolist(), self._parts, strict=False):
+            column = part.column("video_id")
+            hits = pc.is_in(column, value_set=ids.cast(column.type)).to_numpy()
+            for row in (np.flatnonzero(hits) + start).tolist():
+                video = self.row(row)
+                value = wanted.get((video["corpus"], video["video_id"], video["version"]))
+                if value is not None:
+                    found[row] = value
         return found
 
     def fingerprint(self) -> str:
-        """Changes when any row does."""
+        """Changes when a row does in what the plan sees of it."""
         digest = hashlib.sha256()
-        for column in ("corpus", "video_id", "split", "num_frames", "fps", "first_frame"):
-            digest.update(repr(self.table.column(column).to_pylist()).encode())
+        for column in ("num_frames", "fps", "first_frame", "num_actions"):
+            digest.update(self.numbers(column).tobytes())
+        for column in ("corpus", "camera", "split"):
+            codes, texts = self.codes(column)
+            digest.update(repr(texts).encode())
+            digest.update(codes.tobytes())
+        for part in self._parts:
+            ids = part.column("video_id").combine_chunks()
+            digest.update(pc.binary_length(ids).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
+            digest.update(_text_bytes(ids))
         return digest.hexdigest()[:16]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Sent to decode actors by name: ten million rows should not travel with every actor.
         if self.folder is None:
-            return Manifest, (self.table, None, self.names)
+            return Manifest, (self._parts, None, self.names)
         return _opened_once, (self.folder, self.names)
 
 
 @functools.lru_cache(maxsize=4)
 def _opened_once(folder: str, names: tuple[str, ...]) -> Manifest:
     return Manifest.open(folder, names)
+
+
+def _text_bytes(texts: pa.LargeStringArray) -> memoryview:
+    """The characters of all texts in a row, without a copy."""
+    _, offsets, characters = texts.buffers()
+    if not len(texts) or characters is None:
+        return memoryview(b"")
+    places = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(characters)[places[0] : places[-1]]
 
 
 # --------------------------------------------------------------------------- storage
@@ -193,11 +249,13 @@ def commit_corpus(
 ) -> Committed:
     """Stores the rows of a corpus; they count once the marker, written last, is there."""
     before = read_committed(folder, name)
+    file = _write_table(folder, name, "videos", videos)
+    storage.write_bytes(_corpus_file(folder, name, _arrow_name(file)), _arrow(videos))
     counts = {"videos": videos.num_rows}
     for item in pc.value_counts(rejected.column("reason").combine_chunks()).to_pylist():
         counts[item["values"]] = item["counts"]
     committed = Committed(
-        videos=_write_table(folder, name, "videos", videos),
+        videos=file,
         rejected=_write_table(folder, name, "rejected", rejected),
         settings=settings,
         counts=counts,
@@ -206,6 +264,7 @@ def commit_corpus(
     if before is not None:
         for old in {before.videos, before.rejected} - {committed.videos, committed.rejected}:
             storage.delete(_corpus_file(folder, name, old))
+            storage.delete(_corpus_file(folder, name, _arrow_name(old)))
     return committed
 
 
@@ -273,3 +332,30 @@ def _read_table(uri: str) -> pa.Table:
         raise CorpusError(
             f"{uri} cannot be read ({error}); delete its folder and run the ingest again."
         ) from error
+
+
+def _arrow_name(parquet: str) -> str:
+    return parquet.removesuffix(".parquet") + ".arrow"
+
+
+def _mappable(table: pa.Table) -> pa.Table:
+    """One chunk per column, with text offsets of 64 bits so that one chunk can hold any corpus."""
+    fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
+    return table.cast(pa.schema(fields)).unify_dictionaries().combine_chunks()
+
+
+def _arrow(table: pa.Table) -> memoryview:
+    sink = pa.BufferOutputStream()
+    mappable = _mappable(table)
+    with pa.ipc.new_file(sink, mappable.schema) as writer:
+        writer.write_table(mappable)
+    return memoryview(sink.getvalue())
+
+
+def _mapped_table(parquet: str) -> pa.Table:
+    """The table of a corpus: mapped where it is on this machine, else read."""
+    place = _arrow_name(parquet)
+    if not storage.is_remote(place) and storage.exists(place):
+        with pa.memory_map(str(storage.local_path(place))) as source:
+            return pa.ipc.open_file(source).read_all()
+    return _mappable(_read_table(parquet))

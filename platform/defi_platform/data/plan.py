@@ -19,6 +19,8 @@ from defi_platform.data.shuffle import key_of, permuted, uniform
 from defi_platform.data.split import TRAIN, is_split, mask
 from defi_platform.errors import CorpusError
 
+BLOCK_ROWS = 1 << 20
+
 ATTEMPT_SHIFT = 48
 """Fallback attempts draw from numbers beyond every k."""
 
@@ -201,7 +203,8 @@ class Plan:
     def _samples(self, ks: np.ndarray, attempts: np.ndarray) -> list[Sample]:
         rows, indices = self.locate(ks, attempts)
         texts = self.manifest.take("text", rows[:, 0])
-        corpora = self.manifest.take("corpus", rows[:, 0])
+        stream, _ = self._mixture.places(ks)
+        corpora = [self._streams[number].corpus for number in stream.tolist()]
         return [
             Sample(k, corpus, views[0], tuple(views), tuple(frames), text)
             for k, corpus, views, frames, text in zip(
@@ -260,7 +263,12 @@ class Plan:
         return streams
 
     def _usable(self, name: str, of_corpus: np.ndarray) -> np.ndarray:
-        fits = self._num_frames >= self.rule.fewest(self._fps)
+        fits = np.empty(len(self._fps), bool)
+        for start in range(
+            0, len(fits), BLOCK_ROWS
+        ):  # in blocks, since temporaries of all rows would outweigh the plan
+            block = slice(start, start + BLOCK_ROWS)
+            fits[block] = self._num_frames[block] >= self.rule.fewest(self._fps[block])
         self._exclude(f"{name}: too short for {self.rule.field}", int((of_corpus & ~fits).sum()))
         usable = of_corpus & fits
         if isinstance(self.rule, ChunkRule):
