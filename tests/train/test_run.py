@@ -35,10 +35,12 @@ def given_up(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempP
         run_config(folder / "killed", num_workers=2, zero_stage=2, max_failures=0), "killed", kill_at=8
     )
     healthy = tiny.TinyRecipe(run_config(folder / "healthy"), "healthy")
+    diverging = tiny.TinyRecipe(run_config(folder / "diverging"), "diverging", diverge_at=7)
     with pytest.raises(TrainingFailed) as failed:
-        train(RayConfig(), [killed, healthy])
+        train(RayConfig(), [killed, healthy, diverging])
     message = str(failed.value)
-    assert "killed failed" in message and "Complete: healthy" in message
+    assert "killed failed" in message and "diverging failed" in message and "Complete: healthy" in message
+    assert "samples 56 to 63" in message and "learning_rate (0.01)" in message
     return folder
 
 
@@ -75,6 +77,14 @@ def test_a_killed_worker_costs_nothing_but_time(
 def test_one_of_two_trainings_failing_leaves_the_other_alone(given_up: Path) -> None:
     assert (given_up / "healthy" / "summary.json").exists()
     assert not (given_up / "killed" / "summary.json").exists()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_once_with_the_checkpoint_before_it_whole(
+    given_up: Path,
+) -> None:
+    run = given_up / "diverging"
+    assert max(tiny.losses(run)) == 7, "no retry, nothing logged after it"
+    assert [found.step for found in checkpoints.committed(str(run))] == [5]
 
 
 def test_a_run_goes_on_with_one_worker_and_zero_3_from_the_checkpoint_before_a_damaged_one(

@@ -44,16 +44,16 @@ class TinyModel(nn.Module):
 
 
 class TinyRecipe(Recipe):
-    """Kills its own process, once per run folder, when it is asked to."""
+    """Kills its own process, once per run folder, or ruins its weights, when it is asked to."""
 
     summed_buffers = ("seen",)
 
     def __init__(self, config: PretrainConfig, kind: str = "tiny", dropout: float = 0.1,
-                 kill_at: int | None = None, fail_at: int | None = None):  # fmt: skip
+                 kill_at: int | None = None, diverge_at: int | None = None):  # fmt: skip
         super().__init__(config)
         self.kind = kind
         self.dropout = dropout
-        self.kill_at, self.fail_at = kill_at, fail_at
+        self.kill_at, self.diverge_at = kill_at, diverge_at
 
     def build(self) -> nn.Module:
         return TinyModel(self.dropout)
@@ -74,8 +74,9 @@ class TinyRecipe(Recipe):
         if self.kill_at == step and torch.distributed.get_rank() == 0 and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.fail_at == step:
-            raise ArithmeticError("the tiny model was told to fail")
+        if self.diverge_at == step:
+            with torch.no_grad():
+                engine.set_parameter(engine.module.out.bias, torch.full((WIDTH,), float("nan")))
         return {"seen": float(engine.module.seen.item())}
 
 

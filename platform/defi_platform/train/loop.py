@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -34,6 +35,16 @@ from defi_platform.train.status import StatusWriter
 from defi_platform.train.tracking import Tracker
 
 METRICS, CURVES, SUMMARY, MODEL, STOP = "metrics.jsonl", "curves.png", "summary.json", "model", "stop"
+
+PHASES = ("data", "forward", "backward", "update")
+"""Parts of a step that are timed, each on the host's clock: on a GPU, work is told from when it was asked for."""
+
+MOST_SKIPPED_UPDATES = 50
+"""fp16 updates left out in a row, each with half the loss scale of the one before, after which a run stops."""
+
+
+class Diverged(UserError):
+    """A loss or gradient that is no number."""
 
 
 def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
@@ -83,7 +94,8 @@ class Training:
             else None
         )
         self._validation: list[dict[str, Any]] | None = None
-        self._wait_s = self._work_s = 0.0
+        self._seconds, self._logged_at = dict.fromkeys(PHASES, 0.0), self.position.step
+        self._applied, self._skipped_in_a_row = True, 0
 
     # ----------------------------------------------------------------- the run
 
@@ -98,6 +110,12 @@ class Training:
         while step < train.steps:
             row = self._update(step, batches)
             step += 1
+            try:
+                self._check_finite(step, row)
+            except Diverged as error:
+                # The same on every rank, and it would come out the same again: no retry.
+                self._close(f"stopped: {error}")
+                return {"error": [type(error).__name__, str(error)]}
             row.update(self.recipe.after_update(self.engine, step))
             self._report(step, row)
             if step % train.validate_every == 0 or step == train.steps:
@@ -111,6 +129,25 @@ class Training:
                 return {"stopped": step}
         self._finish(saved)
         return {}
+
+    def _check_finite(self, step: int, row: dict[str, float]) -> None:
+        """Stops before a poisoned state can be checkpointed."""
+        if not self._applied:
+            self._skipped_in_a_row += 1
+            row["skipped_updates"] = self._skipped_in_a_row
+            if self._skipped_in_a_row < MOST_SKIPPED_UPDATES:
+                return
+        else:
+            self._skipped_in_a_row = 0
+            if all(math.isfinite(row.get(name, 0.0)) for name in ("loss", "grad_norm")):
+                return
+        first = (step - 1) * self.train.global_batch
+        raise Diverged(
+            f"{self.recipe.kind}: loss {row['loss']}, gradient norm {row.get('grad_norm')} in step {step}, samples "
+            f"{first} to {first + self.train.global_batch - 1}. The last checkpoint is from before it. Lower "
+            f"train.learning_rate ({self.train.learning_rate:g}) or set train.clip_grad_norm "
+            f"({self.train.clip_grad_norm:g}), and start again."
+        )
 
     def _update(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         """One global batch: the mean loss over it, and what the model reports besides."""
@@ -126,12 +163,15 @@ class Training:
             if batch["sample"].tolist() != samples:
                 raise RuntimeError(f"the data stream gave samples {batch['sample'].tolist()}, not {samples}")
             outputs = self._forward(batch, samples, "noise")
+            forwarded = time.perf_counter()
             self.engine.backward(outputs["loss"])
-            self.engine.step(rate)
+            backwarded = time.perf_counter()
+            self._applied = self.engine.step(rate)
             for name, value in _scalars(outputs).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
-            self._wait_s += arrived - began
-            self._work_s += time.perf_counter() - arrived
+            marks = (began, arrived, forwarded, backwarded, time.perf_counter())
+            for phase, (earlier, later) in zip(PHASES, itertools.pairwise(marks), strict=True):
+                self._seconds[phase] += later - earlier
         row = self._mean({name: value / self.engine.accumulation for name, value in sums.items()})
         norm = self.engine.grad_norm()
         return row | {"lr": rate} | ({} if norm is None else {"grad_norm": norm})
@@ -170,14 +210,23 @@ class Training:
     def _report(self, step: int, row: dict[str, float]) -> None:
         samples = step * self.train.global_batch
         if self.log and (step % self.train.log_every == 0 or step in (1, self.train.steps)):
-            entry = {"step": step, "split": "train", **row, "samples": samples, "wall_s": self._wall()}
+            since = step - self._logged_at
+            phases = {f"{phase}_s": round(self._seconds[phase] / since, 6) for phase in PHASES}
+            entry = {
+                "step": step,
+                "split": "train",
+                **row,
+                **phases,
+                "samples": samples,
+                "wall_s": self._wall(),
+            }
+            self._logged_at, self._seconds = step, dict.fromkeys(PHASES, 0.0)
             self.log.append(entry)
             if self.tracker:
                 self.tracker.log(entry)
-        busy = self._wait_s + self._work_s
-        self._tell(
-            step=step, samples=samples, loss=row["loss"], data_wait=self._wait_s / busy if busy else 0.0
-        )
+            busy = sum(phases.values())
+            self._tell(data_wait=phases["data_s"] / busy if busy else 0.0)
+        self._tell(step=step, samples=samples, loss=row["loss"])
 
     # ----------------------------------------------------------------- validation
 
@@ -334,6 +383,9 @@ class Training:
                 checkpoint_dir_name=checkpoints.folder_name(step),
                 checkpoint_upload_fn=self._upload,
             )
+        # A rank comes back when its own shard is up; only together are they a checkpoint, for the pruning here
+        # and for the export at the end.
+        distributed.barrier()
         if self.rank == 0:
             checkpoints.prune(self.run_folder, self.train.keep_checkpoints, unfinished=False)
             assert self.log

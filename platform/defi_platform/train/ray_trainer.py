@@ -1,0 +1,65 @@
+"""Ray Train's controller, set up for a run: quiet, and without the helpers that this cluster has no use for."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import ray
+import ray.train
+from ray import cloudpickle
+from ray._private.worker import get_dashboard_url
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+from defi_platform.config import TrainConfig
+from defi_platform.train.failures import FailureLines
+
+
+class RunTrainer(TorchTrainer):
+    """A `TorchTrainer` for `train_worker`."""
+
+    def __init__(
+        self,
+        kind: str,
+        worker: Any,
+        settings: dict[str, Any],
+        train: TrainConfig,
+        name: str,
+        resources: dict[str, float],
+    ):
+        if not _preemptible():
+            # One process less to start. Where nodes come and go it is needed.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # The end of a run, or a dead worker, is noticed at a poll; two seconds is much for short runs.
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+        # Ray Train repeats what is printed in its log, which goes to the same place.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        super().__init__(
+            worker,
+            # As bytes, because Ray Train's controller unpacks the config too and would import torch for it.
+            train_loop_config={"pickled": cloudpickle.dumps(settings)},
+            torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=name,
+                storage_path=train.output,
+                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                callbacks=[FailureLines(kind)],
+            ),
+        )
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        if get_dashboard_url():
+            return callbacks
+        # The cleaner asks the dashboard whether the controller lives. Without one it complains every second;
+        # Ray frees the placement group of a dead job in any case.
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+
+
+def _preemptible() -> bool:
+    return len(ray.nodes()) > 1
