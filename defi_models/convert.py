@@ -170,7 +170,8 @@ def _policy_to_ours(released: ReleasedFile, target: Path, backbones: Backbones) 
         gfdm = _read_gfdm(backbones)
         gfdm_config = gfdm.config
         given |= _prefixed(gfdm.state_dict(), "gfdm.")
-        tokenizers["gfdm.text_encoder"] = backbones.clip
+        own = backbones.gfdm / TOKENIZERS_FOLDER / "text_encoder"
+        tokenizers["gfdm.text_encoder"] = own if own.is_dir() else backbones.clip
         if gfdm_config.feature_dim != sizes.feature_dim or gfdm_config.frames != frames:
             raise ModelFolderError(
                 f"{backbones.gfdm} gives {gfdm_config.frames} frames of {gfdm_config.feature_dim} channels; the "

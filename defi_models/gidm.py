@@ -81,15 +81,18 @@ class InverseDynamics(ModelFolder, nn.Module):
         encoder: LatentActionEncoder.Config = field(default_factory=LatentActionEncoder.Config)
         decoder: FeatureDecoder.Config = field(default_factory=FeatureDecoder.Config)
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self,
+        config: Config,
+        *,
+        patch_encoder: DinoPatches | BlockDctPatches | None = None,
+        text_encoder: T5Text | HashedText | None = None,
+    ) -> None:
+        """Builds what is not given from `config`, with random weights."""
         super().__init__()
         self.config = config
-        self.patch_encoder: nn.Module
-        if isinstance(config.patches, DinoPatches.Config):
-            self.patch_encoder = DinoPatches(config.patches)
-        else:
-            self.patch_encoder = BlockDctPatches(config.patches)
-        self.text_encoder = build_gidm_text(config.text)
+        self.patch_encoder = patch_encoder or build_patches(config.patches)
+        self.text_encoder = text_encoder or build_gidm_text(config.text)
         self.encoder = LatentActionEncoder(config.encoder, config.patches.dim, config.text.dim)
         self.decoder = FeatureDecoder(config.decoder, config.encoder.dim, config.patches.dim)
 
@@ -167,6 +170,11 @@ class InverseDynamics(ModelFolder, nn.Module):
     @property
     def device(self) -> torch.device:
         return self.encoder.queries.device
+
+
+def build_patches(config: DinoPatches.Config | BlockDctPatches.Config) -> DinoPatches | BlockDctPatches:
+    """The frozen patch encoder, with random weights where it has any."""
+    return DinoPatches(config) if isinstance(config, DinoPatches.Config) else BlockDctPatches(config)
 
 
 def build_gidm_text(config: T5Text.Config | HashedText.Config) -> T5Text | HashedText:

@@ -102,7 +102,7 @@ def unet_config(unet: DiffusersUNet, folder: Path) -> UNetConfig:
     """
     theirs = dict(unet.config)
     blocks = len(theirs["block_out_channels"])
-    ours = {item.name: theirs[item.name] for item in fields(UNetConfig) if item.name in theirs}
+    ours = {item.name: theirs[item.name] for item in fields(UNetConfig) if theirs.get(item.name) is not None}
     if isinstance(ours["num_attention_heads"], int):
         ours["num_attention_heads"] = [ours["num_attention_heads"]] * blocks
     attends = tuple(name.startswith("CrossAttn") for name in theirs["down_block_types"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,13 @@ def load_backbone(loader: Any, folder: str | Path, **options: Any) -> Any:
     """
     place, name = Path(folder), loader.__name__
     read_public_config(place, name)
+    if loader.__module__.startswith("diffusers"):
+        options["low_cpu_mem_usage"] = False  # its default warns where accelerate is not installed
     try:
-        model, report = loader.from_pretrained(
-            place, local_files_only=True, output_loading_info=True, **options
-        )
+        with _quiet("transformers", "diffusers"):
+            model, report = loader.from_pretrained(
+                place, local_files_only=True, output_loading_info=True, **options
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         files = ", ".join(
             f"{p.name} ({p.stat().st_size:,} bytes)" for p in sorted(place.glob("*")) if p.is_file()
@@ -45,7 +50,25 @@ def load_backbone(loader: Any, folder: str | Path, **options: Any) -> Any:
                 f"the weights in {place} {problem} {len(names)} tensor(s) of {name}: "
                 f"{', '.join(names[:_SHOWN_KEYS])}{more}."
             )
+    # Tensors mapped from a file may lie at odd addresses, for which CPU kernels round differently: copied, the
+    # model computes bit for bit what it will compute after we save and load it.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
     return model
+
+
+@contextmanager
+def _quiet(*libraries: str) -> Iterator[None]:
+    """Holds back the libraries' loading reports; what matters of them is checked and raised here."""
+    loggers = [logging.getLogger(name) for name in libraries]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def read_public_config(folder: Path, expected: str, file: str = "config.json") -> Mapping[str, Any]:
