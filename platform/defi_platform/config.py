@@ -220,6 +220,7 @@ class ServeConfig:
     """Policy folder; nothing else is needed to serve it."""
     host: str = "127.0.0.1"
     port: int = 8000
+    """0 picks a free one."""
     replicas: int = 1
     replica_cpus: float = 1.0
     replica_gpus: float = 0.0
