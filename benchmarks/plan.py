@@ -1,6 +1,6 @@
 """The plan over ten million videos: time to open, memory, time of 1,024 random samples. Prints one table.
 
-    python benchmarks/plan.py [videos]
+python benchmarks/plan.py [videos]
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def make(folder: str, videos: int) -> None:
         columns = {
             "corpus": pa.DictionaryArray.from_arrays(np.zeros(count, np.int16), [f"c{number}"]),
             "video_id": ids,
-            "uri": pa.compute.binary_join_element_wise("s3://bucket/corpus/videos/train/", ids, "/rgb.mp4", ""),
+            "uri": pa.compute.binary_join_element_wise(
+                "s3://bucket/corpus/videos/train/", ids, "/rgb.mp4", ""
+            ),
             "text": pa.compute.binary_join_element_wise("put the object into container ", ids, ""),
             "split": pa.DictionaryArray.from_arrays(
                 (np.arange(count) % 10 == 0).astype(np.int16), ["train", "validation"]

@@ -46,7 +46,9 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_every_configuration_file_fits_its_schema_and_survives_being_stored(path: Path, tmp_path: Path) -> None:
+def test_every_configuration_file_fits_its_schema_and_survives_being_stored(
+    path: Path, tmp_path: Path
+) -> None:
     config = load_config(SCHEMAS[path.stem], path)
     stored = tmp_path / "stored.yaml"
     stored.write_text(to_yaml(config))

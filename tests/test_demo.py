@@ -45,7 +45,14 @@ MINIATURE = [
 
 def demo_command(repository: Path, *overrides: str) -> list[str]:
     config = repository / "configs" / "demo" / "demo.yaml"
-    return [sys.executable, str(repository / "jobs" / "demo.py"), "--config", str(config), *MINIATURE, *overrides]
+    return [
+        sys.executable,
+        str(repository / "jobs" / "demo.py"),
+        "--config",
+        str(config),
+        *MINIATURE,
+        *overrides,
+    ]
 
 
 def run_demo(repository: Path, home: Path) -> subprocess.CompletedProcess[str]:
@@ -81,7 +88,14 @@ def test_the_demo_survives_ctrl_c_ends_with_a_report_and_is_reused(repository: P
     first = run_demo(repository, tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
     assert re.search(r"\[1/5\].*reused", first.stdout)
-    for expected in ("policy", "random", "expert", "GFDM loss on held-out video", "codes in use", "served policy"):
+    for expected in (
+        "policy",
+        "random",
+        "expert",
+        "GFDM loss on held-out video",
+        "codes in use",
+        "served policy",
+    ):
         assert expected in first.stdout
     report = Path(re.search(r"report: (.+)", first.stdout)[1])  # type: ignore[index]
     page = report.read_text()

@@ -25,7 +25,9 @@ def write_result(config: RecordConfig) -> None:
 def test_a_finished_stage_is_reused_by_the_next_demo_and_says_so(tmp_path: Path, capsys) -> None:
     runs = []
     for _ in range(2):
-        Ledger(str(tmp_path / "stages.json")).carry_out(recording(tmp_path / "c", runs.append), "[1/5] record")
+        Ledger(str(tmp_path / "stages.json")).carry_out(
+            recording(tmp_path / "c", runs.append), "[1/5] record"
+        )
     assert len(runs) == 1
     assert "reused" in capsys.readouterr().out
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from defi_platform.errors import ConfigError
@@ -310,7 +310,9 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
     from_file = _read_yaml(Path(path)) if path else OmegaConf.create()
     for item in overrides:
         if "=" not in item:
-            raise ConfigError(f"'{item}' is not an override; write it as dotted.key=value, e.g. train.steps=10.")
+            raise ConfigError(
+                f"'{item}' is not an override; write it as dotted.key=value, e.g. train.steps=10."
+            )
     merged = OmegaConf.merge(from_file, OmegaConf.from_dotlist(list(overrides)))
     return _checked(schema, merged, str(path or "the command line"))
 
@@ -354,7 +356,7 @@ def _extended(node: DictConfig, folder: Path) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(base, node))
 
 
-def _checked(schema: type[Schema], values: DictConfig | ListConfig, place: str) -> Schema:
+def _checked(schema: type[Schema], values: Any, place: str) -> Schema:
     for key, siblings in _unknown_keys(schema, values):
         raise ConfigError(f"{place}: there is no key '{key}'.{_did_you_mean(key, siblings)}")
     try:
@@ -376,7 +378,7 @@ def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple
     structured = OmegaConf.structured(schema)
     known = {f.name for f in dataclasses.fields(schema)}
     for key in values:
-        name = f"{prefix}{key}"
+        name = f"{prefix}{key!s}"
         if key not in known:
             yield name, [prefix + k for k in sorted(known)]
             continue

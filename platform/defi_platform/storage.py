@@ -88,8 +88,8 @@ def is_folder(uri: str) -> bool:
 def names(folder: str) -> list[str]:
     """Sorted names right below `folder`; empty when it does not exist."""
     if not is_remote(folder):
-        path = local_path(folder)
-        return sorted(os.listdir(path)) if path.is_dir() else []
+        local = local_path(folder)
+        return sorted(os.listdir(local)) if local.is_dir() else []
     fs, path = _filesystem(folder)
     try:
         found = _attempt(folder, lambda: fs.ls(path, detail=False, refresh=True))

@@ -33,7 +33,9 @@ def the_one(section: str, start: str) -> str:
     return found[0]
 
 
-def shell(command: str, environment: dict[str, str], repository: Path, timeout: float) -> subprocess.CompletedProcess:
+def shell(
+    command: str, environment: dict[str, str], repository: Path, timeout: float
+) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["bash", "-c", command],
         env=environment,

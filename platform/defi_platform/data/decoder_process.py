@@ -91,4 +91,5 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, memory_bytes: int, carri
 
 
 if __name__ == "__main__":
-    main(*(int(value) for value in sys.argv[1:5]), sys.argv[5])
+    jobs_fd, answers_fd, frames_fd, memory_bytes = (int(value) for value in sys.argv[1:5])
+    main(jobs_fd, answers_fd, frames_fd, memory_bytes, sys.argv[5])

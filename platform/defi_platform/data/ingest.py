@@ -75,7 +75,7 @@ def _ingest_corpus(name: str, corpus: CorpusConfig, config: DataConfig) -> tuple
     for item in tqdm(
         formats.listing(format_name, root, corpus.fps), f"{name}: listing", unit=" videos", disable=None
     ):
-        (claims if isinstance(item, Claim) else refused).append(item)  # type: ignore[arg-type]
+        (claims if isinstance(item, Claim) else refused).append(item)
     if not claims and not refused:
         raise CorpusError(
             f"{corpus.path} (data.corpora.{name}.path) lists no video, read as {format_name}. "

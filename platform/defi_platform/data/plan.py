@@ -293,11 +293,11 @@ class Plan:
         complete = sorted(set.intersection(*(set(found) for found in rows_by_view)))
         everything = set().union(*rows_by_view)
         self._exclude(f"{name}: episodes without all cameras", len(everything) - len(complete))
-        rows = np.array([[found[e] for found in rows_by_view] for e in complete], np.int32)
-        rows = rows.reshape(-1, len(views))
-        lengths = np.minimum(self._num_frames, self.manifest.numbers("num_actions"))[rows].min(axis=1)
+        table = np.array([[found[e] for found in rows_by_view] for e in complete], np.int32)
+        table = table.reshape(-1, len(views))
+        lengths = np.minimum(self._num_frames, self.manifest.numbers("num_actions"))[table].min(axis=1)
         key = key_of("order", self.seed, name, tuple(views), self.split)
-        return _Stream(name, weight, rows, np.cumsum(lengths, dtype=np.int64), key)
+        return _Stream(name, weight, table, np.cumsum(lengths, dtype=np.int64), key)
 
     def _exclude(self, why: str, count: int) -> None:
         if count:

@@ -212,7 +212,7 @@ class TrainingEngine:
     def _adam(self) -> torch.optim.Optimizer:
         return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
 
-    def _trainable(self) -> Iterator[tuple[str, nn.Parameter]]:
+    def _trainable(self) -> Iterator[tuple[str, Any]]:  # DeepSpeed adds attributes to parameters
         for name, parameter in self.module.named_parameters():
             if parameter.requires_grad:
                 yield name, parameter
@@ -220,7 +220,7 @@ class TrainingEngine:
     def _shape(self, parameter: nn.Parameter) -> torch.Size:
         return getattr(parameter, "ds_shape", parameter.shape)
 
-    def _piece_of_stage_3(self, name: str, parameter: nn.Parameter, rank: int) -> Iterator[Piece]:
+    def _piece_of_stage_3(self, name: str, parameter: Any, rank: int) -> Iterator[Piece]:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         master = safe_get_local_fp32_param(parameter)

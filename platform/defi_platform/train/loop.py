@@ -17,6 +17,7 @@ import ray.train.v2._internal.execution.context
 import torch
 import torch.distributed as distributed
 from ray import cloudpickle
+from ray.train.torch import get_device
 from torch import Tensor
 
 from defi_platform import storage
@@ -81,11 +82,12 @@ class Training:
         self.status = StatusWriter(self.run_folder, recipe.kind, self.train.steps) if self.rank == 0 else None
         self._tell(phase="building the model", force=True)
         if self.train.use_gpu:
-            torch.cuda.set_device(ray.train.torch.get_device())
+            torch.cuda.set_device(get_device())
         torch.manual_seed(seed_of(self.train.seed, "weights"))
         model = recipe.build()
         self.plan = recipe.plan("train")
-        self.resumed_from, self.position = None, Position(0, 0, recipe.identity(), {"adam_step": 0.0})
+        self.resumed_from: int | None = None
+        self.position = Position(0, 0, recipe.identity(), {"adam_step": 0.0})
         self.engine = self._restored(model)
         self.log = MetricsLog(self._path(METRICS), self.position.step) if self.rank == 0 else None
         self.tracker = (

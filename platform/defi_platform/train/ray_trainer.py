@@ -43,17 +43,17 @@ class RunTrainer(TorchTrainer):
             scaling_config=ray.train.ScalingConfig(
                 num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=resources
             ),
-            run_config=ray.train.RunConfig(
+            run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # Ray ships v1's types
                 name=name,
                 storage_path=train.output,
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-                callbacks=[FailureLines(kind)],
+                callbacks=[FailureLines(kind)],  # type: ignore[list-item]
             ),
         )
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
+        callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         if get_dashboard_url():
             return callbacks
         # The cleaner asks the dashboard whether the controller lives. Without one it complains every second;

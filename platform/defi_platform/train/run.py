@@ -214,7 +214,7 @@ def _fit(recipe: Recipe) -> None:
         checkpoints.FOLDER,
         worker_resources(settings),
     )
-    outcome = trainer.fit().return_value or {}
+    outcome = trainer.fit().return_value or {}  # type: ignore[attr-defined]  # Ray Train v2
     if "error" in outcome:
         kind, message = outcome["error"]
         family = {cls.__name__: cls for cls in _families(errors.UserError)}

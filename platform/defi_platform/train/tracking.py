@@ -36,7 +36,7 @@ class Tracker:
                 name=config.name or f"{kind}-{run.rstrip('/').rsplit('/', 1)[-1]}",
                 id=_run_id(run),
                 resume="allow",
-                mode=mode,
+                mode=mode,  # type: ignore[arg-type]  # W&B names what it does not know
                 config=settings,
                 dir=None if storage.is_remote(run) else str(storage.local_path(run)),
                 settings=wandb.Settings(init_timeout=30, console="off", silent=True),
