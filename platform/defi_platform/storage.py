@@ -28,7 +28,7 @@ MARKER = "_COMMITTED"
 """Empty file written last into a committed folder."""
 
 ATTEMPTS = 5
-"""Tries of a remote request before its error is passed on; s3fs retries below this, inside one request."""
+"""Tries of a remote request before its error is passed on; botocore tries each twice."""
 
 Answer = TypeVar("Answer")
 
@@ -271,7 +271,7 @@ def _remote(protocol: str, process: int) -> Any:
         if endpoint:
             options["endpoint_url"] = endpoint
         options["config_kwargs"] = {
-            "retries": {"max_attempts": ATTEMPTS, "mode": "standard"},
+            "retries": {"total_max_attempts": 2, "mode": "standard"},
             "connect_timeout": 10,
             "read_timeout": 60,
         }
@@ -279,11 +279,15 @@ def _remote(protocol: str, process: int) -> Any:
     import fsspec
 
     try:
-        return fsspec.filesystem(protocol, **options)
+        filesystem = fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
         raise StorageError(
             f"{protocol}:// paths cannot be read here: {error}. Install the fsspec driver of {protocol}."
         ) from error
+    if protocol in ("s3", "s3a"):
+        # Its own five would multiply with ours: a store that swallows requests would block for hours.
+        filesystem.retries = 3
+    return filesystem
 
 
 def forget_connections() -> None:

@@ -115,6 +115,15 @@ class FlakyProxy:
             ),
             0,
         )
+        if b"100-continue" in head.lower():
+            # The client holds its body back until it is told to go on.
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            head = b"\r\n".join(
+                line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:")
+            )
         while len(body) < length:
-            body += client.recv(1 << 16)
+            part = client.recv(1 << 16)
+            if not part:
+                return b""
+            body += part
         return head + b"\r\n\r\n" + body

@@ -265,7 +265,7 @@ def test_a_corpus_on_s3_is_ingested_and_streamed_through_resets(
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     try:
         # A process of its own: Ray's workers inherit the credentials from where Ray is started.
-        done = subprocess.run([sys.executable, "-c", SCRIPT, s3], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, "-c", SCRIPT, s3], capture_output=True, text=True, timeout=240)
     finally:
         proxy.close()
     assert done.returncode == 0, done.stderr[-3000:]
