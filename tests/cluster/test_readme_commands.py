@@ -126,3 +126,32 @@ def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_
     assert re.search(r"goes on from step \d+", again.stdout)
     assert json.loads((run / "summary.json").read_text())["resumed_from"] >= 1
     assert (run / "model" / "config.json").exists()
+
+
+TINY_RUN = (
+    "train.steps=2 train.global_batch=4 train.micro_batch=4 train.validation_batches=1 data.holdout=0.3"
+)
+SMALL = {
+    "pretrain_gidm": TINY_RUN,
+    "pretrain": " ".join(f"gfdm.{setting} gidm.{setting}" for setting in TINY_RUN.split()),
+    "finetune_policy": TINY_RUN,
+    "evaluate_policy": "tasks=[drawer-close-v3] arms=[policy] episodes_per_task=1 max_steps=10 serve.port=0",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_jobs_of_the_readme_run_one_after_the_other(
+    environment: dict[str, str], repository: Path, tmp_path: Path
+) -> None:
+    Path(environment["HOME"]).mkdir()
+    record_corpus(environment, repository)
+    for job, small in SMALL.items():
+        command = the_one("Step by step", f"python jobs/{job}.py")
+        done = shell(f"{command} {small}", environment, repository, 300)
+        assert done.returncode == 0, f"{command} {small}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    demo = tmp_path / "runs" / "demo"
+    assert (
+        json.loads((demo / "evaluation" / "summary.json").read_text())["arms"]["policy"]["pooled"]["episodes"]
+        == 1
+    )
