@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +22,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from defi_models.configuration import from_mapping
+from defi_models.conversion_report import Report
+from defi_models.convert_svd import ours_to_svd, svd_to_ours
 from defi_models.encoders.clip_text import ClipText
 from defi_models.encoders.dino import DinoPatches
-from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
 from defi_models.encoders.tokenizer import load_tokenizer
-from defi_models.encoders.vae import VaeCodec
-from defi_models.errors import ConfigurationError, ModelFolderError
+from defi_models.errors import ModelFolderError
 from defi_models.folder import (
     CONFIG_FILE,
     TOKENIZERS_FOLDER,
@@ -50,31 +48,10 @@ from defi_models.released_sizes import gidm_sizes, policy_sizes
 
 LEFT_FILE = "left.safetensors"
 """Released tensors that ours has no use for."""
-LEFT_FOLDER = "left"
-"""Parts of a diffusers folder that ours has no use for."""
 NOTES_FILE = "reference.json"
-"""Prefix and metadata of the released file."""
-_SVD_PARTS = ("unet", "vae", "scheduler")
+"""Prefix, metadata and tensor names of the released file."""
 _BOOKKEEPING = (".usage", "action_normalizer.", "proprio_normalizer.")
 """Our buffers that a reference has no place for and does not need to compute the same."""
-
-
-@dataclass
-class Report:
-    """What became of every key."""
-
-    used: list[tuple[str, str]] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    """Frozen parts that neither the source nor an option provides."""
-
-    def lines(self) -> Iterable[str]:
-        yield from (f"used    {source} -> {target}" for source, target in self.used)
-        yield from (f"left    {name}" for name in self.left)
-        yield from (f"missed  {name}" for name in self.missed)
-        yield from (f"absent  {name}: the folder cannot run without it" for name in self.absent)
-        yield f"{len(self.used)} used, {len(self.left)} left, {len(self.missed)} missed, {len(self.absent)} absent"
 
 
 @dataclass(frozen=True)
@@ -95,7 +72,7 @@ def reference_to_ours(source: Path, target: Path, backbones: Backbones | None = 
     """
     backbones = backbones or Backbones()
     if source.is_dir():
-        return _svd_to_ours(source, target, backbones)
+        return svd_to_ours(source, target, backbones.clip)
     released = read_released(source)
     return (_policy_to_ours if released.kind == "policy" else _gidm_to_ours)(released, target, backbones)
 
@@ -108,7 +85,7 @@ def ours_to_reference(source: Path, target: Path) -> Report:
     header = read_header(source)
     tensors = read_weights(source / WEIGHTS_FILE)
     if header["model"] == "gfdm":
-        return _ours_to_svd(source, target, header, tensors)
+        return ours_to_svd(source, target, header, tensors)
     report = Report()
     own = tensors
     rules = gidm_rules()
@@ -125,6 +102,10 @@ def ours_to_reference(source: Path, target: Path) -> Report:
             f"{', '.join(lost)}. Train with the released options (no positions, no weight-free encoders)."
         )
     notes = _read_notes(source)
+    if "names" in notes:  # backbones that came from elsewhere do not go into the released file
+        report.used = [pair for pair in report.used if pair[1] in notes["names"]]
+        report.left += [name for name in translated.tensors if name not in notes["names"]]
+        translated.tensors = {n: t for n, t in translated.tensors.items() if n in notes["names"]}
     if (source / LEFT_FILE).is_file():
         translated.tensors |= read_weights(source / LEFT_FILE)
     prefix = notes.get("prefix", "lam." if header["model"] == "gidm" and target.suffix == ".ckpt" else "")
@@ -228,7 +209,7 @@ def _write_ours(
     def write(folder: Path) -> None:
         save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(json.dumps(make_header(kind, config, absent), indent=2))
-        notes = {"prefix": released.prefix, "config": released.notes}
+        notes = {"prefix": released.prefix, "config": released.notes, "names": list(released.tensors)}
         (folder / NOTES_FILE).write_text(json.dumps(notes, indent=2))
         if left:
             save_file(left, folder / LEFT_FILE)
@@ -238,76 +219,6 @@ def _write_ours(
 
     write_folder(target, write)
     return Report(used=translated.used, left=translated.left, absent=absent)
-
-
-def _svd_to_ours(source: Path, target: Path, backbones: Backbones) -> Report:
-    """A diffusers folder keeps its tensors' names under `unet.` and `codec.vae.`."""
-    text: ClipText | HashedText
-    absent = []
-    if backbones.clip is not None:
-        text = ClipText.from_folder(backbones.clip)
-        model = ForwardDynamics.from_svd(source, text)
-    else:
-        absent = ["text_encoder"]
-        config = (
-            json.loads((source / "unet" / "config.json").read_text()) if (source / "unet").is_dir() else {}
-        )
-        text = HashedText(HashedText.Config(dim=config.get("cross_attention_dim", 1024) // 2))
-        model = ForwardDynamics.from_svd(source, text)
-        model.config = replace(model.config, text=ClipText.Config(hidden_size=text.config.dim))
-    tensors = {n: t.contiguous() for n, t in model.state_dict().items() if not n.startswith("text_encoder.")}
-    others = [p for p in sorted(source.iterdir()) if p.name not in _SVD_PARTS]
-
-    def write(folder: Path) -> None:
-        stored = tensors | _prefixed(text.state_dict(), "text_encoder.")
-        save_file(stored, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(make_header("gfdm", model.config, absent), indent=2))
-        for part in _SVD_PARTS:
-            for config_file in (source / part).glob("*config.json"):
-                (folder / LEFT_FOLDER / part).mkdir(parents=True, exist_ok=True)
-                shutil.copy(config_file, folder / LEFT_FOLDER / part)
-        for path in others:
-            copy = shutil.copytree if path.is_dir() else shutil.copy
-            (folder / LEFT_FOLDER).mkdir(exist_ok=True)
-            copy(path, folder / LEFT_FOLDER / path.name)
-        if backbones.clip is not None:
-            load_tokenizer(backbones.clip).save_pretrained(folder / TOKENIZERS_FOLDER / "text_encoder")
-
-    write_folder(target, write)
-    used = [(name.replace("codec.", "", 1), name) for name in tensors]
-    return Report(used=used, left=[p.name for p in others], absent=absent)
-
-
-def _ours_to_svd(source: Path, target: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> Report:
-    if header["config"]["codec"]["kind"] != "vae":
-        raise ModelFolderError(
-            f"{source} has a '{header['config']['codec']['kind']}' codec; the reference layout needs the SVD VAE."
-        )
-    # the text encoder is no part of a diffusers folder, so a stand-in of its width does for writing one
-    try:
-        config = from_mapping(ForwardDynamics.Config, header["config"], str(source / CONFIG_FILE))
-    except ConfigurationError as error:
-        raise ModelFolderError(str(error)) from error
-    model = ForwardDynamics(replace(config, text=HashedText.Config(dim=config.text.dim)))
-    own = {name: t for name, t in tensors.items() if not name.startswith("text_encoder.")}
-    missed = [name for name in model.state_dict() if name not in own]
-    if missed:
-        raise ModelFolderError(f"{source / WEIGHTS_FILE} misses {', '.join(missed[:5])}.")
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(own[name].dtype)
-    model.load_state_dict(own)
-
-    def write(folder: Path) -> None:
-        assert isinstance(model.codec, VaeCodec)
-        model.unet.save_pretrained(folder / "unet")
-        model.codec.vae.save_pretrained(folder / "vae")
-        model.scheduler.save_pretrained(folder / "scheduler")
-        if (source / LEFT_FOLDER).is_dir():
-            shutil.copytree(source / LEFT_FOLDER, folder, dirs_exist_ok=True)
-
-    write_folder(target, write)
-    used = [(name, name.replace("codec.", "", 1)) for name in own]
-    return Report(used=used, left=[name for name in tensors if name.startswith("text_encoder.")])
 
 
 def _read_gfdm(backbones: Backbones) -> ForwardDynamics:

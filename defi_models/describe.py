@@ -1,0 +1,259 @@
+"""What a preset costs before anything is allocated: parts, parameters, memory, floating-point operations.
+
+    python -m defi_models.describe PRESET [--world-sizes 1 8 64] [--recompute]
+
+Models are built on PyTorch's meta device and run there: operations are counted by PyTorch's own counter and
+activations are those that autograd would keep for the backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from defi_models import presets
+from defi_models.draws import normal
+from defi_models.encoders.dino import DinoPatches
+from defi_models.errors import ConfigurationError
+from defi_models.gfdm import ForwardDynamics
+from defi_models.gidm import InverseDynamics
+from defi_models.policy import DeFIPolicy
+
+META = torch.device("meta")
+_TEXT_TOKENS = 20
+_WEIGHT_BYTES = 2
+_GRADIENT_BYTES = 2
+_OPTIMIZER_BYTES = 12
+"""Per trained parameter under mixed precision: float32 master copy and AdamW's two moments."""
+_BACKWARD_OVER_FORWARD = 2
+"""Every matrix product of the forward pass has two in the backward pass."""
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Part:
+    """One child module."""
+
+    name: str
+    parameters: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One model of a preset."""
+
+    kind: str
+    parts: list[Part]
+    activation_bytes: int
+    """Kept for the backward pass of one sample, in bf16."""
+    forward_flops: dict[str, int]
+    """Per sample, by part of the training step."""
+    trained_flops: int
+    """Share of `forward_flops` that a backward pass follows."""
+    chunk_flops: dict[str, int]
+    """Per action chunk, by part; empty for models that do not act."""
+
+    @property
+    def parameters(self) -> int:
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def trained(self) -> int:
+        return sum(part.trained for part in self.parts)
+
+    @property
+    def training_flops(self) -> int:
+        """Forward and backward of one sample."""
+        return sum(self.forward_flops.values()) + _BACKWARD_OVER_FORWARD * self.trained_flops
+
+    def state_bytes(self, zero_stage: int, world_size: int) -> int:
+        """Weights, gradients and optimiser state on each worker, bf16 with a float32 AdamW."""
+        weights = _WEIGHT_BYTES * self.parameters
+        gradients, optimizer = _GRADIENT_BYTES * self.trained, _OPTIMIZER_BYTES * self.trained
+        if zero_stage >= 1:
+            optimizer = -(-optimizer // world_size)
+        if zero_stage >= 2:
+            gradients = -(-gradients // world_size)
+        if zero_stage >= 3:
+            weights = -(-weights // world_size)
+        return weights + gradients + optimizer
+
+
+def describe(preset: str, *, recompute: bool = False) -> list[Cost]:
+    """The costs of GFDM, GIDM and the policy of a preset.
+
+    Args:
+        recompute: count activations with gradient checkpointing on.
+    Raises: ConfigurationError for an unknown preset.
+    """
+    with META:
+        gfdm = ForwardDynamics(presets.gfdm(preset)).to(torch.bfloat16)
+        gidm = InverseDynamics(presets.gidm(preset)).to(torch.bfloat16)
+        policy = DeFIPolicy(presets.policy(preset)).to(torch.bfloat16)
+    models: tuple[Any, ...] = (gfdm, gidm, policy)
+    for model in models:
+        model.to(META)  # diffusers builds its mixing factors on the CPU whatever the default device
+        model.eval()  # dropout and usage counts change neither size nor operations
+        model.set_recompute(recompute)
+    return [_gfdm_cost(gfdm), _gidm_cost(gidm, gfdm.config.height), _policy_cost(policy)]
+
+
+def _gfdm_cost(model: ForwardDynamics) -> Cost:
+    config = model.config
+    frames = _zeros(1, config.frames, config.height, config.width, 3, dtype=torch.uint8)
+    latents = _zeros(1, config.frames, config.codec.channels, *config.latent_size)
+    text = _zeros(1, _TEXT_TOKENS, config.text.dim)
+
+    def train() -> Tensor:
+        return model.loss(latents, text, sigma_normal=_zeros(1), noise=torch.zeros_like(latents))[0]
+
+    forward = {"codec": _flops(lambda: model.encode_frames(frames)), "unet": _flops(train)}
+    return Cost("gfdm", _parts(model), _activations(model, train), forward, forward["unet"], {})
+
+
+def _gidm_cost(model: InverseDynamics, height: int) -> Cost:
+    patches = model.config.patches
+    # weight-free patches have no size of their own: they see what GFDM sees
+    size = patches.image_size if isinstance(patches, DinoPatches.Config) else height
+    frames = _zeros(1, 2, size, size, 3, dtype=torch.uint8)
+    features = model.encode_patches(frames)
+    text, mask = _zeros(1, _TEXT_TOKENS, model.config.text.dim), _zeros(1, _TEXT_TOKENS, dtype=torch.bool)
+
+    def train() -> Tensor:
+        return model.loss(features, text, mask).loss
+
+    forward = {"patches": _flops(lambda: model.encode_patches(frames)), "encoder + decoder": _flops(train)}
+    return Cost("gidm", _parts(model), _activations(model, train), forward, forward["encoder + decoder"], {})
+
+
+def _policy_cost(model: DeFIPolicy) -> Cost:
+    gfdm, adapter, views = model.gfdm, model.adapter, model.config.views
+    config, head = gfdm.config, adapter.head.config
+    images = _zeros(views, 3, config.height, config.width)
+    condition = gfdm.codec.encode(images)
+    words = _zeros(views, _TEXT_TOKENS, config.text.dim)
+    noise = _zeros(views, config.frames, *condition.shape[1:])
+    text = _zeros(1, _TEXT_TOKENS, model.config.gidm_text.dim, dtype=model.dtype)
+    mask = _zeros(1, _TEXT_TOKENS, dtype=torch.bool)
+    goal = _zeros(1, config.text.goal_dim, dtype=model.dtype)
+    proprio = _zeros(1, head.proprio_dim, dtype=model.dtype) if head.proprio_dim else None
+    grid = config.feature_size
+    features = _zeros(1, views, config.frames, grid[0] * grid[1], config.feature_dim, dtype=model.dtype)
+    sigma, start = _zeros(1), normal((1, head.chunk, head.action_dim), None, META)
+
+    def context() -> Tensor:
+        return adapter.context(adapter.perceive(features, text, mask), goal, proprio)
+
+    def train() -> Tensor:
+        return adapter.head.loss(context(), start, sigma=sigma, noise=start)[0]
+
+    seen, encoded = adapter.perceive(features, text, mask), context()
+    shared = {
+        "codec": _flops(lambda: gfdm.codec.encode(images)),
+        "gfdm, one step": _flops(lambda: gfdm.features_from_latents(condition, words, noise)),
+    }
+    trained = _flops(train)
+    acting = shared | {
+        "gidm + video-former": _flops(lambda: adapter.perceive(features, text, mask).motion),
+        "action head": _flops(lambda: adapter.context(seen, goal, proprio))
+        + _flops(lambda: adapter.head.sample(encoded, start)),
+    }
+    return Cost(
+        "policy", _parts(model), _activations(model, train), shared | {"adapter": trained}, trained, acting
+    )
+
+
+def _zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(*shape, dtype=dtype, device=META)
+
+
+def _flops(run: Callable[[], Any]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def _activations(model: nn.Module, run: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps, each storage once, without the weights themselves."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        identity = tensor.untyped_storage()._cdata
+        if identity not in weights:
+            kept[identity] = tensor  # held, so that its storage's address is not given out again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _parts(model: nn.Module) -> list[Part]:
+    children = dict(model.named_children())
+    if "adapter" in children:
+        inner = children.pop("adapter")
+        children |= {f"adapter.{name}": child for name, child in inner.named_children()}
+    parts = []
+    for name, child in children.items():
+        own = list(child.parameters())
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        parts.append(Part(name, sum(p.numel() for p in own), trained))
+    direct = [p for _, p in model.named_parameters(recurse=False)]
+    assert not direct, "every parameter belongs to a part"
+    return parts
+
+
+def render(preset: str, costs: Sequence[Cost], world_sizes: Sequence[int]) -> str:
+    """The printed page."""
+    lines = [f"preset {preset}"]
+    for cost in costs:
+        lines += ["", f"{cost.kind}: {cost.parameters:,} parameters, {cost.trained:,} trained"]
+        lines += [f"  {'part':28}{'parameters':>16}{'trained':>16}"]
+        lines += [f"  {part.name:28}{part.parameters:>16,}{part.trained:>16,}" for part in cost.parts]
+        lines.append(f"  activations per sample, bf16: {cost.activation_bytes / _GIB:.3f} GiB")
+        header = "".join(f"{f'{size} worker(s)':>14}" for size in world_sizes)
+        lines.append(f"  {'states per worker, GiB':24}{header}")
+        for stage in range(4):
+            row = "".join(f"{cost.state_bytes(stage, size) / _GIB:>14.3f}" for size in world_sizes)
+            lines.append(f"  {f'ZeRO {stage}':24}{row}")
+        lines.append(f"  GFLOP per training sample: {cost.training_flops / 1e9:,.2f}")
+        lines += [f"    forward, {name}: {flops / 1e9:,.2f}" for name, flops in cost.forward_flops.items()]
+        if cost.chunk_flops:
+            lines.append(f"  GFLOP per action chunk: {sum(cost.chunk_flops.values()) / 1e9:,.2f}")
+            lines += [f"    {name}: {flops / 1e9:,.2f}" for name, flops in cost.chunk_flops.items()]
+    lines += ["", "Text encoders are left out of the operations: each instruction is encoded once and held."]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m defi_models.describe",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("preset", help="nano | small | paper")
+    parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 8, 64], metavar="N")
+    parser.add_argument("--recompute", action="store_true", help="with gradient checkpointing")
+    given = parser.parse_args(argv)
+    if min(given.world_sizes) < 1:
+        parser.error("--world-sizes are at least 1")
+    try:
+        costs = describe(given.preset, recompute=given.recompute)
+    except ConfigurationError as error:
+        print(f"describe: {error}", file=sys.stderr)
+        return 2
+    print(render(given.preset, costs, given.world_sizes))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

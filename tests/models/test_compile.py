@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from model_samples import TEXTS, generators, labelled, observation, pixels
+
+from defi_models.gidm import InverseDynamics
+from defi_models.policy import DeFIPolicy
+
+
+@pytest.mark.slow
+def test_a_compiled_policy_acts_and_learns_as_the_plain_one(policy: DeFIPolicy) -> None:
+    compiled = copy.deepcopy(policy)
+    compiled.compile_parts(backend="aot_eager")  # the captured graphs without minutes of code generation
+    batch = observation(1)
+    assert torch.allclose(compiled.act(batch, generators(1)), policy.act(batch, generators(1)), atol=1e-4)
+    losses = [model(labelled(1), generators(1))["loss"] for model in (policy, compiled)]
+    assert torch.allclose(*losses, rtol=1e-4)
+    assert compiled.state_dict().keys() == policy.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_a_compiled_gidm_has_the_loss_of_the_plain_one(gidm: InverseDynamics) -> None:
+    compiled = copy.deepcopy(gidm)
+    compiled.compile_parts()
+    batch = {"frames": pixels(2, 2), "text": TEXTS[:2]}
+    losses = [model(batch)["loss"] for model in (gidm, compiled)]
+    losses[1].backward()
+    assert torch.allclose(*losses, rtol=1e-4)

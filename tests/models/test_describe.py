@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from defi_models import describe, presets
+from defi_models.gidm import InverseDynamics
+
+
+@pytest.fixture(scope="module")
+def nano() -> dict[str, describe.Cost]:
+    return {cost.kind: cost for cost in describe.describe("nano")}
+
+
+def test_parameters_are_those_of_the_built_model(nano: dict[str, describe.Cost]) -> None:
+    built = InverseDynamics(presets.gidm("nano"))
+    assert nano["gidm"].parameters == sum(p.numel() for p in built.parameters())
+
+
+def test_activations_are_those_that_a_real_step_keeps(nano: dict[str, describe.Cost]) -> None:
+    model = InverseDynamics(presets.gidm("nano")).to(torch.bfloat16).eval()
+    features, text = torch.randn(1, 2, 64, 36), torch.randn(1, 20, 32)
+    mask = torch.ones(1, 20, dtype=torch.bool)
+    weights = {p.data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    held: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model.loss(features, text, mask)
+    assert nano["gidm"].activation_bytes == pytest.approx(sum(kept.values()), rel=0.25)
+
+
+def test_zero_stages_share_what_they_say(nano: dict[str, describe.Cost]) -> None:
+    cost = nano["policy"]
+    all_of_it = 2 * cost.parameters + 14 * cost.trained
+    assert [cost.state_bytes(stage, 1) for stage in range(4)] == [all_of_it] * 4
+    assert cost.state_bytes(0, 8) == all_of_it
+    assert cost.state_bytes(1, 8) == pytest.approx(2 * cost.parameters + (2 + 12 / 8) * cost.trained, abs=8)
+    assert cost.state_bytes(2, 8) == pytest.approx(2 * cost.parameters + 14 / 8 * cost.trained, abs=8)
+    assert cost.state_bytes(3, 8) == pytest.approx(all_of_it / 8, abs=8)
+
+
+def test_a_chunk_costs_gfdm_once_and_the_head_for_every_step(nano: dict[str, describe.Cost]) -> None:
+    chunk = nano["policy"].chunk_flops
+    assert set(chunk) == {"codec", "gfdm, one step", "gidm + video-former", "action head"}
+    assert all(flops > 0 for flops in chunk.values())
+
+
+def test_recomputing_keeps_fewer_activations(nano: dict[str, describe.Cost]) -> None:
+    less = {cost.kind: cost for cost in describe.describe("nano", recompute=True)}
+    assert all(less[kind].activation_bytes < 0.7 * nano[kind].activation_bytes for kind in nano)
+
+
+def test_the_command_describes_the_paper_without_allocating_it(capsys) -> None:
+    assert describe.main(["paper", "--world-sizes", "8"]) == 0
+    printed = capsys.readouterr().out
+    assert "1,524,623,082" in printed and "ZeRO 3" in printed and "GFLOP per action chunk" in printed
+
+
+def test_an_unknown_preset_names_the_nearest(capsys) -> None:
+    assert describe.main(["papr"]) == 2
+    assert "Did you mean 'paper'" in capsys.readouterr().err
