@@ -33,6 +33,8 @@ def run_config() -> Callable[..., PretrainConfig]:
             "checkpoint_every": 5,
             "learning_rate": 1e-2,
             "threads": 1,
+            # Four workers at once, and room for decoders, on the four logical CPUs of the tests' Ray.
+            "resources_per_worker": {"CPU": 0.9},
         }
         config = PretrainConfig(train=TrainConfig(output=str(output), **{**small, **changes}))  # type: ignore[arg-type]
         config.tracking.wandb = False
