@@ -9,12 +9,14 @@ activations are those that autograd would keep for the backward pass.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -192,9 +194,32 @@ def _activations(model: nn.Module, run: Callable[[], Tensor]) -> int:
             kept[identity] = tensor  # held, so that its storage's address is not given out again
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         run()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Stands for a fused kernel, which keeps its inputs and its output. The meta device has none: it would
+    take attention apart and keep every matrix of logits."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+
+@contextlib.contextmanager
+def _fused_attention() -> Iterator[None]:
+    original = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _FusedAttention.apply(
+        query, key, value
+    )
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = original
 
 
 def _parts(model: nn.Module) -> list[Part]:
