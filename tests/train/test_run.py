@@ -40,7 +40,7 @@ def given_up(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempP
         train(RayConfig(), [killed, healthy, diverging])
     message = str(failed.value)
     assert "killed failed" in message and "diverging failed" in message and "Complete: healthy" in message
-    assert "samples 56 to 63" in message and "learning_rate (0.01)" in message
+    assert "samples 56 to 79" in message and "learning_rate (0.01)" in message
     return folder
 
 
@@ -79,11 +79,12 @@ def test_one_of_two_trainings_failing_leaves_the_other_alone(given_up: Path) -> 
     assert not (given_up / "killed" / "summary.json").exists()
 
 
-def test_a_loss_that_is_no_number_stops_the_run_at_once_with_the_checkpoint_before_it_whole(
+def test_losses_that_are_no_number_stop_a_run_with_the_checkpoint_before_them_whole(
     given_up: Path,
 ) -> None:
     run = given_up / "diverging"
-    assert max(tiny.losses(run)) == 7, "no retry, nothing logged after it"
+    assert max(tiny.losses(run)) == 7
+    assert [row["samples"] for row in tiny.rows(run, "skipped")] == [[56, 63], [64, 71]]
     assert [found.step for found in checkpoints.committed(str(run))] == [5]
 
 

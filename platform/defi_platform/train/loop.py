@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from defi_platform.errors import CheckpointError, UserError
 from defi_platform.train import checkpoints
 from defi_platform.train.checkpoints import Position
 from defi_platform.train.curves import write_curves
+from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict
 from defi_platform.train.draws import sample_generators, seed_of
 from defi_platform.train.engine import TrainingEngine, prepare_process
 from defi_platform.train.export import export_model
@@ -39,13 +39,6 @@ METRICS, CURVES, SUMMARY, MODEL, STOP = "metrics.jsonl", "curves.png", "summary.
 
 PHASES = ("data", "forward", "backward", "update")
 """Parts of a step that are timed, each on the host's clock: on a GPU, work is told from when it was asked for."""
-
-MOST_SKIPPED_UPDATES = 50
-"""fp16 updates left out in a row, each with half the loss scale of the one before, after which a run stops."""
-
-
-class Diverged(UserError):
-    """A loss or gradient that is no number."""
 
 
 def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
@@ -97,7 +90,7 @@ class Training:
         )
         self._validation: list[dict[str, Any]] | None = None
         self._seconds, self._logged_at = dict.fromkeys(PHASES, 0.0), self.position.step
-        self._applied, self._skipped_in_a_row = True, 0
+        self._applied, self._judge = True, UpdateJudge(self.train.precision)
 
     # ----------------------------------------------------------------- the run
 
@@ -112,18 +105,24 @@ class Training:
         while step < train.steps:
             row = self._update(step, batches)
             step += 1
-            try:
-                self._check_finite(step, row)
-            except Diverged as error:
+            verdict = self._judge.judge(self._applied, row["loss"], row.get("grad_norm"))
+            if verdict is Verdict.STOP or (verdict is Verdict.SKIP and step == train.steps):
                 # The same on every rank, and it would come out the same again: no retry.
-                self._close(f"stopped: {error}")
-                return {"error": [type(error).__name__, str(error)]}
-            row.update(self.recipe.after_update(self.engine, step))
-            self._report(step, row)
+                message = self._diverged(step, row)
+                self._close(f"stopped: {message}")
+                return {"error": [Diverged.__name__, message]}
+            if verdict is Verdict.SKIP:
+                self._report_skipped(step)
+            else:
+                row.update(self.recipe.after_update(self.engine, step))
+                self._report(step, row)
             if step % train.validate_every == 0 or step == train.steps:
                 self._validate(step)
             stop = self._stop_requested()
-            if step % train.checkpoint_every == 0 or step == train.steps or stop:
+            # A state that may be ruined is not worth a checkpoint: the next whole update shows whether it is.
+            if verdict is Verdict.KEEP and (
+                step % train.checkpoint_every == 0 or step == train.steps or stop
+            ):
                 self._checkpoint(step)
                 saved = step
             if stop and step < train.steps:
@@ -132,24 +131,22 @@ class Training:
         self._finish(saved)
         return {}
 
-    def _check_finite(self, step: int, row: dict[str, float]) -> None:
-        """Stops before a poisoned state can be checkpointed."""
-        if not self._applied:
-            self._skipped_in_a_row += 1
-            row["skipped_updates"] = self._skipped_in_a_row
-            if self._skipped_in_a_row < MOST_SKIPPED_UPDATES:
-                return
-        else:
-            self._skipped_in_a_row = 0
-            if all(math.isfinite(row.get(name, 0.0)) for name in ("loss", "grad_norm")):
-                return
-        first = (step - 1) * self.train.global_batch
-        raise Diverged(
+    def _diverged(self, step: int, row: dict[str, float]) -> str:
+        first = (step - self._judge.in_a_row - (self._judge.in_a_row == 0)) * self.train.global_batch
+        return (
             f"{self.recipe.kind}: loss {row['loss']}, gradient norm {row.get('grad_norm')} in step {step}, samples "
-            f"{first} to {first + self.train.global_batch - 1}. The last checkpoint is from before it. Lower "
+            f"{first} to {step * self.train.global_batch - 1}. The last checkpoint is from before them. Lower "
             f"train.learning_rate ({self.train.learning_rate:g}) or set train.clip_grad_norm "
             f"({self.train.clip_grad_norm:g}), and start again."
         )
+
+    def _report_skipped(self, step: int) -> None:
+        """What a replay needs of an update that was left out."""
+        if self.log:
+            first = (step - 1) * self.train.global_batch
+            last = first + self.train.global_batch - 1
+            self.log.append({"step": step, "split": "skipped", "samples": [first, last]})
+        self._tell(step=step, samples=step * self.train.global_batch, skipped_in_a_row=self._judge.in_a_row)
 
     def _update(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
         """One global batch: the mean loss over it, and what the model reports besides."""
@@ -423,6 +420,7 @@ class Training:
                 for picture in (CURVES, *media):
                     self.tracker.image(picture, self._path(picture), saved)
             validations = [row for row in rows if row["split"] == "validation"]
+            left_out = sum(row["split"] == "skipped" for row in rows)
             summary = {
                 "kind": self.recipe.kind,
                 "model": self.recipe.identity(),
@@ -431,6 +429,7 @@ class Training:
                 "wall_s": self._wall(),
                 "samples_per_s": saved * self.train.global_batch / max(self._wall(), 1e-9),
                 "workers": self.world_size,
+                "skipped_updates": left_out,
                 "validation": {"first": validations[0], "last": validations[-1]},
                 "skipped": self.recipe.skipped(),
                 "resumed_from": self.resumed_from,

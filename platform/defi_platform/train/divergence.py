@@ -1,0 +1,47 @@
+"""Losses and gradients that are no number: what is left out, and when a run stops. Decides, does nothing."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+
+from defi_platform.errors import UserError
+
+MOST_SKIPPED = {"fp32": 3, "bf16": 3, "fp16": 50}
+"""Updates left out in a row after which a run stops, by precision. fp16 leaves some out as a matter of course,
+each time with half the loss scale of the time before."""
+
+
+class Diverged(UserError):
+    """A run whose loss or gradient is no number and will not become one again."""
+
+
+class Verdict(Enum):
+    """What an update came to."""
+
+    KEEP = "keep"
+    SKIP = "skip"
+    """It was left out; the weights are what they were before."""
+    STOP = "stop"
+
+
+class UpdateJudge:
+    """Judges one update after the other."""
+
+    def __init__(self, precision: str):
+        self.in_a_row = 0
+        """Updates left out since the last one that was not."""
+        self._most = MOST_SKIPPED[precision]
+
+    def judge(self, applied: bool, loss: float, grad_norm: float | None) -> Verdict:
+        """
+        Args:
+            applied: False when DeepSpeed left the update out because of its gradient.
+            loss, grad_norm: of this update; the norm is None where it is not computed.
+        """
+        if applied:
+            self.in_a_row = 0
+            finite = math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm))
+            return Verdict.KEEP if finite else Verdict.STOP
+        self.in_a_row += 1
+        return Verdict.SKIP if self.in_a_row < self._most else Verdict.STOP
