@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from defi_models.configuration import from_mapping, to_mapping
 from defi_models.encoders.tokenizer import load_tokenizer
 from defi_models.errors import ConfigurationError, ModelFolderError
+from defi_models.unset_weights import unset_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -79,7 +80,8 @@ class ModelFolder:
         except ConfigurationError as error:
             raise ModelFolderError(f"{error} Was the folder written by another version?") from error
         stored = read_weights(place / WEIGHTS_FILE)
-        model = cls(config)  # type: ignore[call-arg]
+        with unset_weights():
+            model = cls(config)  # type: ignore[call-arg]
         module = cast(nn.Module, model)
         _match_dtype(module, stored)
         load_exactly(module, stored, str(place / WEIGHTS_FILE))
@@ -216,10 +218,10 @@ def _stored_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _match_dtype(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    """Casts the fresh model to the stored precision, part by part, so that loading rounds nothing."""
+    """Gives the unset weights the stored precision, so that loading rounds nothing."""
     for name, parameter in model.named_parameters():
         if name in stored and stored[name].dtype != parameter.dtype:
-            parameter.data = parameter.data.to(stored[name].dtype)
+            parameter.data = torch.empty_like(parameter, dtype=stored[name].dtype)
 
 
 def _tokenized(model: nn.Module) -> Iterator[tuple[str, Any]]:

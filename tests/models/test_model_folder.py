@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from defi_models.errors import ModelFolderError
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics
+from defi_models.unset_weights import unset_weights
 
 
 @pytest.fixture
@@ -32,6 +33,15 @@ def test_a_loaded_model_has_every_tensor_bit_identical(gidm: InverseDynamics, fo
     loaded = InverseDynamics.from_pretrained(folder)
     assert not loaded.training and loaded.config == gidm.config
     assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in gidm.state_dict().items())
+
+
+def test_weights_that_a_file_will_overwrite_are_not_drawn_at_random() -> None:
+    before = torch.get_rng_state()
+    with unset_weights():
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(3, 4), torch.nn.Embedding(5, 6)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.nn.Linear(3, 4)
+    assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_stored_precision_is_kept_and_another_one_can_be_asked_for(gfdm, tmp_path: Path) -> None:

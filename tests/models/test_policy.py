@@ -29,7 +29,8 @@ def test_acting_for_a_batch_equals_acting_one_by_one(fitted: DeFIPolicy) -> None
     together = fitted.act(batch, generators(3))
     alone = [fitted.act(select(batch, [index]), generators(1, index)) for index in range(3)]
     assert together.shape == (3, 10, 4)
-    assert torch.allclose(together, torch.cat(alone), atol=1e-4)
+    # A matrix product sums in another order at another batch size; nothing else may differ.
+    assert torch.allclose(together, torch.cat(alone), rtol=0, atol=1e-5)
 
 
 def test_the_same_seed_gives_the_same_actions_and_another_seed_others(fitted: DeFIPolicy) -> None:
