@@ -22,10 +22,20 @@ def test_a_compiled_policy_acts_and_learns_as_the_plain_one(policy: DeFIPolicy) 
 
 
 @pytest.mark.slow
-def test_a_compiled_gidm_has_the_loss_of_the_plain_one(gidm: InverseDynamics) -> None:
+def test_a_compiled_gidm_has_the_loss_and_gradients_of_the_plain_one(gidm: InverseDynamics) -> None:
     compiled = copy.deepcopy(gidm)
     compiled.compile_parts(backend="aot_eager")
     batch = {"frames": pixels(2, 2), "text": TEXTS[:2]}
     losses = [model(batch)["loss"] for model in (gidm, compiled)]
-    losses[1].backward()
+    for loss in losses:
+        loss.backward()
     assert torch.allclose(*losses, rtol=1e-4)
+    assert torch.allclose(compiled.encoder.queries.grad, gidm.encoder.queries.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_generated_code_samples_the_actions_of_the_plain_head(policy: DeFIPolicy) -> None:
+    compiled = copy.deepcopy(policy)
+    compiled.adapter.head.compile(backend="inductor")
+    batch = observation(1)
+    assert torch.allclose(compiled.act(batch, generators(1)), policy.act(batch, generators(1)), atol=1e-5)
