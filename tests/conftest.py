@@ -12,10 +12,11 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
-# Where the suite itself runs in the background of a shell, Ctrl-C is ignored by it and by every job it starts.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+
+# Where the suite itself runs in the background of a shell, Ctrl-C is ignored by it and by every job it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
