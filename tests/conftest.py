@@ -12,6 +12,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
+# Threads that spin while they wait for one that has no core make a busy machine a hundred times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 
