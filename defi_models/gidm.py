@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defi_models.augmentation import Augmentation
 from defi_models.codebook import Codebook
 from defi_models.draws import Generators
 from defi_models.encoders.block_dct import BlockDctPatches
@@ -80,6 +81,8 @@ class InverseDynamics(ModelFolder, nn.Module):
         text: T5Text.Config | HashedText.Config = field(default_factory=T5Text.Config)
         encoder: LatentActionEncoder.Config = field(default_factory=LatentActionEncoder.Config)
         decoder: FeatureDecoder.Config = field(default_factory=FeatureDecoder.Config)
+        augmentation: Augmentation | None = None
+        """Of the frames in training; it needs frames, not features that were encoded ahead."""
 
     def __init__(
         self,
@@ -106,11 +109,12 @@ class InverseDynamics(ModelFolder, nn.Module):
 
         Args:
             batch: `frames` uint8 (B, 2, H, W, 3), or `features` (B, 2, L, feature_dim); `text` list of B.
-            generator: accepted for symmetry with the other models; nothing is drawn here.
+            generator: see `draws`; in training each sample draws its augmentation, where there is one.
         Returns: `loss`, its parts, `copy_loss` (the error of predicting that nothing changes) and
             `indices` (B, K) where there is a codebook.
+        Raises: ValueError when features are given in training though the config asks for augmentation.
         """
-        features = batch["features"] if "features" in batch else self.encode_patches(batch["frames"])
+        features = self._features(batch, generator)
         text = self.encode_text(batch["text"])
         result = self.loss(features, text.states, text.mask)
         found = {
@@ -151,6 +155,19 @@ class InverseDynamics(ModelFolder, nn.Module):
         states = self.encode_text(text)
         features = self.encode_patches(frames).to(self.dtype)
         return self.encoder(features, states.states.to(self.dtype), states.mask)
+
+    def _features(self, batch: Mapping[str, Any], generator: Generators) -> Tensor:
+        augmentation = self.config.augmentation if self.training else None
+        if "features" not in batch:
+            frames = batch["frames"].to(self.device)
+            return self.encode_patches(augmentation(frames, generator) if augmentation else frames)
+        if augmentation:
+            raise ValueError(
+                "this GIDM augments its training frames, which features that were encoded ahead do not allow. "
+                "Train from frames, or set the model's augmentation to null."
+            )
+        features: Tensor = batch["features"]
+        return features
 
     @torch.no_grad()
     def encode_patches(self, frames: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from defi_models.action_head import ActionHead
 from defi_models.adapter import PolicyAdapter
+from defi_models.augmentation import Augmentation
 from defi_models.codebook import Codebook
 from defi_models.configuration import did_you_mean, override
 from defi_models.encoders.block_dct import BlockDctCodec, BlockDctPatches
@@ -143,6 +144,7 @@ def _small_gidm() -> InverseDynamics.Config:
         text=HashedText.Config(dim=256, max_tokens=20, goal_dim=512),
         encoder=LatentActionEncoder.Config(dim=512, blocks=8, heads=8, latent_dim=128),
         decoder=FeatureDecoder.Config(blocks=8, heads=8),
+        augmentation=Augmentation(),
     )
 
 
@@ -166,7 +168,7 @@ def _paper_gfdm() -> ForwardDynamics.Config:
 
 
 def _paper_gidm() -> InverseDynamics.Config:
-    return InverseDynamics.Config()
+    return InverseDynamics.Config(augmentation=Augmentation())
 
 
 def _paper_policy() -> DeFIPolicy.Config:
