@@ -16,6 +16,7 @@ import pyarrow as pa
 from defi_platform.data.manifest import SCHEMA, Manifest, commit_corpus
 from defi_platform.data.plan import Plan
 from defi_platform.data.rules import PairRule
+from defi_platform.data.verdicts import SCHEMA as VERDICTS
 
 CORPORA = 2
 MEASURE = "measure"
@@ -44,7 +45,8 @@ def make(folder: str, videos: int) -> None:
         }
         arrays = [columns.get(f.name, pa.nulls(count, f.type)) for f in SCHEMA]
         rejected = pa.table({"reason": pa.array([], pa.string())})
-        commit_corpus(folder, f"c{number}", pa.table(arrays, schema=SCHEMA), rejected, {})
+        opened = VERDICTS.empty_table()
+        commit_corpus(folder, f"c{number}", pa.table(arrays, schema=SCHEMA), rejected, opened, {})
 
 
 def peak_mb() -> int:

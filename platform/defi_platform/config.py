@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -53,6 +53,41 @@ class ModelConfig:
 
 
 @dataclass
+class WindowConfig:
+    """How long videos are cut into windows, each a video of its own; those with actions stay whole."""
+
+    mode: str = "none"
+    """none | shots | stride"""
+    length_s: float = 10.0
+    """Seconds of a window; with shots, of the longest one."""
+    stride_s: float | None = None
+    """Seconds from one start to the next; None: windows lie end to end."""
+    shortest_s: float = 1.0
+    """Shorter windows, such as what is left at the end, are rejected as too_short."""
+    shot_threshold: float = 20.0
+    """Grey levels (of 255) by which the picture changes at least where a shot begins."""
+
+
+@dataclass
+class FilterConfig:
+    """Videos or windows that are left out, with their score in the quarantine; None turns a filter off."""
+
+    scores: bool = False
+    """Store the scores (columns luma, motion, sharpness of the manifest) also while no filter asks for them."""
+    black: float | None = None
+    """Least mean grey level (of 255); 16 is a dark room."""
+    static: float | None = None
+    """Least mean change of grey level from one half second to the next; 0.5 is a still picture with noise."""
+    blurred: float | None = None
+    """Least variance of the Laplacian, at a height of 240; 20 is out of focus."""
+    too_short_s: float | None = None
+    """Fewest seconds."""
+    duplicate_bits: int | None = None
+    """Most bits (of 192, over three pictures) in which two videos are taken for the same; 6 finds copies in
+    another size or codec. Not for robots before fixed cameras, whose episodes all look alike."""
+
+
+@dataclass
 class CorpusConfig:
     """One source of video."""
 
@@ -65,6 +100,8 @@ class CorpusConfig:
     """Probability per camera name; empty: every camera of the corpus alike."""
     fps: float | None = None
     """Frames per second where the files do not say (RLDS, HDF5) or say wrong; None: what the corpus says."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
 
 
 @dataclass
@@ -99,6 +136,8 @@ class DataConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     strict: bool = False
     """Stop at the first bad video instead of putting it into quarantine."""
+    retry_quarantined: bool = False
+    """Open what is in quarantine again at this ingest. Otherwise it stays there until its file changes."""
 
 
 @dataclass
@@ -177,6 +216,14 @@ class RecordConfig:
     workers: int = 2
     output: str = MISSING
     """Folder that receives `video/` (frames and text only) and `labelled/` (with actions)."""
+
+
+@dataclass
+class IngestConfig:
+    """jobs/ingest_videos.py: corpora -> manifest and quarantine."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
@@ -292,8 +339,13 @@ def data_home() -> str:
 OmegaConf.register_resolver("home", data_home, replace=True)
 
 
-def parse_arguments(schema: type[Schema], argv: Sequence[str] | None = None) -> Schema:
+def parse_arguments(
+    schema: type[Schema], argv: Sequence[str] | None = None, flags: Mapping[str, str] | None = None
+) -> Schema:
     """Reads a job's command line: `--config FILE` and any number of `dotted.key=value`.
+
+    Args:
+        flags: further options and the override that each one stands for.
 
     Raises: ConfigError for a file that is absent or damaged, an unknown key, a wrong type, a missing value.
     """
@@ -301,8 +353,13 @@ def parse_arguments(schema: type[Schema], argv: Sequence[str] | None = None) -> 
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: train.steps=10")
+    for flag, override in (flags or {}).items():
+        parser.add_argument(
+            flag, dest="overrides_of_flags", action="append_const", const=override, help=override
+        )
     arguments = parser.parse_intermixed_args(argv)
-    return load_config(schema, arguments.config, arguments.overrides)
+    chosen = getattr(arguments, "overrides_of_flags", None) or []
+    return load_config(schema, arguments.config, [*arguments.overrides, *chosen])
 
 
 def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequence[str] = ()) -> Schema:

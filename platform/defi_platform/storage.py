@@ -22,7 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
+from defi_platform import s3_listing
 from defi_platform.errors import UserError
+from defi_platform.range_file import RangeFile
 
 MARKER = "_COMMITTED"
 """Empty file written last into a committed folder."""
@@ -98,8 +100,21 @@ def names(folder: str) -> list[str]:
     return sorted(name for name in (posixpath.basename(p.rstrip("/")) for p in found) if name)
 
 
+def folders(folder: str) -> list[str]:
+    """Sorted names of the folders right below `folder`; empty when it does not exist."""
+    if not is_remote(folder):
+        local = local_path(folder)
+        return sorted(found.name for found in os.scandir(local) if found.is_dir()) if local.is_dir() else []
+    fs, path = _filesystem(folder)
+    try:
+        found = _attempt(folder, lambda: fs.ls(path, detail=True, refresh=True))
+    except FileNotFoundError:
+        return []
+    return sorted(posixpath.basename(f["name"].rstrip("/")) for f in found if f["type"] == "directory")
+
+
 def walk(folder: str) -> Iterator[Entry]:
-    """Every file below `folder`, sorted by name within each sub-folder, listed page by page.
+    """Every file below `folder`, sorted by name within each sub-folder, page by page as the store answers.
 
     Names that start with a dot are left out. Raises: StorageError when `folder` cannot be listed.
     """
@@ -132,13 +147,20 @@ def read_text(uri: str) -> str:
 
 
 def open_seekable(uri: str, block_bytes: int = 1 << 20) -> IO[bytes]:
-    """A file to close by the caller; remote ones are read in ranges of `block_bytes`, not downloaded whole."""
+    """A file to close by the caller; remote ones are read in ranges of `block_bytes`, not downloaded whole.
+
+    Every range is asked for again like any other request; a failure that stays is also kept in
+    `RangeFile.failures`. Raises: FileNotFoundError, StorageError.
+    """
     if not is_remote(uri):
         return local_path(uri).open("rb")
     fs, path = _filesystem(uri)
-    return _attempt(
-        uri, lambda: cast("IO[bytes]", fs.open(path, "rb", block_size=block_bytes, cache_type="readahead"))
-    )
+    size = int(_attempt(uri, lambda: fs.info(path))["size"])
+
+    def fetch(start: int, stop: int) -> bytes:
+        return _attempt(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=stop)))
+
+    return cast("IO[bytes]", RangeFile(fetch, size, block_bytes))
 
 
 def write_bytes(uri: str, content: bytes | memoryview) -> None:
@@ -350,15 +372,35 @@ def _remote_entry(uri: str, name: str, info: dict[str, Any]) -> Entry:
 def _walk_remote(folder: str) -> Iterator[Entry]:
     fs, path = _filesystem(folder)
     root = path.rstrip("/")
+    found = _s3_objects(folder, fs, root) if "s3" in _protocols(fs) else _found(folder, fs, path)
+    for full, info in found:
+        name = full[len(root) :].lstrip("/")
+        if name and not any(part.startswith(".") for part in name.split("/")):
+            yield _remote_entry(join(folder.rstrip("/"), name), name, info)
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _s3_objects(folder: str, fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, description) of every object, page by page: `find` would answer after the last page only."""
+    bucket, _, key = root.partition("/")
+
+    def request(arguments: dict[str, Any]) -> dict[str, Any]:
+        return _attempt(folder, lambda: fs.call_s3("list_objects_v2", Bucket=bucket, **arguments))
+
+    for found in s3_listing.objects(request, f"{key}/" if key else ""):
+        if not found["Key"].endswith("/"):
+            yield f"{bucket}/{found['Key']}", {"size": found["Size"], "ETag": found.get("ETag")}
+
+
+def _found(folder: str, fs: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         found = _attempt(folder, lambda: fs.find(path, detail=True, refresh=True))
     except FileNotFoundError as error:
         raise StorageError(f"{folder} does not exist.") from error
-    for full, info in sorted(found.items()):
-        name = full[len(root) :].lstrip("/")
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if name and not hidden and info.get("type") == "file":
-            yield _remote_entry(join(folder.rstrip("/"), name), name, info)
+    yield from ((full, info) for full, info in sorted(found.items()) if info.get("type") == "file")
 
 
 def _upload(staging: Path, uri: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -40,6 +41,13 @@ def write_video(path: Path, numbers: Sequence[int], size: int = 64, codec: str =
         for number in numbers:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")))
         container.mux(stream.encode())
+
+
+def spoil(place: Path) -> None:
+    """Size and time stay, the content does not: whoever opened the file again would find it bad."""
+    status = place.stat()
+    place.write_bytes(b"\0" * status.st_size)
+    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def write_lerobot(

@@ -48,17 +48,21 @@ def s3_server(**environment: str) -> Iterator[str]:
 
 
 class FlakyProxy:
-    """Passes connections on to `port`, except every so many, which it resets or answers with 503 Slow Down."""
+    """Passes connections on to `port`, except every so many, which it resets or answers with 503 Slow Down.
+
+    Requests that start with `refuse` are always reset.
+    """
 
     SLOW_DOWN = (
         b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: 94\r\nConnection: close\r\n\r\n"
         b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>\n'
     )
 
-    def __init__(self, port: int, reset_every: int = 0, throttle_every: int = 0) -> None:
+    def __init__(self, port: int, reset_every: int = 0, throttle_every: int = 0, refuse: bytes = b"") -> None:
         self._target = port
         self._reset_every, self._throttle_every = reset_every, throttle_every
-        self.resets = self.throttles = self._connections = 0
+        self.refuse = refuse
+        self.resets = self.throttles = self.refused = self._connections = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._serve, daemon=True).start()
@@ -79,10 +83,14 @@ class FlakyProxy:
         with client, contextlib.suppress(OSError):
             if self._reset_every and self._connections % self._reset_every == 0:
                 self.resets += 1
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                self._reset(client)
                 return
             request = self._request(client)
             if not request:
+                return
+            if self.refuse and request.startswith(self.refuse):
+                self.refused += 1
+                self._reset(client)
                 return
             if self._throttle_every and self._connections % self._throttle_every == 0:
                 self.throttles += 1
@@ -94,6 +102,10 @@ class FlakyProxy:
                 while part := server.recv(1 << 16):
                     self.count(part)
                     client.sendall(part)
+
+    @staticmethod
+    def _reset(client: socket.socket) -> None:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
     def count(self, part: bytes) -> None:
         """Sees every part of an answer."""

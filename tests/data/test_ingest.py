@@ -15,8 +15,6 @@ from defi_platform.data.ingest import ingest
 from defi_platform.data.manifest import Manifest, read_quarantine, skipped
 from defi_platform.errors import CorpusError
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
 EXPECTED = {
     "audio_only.mp4": "no_video_stream",
     "flip500_mdat.mp4": "corrupt",

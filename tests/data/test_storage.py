@@ -225,6 +225,34 @@ def test_a_large_file_is_read_by_range(
         proxy.close()
 
 
+@pytest.mark.slow
+def test_a_store_that_fails_while_a_video_is_read_is_to_blame_and_not_the_video(
+    s3: str, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_video(tmp_path / "a.mp4", range(40))
+    content = (tmp_path / "a.mp4").read_bytes()
+    padding = 17 << 20  # more than is fetched whole
+    storage.write_bytes(
+        f"{s3}/big.mp4", content + (padding + 8).to_bytes(4, "big") + b"free" + bytes(padding)
+    )
+    bucket_name = s3.removeprefix("s3://").encode()
+    # Its size is still told, no range of it is given.
+    proxy = FlakyProxy(int(server.rsplit(":", 1)[1]), refuse=b"GET /" + bucket_name + b"/big.mp4")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+    job = DecodeJob(f"{s3}/big.mp4", (0, 39), 64, 64, "decord", 64, 64)
+    try:
+        with DecoderPool(DecodeConfig()) as pool:
+            answers = [
+                *pool.run([job, ProbeJob(f"{s3}/big.mp4"), ProbeJob(f"{s3}/big.mp4#range=0,1000,.mp4")])
+            ]
+            assert [a.reason for a in answers if isinstance(a, BadVideo)] == ["storage"] * 3, answers
+            proxy.refuse = b""
+            (frames,) = pool.run([job])
+            assert isinstance(frames, np.ndarray) and numbers_of(frames) == [0, 39]
+    finally:
+        proxy.close()
+
+
 class CountingProxy(FlakyProxy):
     """Counts the bytes of the answers."""
 

@@ -7,6 +7,7 @@ Layout: T frames, H height, W width; frames are RGB uint8 (T, H, W, 3).
 from __future__ import annotations
 
 import bisect
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from defi_platform.data.reasons import BadVideo
+from defi_platform.data.screening import Screener, Screening
 
 BYTES_PER_PIXEL = 12
 """Working memory of a decoder per pixel: reference pictures, the picture itself and its RGB copy."""
@@ -54,6 +56,8 @@ class ProbeJob:
     uri: str
     thorough: bool = True
     """Decode every frame; otherwise only the first and the last."""
+    screen: bool = False
+    """Score the frames on the way; takes a thorough look."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Probe:
     variable_rate: bool
     times: tuple[float, ...] = ()
     """Seconds of each frame from the first on; only where the rate is variable."""
+    screening: Screening | None = None
+    """Scores of the frames, where the job asked for them."""
 
 
 class Reader(Protocol):
@@ -240,7 +246,7 @@ def _packet_times(container: Any, stream: Any) -> tuple[list[int], list[int]]:
 # --------------------------------------------------------------------------- probing
 
 
-def probe(path: str, thorough: bool, memory_bytes: int) -> Probe:
+def probe(path: str, thorough: bool, memory_bytes: int, screen: bool = False) -> Probe:
     """Judges one local file. Raises: BadVideo with the reason it cannot be used."""
     size = os.path.getsize(path)
     _check_content(path, size)
@@ -250,10 +256,12 @@ def probe(path: str, thorough: bool, memory_bytes: int) -> Probe:
         check_memory(width, height, memory_bytes)
         pts, keys = _packet_times(container, stream)
         _check_count(container, stream, pts)
-        decoded, rotation = _decode_through(path, thorough, keys, pts)
+        seconds = [float((t - pts[0]) * stream.time_base) for t in pts]
+        fps = (len(pts) - 1) / seconds[-1] if seconds[-1] > 0 else 0.0
+        screener = Screener(len(pts), fps, height, width) if screen and thorough else None
+        decoded, rotation = _decode_through(path, thorough, keys, pts, screener)
         if decoded < len(pts):
             raise BadVideo("short", f"{len(pts)} frames listed, {decoded} decode")
-        seconds = [float((t - pts[0]) * stream.time_base) for t in pts]
         codec = stream.codec_context.codec.canonical_name
     if len(pts) < 2:
         raise BadVideo("too_short", f"{len(pts)} frame")
@@ -261,7 +269,7 @@ def probe(path: str, thorough: bool, memory_bytes: int) -> Probe:
     variable = _is_variable(seconds)
     return Probe(
         num_frames=len(pts),
-        fps=(len(pts) - 1) / seconds[-1] if seconds[-1] > 0 else 0.0,
+        fps=fps,
         width=height if turned else width,
         height=width if turned else height,
         codec=codec,
@@ -270,6 +278,7 @@ def probe(path: str, thorough: bool, memory_bytes: int) -> Probe:
         decoder=_choose_decoder(path, len(pts), (width, height) if turned else (height, width)),
         variable_rate=variable,
         times=tuple(seconds) if variable else (),
+        screening=None if screener is None else screener.result(),
     )
 
 
@@ -301,7 +310,9 @@ def _check_count(container: Any, stream: Any, pts: list[int]) -> None:
         raise BadVideo("short", f"the container promises {promised:.2f} s, its pictures end at {ends:.2f} s")
 
 
-def _decode_through(path: str, thorough: bool, keys: list[int], pts: list[int]) -> tuple[int, int]:
+def _decode_through(
+    path: str, thorough: bool, keys: list[int], pts: list[int], screener: Screener | None
+) -> tuple[int, int]:
     """Decodes the file, or its first and last group of pictures: (frames that decode, rotation in degrees)."""
     import av
 
@@ -313,6 +324,8 @@ def _decode_through(path: str, thorough: bool, keys: list[int], pts: list[int]) 
                 if not count:
                     rotation = frame.rotation % 360
                 count += 1
+                if screener is not None:
+                    screener.see(functools.partial(_grey, frame))
                 if not thorough:
                     break
             if thorough:
@@ -326,6 +339,12 @@ def _decode_through(path: str, thorough: bool, keys: list[int], pts: list[int]) 
     except av.FFmpegError as error:
         reason = "memory" if error.errno == 12 else "corrupt"
         raise BadVideo(reason, f"after {count} frames: {_first_line(error)}") from error
+
+
+def _grey(frame: Any, height: int, width: int) -> np.ndarray:
+    """(height, width) uint8."""
+    grey: np.ndarray = frame.to_ndarray(format="gray", height=height, width=width, interpolation="AREA")
+    return grey
 
 
 def _is_variable(seconds: list[float]) -> bool:

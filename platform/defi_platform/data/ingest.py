@@ -2,50 +2,74 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import pyarrow as pa
-import ray
-from tqdm import tqdm
 
 from defi_platform import storage
 from defi_platform.cluster import ray_session
-from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, RayConfig
-from defi_platform.data.decode import Probe, ProbeJob
-from defi_platform.data.decoder_pool import DecoderPool
-from defi_platform.data.manifest import QUARANTINE_SCHEMA, SCHEMA, Manifest, commit_corpus, read_corpus
+from defi_platform.config import CorpusConfig, DataConfig, IngestConfig, to_mapping
+from defi_platform.data.claimed_rows import Rows, rejection, rows_of
+from defi_platform.data.filters import needs_scores
+from defi_platform.data.ingest_table import ingest_table
+from defi_platform.data.manifest import (
+    QUARANTINE_SCHEMA,
+    SCHEMA,
+    Corpus,
+    Manifest,
+    commit_corpus,
+    corpus_folder,
+    forget_quarantined,
+    read_corpus,
+    read_quarantined_later,
+)
+from defi_platform.data.probing import Opening, probe_files
+from defi_platform.data.progress import Progress
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sources import formats
-from defi_platform.data.sources.rows import Claim, Refused
+from defi_platform.data.sources.rows import Claim, Refused, Seen
 from defi_platform.data.split import assign
-from defi_platform.errors import CorpusError
+from defi_platform.data.verdicts import Blocks, Verdict, table_of, verdicts_of
+from defi_platform.data.windows import check_windows
+from defi_platform.errors import CorpusError, UserError
 
-BLOCK_FILES = 16
-"""Files that one probe task opens."""
+ALWAYS_AGAIN = "storage"
+"""The one reason that says nothing of the file: such videos are opened again by every ingest."""
 
-PROBER_CPUS = 0.1
-"""Logical CPUs of a probing actor: small, so that ingest never waits for trainers that hold the rest."""
+FileKey = tuple[str, str]
+"""(uri, version)"""
 
-Verdict = Probe | BadVideo
+
+def run_ingest(config: IngestConfig) -> str:
+    """Brings the manifest up to date on Ray. Returns: the table of what there is. Raises: see `ingest`."""
+    print(f"ingest: {len(config.data.corpora)} corpora into {config.data.manifest}", flush=True)
+    with ray_session(config.ray):
+        ingest(config.data)
+    return ingest_table(config.data.manifest, list(config.data.corpora))
 
 
 def ingest(config: DataConfig) -> Manifest:
     """Brings the manifest up to date with the corpora and opens it.
 
-    Corpora whose files and settings are what they were at the last ingest are reused, unopened.
+    Corpora whose files and settings are what they were at the last ingest are reused, unopened. An ingest that was
+    killed goes on where it was, but for the blocks of files that were open.
 
     Raises: CorpusError when a corpus is absent, empty, of no known format or without a usable video, and with
-    `strict` at the first bad video.
+    `strict` at the first bad video. StorageError when a store is down or refuses.
     """
     if not config.corpora:
         raise CorpusError("data.corpora is empty. Name at least one corpus: data.corpora.NAME.path=FOLDER")
+    # Probing actors have working directories of their own.
+    config = dataclasses.replace(config, manifest=storage.absolute(config.manifest))
+    format_names = _formats(config)
     reused = []
     for name, corpus in config.corpora.items():
         started = time.monotonic()
-        fresh, counts = _ingest_corpus(name, corpus, config)
+        fresh, counts = _ingest_corpus(name, corpus, format_names[name], config)
         if not fresh:
             reused.append(name)
         rejected = {k: n for k, n in counts.items() if k != "videos"}
@@ -66,200 +90,178 @@ def ingest(config: DataConfig) -> Manifest:
     return manifest
 
 
-def _ingest_corpus(name: str, corpus: CorpusConfig, config: DataConfig) -> tuple[bool, dict[str, int]]:
+def _formats(config: DataConfig) -> dict[str, str]:
+    """Format of every corpus: what is wrong with any of them is said before hours go into the first."""
+    found, errors = {}, []
+    for name, corpus in config.corpora.items():
+        try:
+            check_windows(corpus.windows, f"data.corpora.{name}.windows")
+            found[name] = formats.format_of(name, corpus)
+        except UserError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise CorpusError(f"{len(errors)} corpora cannot be read:\n" + "\n".join(f"- {e}" for e in errors))
+    if errors:
+        raise errors[0]
+    return found
+
+
+@dataclass
+class _Listed:
+    """What a corpus says it has."""
+
+    claims: list[Claim] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for item in sorted([repr(c) for c in self.claims] + [repr(r) for r in self.refused]):
+            digest.update(item.encode())
+        return digest.hexdigest()
+
+
+def _ingest_corpus(
+    name: str, corpus: CorpusConfig, format_name: str, config: DataConfig
+) -> tuple[bool, dict[str, int]]:
     """Returns: whether anything had to be written, and the counts of the corpus."""
-    format_name = formats.format_of(name, corpus)
     root = storage.absolute(corpus.path)
-    claims: list[Claim] = []
-    refused: list[Refused] = []
-    for item in tqdm(
-        formats.listing(format_name, root, corpus.fps), f"{name}: listing", unit=" videos", disable=None
-    ):
-        (claims if isinstance(item, Claim) else refused).append(item)
-    if not claims and not refused:
-        raise CorpusError(
-            f"{corpus.path} (data.corpora.{name}.path) lists no video, read as {format_name}. "
-            "Check the path, or set the format of this corpus."
-        )
+    listed = _list(name, corpus, format_name, root)
     settings = {
         "path": root,
         "format": format_name,
         "holdout": config.holdout,
         "fps": corpus.fps,
-        "listing": _fingerprint(claims, refused),
+        "windows": to_mapping(corpus.windows),
+        "filters": to_mapping(corpus.filters),
+        "listing": listed.fingerprint(),
     }
+    blocks = Blocks(corpus_folder(config.manifest, name))
     before = read_corpus(config.manifest, name)
-    if before is not None and before[2].settings == settings:
-        _stop_if_strict(config, name, before[1].to_pylist())
-        return False, before[2].counts
-    known = _known_verdicts(before)
-    verdicts = _verdicts(name, claims, known, config)
-    rows, rejections = _rows(name, format_name, claims, verdicts)
-    rejections += [_rejection(name, r, BadVideo(r.reason, r.message)) for r in refused]
-    rejections.sort(key=lambda row: str(row["video_id"]))
-    _stop_if_strict(config, name, rejections)
-    rows.sort(key=lambda row: str(row["video_id"]))
-    splits = assign([row["episode_id"] or row["video_id"] for row in rows], config.holdout)
-    for row, split in zip(rows, splits, strict=True):
+    reopened = _reopened(config, name, before) if config.retry_quarantined else {}
+    if (
+        before is not None
+        and before.committed.settings == settings
+        and not before.committed.counts.get(ALWAYS_AGAIN)
+        and not reopened
+    ):
+        _stop_if_strict(config, name, before.rejected.to_pylist())
+        blocks.delete()
+        return False, before.committed.counts
+    _stop_if_strict(config, name, [_refusal(name, item) for item in listed.refused])
+    verdicts = _verdicts(name, listed.claims, before, reopened, blocks, config)
+    rows = rows_of(name, corpus, format_name, listed.claims, verdicts)
+    rows.rejected += [_refusal(name, item) for item in listed.refused]
+    _stop_if_strict(config, name, rows.rejected)
+    videos, rejected = _tables(rows, config.holdout)
+    committed = commit_corpus(config.manifest, name, videos, rejected, table_of(verdicts.values()), settings)
+    blocks.delete()
+    if config.retry_quarantined:
+        forget_quarantined(config.manifest, name)
+    return True, committed.counts
+
+
+def _list(name: str, corpus: CorpusConfig, format_name: str, root: str) -> _Listed:
+    listed = _Listed()
+    with Progress(f"ingest: {name}: listing", "videos") as progress:
+        for item in formats.listing(format_name, root, corpus.fps):
+            if isinstance(item, Seen):
+                progress.step(0, f"{item.files:,} files seen")
+            elif isinstance(item, Claim):
+                listed.claims.append(item)
+                progress.step()
+            else:
+                listed.refused.append(item)
+                progress.step()
+    if not listed.claims and not listed.refused:
+        raise CorpusError(
+            f"{corpus.path} (data.corpora.{name}.path) lists no video, read as {format_name}. "
+            "Check the path, or set the format of this corpus."
+        )
+    return listed
+
+
+def _tables(rows: Rows, holdout: float) -> tuple[pa.Table, pa.Table]:
+    """(manifest, quarantine) of a corpus, in order of the ids."""
+    for part in (rows.videos, rows.rejected):
+        part.sort(key=lambda row: str(row["video_id"]))
+    splits = assign([row["episode_id"] or row["video_id"] for row in rows.videos], holdout)
+    for row, split in zip(rows.videos, splits, strict=True):
         row["split"] = row["split"] or split
-    videos = pa.Table.from_pylist(rows, schema=SCHEMA)
-    rejected = pa.Table.from_pylist(rejections, schema=QUARANTINE_SCHEMA)
-    return True, commit_corpus(config.manifest, name, videos, rejected, settings).counts
+    return (
+        pa.Table.from_pylist(rows.videos, schema=SCHEMA),
+        pa.Table.from_pylist(rows.rejected, schema=QUARANTINE_SCHEMA),
+    )
 
 
-def _fingerprint(claims: Sequence[Claim], refused: Sequence[Refused]) -> str:
-    digest = hashlib.sha256()
-    for item in sorted([repr(c) for c in claims] + [repr(r) for r in refused]):
-        digest.update(item.encode())
-    return digest.hexdigest()
+def _refusal(name: str, item: Refused) -> dict[str, object]:
+    return rejection(name, item, BadVideo(item.reason, item.message), attempts=1)
 
 
-def _stop_if_strict(config: DataConfig, name: str, rejections: list[dict[str, Any]]) -> None:
-    if config.strict and rejections:
-        first = rejections[0]
+def _stop_if_strict(config: DataConfig, name: str, rejections: Iterable[dict[str, object]]) -> None:
+    for first in rejections if config.strict else ():
         raise CorpusError(
             f"{first['uri']} (corpus {name}, video {first['video_id']}) is bad: {first['reason']}, {first['message']}. "
             "Repair or remove it, or set data.strict=false to put bad videos into quarantine."
         )
 
 
-# --------------------------------------------------------------------------- probing
-
-
-def _known_verdicts(before: tuple[pa.Table, pa.Table, Any] | None) -> dict[tuple[str, str], Verdict]:
-    """Verdicts of an earlier ingest by (uri, version), where one file is one video."""
-    if before is None:
-        return {}
-    known: dict[tuple[str, str], Verdict] = {}
-    for row in before[0].to_pylist():
-        # A file that several episodes share has more frames than any row says, so it is opened again.
-        if row["first_frame"] == 0 and row["source"] not in SHARED_FILES:
-            known[row["uri"], row["version"]] = Probe(
-                row["num_frames"], row["fps"], row["width"], row["height"], row["codec"], row["bytes"], 0,
-                row["decoder"], row["variable_rate"],
-            )  # fmt: skip
-    for row in before[1].to_pylist():
-        if row["version"] and row["reason"] not in ("storage", "timeout", "crash"):
-            known[row["uri"], row["version"]] = BadVideo(row["reason"], row["message"])
-    return known
-
-
-SHARED_FILES = frozenset({"lerobot_v3"})
-"""Formats in which one file holds several videos."""
+# --------------------------------------------------------------------------- verdicts
 
 
 def _verdicts(
-    name: str, claims: Sequence[Claim], known: dict[tuple[str, str], Verdict], config: DataConfig
+    name: str,
+    claims: Sequence[Claim],
+    before: Corpus | None,
+    reopened: dict[FileKey, int],
+    blocks: Blocks,
+    config: DataConfig,
 ) -> dict[str, Verdict]:
     """Uri -> what its file is; files that were judged before in this version are not opened again."""
     versions = {claim.uri: claim.version for claim in claims}
+    known: dict[FileKey, Verdict] = {}
+    if before is not None:
+        known = {(v.uri, v.version): v for v in verdicts_of(before.opened)}
+    attempts = {key: verdict.attempts for key, verdict in known.items() if verdict.bad} | reopened
+    screen = _needs_screening(config.corpora[name])
+    for key in [k for k, v in known.items() if k in reopened or _again(v) or (screen and not v.screened)]:
+        del known[key]
+    # What an ingest that was killed has judged is newer than the last commit.
+    kept = {(v.uri, v.version): v for v in blocks.read() if v.screened or not screen}
+    known |= {key: v for key, v in kept.items() if v.attempts > attempts.get(key, 0)}
     verdicts = {uri: known[uri, v] for uri, v in versions.items() if (uri, v) in known}
-    todo = sorted(uri for uri in versions if uri not in verdicts)
-    with tqdm(total=len(todo), desc=f"{name}: probing", unit=" files", disable=None) as progress:
-        for uri, verdict in probe_files(todo, config.decode):
-            verdicts[uri] = verdict
-            progress.update()
+    todo = [
+        Opening(uri, versions[uri], attempts.get((uri, versions[uri]), 0) + 1, screen)
+        for uri in sorted(versions)
+        if uri not in verdicts
+    ]
+    if kept and len(todo) < len(versions):
+        print(f"ingest: {name}: goes on, {len(todo)} of {len(versions)} files left to open", flush=True)
+    bad = 0
+    with Progress(f"ingest: {name}: opened", "files", len(todo)) as progress:
+        for verdict in probe_files(todo, config.decode, corpus_folder(config.manifest, name)):
+            verdicts[verdict.uri] = verdict
+            bad += verdict.bad is not None
+            progress.step(note=f"{bad} bad" if bad else "")
+            if verdict.bad is not None and config.strict:
+                claim = next(claim for claim in claims if claim.uri == verdict.uri)
+                _stop_if_strict(config, name, [rejection(name, claim, verdict.bad, verdict.attempts)])
     return verdicts
 
 
-def probe_files(uris: Sequence[str], limits: DecodeConfig) -> Iterator[tuple[str, Verdict]]:
-    """Opens files on Ray, in processes that can be killed; yields verdicts as they come."""
-    if not uris:
-        return
-    blocks = [list(uris[i : i + BLOCK_FILES]) for i in range(0, len(uris), BLOCK_FILES)]
-    with ray_session(RayConfig()):
-        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        actors = [_Prober.remote(limits) for _ in range(min(len(blocks), cpus))]  # type: ignore[attr-defined]
-        pool = ray.util.ActorPool(actors)
-        try:
-            for verdicts in pool.map_unordered(lambda actor, block: actor.probe.remote(block), blocks):
-                yield from verdicts
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+def _needs_screening(corpus: CorpusConfig) -> bool:
+    return needs_scores(corpus.filters) or corpus.windows.mode == "shots"
 
 
-@ray.remote(num_cpus=PROBER_CPUS, max_restarts=3, max_task_retries=3)
-class _Prober:
-    """Probes blocks of files in decoder processes of its own."""
-
-    def __init__(self, limits: DecodeConfig) -> None:
-        self._pool = DecoderPool(limits)
-
-    def probe(self, uris: list[str]) -> list[tuple[str, Verdict]]:
-        jobs = [ProbeJob(uri) for uri in uris]
-        return list(zip(uris, self._pool.run(jobs), strict=True))  # type: ignore[arg-type]
+def _again(verdict: Verdict) -> bool:
+    return verdict.bad is not None and verdict.bad.reason == ALWAYS_AGAIN
 
 
-# --------------------------------------------------------------------------- rows
-
-
-def _rows(
-    name: str, format_name: str, claims: Sequence[Claim], verdicts: dict[str, Verdict]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Manifest rows of the good videos and quarantine rows of the others."""
-    rows, rejections = [], []
-    for claim in claims:
-        verdict = verdicts[claim.uri]
-        problem = verdict if isinstance(verdict, BadVideo) else _broken_promise(claim, verdict)
-        if problem is not None:
-            rejections.append(_rejection(name, claim, problem))
-            continue
-        assert isinstance(verdict, Probe)
-        rows.append(
-            {
-                "corpus": name,
-                "video_id": claim.video_id,
-                "uri": claim.uri,
-                "camera": claim.camera,
-                "text": claim.text,
-                "split": claim.split,
-                "num_frames": claim.num_frames or verdict.num_frames - claim.first_frame,
-                "fps": claim.fps or verdict.fps,
-                "width": verdict.width,
-                "height": verdict.height,
-                "codec": verdict.codec,
-                "bytes": claim.bytes or verdict.bytes,
-                "source": format_name,
-                "episode_id": claim.episode_id,
-                "num_actions": claim.num_actions,
-                "first_frame": claim.first_frame,
-                "decoder": verdict.decoder,
-                "variable_rate": verdict.variable_rate and claim.fps is None,
-                "signals_uri": claim.signals_uri,
-                "version": claim.version,
-            }
-        )
-    return rows, rejections
-
-
-def _broken_promise(claim: Claim, probe: Probe) -> BadVideo | None:
-    """What the source says against what the file holds: the guard against silent shortening."""
-    if claim.num_frames is not None:
-        if claim.first_frame + claim.num_frames > probe.num_frames:
-            return BadVideo(
-                "short",
-                f"the source puts frames {claim.first_frame} to {claim.first_frame + claim.num_frames - 1} "
-                f"into a file of {probe.num_frames}",
-            )
-        if claim.num_frames < 2:
-            return BadVideo("too_short", f"{claim.num_frames} frame")
-    if claim.min_frames is not None and probe.num_frames < claim.min_frames:
-        return BadVideo(
-            "short", f"the annotation has {claim.min_frames} entries, the file {probe.num_frames} frames"
-        )
-    return None
-
-
-def _rejection(name: str, item: Claim | Refused, problem: BadVideo) -> dict[str, Any]:
-    return {
-        "corpus": name,
-        "video_id": item.video_id,
-        "uri": item.uri,
-        "reason": problem.reason,
-        "message": problem.message,
-        "stage": "ingest",
-        "attempts": 1,
-        "decoder": "",
-        "version": item.version,
-    }
+def _reopened(config: DataConfig, name: str, before: Corpus | None) -> dict[FileKey, int]:
+    """(uri, version) of everything in quarantine, at ingest or later -> how often it was tried."""
+    rows = [] if before is None else before.rejected.to_pylist()
+    rows += read_quarantined_later(config.manifest, name).to_pylist()
+    tried: dict[FileKey, int] = {}
+    for row in rows:
+        key = row["uri"], row["version"]
+        tried[key] = max(tried.get(key, 0), row["attempts"])
+    return tried

@@ -3,7 +3,8 @@
     <folder>/corpora/<name>/videos-<hash>.parquet       rows of a corpus
     <folder>/corpora/<name>/videos-<hash>.arrow         the same, laid out to be mapped into memory, not read
     <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected, with its reason
-    <folder>/corpora/<name>/committed.json              written last: names the two files above
+    <folder>/corpora/<name>/opened-<hash>.parquet       what every file was found to be, see verdicts.py
+    <folder>/corpora/<name>/committed.json              written last: names the files above
     <folder>/quarantine/<stage>-<id>.parquet            what later stages rejected
 
 The order of rows is part of the contract, since the plan counts on it: corpora as configured, then `video_id`.
@@ -53,10 +54,16 @@ SCHEMA = pa.schema(
         ("variable_rate", pa.bool_()),
         ("signals_uri", pa.string()),
         ("version", pa.string()),
+        ("times", pa.list_(pa.float32())),
+        ("luma", pa.float32()),
+        ("motion", pa.float32()),
+        ("sharpness", pa.float32()),
     ]
 )
 """`first_frame`: where the video starts in its file; `signals_uri`: the file with its actions;
-`version`: of the file, as its store knows it. `width` and `height` are as displayed, after rotation."""
+`version`: of the file, as its store knows it. `width` and `height` are as displayed, after rotation.
+`times`: seconds of each frame from the video's first on, where `variable_rate`; else null.
+`luma`, `motion`, `sharpness`: see `filters.Scores`; null where no filter asked."""
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -74,6 +81,11 @@ QUARANTINE_SCHEMA = pa.schema(
 
 COMMITTED = "committed.json"
 
+TABLES = ("videos-", "rejected-", "opened-")
+
+LAYOUT = 3
+"""Of the tables in a committed corpus; those of another one are made again by the next ingest."""
+
 
 @dataclass(frozen=True)
 class Committed:
@@ -81,10 +93,23 @@ class Committed:
 
     videos: str
     rejected: str
+    opened: str
     settings: dict[str, Any]
     """What the rows depend on besides the files: path, format, holdout."""
     counts: dict[str, int]
     """`videos`, and one count per reason of rejection."""
+    layout: int = LAYOUT
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The committed tables of one corpus."""
+
+    videos: pa.Table
+    rejected: pa.Table
+    opened: pa.Table
+    """By `verdicts.SCHEMA`: one row per file."""
+    committed: Committed
 
 
 class Manifest:
@@ -126,7 +151,7 @@ class Manifest:
             committed = read_committed(folder, name)
             if committed is None:
                 raise CorpusError(
-                    f"{folder} has no committed manifest of corpus '{name}'. "
+                    f"{folder} has no committed manifest of corpus '{name}' that this version can read. "
                     f"There is: {', '.join(listed) or 'nothing'}. Run the ingest first."
                 )
             parts.append(_mapped_table(_corpus_file(folder, name, committed.videos)))
@@ -146,6 +171,14 @@ class Manifest:
         """A numeric column as an array of one entry per row."""
         parts = [part.column(column).to_numpy() for part in self._parts]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def rows_where(self, column: str) -> np.ndarray:
+        """int64: rows whose flag is set, in order."""
+        found = [
+            np.flatnonzero(pc.fill_null(part.column(column), False).to_numpy()) + start
+            for start, part in zip(self._starts.tolist(), self._parts, strict=False)
+        ]
+        return np.concatenate(found)
 
     def codes(self, column: str) -> tuple[np.ndarray, list[str]]:
         """A text column as (code per row, texts by code)."""
@@ -202,6 +235,8 @@ class Manifest:
             codes, texts = self.codes(column)
             digest.update(repr(texts).encode())
             digest.update(codes.tobytes())
+        for value in self.take("times", self.rows_where("variable_rate")):
+            digest.update(np.asarray(value, np.float32).tobytes())
         for part in self._parts:
             ids = part.column("video_id").combine_chunks()
             digest.update(pc.binary_length(ids).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
@@ -233,22 +268,21 @@ def _text_bytes(texts: pa.LargeStringArray) -> memoryview:
 
 
 def read_committed(folder: str, name: str) -> Committed | None:
-    """The commit marker of a corpus; None when it was never written to its end."""
+    """The commit marker of a corpus; None when it was never written to its end, or by another layout."""
     place = _corpus_file(folder, name, COMMITTED)
     try:
         raw = json.loads(storage.read_bytes(place))
-        return Committed(**raw)
+        return Committed(**raw) if raw.get("layout") == LAYOUT else None
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise CorpusError(f"{place} is damaged ({error}); delete it and run the ingest again.") from error
 
 
 def commit_corpus(
-    folder: str, name: str, videos: pa.Table, rejected: pa.Table, settings: dict[str, Any]
+    folder: str, name: str, videos: pa.Table, rejected: pa.Table, opened: pa.Table, settings: dict[str, Any]
 ) -> Committed:
-    """Stores the rows of a corpus; they count once the marker, written last, is there."""
-    before = read_committed(folder, name)
+    """Stores the tables of a corpus; they count once the marker, written last, is there."""
     file = _write_table(folder, name, "videos", videos)
     storage.write_bytes(_corpus_file(folder, name, _arrow_name(file)), _arrow(videos))
     counts = {"videos": videos.num_rows}
@@ -257,25 +291,34 @@ def commit_corpus(
     committed = Committed(
         videos=file,
         rejected=_write_table(folder, name, "rejected", rejected),
+        opened=_write_table(folder, name, "opened", opened),
         settings=settings,
         counts=counts,
     )
     storage.write_text(_corpus_file(folder, name, COMMITTED), json.dumps(committed.__dict__, indent=1))
-    if before is not None:
-        for old in {before.videos, before.rejected} - {committed.videos, committed.rejected}:
+    current = {COMMITTED, file, _arrow_name(file), committed.rejected, committed.opened}
+    for old in storage.names(corpus_folder(folder, name)):
+        # Tables of earlier commits, and of ingests that were killed before theirs.
+        if old not in current and old.startswith(TABLES):
             storage.delete(_corpus_file(folder, name, old))
-            storage.delete(_corpus_file(folder, name, _arrow_name(old)))
     return committed
 
 
-def read_corpus(folder: str, name: str) -> tuple[pa.Table, pa.Table, Committed] | None:
-    """(videos, rejected, marker) of one corpus; None when it is not committed."""
+def read_corpus(folder: str, name: str) -> Corpus | None:
+    """The tables and the marker of one corpus; None when it is not committed."""
     committed = read_committed(folder, name)
     if committed is None:
         return None
-    videos = _read_table(_corpus_file(folder, name, committed.videos))
-    rejected = _read_table(_corpus_file(folder, name, committed.rejected))
-    return videos, rejected, committed
+    videos, rejected, opened = (
+        _read_table(_corpus_file(folder, name, file))
+        for file in (committed.videos, committed.rejected, committed.opened)
+    )
+    return Corpus(videos, rejected, opened, committed)
+
+
+def corpus_folder(folder: str, name: str) -> str:
+    """Where the tables of a corpus lie."""
+    return storage.join(folder, "corpora", name)
 
 
 def add_to_quarantine(folder: str, entries: Iterable[dict[str, Any]], stage: str) -> None:
@@ -290,13 +333,35 @@ def read_quarantine(folder: str) -> pa.Table:
     """Every rejected video of every stage, one row per event."""
     tables = [QUARANTINE_SCHEMA.empty_table()]
     for name in storage.names(storage.join(folder, "corpora")):
-        found = read_corpus(folder, name)
-        if found is not None:
-            tables.append(found[1])
-    for name in storage.names(storage.join(folder, "quarantine")):
-        if name.endswith(".parquet"):
-            tables.append(_read_table(storage.join(folder, "quarantine", name)))
-    return pa.concat_tables(tables)
+        committed = read_committed(folder, name)
+        if committed is not None:
+            tables.append(_read_table(_corpus_file(folder, name, committed.rejected)))
+    return pa.concat_tables([*tables, *(_read_table(place) for place in _later_events(folder))])
+
+
+def read_quarantined_later(folder: str, name: str) -> pa.Table:
+    """What stages after the ingest rejected of one corpus."""
+    tables = [_read_table(place) for place in _later_events(folder)]
+    events = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *tables])
+    return events.filter(pc.equal(events.column("corpus"), name))
+
+
+def forget_quarantined(folder: str, name: str) -> None:
+    """Drops what stages after the ingest rejected of one corpus: its videos have been opened again."""
+    for place in _later_events(folder):
+        events = _read_table(place)
+        others = events.filter(pc.not_equal(events.column("corpus"), name))
+        if others.num_rows == events.num_rows:
+            continue
+        if others.num_rows:
+            storage.write_bytes(place, _encoded(others))
+        else:
+            storage.delete(place)
+
+
+def _later_events(folder: str) -> list[str]:
+    below = storage.join(folder, "quarantine")
+    return [storage.join(below, name) for name in storage.names(below) if name.endswith(".parquet")]
 
 
 def skipped(folder: str) -> dict[str, int]:
@@ -309,7 +374,7 @@ def skipped(folder: str) -> dict[str, int]:
 
 
 def _corpus_file(folder: str, name: str, file: str) -> str:
-    return storage.join(folder, "corpora", name, file)
+    return storage.join(corpus_folder(folder, name), file)
 
 
 def _write_table(folder: str, name: str, kind: str, table: pa.Table) -> str:

@@ -94,6 +94,7 @@ class Plan:
         """Why videos of the chosen corpora and split are not drawn -> how many."""
         self._num_frames = manifest.numbers("num_frames")
         self._fps = manifest.numbers("fps")
+        self._variable = manifest.rows_where("variable_rate")
         self._streams = self._make_streams()
         self._sizes = np.array([s.size for s in self._streams], np.int64)
         self._keys = np.array([s.key for s in self._streams], np.uint64)
@@ -183,7 +184,10 @@ class Plan:
                 ]
             rows[chosen] = source.rows[unit]
         first = rows[:, 0]
-        return rows, self.rule.indices(self._num_frames[first].astype(np.int64), self._fps[first], draw)
+        indices = self.rule.indices(self._num_frames[first].astype(np.int64), self._fps[first], draw)
+        if len(self._variable):
+            self._follow_times(first, indices, draw)
+        return rows, indices
 
     def __getstate__(self) -> dict[str, object]:
         return {
@@ -199,6 +203,13 @@ class Plan:
         self.__init__(**state)  # type: ignore[misc]
 
     # ----------------------------------------------------------------------- inside
+
+    def _follow_times(self, rows: np.ndarray, indices: np.ndarray, draw: np.ndarray) -> None:
+        """Sets the frame numbers of videos of variable rate by the times of their frames."""
+        place = np.minimum(np.searchsorted(self._variable, rows), len(self._variable) - 1)
+        chosen = np.flatnonzero(self._variable[place] == rows)
+        for sample, times in zip(chosen.tolist(), self.manifest.take("times", rows[chosen]), strict=True):
+            indices[sample] = self.rule.at_times(np.asarray(times, np.float64), float(draw[sample]))
 
     def _samples(self, ks: np.ndarray, attempts: np.ndarray) -> list[Sample]:
         rows, indices = self.locate(ks, attempts)

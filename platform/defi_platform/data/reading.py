@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import io
 import posixpath
 import tempfile
@@ -28,9 +30,17 @@ from defi_platform.data.decode import (
     probe,
 )
 from defi_platform.data.reasons import BadVideo
+from defi_platform.data.screening import Screener
+from defi_platform.range_file import RangeFile
 
 OPEN_FILES = 8
 """Files kept open: many episodes of a LeRobot dataset share one file, and opening indexes all of it."""
+
+MACHINE_ERRORS = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
+)
+"""Errors of a disk, a network mount or this machine, not of the file: told by Python's own OSErrors only,
+since codecs mean something else by the same numbers."""
 
 SMALL_FILE_BYTES = 16 << 20
 """Remote files up to this size are fetched whole; larger ones are read by range."""
@@ -51,28 +61,29 @@ class Jobs:
     def decode(self, job: DecodeJob, out: np.ndarray) -> None:
         """Writes the frames of `job` to `out` (T, H, W, 3) uint8. Raises: BadVideo."""
         check_memory(job.source_width, job.source_height, self._memory_bytes)
-        try:
-            frames = self._frames(job, job.decoder)
-        except BadVideo as error:
-            if job.decoder != "decord" or error.reason in ("missing", "storage", "memory"):
-                raise
-            frames = self._frames(job, "pyav")
+        with _store_to_blame(parse(job.uri).path):
+            try:
+                frames = self._frames(job, job.decoder)
+            except BadVideo as error:
+                if job.decoder != "decord" or error.reason in ("missing", "storage", "memory"):
+                    raise
+                frames = self._frames(job, "pyav")
         out[...] = centre_crop(frames, job.height, job.width)
 
     def probe(self, job: ProbeJob) -> Probe:
         """Judges the video of `job`. Raises: BadVideo."""
         self.files_opened += 1
         where = parse(job.uri)
-        with _missing_is_bad(where.path):
+        with _store_to_blame(where.path):
             if where.kind == "file":
                 with storage.local_copy(where.path) as path:
-                    return probe(str(path), job.thorough, self._memory_bytes)
+                    return probe(str(path), job.thorough, self._memory_bytes, job.screen)
             if where.kind == "range":
                 with tempfile.NamedTemporaryFile(suffix=posixpath.splitext(where.where[-1])[1]) as file:
                     file.write(_slice(where))
                     file.flush()
-                    return probe(file.name, job.thorough, self._memory_bytes)
-            return _probe_store(where, job.thorough, self._memory_bytes)
+                    return probe(file.name, job.thorough, self._memory_bytes, job.screen)
+            return _probe_store(where, job, self._memory_bytes)
 
     def _frames(self, job: DecodeJob, decoder: str) -> np.ndarray:
         size = self._size(job)
@@ -95,18 +106,18 @@ class Jobs:
 
     def _opened(self, uri: str, decoder: str, size: tuple[int, int]) -> Reader:
         where = parse(uri)
-        with _missing_is_bad(where.path):
-            if where.kind == "range":
-                return _video_reader(io.BytesIO(_slice(where)), decoder, size)
-            if where.kind != "file":
-                return frame_stores().open_store(where, size)
-            if not storage.is_remote(where.path):
-                open(where.path, "rb").close()
-                return _video_reader(where.path, decoder, size)
-            if storage.entry(where.path).bytes <= SMALL_FILE_BYTES:
-                return _video_reader(io.BytesIO(storage.read_bytes(where.path)), decoder, size)
-            # decord reads file objects to their end before it opens them; PyAV seeks.
-            return PyavReader(storage.open_seekable(where.path), size)
+        if where.kind == "range":
+            return _video_reader(io.BytesIO(_slice(where)), decoder, size)
+        if where.kind != "file":
+            opened: Reader = frame_stores().open_store(where, size)
+            return opened
+        if not storage.is_remote(where.path):
+            open(where.path, "rb").close()
+            return _video_reader(where.path, decoder, size)
+        if storage.entry(where.path).bytes <= SMALL_FILE_BYTES:
+            return _video_reader(io.BytesIO(storage.read_bytes(where.path)), decoder, size)
+        # decord reads file objects to their end before it opens them; PyAV seeks.
+        return PyavReader(storage.open_seekable(where.path), size)
 
 
 def frame_stores() -> ModuleType:
@@ -130,31 +141,61 @@ def _slice(where: Address) -> bytes:
     return content
 
 
-def _probe_store(where: Address, thorough: bool, memory_bytes: int) -> Probe:
+def _probe_store(where: Address, job: ProbeJob, memory_bytes: int) -> Probe:
     store = frame_stores().open_store(where, None, verify=True)
     try:
         if store.num_frames < 2:
             raise BadVideo("too_short", f"{store.num_frames} frame")
         width, height = store.picture(0).size
         check_memory(width, height, memory_bytes)
+        screener = Screener(store.num_frames, 0.0, height, width) if job.screen and job.thorough else None
         blank = True
-        for index in range(store.num_frames) if thorough else [0, store.num_frames - 1]:
+        for index in range(store.num_frames) if job.thorough else [0, store.num_frames - 1]:
             picture = store.picture(index)
             if picture.size != (width, height):
                 raise BadVideo("corrupt", f"frame {index} is of another size than the first")
+            if screener is not None:
+                screener.see(functools.partial(_grey, picture.convert("L")))
             blank = blank and all(low == high for low, high in picture.getextrema())
         if blank:
             raise BadVideo("black", "every frame is of one colour, as where a camera was absent")
-        return Probe(store.num_frames, 0.0, width, height, store.codec, 0, 0, "store", False)
+        screening = None if screener is None else screener.result()
+        return Probe(
+            store.num_frames, 0.0, width, height, store.codec, 0, 0, "store", False, screening=screening
+        )
     finally:
         store.close()
 
 
+def _grey(picture: Any, height: int, width: int) -> np.ndarray:
+    """(height, width) uint8 of a grey picture; box scaling, as the video's."""
+    return np.asarray(picture.resize((width, height), picture.Resampling.BOX))
+
+
 @contextlib.contextmanager
-def _missing_is_bad(uri: str) -> Iterator[None]:
+def _store_to_blame(uri: str) -> Iterator[None]:
+    """Keeps what a store does apart from what is in the file: a video is not corrupt because its store is down."""
+    RangeFile.failures.clear()
     try:
         yield
+        _look_for_failed_ranges(uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadVideo("missing", f"{uri} is not there") from error
     except (PermissionError, storage.StorageError) as error:
         raise BadVideo("storage", f"{uri}: {error}") from error
+    except Exception as error:
+        # Codec libraries tell a failed read as damage, or as anything else.
+        _look_for_failed_ranges(uri)
+        if (
+            isinstance(error, OSError)
+            and type(error).__module__ == "builtins"
+            and error.errno in MACHINE_ERRORS
+        ):
+            raise BadVideo("storage", f"{uri}: {error}") from error
+        raise
+
+
+def _look_for_failed_ranges(uri: str) -> None:
+    for failure in RangeFile.failures:
+        reason = "missing" if isinstance(failure, FileNotFoundError) else "storage"
+        raise BadVideo(reason, f"{uri}: {failure}") from failure

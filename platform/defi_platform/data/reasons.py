@@ -13,7 +13,7 @@ REASONS: Final[dict[str, str]] = {
     "unreadable": "the container cannot be opened, for example because its index is missing",
     "short": "fewer frames than the container, the annotation or the episode promises",
     "corrupt": "frames in it fail to decode",
-    "too_short": "fewer than two frames",
+    "too_short": "fewer than two frames, or seconds than the corpus asks for",
     "memory": "needs more memory than decode.memory_mb",
     "timeout": "took longer than decode.timeout_s",
     "crash": "killed the process that decoded it",

@@ -1,6 +1,9 @@
 """How a sample is cut out of a video: clips for GFDM, pairs for GIDM, chunks for the policy.
 
 N samples, T frames. Frame numbers are relative to the video's own start.
+
+Every rule answers twice: `indices` for many videos of a steady rate at once, `at_times` for one video whose frames
+come at times of their own.
 """
 
 from __future__ import annotations
@@ -31,6 +34,12 @@ class ClipRule:
         steps = np.linspace(0.0, 1.0, self.frames)
         return np.asarray(start[:, None] + np.rint(steps[None, :] * span[:, None]).astype(np.int64))
 
+    def at_times(self, times: np.ndarray, draw: float) -> np.ndarray:
+        """(T,) frame numbers. `times`: seconds of each frame, from 0 on."""
+        span = times[-1] if self.span_s is None else min(self.span_s, times[-1])
+        start = draw * (times[-1] - span)
+        return _nearest(times, start + np.linspace(0.0, 1.0, self.frames) * span)
+
 
 @dataclass(frozen=True)
 class PairRule:
@@ -53,6 +62,23 @@ class PairRule:
         start = np.floor(draw * (num_frames - gap)).astype(np.int64)
         return np.stack([start, start + gap], axis=1)
 
+    def at_times(self, times: np.ndarray, draw: float) -> np.ndarray:
+        """(2,) frame numbers. `times`: seconds of each frame, from 0 on.
+
+        Drawn from the pairs whose distance is within half a usual frame of the interval; where a video has none,
+        because it stands still for longer, from those that come closest.
+        """
+        second = np.maximum(
+            _nearest(times, times + self.interval_s), np.minimum(np.arange(1, len(times) + 1), len(times) - 1)
+        )
+        error = np.abs(times[second] - times - self.interval_s)
+        # The last frame has no successor to pair with.
+        error[-1] = np.inf
+        allowed = max(float(error.min()), float(np.median(np.diff(times))) / 2) + 1e-3
+        first = np.flatnonzero(error <= allowed)
+        chosen = int(first[int(draw * len(first))])
+        return np.array([chosen, second[chosen]])
+
 
 @dataclass(frozen=True)
 class ChunkRule:
@@ -68,6 +94,16 @@ class ChunkRule:
     def indices(self, num_frames: np.ndarray, fps: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """(N, 1) frame numbers t."""
         return np.floor(draw * num_frames).astype(np.int64)[:, None]
+
+    def at_times(self, times: np.ndarray, draw: float) -> np.ndarray:
+        """(1,) frame number t: every frame is a sample, whenever it comes."""
+        return np.array([int(draw * len(times))])
+
+
+def _nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Frame closest to each of the `wanted` seconds."""
+    after = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
+    return np.asarray(after - (wanted - times[after - 1] < times[after] - wanted))
 
 
 Rule = ClipRule | PairRule | ChunkRule

@@ -12,8 +12,9 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.sources.lerobot_signals import matrix
-from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals, claim_or_missing
+from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals, claim_or_missing, files_below
 from defi_platform.errors import CorpusError
+from defi_platform.side_by_side import side_by_side
 
 FRAME_LISTS = ("state", "states", "action", "actions")
 """Per-frame lists, of n or n - 1 entries, that tell how long the video is."""
@@ -26,12 +27,15 @@ def detect(root: str, top: set[str]) -> bool:
 
 def listing(root: str, fps: float | None = None) -> Listing:
     """Videos named by the annotations. The first of `texts` is the instruction."""
-    files = {entry.name: entry for entry in storage.walk(root)}
+    files = yield from files_below(root)
     annotations = [n for n in files if n.startswith("annotation/") and n.endswith(".json")]
-    for name in annotations:
+    contents = side_by_side(
+        lambda name: storage.read_bytes(files[name].uri), annotations, storage.is_remote(root)
+    )
+    for name, content in contents:
         episode = name.removeprefix("annotation/").removesuffix(".json")
         try:
-            annotation = json.loads(storage.read_bytes(files[name].uri))
+            annotation = json.loads(content)
             videos = [str(video["video_path"]) for video in annotation["videos"]]
             texts = annotation.get("texts") or [""]
             text = str(texts[0])

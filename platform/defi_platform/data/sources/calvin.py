@@ -15,7 +15,7 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.address import address, parse
-from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals
+from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals, files_below
 from defi_platform.data.split import VALIDATION
 from defi_platform.errors import CorpusError
 
@@ -43,7 +43,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
         place = storage.join(root, folder, ANNOTATIONS)
         if not storage.exists(place):
             continue
-        files = {entry.name: entry for entry in storage.walk(storage.join(root, folder))}
+        files = yield from files_below(storage.join(root, folder))
         split = VALIDATION if folder == VALIDATION and storage.exists(storage.join(root, "training")) else ""
         for (first, last), text in _segments(place):
             episode = f"{folder}/{first:07d}-{last:07d}"

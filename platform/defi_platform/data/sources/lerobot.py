@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from defi_platform import storage
 from defi_platform.data.sources.lerobot_signals import read_signals
-from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing
+from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing, files_below
 from defi_platform.errors import CorpusError
 
 __all__ = ["Info", "detect", "episodes", "is_v3", "listing", "read_info", "read_signals"]
@@ -71,7 +71,7 @@ def is_v3(root: str) -> bool:
 def listing(root: str, fps: float | None = None) -> Listing:
     """One claim per episode and camera, located by `from_timestamp` at the dataset's `fps`."""
     info = read_info(root)
-    files = {entry.name: entry for entry in storage.walk(root)}
+    files = yield from files_below(root)
     with_actions = "action" in info.features
     for episode in episodes(root, files):
         index = int(episode["episode_index"])

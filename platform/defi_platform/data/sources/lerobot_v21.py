@@ -11,7 +11,7 @@ from typing import Any
 from defi_platform import storage
 from defi_platform.data.sources.lerobot import is_v3, read_info
 from defi_platform.data.sources.lerobot_signals import read_signals
-from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing
+from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing, files_below
 
 __all__ = ["detect", "listing", "read_signals"]
 
@@ -24,7 +24,7 @@ def detect(root: str, top: set[str]) -> bool:
 def listing(root: str, fps: float | None = None) -> Listing:
     """One claim per episode and camera that `meta/episodes.jsonl` names, there or not."""
     info = read_info(root)
-    files = {entry.name: entry for entry in storage.walk(root)}
+    files = yield from files_below(root)
     tasks = _tasks(root)
     for number, line in enumerate(_lines(root, "episodes.jsonl")):
         try:

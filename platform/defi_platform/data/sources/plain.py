@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 
 from defi_platform import storage
-from defi_platform.data.sources.rows import Claim, Listing, Refused
+from defi_platform.data.sources.rows import Claim, Listing, Refused, files_below
 from defi_platform.data.sources.texts import read_texts
 
 VIDEO_SUFFIXES = frozenset(
@@ -25,7 +25,7 @@ def detect(root: str, top: set[str]) -> bool:
 
 def listing(root: str, fps: float | None = None) -> Listing:
     """Every video file, with its text where a table at the top of the folder names it."""
-    files = {entry.name: entry for entry in storage.walk(root)}
+    files = yield from files_below(root)
     texts = read_texts(root, [name for name in files if "/" not in name])
     found = set()
     for name, entry in files.items():

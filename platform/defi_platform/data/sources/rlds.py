@@ -15,12 +15,17 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.address import address, parse
-from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals
+from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals, files_below
 from defi_platform.data.tfrecord import DamagedRecord, parse_example, read_record, record_spans
 from defi_platform.errors import CorpusError
+from defi_platform.side_by_side import side_by_side
 
 RATES = {"bridge": 5.0, "fractal": 3.0}
 """Control rates of datasets by the start of their name; the files do not hold them."""
+
+
+MOST_FOLDERS = 200
+"""Folders at the top that are looked into for datasets; a corpus of videos may have a million."""
 
 
 def detect(root: str, top: set[str]) -> bool:
@@ -54,7 +59,7 @@ def _versions(root: str, top: set[str]) -> list[str]:
     if "features.json" in top:
         return [root]
     found = []
-    for name in sorted(top):
+    for name in storage.folders(root)[:MOST_FOLDERS]:
         inside = set(storage.names(storage.join(root, name)))
         if "features.json" in inside:
             found.append(storage.join(root, name))
@@ -75,28 +80,36 @@ def _version(folder: str, root: str, fps: float | None) -> Listing:
         raise CorpusError(
             f"{folder}: RLDS files do not say their rate. Set data.corpora.NAME.fps (frames per second)."
         )
-    files = {entry.name: entry for entry in storage.walk(folder)}
+    files = yield from files_below(folder)
     shards = sorted(n for n in files if ".tfrecord" in n)
     yield from _absent_shards(folder, shards)
     prefix = folder[len(root) :].strip("/")
-    for shard in shards:
-        entry = files[shard]
-        key = posixpath.join(prefix, shard)
-        number = -1
-        try:
-            with storage.open_seekable(entry.uri) as file:
-                for number, (offset, length) in enumerate(record_spans(file, entry.bytes)):
-                    record = read_record(file, offset, length, verify=False)
-                    place = (entry.uri, offset, length)
-                    yield from _episode(record, f"{key}/{number:05d}", place, cameras, rate, entry.version)
-        except DamagedRecord as error:
-            yield Refused(
-                video_id=f"{key}/{number + 1:05d}",
-                uri=entry.uri,
-                reason="corrupt",
-                message=f"{error}; what follows in this file is lost",
-                version=entry.version,
-            )
+    # Lengths and texts stand between the frames, so every record is read; its frames are checked by the probe.
+    episodes = side_by_side(
+        lambda shard: list(_shard(files[shard], posixpath.join(prefix, shard), cameras, rate)),
+        shards,
+        storage.is_remote(folder),
+    )
+    for _, found in episodes:
+        yield from found
+
+
+def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> Listing:
+    number = -1
+    try:
+        with storage.open_seekable(entry.uri) as file:
+            for number, (offset, length) in enumerate(record_spans(file, entry.bytes)):
+                record = read_record(file, offset, length, verify=False)
+                place = (entry.uri, offset, length)
+                yield from _episode(record, f"{key}/{number:05d}", place, cameras, rate, entry.version)
+    except DamagedRecord as error:
+        yield Refused(
+            video_id=f"{key}/{number + 1:05d}",
+            uri=entry.uri,
+            reason="corrupt",
+            message=f"{error}; what follows in this file is lost",
+            version=entry.version,
+        )
 
 
 def _episode(

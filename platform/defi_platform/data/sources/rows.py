@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,7 +50,18 @@ class Refused:
     version: str = ""
 
 
-Listing = Iterator[Claim | Refused]
+@dataclass(frozen=True)
+class Seen:
+    """A sign of life of a listing that has no claim yet."""
+
+    files: int
+    """Found so far."""
+
+
+Listing = Iterator[Claim | Refused | Seen]
+
+SIGN_EVERY = 1000
+"""Files between two signs of life: a page of an object store."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +72,16 @@ class Signals:
     """(n, A) float32"""
     proprio: np.ndarray | None
     """(n, P) float32; None where the corpus has none."""
+
+
+def files_below(root: str) -> Generator[Seen, None, dict[str, storage.Entry]]:
+    """Yields signs of life. Returns: every file below `root` by its name, which may be millions."""
+    files: dict[str, storage.Entry] = {}
+    for entry in storage.walk(root):
+        files[entry.name] = entry
+        if len(files) % SIGN_EVERY == 0:
+            yield Seen(len(files))
+    return files
 
 
 def claim_or_missing(files: dict[str, storage.Entry], name: str, root: str, claim: Claim) -> Claim | Refused:

@@ -12,7 +12,7 @@ from typing import Any
 
 from defi_platform import storage
 from defi_platform.data.sources.plain import is_video
-from defi_platform.data.sources.rows import Claim, Listing, Refused
+from defi_platform.data.sources.rows import Claim, Listing, Refused, files_below
 from defi_platform.errors import CorpusError
 
 
@@ -23,7 +23,7 @@ def detect(root: str, top: set[str]) -> bool:
 
 def listing(root: str, fps: float | None = None) -> Listing:
     """One claim per labelled video; labels without a video are missing, videos without a label have no text."""
-    files = {entry.name: entry for entry in storage.walk(root)}
+    files = yield from files_below(root)
     videos = {posixpath.splitext(posixpath.basename(name))[0]: name for name in files if is_video(name)}
     texts: dict[str, str] = {}
     for place in _candidates(root, set(storage.names(root))):

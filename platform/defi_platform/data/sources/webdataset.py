@@ -14,52 +14,59 @@ from defi_platform import storage
 from defi_platform.data.address import address
 from defi_platform.data.sources.plain import is_video
 from defi_platform.data.sources.rows import Claim, Listing, Refused
+from defi_platform.side_by_side import side_by_side
 
 TEXT_KEYS = ("text", "caption", "label", "instruction", "task")
+
+
+MOST_FOLDERS = 200
+"""Folders at the top that are looked into for tars; a corpus of videos may have a million."""
 
 
 def detect(root: str, top: set[str]) -> bool:
     """Whether there are tar files at the top or one folder down."""
     return any(name.endswith(".tar") for name in top) or any(
         name.endswith(".tar")
-        for folder in top
-        if "." not in folder
+        for folder in storage.folders(root)[:MOST_FOLDERS]
         for name in storage.names(storage.join(root, folder))
     )
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
     """One claim per video member of every tar."""
-    for entry in storage.walk(root):
-        if not entry.name.endswith(".tar"):
-            continue
-        shard = entry.name.removesuffix(".tar")
-        videos: dict[str, tarfile.TarInfo] = {}
-        texts: dict[str, str] = {}
-        damage = ""
-        with storage.open_seekable(entry.uri) as file:
-            try:
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    for member in tar:
-                        _sort(tar, member, videos, texts)
-            except (tarfile.TarError, OSError, ValueError) as error:
-                damage = f"{type(error).__name__}: {error}"
-        if damage:
-            yield Refused(
-                video_id=f"{shard}/*", uri=entry.uri, reason="bad_source",
-                message=f"{damage}; what follows in this tar is lost", version=entry.version,
-            )  # fmt: skip
-        for key, member in videos.items():
-            yield Claim(
-                video_id=f"{shard}/{key}",
-                uri=address(
-                    entry.uri, "range", member.offset_data, member.size, posixpath.splitext(member.name)[1]
-                ),
-                text=texts.get(key, ""),
-                bytes=member.size,
-                version=entry.version,
-                fps=fps,
-            )
+    shards = (entry for entry in storage.walk(root) if entry.name.endswith(".tar"))
+    for _, found in side_by_side(lambda entry: list(_shard(entry, fps)), shards, storage.is_remote(root)):
+        yield from found
+
+
+def _shard(entry: storage.Entry, fps: float | None) -> Listing:
+    shard = entry.name.removesuffix(".tar")
+    videos: dict[str, tarfile.TarInfo] = {}
+    texts: dict[str, str] = {}
+    damage = ""
+    with storage.open_seekable(entry.uri) as file:
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                for member in tar:
+                    _sort(tar, member, videos, texts)
+        except (tarfile.TarError, OSError, ValueError) as error:
+            damage = f"{type(error).__name__}: {error}"
+    if damage:
+        yield Refused(
+            video_id=f"{shard}/*", uri=entry.uri, reason="bad_source",
+            message=f"{damage}; what follows in this tar is lost", version=entry.version,
+        )  # fmt: skip
+    for key, member in videos.items():
+        yield Claim(
+            video_id=f"{shard}/{key}",
+            uri=address(
+                entry.uri, "range", member.offset_data, member.size, posixpath.splitext(member.name)[1]
+            ),
+            text=texts.get(key, ""),
+            bytes=member.size,
+            version=entry.version,
+            fps=fps,
+        )
 
 
 def _sort(

@@ -1,0 +1,20 @@
+"""Bring a manifest up to date with its corpora: list, open every new file once, sort out what is damaged."""
+
+import sys
+
+import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+
+from defi_platform.config import IngestConfig, parse_arguments
+from defi_platform.data.ingest import run_ingest
+from defi_platform.errors import exit_code
+
+FLAGS = {"--strict": "data.strict=true", "--retry-quarantined": "data.retry_quarantined=true"}
+
+
+def main() -> int:
+    print(run_ingest(parse_arguments(IngestConfig, flags=FLAGS)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

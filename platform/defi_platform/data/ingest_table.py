@@ -1,0 +1,43 @@
+"""What an ingest found, as a table for people: per corpus its videos and hours, and what was rejected and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from defi_platform.data.manifest import Manifest, read_committed
+from defi_platform.data.reasons import REASONS
+
+
+def ingest_table(folder: str, names: Sequence[str]) -> str:
+    """The table of the corpora in a manifest."""
+    lines = [("corpus", "format", "videos", "hours", "rejected", "reason", "")]
+    for name in names:
+        committed = read_committed(folder, name)
+        assert committed is not None
+        rejected = sorted((k, n) for k, n in committed.counts.items() if k != "videos")
+        manifest = Manifest.open(folder, [name])
+        hours = (
+            float(np.sum(manifest.numbers("num_frames") / np.maximum(manifest.numbers("fps"), 1e-6))) / 3600
+        )
+        head = (
+            name,
+            str(committed.settings["format"]),
+            f"{committed.counts['videos']:,}",
+            f"{hours:,.3f}",
+        )
+        if not rejected:
+            lines.append((*head, "0", "", ""))
+        for number, (reason, count) in enumerate(rejected):
+            start = ("", "", "", "") if number else head
+            lines.append((*start, f"{count:,}", reason, REASONS[reason]))
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    text = [
+        "  ".join(
+            cell.rjust(width) if column in (2, 3, 4) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(line, [*widths, 0], strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*text, f"manifest and quarantine: {folder}"])

@@ -1,0 +1,181 @@
+"""Opening every file once on Ray, in processes that can be killed; what is judged stays judged."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import av
+import PIL
+import ray
+
+from defi_platform.cluster import ray_session
+from defi_platform.config import DecodeConfig, RayConfig
+from defi_platform.data.address import parse
+from defi_platform.data.decode import ProbeJob
+from defi_platform.data.decoder_pool import DecoderPool
+from defi_platform.data.reasons import BadVideo
+from defi_platform.data.verdicts import Blocks, Verdict
+from defi_platform.errors import CorpusError, UserError
+from defi_platform.storage import StorageError
+
+LARGEST_BLOCK = 256
+"""Files that one task opens at most: what a killed actor has to do again."""
+
+BLOCKS_PER_ACTOR = 8
+"""At least so many blocks each, so that all actors end at about the same time."""
+
+FEW_FILES = 16
+"""Up to so many are opened from this process: actors would start for longer than that takes."""
+
+PROBER_CPUS = 0.1
+"""Logical CPUs of a probing actor: small, so that ingest never waits for trainers that hold the rest."""
+
+STORAGE_FAILURES = 16
+"""Files in a row whose store fails after which the store, and not the files, is taken to be down."""
+
+UNOPENED = frozenset(
+    {"missing", "empty", "not_video", "lfs_pointer", "storage", "bad_source", "no_text", "duplicate"}
+)
+"""Reasons that are found before any decoder sees the file."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A file to open."""
+
+    uri: str
+    version: str
+    attempts: int
+    """Counts this one."""
+    screen: bool
+    """Whether to score its frames."""
+
+
+class StoragePatience:
+    """Decides when failures of the store are no longer about single files."""
+
+    def __init__(self, allowed: int = STORAGE_FAILURES) -> None:
+        self._allowed = allowed
+        self._row = 0
+        self._answered = False
+
+    def down(self, verdict: Verdict) -> str | None:
+        """Takes note of a verdict. Returns: why to stop, or None to go on."""
+        if verdict.bad is None or verdict.bad.reason != "storage":
+            self._row, self._answered = 0, True
+            return None
+        self._row += 1
+        return verdict.bad.message if self._row >= self._allowed else None
+
+    def nothing_answered(self) -> bool:
+        """Whether every file so far failed by its store."""
+        return self._row > 0 and not self._answered
+
+
+def probe_files(todo: Sequence[Opening], limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
+    """Opens files on Ray; yields verdicts as they come, each stored below `folder` before.
+
+    Args:
+        folder: of the corpus within the manifest.
+
+    Raises: StorageError when the store is down or refuses everything: then no file is to blame. CorpusError
+        when the probing processes die again and again.
+    """
+    if not todo:
+        return
+    patience = StoragePatience()
+    last = ""
+    for verdict in (_here if len(todo) <= FEW_FILES else _on_ray)(todo, limits, folder):
+        last = patience.down(verdict) or last
+        if last:
+            raise StorageError(_store_is_down(last))
+        yield verdict
+        failed = verdict.bad
+    if patience.nothing_answered() and failed is not None:
+        raise StorageError(_store_is_down(failed.message))
+
+
+def _store_is_down(message: str) -> str:
+    return (
+        f"the store fails for every file that is asked for, last: {message} "
+        "Nothing was put into quarantine; start the ingest again when it answers, and it goes on from here."
+    )
+
+
+def _on_ray(todo: Sequence[Opening], limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
+    with ray_session(RayConfig()):
+        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        count = min(cpus, -(-len(todo) // FEW_FILES))
+        # Spread: Ray would otherwise fill one machine with actors that ask for so little.
+        remote = ray.remote(
+            num_cpus=PROBER_CPUS, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD"
+        )(Prober)
+        actors = [remote.remote(limits, folder) for _ in range(count)]
+        pool = ray.util.ActorPool(actors)
+        try:
+            for verdicts in pool.map_unordered(
+                lambda actor, block: actor.probe.remote(block), list(_blocks(todo, count))
+            ):
+                yield from verdicts
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayActorError as error:
+            raise CorpusError(
+                f"a probing actor died again and again: {str(error).splitlines()[0]} "
+                "Start the ingest again (what was judged is kept), with more memory or fewer CPUs for it."
+            ) from error
+        finally:
+            for actor in actors:
+                ray.kill(actor)  # type: ignore[arg-type]
+
+
+def _here(todo: Sequence[Opening], limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
+    prober = Prober(limits, folder)
+    try:
+        for opening in todo:
+            yield from prober.probe([opening])
+    finally:
+        prober.close()
+
+
+def _blocks(todo: Sequence[Opening], actors: int) -> Iterator[list[Opening]]:
+    size = min(LARGEST_BLOCK, max(1, len(todo) // (actors * BLOCKS_PER_ACTOR)))
+    for start in range(0, len(todo), size):
+        yield list(todo[start : start + size])
+
+
+class Prober:
+    """Probes blocks of files in a decoder process of its own, and stores what it finds."""
+
+    def __init__(self, limits: DecodeConfig, folder: str) -> None:
+        # One process: how many probers there are is decided by the CPUs of the cluster.
+        self._pool = DecoderPool(dataclasses.replace(limits, processes=1))
+        self._blocks = Blocks(folder)
+
+    def close(self) -> None:
+        """Ends the decoder process."""
+        self._pool.close()
+
+    def probe(self, block: list[Opening]) -> list[Verdict]:
+        """Opens the files of a block."""
+        answers = self._pool.run([ProbeJob(opening.uri, screen=opening.screen) for opening in block])
+        verdicts = [
+            Verdict(opening.uri, opening.version, answer, opening.attempts)  # type: ignore[arg-type]
+            for opening, answer in zip(block, answers, strict=True)
+        ]
+        name = hashlib.sha256("\n".join(f"{o.uri}\t{o.version}" for o in block).encode()).hexdigest()[:16]
+        self._blocks.write(name, [v for v in verdicts if v.bad is None or v.bad.reason != "storage"])
+        return verdicts
+
+
+def opened_with(uri: str, problem: BadVideo) -> str:
+    """The decoder, with its release, that found `problem`; "" where the file was not decoded."""
+    if problem.reason in UNOPENED:
+        return ""
+    stored = parse(uri).kind not in ("file", "range")
+    return f"pillow {PIL.__version__}" if stored else f"pyav {av.__version__}"

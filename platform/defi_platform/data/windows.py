@@ -1,0 +1,98 @@
+"""Cutting long videos into windows: by shots, or at a fixed stride."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from defi_platform.config import WindowConfig
+from defi_platform.data.screening import CHANGE_UNIT
+from defi_platform.errors import ConfigError
+
+MODES = ("none", "shots", "stride")
+
+NEIGHBOURS = 2
+"""Frames before and after a cut that it has to stand out from."""
+
+STANDS_OUT = 3.0
+"""A cut changes the picture so many times as much as its neighbours do: fast motion changes all of them."""
+
+Span = tuple[int, int]
+"""First frame, and the one after the last."""
+
+
+def check_windows(config: WindowConfig, place: str) -> None:
+    """Raises: ConfigError for settings that make no sense; `place` is their key."""
+    if config.mode not in MODES:
+        raise ConfigError(f"{place}.mode is '{config.mode}'; it is one of {', '.join(MODES)}.")
+    for name in ("length_s", "stride_s"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{place}.{name} is {value}; it must be more than 0 seconds.")
+
+
+def spans(config: WindowConfig, times: np.ndarray, changes: bytes) -> list[Span]:
+    """The windows of a video, in order; too short ones are among them.
+
+    Args:
+        times: (T,) seconds of each frame, ascending.
+        changes: (T,) as in `Screening.changes`; only looked at for shots.
+    """
+    if config.mode == "stride":
+        return list(_strides(times, config.length_s, config.stride_s or config.length_s))
+    if config.mode == "shots":
+        borders = [0, *cuts(changes, config.shot_threshold), len(times)]
+        return [part for shot in pairwise(borders) for part in _parts(times, shot, config.length_s)]
+    return [(0, len(times))]
+
+
+def cuts(changes: bytes, threshold: float) -> list[int]:
+    """Frames that begin a new shot; hard cuts only, since a fade changes no frame by much.
+
+    Args:
+        threshold: grey levels by which the picture changes at least.
+    """
+    values = np.frombuffer(changes, np.uint8).astype(np.float32) * CHANGE_UNIT
+    found: list[int] = []
+    for place in np.flatnonzero(values >= threshold).tolist():
+        around = np.concatenate(
+            [values[max(1, place - NEIGHBOURS) : place], values[place + 1 : place + 1 + NEIGHBOURS]]
+        )
+        usual = float(around.mean()) if len(around) else 0.0
+        if values[place] >= STANDS_OUT * usual:
+            found.append(place)
+    return found
+
+
+def _strides(times: np.ndarray, length_s: float, stride_s: float) -> Iterator[Span]:
+    start = 0
+    while start < len(times):
+        stop = _frame_at(times, times[start] + length_s)
+        yield start, stop
+        if stop == len(times):
+            return
+        start = max(start + 1, _frame_at(times, times[start] + stride_s))
+
+
+def _parts(times: np.ndarray, shot: Sequence[int], longest_s: float) -> Iterator[Span]:
+    """A shot in as few equal parts as keep each below `longest_s`."""
+    first, stop = shot
+    seconds = seconds_of(times, (first, stop))
+    borders = np.linspace(first, stop, max(1, int(np.ceil(seconds / longest_s - 1e-6))) + 1)
+    for start, end in pairwise(borders):
+        yield round(start), round(end)
+
+
+def seconds_of(times: np.ndarray, span: Span) -> float:
+    """Length of a window; its last frame counts for as long as the one before."""
+    first, stop = span
+    if stop - first < 2:
+        return 0.0
+    return float((times[stop - 1] - times[first]) * (stop - first) / (stop - first - 1))
+
+
+def _frame_at(times: np.ndarray, second: float) -> int:
+    # The margin keeps rates such as 29.97 from losing a frame to rounding.
+    return int(np.searchsorted(times, second - 1e-3))

@@ -1,0 +1,81 @@
+"""Listing an S3 prefix page by page, several sub-folders side by side."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+Page = dict[str, Any]
+"""An answer of ListObjectsV2."""
+
+Request = Callable[[dict[str, Any]], Page]
+"""Sends one ListObjectsV2 with these arguments besides the bucket; tries again what passes with time."""
+
+THREADS = 8
+FEW = 8
+"""Sub-folders up to which their own sub-folders are looked for too, so that there is work for every thread."""
+
+
+def objects(request: Request, prefix: str) -> Iterator[dict[str, Any]]:
+    """Every object below `prefix` ("" or ending in "/"), in order of the keys; pages are passed on as they come."""
+    parts = sorted(_parts(request, prefix, levels=2), key=_name)
+    folders = [part for part in parts if isinstance(part, str)]
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="s3-listing")
+    try:
+        queues: dict[str, queue.SimpleQueue[Any]] = {folder: queue.SimpleQueue() for folder in folders}
+        for folder, answers in queues.items():
+            pool.submit(_into, answers, request, folder, stop)
+        for part in parts:
+            if not isinstance(part, str):
+                yield part
+                continue
+            while (item := queues[part].get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield from item
+    finally:
+        # Whoever only wanted to know what the first files are does not wait for the rest.
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _name(part: dict[str, Any] | str) -> str:
+    return part if isinstance(part, str) else str(part["Key"])
+
+
+def _parts(request: Request, prefix: str, levels: int) -> Iterator[dict[str, Any] | str]:
+    """Objects right below `prefix`, and folders that hold the others; all in one folder where there are many."""
+    page = request({"Prefix": prefix, "Delimiter": "/"})
+    if page.get("IsTruncated"):
+        yield prefix
+        return
+    yield from page.get("Contents") or ()
+    folders = [str(found["Prefix"]) for found in page.get("CommonPrefixes") or ()]
+    if levels == 0 or len(folders) > FEW:
+        yield from folders
+        return
+    for folder in folders:
+        yield from _parts(request, folder, levels - 1)
+
+
+def _pages(request: Request, prefix: str, stop: threading.Event) -> Iterator[list[dict[str, Any]]]:
+    token: dict[str, Any] = {}
+    while not stop.is_set():
+        page = request({"Prefix": prefix, **token})
+        yield list(page.get("Contents") or ())
+        if not page.get("IsTruncated"):
+            return
+        token = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+def _into(answers: queue.SimpleQueue[Any], request: Request, prefix: str, stop: threading.Event) -> None:
+    try:
+        for page in _pages(request, prefix, stop):
+            answers.put(page)
+        answers.put(None)
+    except BaseException as error:  # noqa: BLE001  raised again by whoever reads the queue
+        answers.put(error)

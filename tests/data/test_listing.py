@@ -1,0 +1,164 @@
+"""Listing and reading of remote corpora: several folders at once, in order, with signs of life."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from defi_platform import s3_listing, storage
+from defi_platform.data.progress import Progress
+from defi_platform.data.sources import rows
+from defi_platform.range_file import RangeFile
+from defi_platform.side_by_side import side_by_side
+
+
+class Bucket:
+    """Answers ListObjectsV2 over `keys` as S3 does, `page` keys at a time."""
+
+    def __init__(self, keys: list[str], page: int = 10, wait_s: float = 0.0) -> None:
+        self.keys, self.page, self.wait_s = sorted(keys), page, wait_s
+        self.requests = self.under_way = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        with self.lock:
+            self.requests += 1
+            self.under_way += 1
+            self.most_at_once = max(self.most_at_once, self.under_way)
+        time.sleep(self.wait_s)
+        with self.lock:
+            self.under_way -= 1
+        return self.answer(**arguments)
+
+    def answer(self, Prefix: str, Delimiter: str = "", ContinuationToken: str = "") -> dict[str, Any]:
+        found: list[str] = []
+        for key in (k for k in self.keys if k.startswith(Prefix)):
+            rest = key[len(Prefix) :]
+            cut = Delimiter and "/" in rest
+            name = Prefix + rest.split("/")[0] + "/" if cut else key
+            if name > ContinuationToken and name not in found[-1:]:
+                found.append(name)
+        page = found[: self.page]
+        folders = [name for name in page if Delimiter and name.endswith("/")]
+        return {
+            "Contents": [{"Key": name} for name in page if name not in folders],
+            "CommonPrefixes": [{"Prefix": name} for name in folders],
+            "IsTruncated": len(found) > self.page,
+            "NextContinuationToken": page[-1] if page else "",
+        }
+
+
+def listed(bucket: Bucket, prefix: str = "") -> list[str]:
+    return [found["Key"] for found in s3_listing.objects(bucket, prefix)]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [],
+        [f"v/{n:03d}.mp4" for n in range(95)],
+        [f"v/{folder}/{n:03d}.mp4" for folder in "abc" for n in range(25)] + ["v/top.json"],
+        [f"v/{folder:03d}/rgb.mp4" for folder in range(60)],
+        [f"v/videos/train/{folder:02d}/{n}.mp4" for folder in range(9) for n in range(3)],
+    ],
+    ids=["nothing", "flat", "folders", "a folder per video", "deep"],
+)
+def test_every_object_is_listed_once_whatever_the_folders(keys: list[str]) -> None:
+    found = listed(Bucket(keys), "v/")
+    assert found == sorted(keys)
+
+
+def test_a_folder_per_video_costs_no_request_per_folder() -> None:
+    bucket = Bucket([f"{folder:03d}/rgb.mp4" for folder in range(300)])
+    listed(bucket)
+    assert bucket.requests <= 2 + 300 / bucket.page
+
+
+def test_folders_are_listed_at_the_same_time_and_given_in_order() -> None:
+    bucket = Bucket([f"{folder}/{n:03d}" for folder in "abcdef" for n in range(40)], wait_s=0.005)
+    assert listed(bucket) == bucket.keys
+    assert bucket.most_at_once >= 4
+
+
+def test_who_stops_early_does_not_wait_for_the_rest() -> None:
+    bucket = Bucket([f"{folder}/{n:04d}" for folder in "ab" for n in range(2000)], wait_s=0.001)
+    assert next(iter(s3_listing.objects(bucket, "")))["Key"] == "a/0000"
+    time.sleep(0.05)
+    assert bucket.requests < 60
+
+
+def test_an_error_in_any_folder_is_raised() -> None:
+    bucket = Bucket([f"{folder}/{n:03d}" for folder in "abc" for n in range(40)])
+
+    def request(arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["Prefix"] == "b/" and "ContinuationToken" in arguments:
+            raise storage.StorageError("down")
+        return bucket(arguments)
+
+    with pytest.raises(storage.StorageError, match="down"):
+        list(s3_listing.objects(request, ""))
+
+
+def test_remote_reads_wait_side_by_side_and_answer_in_order() -> None:
+    def read(number: int) -> int:
+        time.sleep(0.02)
+        return number * 2
+
+    started = time.monotonic()
+    assert list(side_by_side(read, range(100), remote=True)) == [(n, 2 * n) for n in range(100)]
+    assert time.monotonic() - started < 1.0
+    assert list(side_by_side(abs, [-1, 2], remote=False)) == [(-1, 1), (2, 2)]
+
+
+def test_a_listing_shows_life_before_its_first_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [storage.Entry(str(n), str(n), 1, "1") for n in range(2500)]
+    monkeypatch.setattr(storage, "walk", lambda root: iter(found))
+    signs = rows.files_below("x")
+    assert [next(signs), next(signs)] == [rows.Seen(1000), rows.Seen(2000)]
+    with pytest.raises(StopIteration) as ended:
+        next(signs)
+    assert len(ended.value.value) == 2500
+
+
+def test_progress_is_told_after_one_second_also_where_nothing_comes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Progress("ingest: c: opened", "files", 100) as progress:
+        progress.step(25, "2 bad")
+        time.sleep(1.3)
+    assert "ingest: c: opened 25 of 100 files" in (line := capsys.readouterr().out)
+    assert "/s, about" in line and "2 bad" in line and "MB" in line
+
+
+def test_a_range_file_fetches_what_is_read_and_reads_like_any_file() -> None:
+    content = bytes(range(256)) * 40
+    fetched: list[tuple[int, int]] = []
+
+    def fetch(start: int, stop: int) -> bytes:
+        fetched.append((start, stop))
+        return content[start:stop]
+
+    file, plain = RangeFile(fetch, len(content), 100), io.BytesIO(content)
+    for place, count in ((0, 10), (5, 250), (9000, 130), (10_239, 50), (40, 0), (90, 20)):
+        assert (file.seek(place), plain.seek(place)) == (place, place)
+        assert file.read(count) == plain.read(count) and file.tell() == plain.tell()
+    assert file.seek(-5, io.SEEK_END) == len(content) - 5 and file.read() == content[-5:]
+    assert fetched == [(0, 100), (100, 300), (9000, 9200), (10_200, 10_240)]
+
+
+@pytest.mark.parametrize("answer", [OSError("reset"), b"too little"])
+def test_a_range_that_fails_is_remembered(answer: Any) -> None:
+    def fetch(start: int, stop: int) -> bytes:
+        if isinstance(answer, OSError):
+            raise answer
+        return bytes(answer)
+
+    RangeFile.failures.clear()
+    with pytest.raises(OSError, match=r"reset|10 bytes of the 100"):
+        RangeFile(fetch, 1000, 100).read(10)
+    assert len(RangeFile.failures) == 1
+    RangeFile.failures.clear()
