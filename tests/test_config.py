@@ -11,6 +11,7 @@ from defi_platform.config import (
     DemoConfig,
     EvaluateConfig,
     FinetuneConfig,
+    IngestConfig,
     PretrainBothConfig,
     PretrainConfig,
     RecordConfig,
@@ -26,6 +27,7 @@ from defi_platform.errors import ConfigError
 CONFIGS = Path(__file__).parents[1] / "configs"
 SCHEMAS = {
     "record_demos": RecordConfig,
+    "ingest_videos": IngestConfig,
     "pretrain_gfdm": PretrainConfig,
     "pretrain_gidm": PretrainConfig,
     "pretrain": PretrainBothConfig,
