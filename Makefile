@@ -5,13 +5,14 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench bench-data clean
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the measured comparisons in benchmarks/"
+	@echo "make bench-data  the data engine beside raw decord and Ray's own readers (about 15 minutes)"
 	@echo "make setup  only install: .venv and the system libraries for rendering"
 	@echo "make clean  remove .venv (runs/ is kept)"
 
@@ -41,6 +42,9 @@ lint: $(INSTALLED)
 
 bench: setup
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+bench-data: setup
+	$(BIN)/python benchmarks/data.py
 
 clean:
 	rm -rf .venv

@@ -9,9 +9,11 @@ import pytest
 
 from defi_platform.config import (
     DemoConfig,
+    EncodeConfig,
     EvaluateConfig,
     FinetuneConfig,
     IngestConfig,
+    InspectConfig,
     PretrainBothConfig,
     PretrainConfig,
     RecordConfig,
@@ -28,6 +30,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 SCHEMAS = {
     "record_demos": RecordConfig,
     "ingest_videos": IngestConfig,
+    "encode_latents": EncodeConfig,
+    "inspect_corpus": InspectConfig,
     "pretrain_gfdm": PretrainConfig,
     "pretrain_gidm": PretrainConfig,
     "pretrain": PretrainBothConfig,

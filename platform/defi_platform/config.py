@@ -138,6 +138,9 @@ class DataConfig:
     """Stop at the first bad video instead of putting it into quarantine."""
     retry_quarantined: bool = False
     """Open what is in quarantine again at this ingest. Otherwise it stays there until its file changes."""
+    cache: str | None = None
+    """Folder that jobs/encode_latents.py has filled: training videos it holds are read from there, as the frozen
+    encoder sees them, instead of being decoded. One folder per model."""
 
 
 @dataclass
@@ -235,6 +238,44 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class EncodeConfig:
+    """jobs/encode_latents.py: fills data.cache for a pretraining with the same model and data settings."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    kind: str = MISSING
+    """gfdm (VAE latents) | gidm (patch features)"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    """train.seed of that training: presets without stored weights draw theirs from it."""
+    dtype: str = "float32"
+    """float32 gives the losses of training from pictures; float16 takes half the space."""
+    batch_frames: int = 32
+    """Frames that are encoded at once."""
+    shard_mb: int = 256
+    """Size of a file of the cache; a longer video gets one of its own."""
+    workers: int | None = None
+    """Encoders at work; None: one per GPU, or one where there is none."""
+
+
+@dataclass
+class InspectConfig:
+    """jobs/inspect_corpus.py: one HTML page about the corpora."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    """Of the plan whose mixture is shown."""
+    samples: int = 10_000
+    """Samples of the plan that are counted."""
+    videos_per_corpus: int = 12
+    """Strips of the contact sheet."""
+    frames_per_video: int = 6
+    output: str = MISSING
+    """Folder that receives corpora.html."""
 
 
 @dataclass

@@ -9,10 +9,11 @@ import numpy as np
 
 from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
 from defi_platform.data.reading import Jobs
+from defi_platform.data.reasons import BadVideo
 
 
 class HostileJobs(Jobs):
-    """Behaves by the name of the file: hang, abort, exit, allocate, leak, or fill every frame with 7."""
+    """Behaves by the name of the file: hang, abort, exit, allocate, leak, storage, or fill every frame with 7."""
 
     def __init__(self, memory_bytes: int) -> None:
         super().__init__(memory_bytes)
@@ -38,6 +39,8 @@ class HostileJobs(Jobs):
             self._kept.append(np.ones(32 << 20, np.uint8))
         if name.startswith("leak"):
             self._kept.append(np.ones(48 << 20, np.uint8))
+        if name.startswith("storage"):
+            raise BadVideo("storage", "503 Slow Down")
         if name.startswith("pid"):
             out[...] = np.frombuffer(np.uint32(os.getpid()).tobytes(), np.uint8)[:4].reshape(
                 (*out.shape[:1], 4, 1, 1)

@@ -16,6 +16,7 @@ from corpora import numbers_of, write_video
 from defi_platform.config import DecodeConfig
 from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decoder_pool import Answer, DecoderPool
+from defi_platform.data.reading import Jobs
 from defi_platform.data.reasons import BadVideo
 
 HOSTILE = "hostile_jobs:HostileJobs"
@@ -179,3 +180,15 @@ def test_both_decoders_find_the_same_frames(shared_data: Path, name: str) -> Non
         jobs = [DecodeJob(uri, indices, 128, 128, d, 256, 340) for d in ("decord", "pyav")]
         first, second = (np.asarray(a).astype(float) for a in pool.run(jobs))
     assert np.abs(first - second).mean() < 4
+
+
+@pytest.mark.parametrize("width", [16, 24, 31, 48, 64, 72, 127, 128, 129, 250, 256])
+def test_the_picture_is_the_same_from_both_decoders_at_any_width(tmp_path: Path, width: int) -> None:
+    write_video(tmp_path / "a.mp4", range(10), size=256)
+    jobs = Jobs(memory_bytes=1 << 30)
+    answers = []
+    for decoder in ("decord", "pyav"):
+        answers.append(np.empty((2, 64, width, 3), np.uint8))
+        jobs.decode(DecodeJob(str(tmp_path / "a.mp4"), (3, 9), 64, width, decoder, 256, 256), answers[-1])
+    assert np.abs(answers[0].astype(float) - answers[1]).mean() < 4
+    assert answers[0].std() > 20

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from corpora import FPS, numbers_of, write_lerobot, write_video
 
 from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.dataset import stream
+from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.ingest import ingest
 from defi_platform.data.manifest import Manifest, skipped
 from defi_platform.data.plan import Plan
 from defi_platform.data.rules import ChunkRule, ClipRule, PairRule
+from defi_platform.data.sample_decoder import SampleDecoder
+from defi_platform.errors import CorpusError
 
 LENGTHS = (20, 31, 25, 40, 22, 28)
 
@@ -129,6 +133,56 @@ def test_with_strict_a_bad_video_stops_the_stream_and_is_named(tmp_path: Path, r
     plan = Plan.of(manifest, data, ClipRule(frames=4), seed=0)
     with pytest.raises(ray.exceptions.RayError, match=r"a\.mp4.*missing"):
         one_epoch(plan, data, stop=4)
+
+
+def test_a_decode_actor_killed_in_mid_stream_loses_and_repeats_nothing(
+    corpus: tuple[DataConfig, Manifest],
+) -> None:
+    data, manifest = corpus
+    several = DataConfig(**data.__dict__)
+    several.decode = type(data.decode)(processes=2)
+    plan = Plan.of(manifest, several, PairRule(interval_s=0.5), seed=0)
+    told: list[str] = []
+    batches = iter(
+        stream(
+            plan, several, start=0, stop=240, rank=0, world_size=1, global_batch=4, micro_batch=4,
+            keep_stats=told.append,
+        )
+    )  # fmt: skip
+    seen = [next(batches) for _ in range(4)]
+    victim = next(
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "MapWorker" in " ".join(child.cmdline())
+    )
+    victim.kill()
+    seen += list(batches)
+    assert [k for batch in seen for k in batch["sample"].tolist()] == list(range(240))
+    for batch in seen:
+        for k, frames in zip(batch["sample"].tolist(), batch["frames"].numpy(), strict=True):
+            sample = plan.resolve(k)
+            first = manifest.row(sample.row)["first_frame"]
+            assert numbers_of(frames) == [first + i for i in sample.indices]
+    assert told[-1].startswith("240 samples in") and "MapBatches(SampleDecoder)" in told[-1]
+
+
+def test_a_store_that_is_down_stops_the_stream_instead_of_emptying_the_corpus() -> None:
+    names = ["fine0", "storage1", "storage2", "storage3", "storage4", "storage5"]
+    rows = [
+        {"corpus": "toy", "video_id": name, "uri": f"s3://b/{name}", "version": "1", "split": "train"}
+        | {"camera": "", "text": "", "num_frames": 9, "fps": 3.0, "width": 8, "height": 8}
+        | {"first_frame": 0, "decoder": "pyav", "num_actions": 0}
+        for name in names
+    ]
+    data = DataConfig(height=8, width=8)
+    plan = Plan(Manifest.from_rows(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0)
+    decoder = SampleDecoder(plan, data)
+    decoder._pool.close()
+    decoder._pool = DecoderPool(data.decode, "hostile_jobs:HostileJobs")
+    with pytest.raises(CorpusError, match=r"3 videos in a row.*s3://b/storage.*503 Slow Down"):
+        for k in range(6):
+            decoder({"start": np.array([k]), "stop": np.array([k + 1])})
+    decoder._pool.close()
 
 
 @pytest.mark.slow

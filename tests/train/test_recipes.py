@@ -16,6 +16,7 @@ from defi_models.policy import DeFIPolicy
 from defi_platform.config import (
     CorpusConfig,
     DataConfig,
+    EncodeConfig,
     FinetuneConfig,
     ModelConfig,
     PretrainConfig,
@@ -24,6 +25,7 @@ from defi_platform.config import (
     TrainConfig,
 )
 from defi_platform.errors import CheckpointError, ConfigError
+from defi_platform.train.encode_latents import encode_latents
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
 from defi_platform.train.recipes.policy import PolicyRecipe
@@ -77,11 +79,15 @@ def runs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
             killed.KilledGIDM(settings(folder, "killed_gidm"), 5),
         ],
     )
+    cached = settings(folder, "cached_gfdm")
+    cached.data.cache = str(folder / "cache")
+    encode_latents(EncodeConfig(kind="gfdm", data=cached.data))
     train(
         RayConfig(),
         [
             PolicyRecipe(settings(folder, "policy")),
             killed.KilledPolicy(settings(folder, "killed_policy"), 5),
+            GFDMRecipe(cached),
         ],
     )
     return folder
@@ -94,6 +100,16 @@ def test_losses_after_a_kill_are_the_same_bit_for_bit(runs: Path, kind: str) -> 
     assert sorted(tiny.losses(runs / kind)) == [1, 2, 3, 4, 5, 6]
     for split in ("train", "validation"):
         assert tiny.losses(runs / f"killed_{kind}", split) == tiny.losses(runs / kind, split)
+
+
+def test_a_run_from_the_latent_cache_has_the_losses_of_one_from_pictures_and_says_so(runs: Path) -> None:
+    for split in ("train", "validation"):
+        assert tiny.losses(runs / "cached_gfdm", split) == pytest.approx(
+            tiny.losses(runs / "gfdm", split), rel=1e-4
+        )
+    told = json.loads((runs / "cached_gfdm" / "summary.json").read_text())["cache"]
+    assert (told["samples_read"], told["samples_decoded"]) == (24, 0)
+    assert told["videos"] == told["of"] > 0
 
 
 def test_the_exported_models_load(runs: Path) -> None:

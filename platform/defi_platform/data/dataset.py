@@ -6,7 +6,8 @@ B samples of a micro-batch, T frames, V cameras, H x W pixels, A actions, P prop
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import ray.data
 import torch
 
 from defi_platform.config import DataConfig
+from defi_platform.data.latent_cache import CachePlace
 from defi_platform.data.order import micro_batches
 from defi_platform.data.plan import Plan
 from defi_platform.data.sample_decoder import SampleDecoder
@@ -24,6 +26,8 @@ beside them would wait for ever on a small machine."""
 
 CHAPTER = 2048
 """Micro-batches per Ray Data execution. Its input blocks are listed up front, so an endless run is cut."""
+
+STATS_EVERY_S = 60.0
 
 TEXT_COLUMNS = ("text", "video_id", "corpus", "skipped")
 
@@ -38,6 +42,8 @@ def stream(
     world_size: int,
     global_batch: int,
     micro_batch: int,
+    cache: CachePlace | None = None,
+    keep_stats: Callable[[str], None] | None = None,
 ) -> Iterable[dict[str, Any]]:
     """Batches of samples `start` to `stop` - 1 that fall to `rank`, in order.
 
@@ -46,6 +52,12 @@ def stream(
 
     The decode actors start with the first batch (seconds), so hold on to small streams, such as validation
     batches, instead of making them again.
+
+    Args:
+        cache: a micro-batch whose videos are all in it comes without `frames`, with `latents` float (B, T, C, h, w)
+            or `features` float (B, T, L, D) in their place.
+        keep_stats: is handed the samples per second and what Ray Data tells of its operators (time, memory, rows),
+            every STATS_EVERY_S seconds and when the stream ends.
 
     Yields: dicts of
         frames: uint8 (B, T, H, W, 3) for clips and pairs, or for chunks
@@ -58,15 +70,47 @@ def stream(
         meets a bad video or a corpus has run out of good ones.
     """
     pieces = micro_batches(start, stop, rank, world_size, global_batch, micro_batch)
-    return _chapters(plan, data, pieces)
+    return _chapters(plan, data, cache, keep_stats, pieces)
 
 
-def _chapters(plan: Plan, data: DataConfig, pieces: Iterator[range]) -> Iterator[dict[str, Any]]:
+def _chapters(
+    plan: Plan,
+    data: DataConfig,
+    cache: CachePlace | None,
+    keep_stats: Callable[[str], None] | None,
+    pieces: Iterator[range],
+) -> Iterator[dict[str, Any]]:
     while chapter := [piece for _, piece in zip(range(CHAPTER), pieces, strict=False)]:
-        yield from _execute(plan, data, chapter)
+        dataset = _decoded(plan, data, cache, chapter)
+        batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
+        yield from map(_torch, _observed(batches, dataset, keep_stats) if keep_stats else batches)
 
 
-def _execute(plan: Plan, data: DataConfig, pieces: list[range]) -> Iterator[dict[str, Any]]:
+def _observed(
+    batches: Iterable[dict[str, Any]], dataset: ray.data.Dataset, keep_stats: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """The same batches; what is known of their making is handed over now and then, and at the end."""
+    told = started = time.monotonic()
+    seen = 0
+
+    def tell() -> None:
+        seconds = time.monotonic() - started
+        keep_stats(
+            f"{seen} samples in {seconds:.1f} s, {seen / seconds:.2f} per second\n\n{dataset.stats()}\n"
+        )
+
+    try:
+        for batch in batches:
+            seen += len(batch["sample"])
+            yield batch
+            if time.monotonic() - told > STATS_EVERY_S:
+                told = time.monotonic()
+                tell()
+    finally:
+        tell()
+
+
+def _decoded(plan: Plan, data: DataConfig, cache: CachePlace | None, pieces: list[range]) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # One block per micro-batch, made here: other constructors send a task of a whole CPU to look at each block.
     items = [{"start": piece.start, "stop": piece.stop} for piece in pieces]
@@ -76,17 +120,18 @@ def _execute(plan: Plan, data: DataConfig, pieces: list[range]) -> Iterator[dict
     context.enable_progress_bars = False
     # One block in, one block out: a micro-batch reaches the trainer as soon as it is decoded.
     context.target_max_block_size = None
-    decoded = dataset.map_batches(
+    return dataset.map_batches(
         SampleDecoder,
-        fn_constructor_args=(plan, data),
+        fn_constructor_args=(plan, data, cache),
         batch_size=None,
         batch_format="numpy",
         zero_copy_batch=True,
-        compute=ray.data.ActorPoolStrategy(size=min(data.decode.processes, len(pieces))),
+        # Two calls at a time, of which one decodes while the other's frames go to the object store.
+        compute=ray.data.ActorPoolStrategy(
+            size=min(data.decode.processes, len(pieces)), max_concurrent_calls_per_actor=2
+        ),
         num_cpus=ACTOR_CPUS,
     )
-    for batch in decoded.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2):
-        yield _torch(batch)
 
 
 def _torch(batch: dict[str, np.ndarray]) -> dict[str, Any]:

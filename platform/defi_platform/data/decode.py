@@ -89,6 +89,10 @@ class Reader(Protocol):
         """(T, H, W, 3) uint8. Raises: BadVideo."""
         ...
 
+    def close(self) -> None:
+        """Lets go of the file and of the decoder's memory."""
+        ...
+
 
 # --------------------------------------------------------------------------- geometry
 
@@ -142,6 +146,9 @@ class DecordReader:
         except self._errors as error:
             raise BadVideo("corrupt", f"decord: {_first_line(error)}") from error
 
+    def close(self) -> None:
+        del self._video
+
 
 # --------------------------------------------------------------------------- PyAV
 
@@ -174,6 +181,11 @@ class PyavReader:
             self._decoded = None
             raise BadVideo("corrupt", f"PyAV: {_first_line(error)}") from error
         return np.stack([pictures[index] for index in indices])
+
+    def close(self) -> None:
+        # The decoding generator and its container refer to each other, so memory would wait for the collector.
+        self._decoded = None
+        self._container.close()
 
     def _frame(self, index: int) -> Any:
         wanted = self._pts[index]

@@ -46,6 +46,11 @@ SMALL_FILE_BYTES = 16 << 20
 """Remote files up to this size are fetched whole; larger ones are read by range."""
 
 
+DECORD_WIDTH = 128
+"""Narrower pictures are scaled by PyAV: where decord's padding of a row reaches the width of a picture (measured
+at 16, 24, 48 and 72 pixels), it counts the padding as further colour channels and its answer is of no use."""
+
+
 class Jobs:
     """Carries out decode and probe jobs in one process.
 
@@ -61,11 +66,12 @@ class Jobs:
     def decode(self, job: DecodeJob, out: np.ndarray) -> None:
         """Writes the frames of `job` to `out` (T, H, W, 3) uint8. Raises: BadVideo."""
         check_memory(job.source_width, job.source_height, self._memory_bytes)
+        decoder = "pyav" if self._size(job)[1] < DECORD_WIDTH else job.decoder
         with _store_to_blame(parse(job.uri).path):
             try:
-                frames = self._frames(job, job.decoder)
+                frames = self._frames(job, decoder)
             except BadVideo as error:
-                if job.decoder != "decord" or error.reason in ("missing", "storage", "memory"):
+                if decoder != "decord" or error.reason in ("missing", "storage", "memory"):
                     raise
                 frames = self._frames(job, "pyav")
         out[...] = centre_crop(frames, job.height, job.width)
@@ -92,11 +98,15 @@ class Jobs:
         if reader is None:
             self.files_opened += 1
             reader = self._opened(job.uri, decoder, size)
-        # Put back only after success: a reader that failed once is in no known state.
-        frames = reader.frames(job.indices)
+        try:
+            frames = reader.frames(job.indices)
+        except BaseException:
+            # Not put back: a reader that failed once is in no known state.
+            reader.close()
+            raise
         self._open[key] = reader
         while len(self._open) > OPEN_FILES:
-            self._open.popitem(last=False)
+            self._open.popitem(last=False)[1].close()
         return frames
 
     def _size(self, job: DecodeJob) -> tuple[int, int]:

@@ -15,7 +15,8 @@ from defi_platform.config import DataConfig
 from defi_platform.data.decode import DecodeJob
 from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.episodes import SignalReader
-from defi_platform.data.manifest import add_to_quarantine, read_quarantine
+from defi_platform.data.latent_cache import CachePlace, LatentCache
+from defi_platform.data.manifest import Manifest, add_to_quarantine, read_quarantine
 from defi_platform.data.plan import Plan, Sample
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.rules import ChunkRule
@@ -25,6 +26,10 @@ STAGE = "decode"
 
 MOST_FALLBACKS = 100
 """Bad videos in a row for one sample after which the corpus, and not the video, is taken to be bad."""
+
+MOST_STORAGE_FAILURES = 3
+"""Videos in a row that the store does not give, each after several tries, after which the store is taken to be
+down: going on would fill the quarantine and train on whatever is left."""
 
 PASSING = frozenset({"storage", "timeout", "crash"})
 """Reasons that may lie in the moment rather than in the file: such videos are tried again by the next process."""
@@ -44,41 +49,55 @@ class SampleDecoder:
 
     Args:
         data: frame size, limits, strictness.
+        cache: where encoded frames are; a micro-batch whose videos are all there is read instead of decoded.
     """
 
-    def __init__(self, plan: Plan, data: DataConfig) -> None:
+    def __init__(self, plan: Plan, data: DataConfig, cache: CachePlace | None = None) -> None:
         self._plan = plan
         self._data = data
         limits = type(data.decode)(**{**data.decode.__dict__, "processes": 1})
         self._pool = DecoderPool(limits)
-        self._pool.start()
+        self._cache = LatentCache(cache, plan.manifest) if cache else None
+        if self._cache is None:
+            self._pool.start()
         self._signals = SignalReader()
         self._bad = self._known_bad()
+        self._storage_failures = 0
+        """Videos in a row, up to now, that the store did not give."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """{"start": (1,), "stop": (1,)}, a range of sample numbers -> columns of its micro-batch; see `dataset.stream`."""
         ks = np.arange(batch["start"][0], batch["stop"][0], dtype=np.int64)
         samples = self._plan.resolve_many(ks)
-        frames = np.empty((len(samples), *self._frames_shape(samples[0])), np.uint8)
         skips = [_Skips() for _ in samples]
         todo = list(range(len(samples)))
+        if self._cache is not None:
+            samples = [self._past_known_bad(s, skip) for s, skip in zip(samples, skips, strict=True)]
+            if self._cache.holds(np.array([sample.row for sample in samples])).all():
+                encoded = np.stack([self._cache.read(s.row, s.indices) for s in samples])
+                return self._columns(ks, samples, skips) | {self._cache.place.info.column: encoded}
+        frames = np.empty((len(samples), *self._frames_shape(samples[0])), np.uint8)
         while todo:
             for i in todo:
                 samples[i] = self._past_known_bad(samples[i], skips[i])
             todo = self._decode(samples, todo, frames)
+        columns = self._columns(ks, samples, skips)
+        if isinstance(self._plan.rule, ChunkRule):
+            return columns | {"images": frames} | self._chunks(samples, self._plan.rule.chunk)
+        return columns | {"frames": frames}
+
+    # ----------------------------------------------------------------------- inside
+
+    def _columns(self, ks: np.ndarray, samples: list[Sample], skips: list[_Skips]) -> dict[str, Any]:
+        """What a micro-batch has besides its frames."""
         rows = np.array([sample.row for sample in samples])
-        columns: dict[str, Any] = {
+        return {
             "text": _texts(sample.text for sample in samples),
             "sample": ks,
             "video_id": _texts(self._plan.manifest.take("video_id", rows)),
             "corpus": _texts(sample.corpus for sample in samples),
             "skipped": _texts(",".join(skip.reasons.values()) for skip in skips),
         }
-        if isinstance(self._plan.rule, ChunkRule):
-            return columns | {"images": frames} | self._chunks(samples, self._plan.rule.chunk)
-        return columns | {"frames": frames}
-
-    # ----------------------------------------------------------------------- inside
 
     def _frames_shape(self, sample: Sample) -> tuple[int, ...]:
         # Chunks: one frame of every camera; clips and pairs: several frames of one.
@@ -104,7 +123,7 @@ class SampleDecoder:
         for i in todo:
             step = len(samples[i].indices)
             for view, row in enumerate(samples[i].rows):
-                jobs.append(self._job(row, samples[i].indices))
+                jobs.append(decode_job(self._plan.manifest, self._data, row, samples[i].indices))
                 rows.append(row)
                 places.append(i)
                 out.append(frames[i, view * step : (view + 1) * step])
@@ -112,21 +131,23 @@ class SampleDecoder:
         for place, row, answer in zip(places, rows, self._pool.run(jobs, out), strict=True):
             if isinstance(answer, BadVideo):
                 failed.add(place)
+                self._count_storage_failure(row, answer)
                 if row not in self._bad:
                     self._reject(row, answer)
+            else:
+                self._storage_failures = 0
         return sorted(failed)
 
-    def _job(self, row: int, indices: tuple[int, ...]) -> DecodeJob:
-        video = self._plan.manifest.row(row)
-        return DecodeJob(
-            uri=video["uri"],
-            indices=tuple(video["first_frame"] + index for index in indices),
-            height=self._data.height,
-            width=self._data.width,
-            decoder=video["decoder"],
-            source_height=video["height"],
-            source_width=video["width"],
-        )
+    def _count_storage_failure(self, row: int, problem: BadVideo) -> None:
+        if problem.reason != "storage":
+            return
+        self._storage_failures += 1
+        if self._storage_failures >= MOST_STORAGE_FAILURES:
+            raise CorpusError(
+                f"the store failed for {self._storage_failures} videos in a row, last for "
+                f"{self._plan.manifest.row(row)['uri']}: {problem.message}. When it answers again, the same command "
+                "goes on from the last checkpoint."
+            )
 
     def _reject(self, row: int, problem: BadVideo) -> None:
         video = self._plan.manifest.row(row)
@@ -136,10 +157,8 @@ class SampleDecoder:
                 "Repair or remove it, or set data.strict=false to put bad videos into quarantine."
             )
         self._bad[row] = problem.reason
-        entry = {key: video[key] for key in ("corpus", "video_id", "uri", "decoder", "version")}
-        entry |= {"reason": problem.reason, "message": problem.message, "attempts": 1}
         if self._plan.manifest.folder is not None:
-            add_to_quarantine(self._plan.manifest.folder, [entry], STAGE)
+            add_to_quarantine(self._plan.manifest.folder, [quarantine_entry(video, problem)], STAGE)
 
     def _known_bad(self) -> dict[int, str]:
         """Manifest row -> reason, from what earlier decoders put into quarantine."""
@@ -168,6 +187,26 @@ class SampleDecoder:
                 proprio.append(signals.proprio[start])
         columns = {"actions": np.stack(actions), "action_mask": np.stack(masks)}
         return columns | ({"proprio": np.stack(proprio)} if proprio else {})
+
+
+def decode_job(manifest: Manifest, data: DataConfig, row: int, indices: Iterable[int]) -> DecodeJob:
+    """Frames of a manifest row, counted from the video's own start."""
+    video = manifest.row(row)
+    return DecodeJob(
+        uri=video["uri"],
+        indices=tuple(video["first_frame"] + index for index in indices),
+        height=data.height,
+        width=data.width,
+        decoder=video["decoder"],
+        source_height=video["height"],
+        source_width=video["width"],
+    )
+
+
+def quarantine_entry(video: dict[str, Any], problem: BadVideo) -> dict[str, Any]:
+    """The quarantine row of a manifest row that turned out bad."""
+    entry = {key: video[key] for key in ("corpus", "video_id", "uri", "decoder", "version")}
+    return entry | {"reason": problem.reason, "message": problem.message, "attempts": 1}
 
 
 def _texts(values: Iterable[str]) -> np.ndarray:

@@ -6,17 +6,15 @@ nothing that they did not measure. What a stage did not leave is named as missin
 
 from __future__ import annotations
 
-import base64
 import html
 import json
-import mimetypes
-import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from defi_platform import storage
 from defi_platform.evaluate import report_figures as figures
+from defi_platform.evaluate.page import data_url, document, section, table
 from defi_platform.train.metrics import read_metrics
 
 LOSS_GOAL = 0.70
@@ -132,51 +130,49 @@ def _page(inputs: ReportInputs, summaries: Mapping[str, Any], verdict: Sequence[
         for title, name in (("GFDM", "gfdm"), ("GIDM", "gidm"), ("fused policy", "policy"))
     }
     success = {arm: {**result["tasks"], "all tasks": result["pooled"]} for arm, result in arms.items()}
-    success_table = _table(
+    success_table = table(
         ["task", *arms],
         [[task, *(_rate(by_arm[task]) for by_arm in success.values())] for task in [*tasks, "all tasks"]],
     )
     latency = summaries["evaluation"]["latency_ms"]
     parts = [
-        _section(
+        section(
             "Verdict",
-            _table(
-                ["", "measured", "goal", ""], [[c.what, c.measured, c.goal, _verdict(c)] for c in verdict]
-            ),
+            table(["", "measured", "goal", ""], [[c.what, c.measured, c.goal, _verdict(c)] for c in verdict]),
         ),
-        _section(
+        section(
             "Success in closed loop",
             figures.success_bars(success) + success_table,
             "Every arm met the same seeded initial states. Bars are 95 % Wilson intervals. The policy was called "
             "over a websocket at the Ray Serve deployment, as a robot would call it.",
         ),
-        _section("Episodes", _videos(inputs.evaluation, summaries["evaluation"])),
-        _section("Loss", figures.loss_curves(runs), "Validation is on video that training never saw."),
-        _section(
+        section("Episodes", _videos(inputs.evaluation, summaries["evaluation"])),
+        section("Loss", figures.loss_curves(runs), "Validation is on video that training never saw."),
+        section(
             "What GFDM predicts",
             _media(inputs.gfdm, summaries["gfdm"]),
             "Held-out clips, three rows each: what happened; what GFDM predicts from the first frame and the text "
             "in one denoising step, which is what the policy reads; the same sampled in several steps.",
         ),
-        _section(
+        section(
             "Latent actions",
             figures.code_usage(summaries["gidm"]["code_counts"]),
             f"{100 * summaries['gidm']['codebook_fraction_used']:.0f} % of the codes are in use on held-out pairs.",
         ),
-        _section(
+        section(
             "Latency of the served policy",
-            _table(
+            table(
                 ["requests", "p50", "p95"],
                 [[latency["count"], f"{latency['p50']:.1f} ms", f"{latency['p95']:.1f} ms"]],
             ),
             "From sending an observation to holding its action chunk, measured by the simulator workers.",
         ),
-        _section(
-            "Time", _table(["stage", "seconds"], [[k, f"{v:.0f}"] for k, v in inputs.stage_seconds.items()])
+        section(
+            "Time", table(["stage", "seconds"], [[k, f"{v:.0f}"] for k, v in inputs.stage_seconds.items()])
         ),
-        _section("Skipped", _skipped_table(summaries)),
+        section("Skipped", _skipped_table(summaries)),
     ]
-    return _HEAD + "".join(parts) + "</main></body></html>\n"
+    return document("DeFI demo report", "DeFI: from plain video to a served, scored policy", parts)
 
 
 # --------------------------------------------------------------------------- pieces
@@ -198,7 +194,7 @@ def _skipped(summaries: Mapping[str, Mapping[str, Any]]) -> Iterable[tuple[str, 
 
 def _skipped_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
     rows = list(_skipped(summaries))
-    return _table(["stage", "reason", "count"], rows) if rows else "<p>Nothing was skipped.</p>"
+    return table(["stage", "reason", "count"], rows) if rows else "<p>Nothing was skipped.</p>"
 
 
 def _media(run: str, summary: Mapping[str, Any]) -> str:
@@ -206,7 +202,7 @@ def _media(run: str, summary: Mapping[str, Any]) -> str:
     if not names:
         return "<p>The run left no pictures.</p>"
     return "".join(
-        f'<img alt="{html.escape(name)}" src="{_data_url(storage.join(run, name))}">' for name in names
+        f'<img alt="{html.escape(name)}" src="{data_url(storage.join(run, name))}">' for name in names
     )
 
 
@@ -218,7 +214,7 @@ def _videos(folder: str, summary: Mapping[str, Any]) -> str:
         outcome = "solved" if episode["success"] else "not solved"
         caption = f"{episode['task']}, {episode['arm']}: {outcome} in {episode['steps']} steps"
         cells.append(
-            f'<figure><video controls autoplay loop muted src="{_data_url(path)}"></video>'
+            f'<figure><video controls autoplay loop muted src="{data_url(path)}"></video>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     if not cells:
@@ -227,47 +223,8 @@ def _videos(folder: str, summary: Mapping[str, Any]) -> str:
     return f'<div class="grid" style="{columns}">{"".join(cells)}</div>'
 
 
-def _data_url(path: str) -> str:
-    kind = mimetypes.guess_type(posixpath.basename(path))[0] or "application/octet-stream"
-    return f"data:{kind};base64,{base64.b64encode(storage.read_bytes(path)).decode()}"
-
-
-def _section(title: str, body: str, note: str = "") -> str:
-    note = f"<p>{html.escape(note)}</p>" if note else ""
-    return f"<section><h2>{html.escape(title)}</h2>{note}{body}</section>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    cells = "".join(f"<th>{html.escape(str(name))}</th>" for name in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(str(value))}</td>" for value in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-
-
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>DeFI demo report</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-body { margin: 0; background: #f4f5f7; color: #222; font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1040px; margin: 0 auto; padding: 24px; }
-section { background: #fff; border: 1px solid #e3e6ea; border-radius: 8px; margin: 0 0 18px; padding: 4px 22px 18px; }
-h1 { font-size: 24px; } h2 { font-size: 17px; margin-bottom: 6px; }
-table { border-collapse: collapse; margin: 8px 0; }
-th, td { text-align: left; padding: 4px 18px 4px 0; border-bottom: 1px solid #eceef1; font-variant-numeric: tabular-nums; }
-th { color: #667; font-weight: 600; }
-svg, img { max-width: 100%; height: auto; display: block; margin: 8px 0; }
-img { width: 100%; image-rendering: pixelated; }
-.grid { display: grid; gap: 14px; }
-figure { margin: 0; } video { width: 100%; image-rendering: pixelated; background: #000; }
-figcaption { font-size: 12px; color: #556; }
-</style></head><body><main>
-<h1>DeFI: from plain video to a served, scored policy</h1>
-"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping]]) -> str:
     Args:
         runs: title -> rows of metrics.jsonl, each with `step`, `split` and `loss`.
     """
-    figure, axes = _panels(len(runs), width=4.4, height=2.9)
+    figure, axes = panels(len(runs), width=4.4, height=2.9)
     for axis, (title, rows) in zip(axes, runs.items(), strict=True):
         for split, style in (
             ("train", {"linewidth": 1.0}),
@@ -35,7 +36,7 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping]]) -> str:
         # Zero stays in sight, so that a small improvement does not look like a large one.
         axis.set_ylim(bottom=0)
         axis.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return svg(figure, "Loss over steps: " + ", ".join(runs))
 
 
 def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
@@ -45,7 +46,7 @@ def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> st
         success: arm -> task -> {"rate", "low", "high"}, all in [0, 1].
     """
     tasks = list(next(iter(success.values())))
-    figure, (axis,) = _panels(1, width=max(5.0, 1.5 * len(tasks) + 1), height=3.0)
+    figure, (axis,) = panels(1, width=max(5.0, 1.5 * len(tasks) + 1), height=3.0)
     width = 0.8 / len(success)
     for index, (arm, by_task) in enumerate(success.items()):
         centres = [position + (index - (len(success) - 1) / 2) * width for position in range(len(tasks))]
@@ -60,19 +61,20 @@ def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> st
     axis.set_ylim(0, 1.05)
     axis.set_ylabel("success", fontsize=8)
     axis.legend(frameon=False, fontsize=8, ncols=len(success), loc="upper center", bbox_to_anchor=(0.5, 1.14))
-    return _svg(figure)
+    return svg(figure, "Success rate per task and arm")
 
 
 def code_usage(counts: Sequence[int]) -> str:
     """How often each code of the codebook was chosen on held-out video."""
-    figure, (axis,) = _panels(1, width=5.0, height=2.1)
+    figure, (axis,) = panels(1, width=5.0, height=2.1)
     axis.bar(range(len(counts)), counts, color=ARM_COLOURS["policy"])
     axis.set_xlabel("code", fontsize=8)
     axis.set_ylabel("times chosen", fontsize=8)
-    return _svg(figure)
+    return svg(figure, "How often each code was chosen")
 
 
-def _panels(count: int, *, width: float, height: float) -> tuple[Figure, Sequence]:
+def panels(count: int, *, width: float, height: float) -> tuple[Figure, Sequence]:
+    """A figure of `count` panels side by side, each of this size in inches."""
     figure = Figure(figsize=(width * count, height), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
@@ -84,8 +86,9 @@ def _panels(count: int, *, width: float, height: float) -> tuple[Figure, Sequenc
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure, label: str = "chart") -> str:
+    """The figure as an SVG element; `label` is what a screen reader says."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    return re.sub(r"^.*?(?=<svg)", "", svg, flags=re.DOTALL)
+    drawn = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)

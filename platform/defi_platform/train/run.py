@@ -128,7 +128,12 @@ def check_resumable(recipe: Recipe) -> None:
     for part in ("data", "train"):
         for key, value in now[part].items():
             old = before[part].get(key, value)
-            if (part == "train" and key in FREE_TO_CHANGE) or key in ("manifest", "decode", "strict"):
+            if (part == "train" and key in FREE_TO_CHANGE) or key in (
+                "manifest",
+                "decode",
+                "strict",
+                "cache",
+            ):
                 continue
             if old != value:
                 raise ConfigError(

@@ -30,7 +30,7 @@ class GFDMRecipe(VideoRecipe):
         data = self.config.data
         return ClipRule(data.clip_frames, data.clip_span_s)
 
-    def build(self) -> nn.Module:
+    def build_without_cache(self) -> nn.Module:
         from defi_models import presets
         from defi_models.gfdm import ForwardDynamics
 

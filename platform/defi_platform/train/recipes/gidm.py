@@ -27,7 +27,7 @@ class GIDMRecipe(VideoRecipe):
     def rule(self) -> Rule:
         return PairRule(self.config.data.pair_interval_s)
 
-    def build(self) -> nn.Module:
+    def build_without_cache(self) -> nn.Module:
         from defi_models import presets
         from defi_models.gidm import InverseDynamics
 
@@ -54,7 +54,7 @@ class GIDMRecipe(VideoRecipe):
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
         names = ("codebook_fraction_used", "codebook_perplexity", "code_counts")
-        return {name: validation[name] for name in names if name in validation}
+        return super().summary(validation) | {name: validation[name] for name in names if name in validation}
 
     @property
     def _codes(self) -> int:

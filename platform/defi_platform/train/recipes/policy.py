@@ -31,6 +31,10 @@ class PolicyRecipe(VideoRecipe):
 
     def __init__(self, config: FinetuneConfig):
         super().__init__(config)
+        if config.data.cache is not None:
+            raise ConfigError(
+                "fine-tuning reads pictures, not what an encoder made of them. Set data.cache=null."
+            )
         config.gfdm, config.gidm = storage.absolute(config.gfdm), storage.absolute(config.gidm)
         self._chunk: int | None = None
 
@@ -42,7 +46,7 @@ class PolicyRecipe(VideoRecipe):
             self._chunk = self._model_config().adapter.head.chunk
         return ChunkRule(self._chunk)
 
-    def build(self) -> nn.Module:
+    def build_without_cache(self) -> nn.Module:
         from defi_models.gfdm import ForwardDynamics
         from defi_models.gidm import InverseDynamics
         from defi_models.policy import DeFIPolicy

@@ -17,8 +17,12 @@ from defi_platform.data.ingest import ingest
 from defi_platform.data.manifest import Manifest, skipped
 from defi_platform.data.plan import Plan
 from defi_platform.data.rules import Rule
+from defi_platform.data.split import TRAIN
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.recipe import Recipe
+from defi_platform.train.recipes.cache_use import CacheUse
+
+DATA_STATS = "data_stats.txt"
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,12 +37,27 @@ class VideoRecipe(Recipe):
         data.manifest = storage.absolute(data.manifest)
         for corpus in data.corpora.values():
             corpus.path = storage.absolute(corpus.path)
+        if data.cache is not None:
+            data.cache = storage.absolute(data.cache)
+        self._cache: CacheUse | None = None
         if config.model.init_from:
             config.model.init_from = storage.absolute(config.model.init_from)
 
     @abstractmethod
     def rule(self) -> Rule:
         """How a sample is cut out of a video."""
+
+    def build(self) -> nn.Module:
+        """The model; where a latent cache is configured, also the check that it is of this model's encoder."""
+        model = self.build_without_cache()
+        # The export builds once more, when the counts of the run's cache are still wanted.
+        if self.config.data.cache is not None and self._cache is None:
+            self._cache = CacheUse(model, self.config.data, self.plan(TRAIN))
+        return model
+
+    @abstractmethod
+    def build_without_cache(self) -> nn.Module:
+        """The model alone; see `Recipe.build`."""
 
     def prepare(self) -> None:
         """Brings the manifest up to date, and finds out now whether both splits have samples."""
@@ -65,7 +84,9 @@ class VideoRecipe(Recipe):
         global_batch: int,
         micro_batch: int,
     ) -> Iterable[dict[str, Any]]:
-        return stream(
+        # Validation is on pictures: it shows them, and it is decoded only once.
+        cache = self._cache if plan.split == TRAIN else None
+        batches = stream(
             plan,
             self.config.data,
             start=start,
@@ -74,7 +95,17 @@ class VideoRecipe(Recipe):
             world_size=world_size,
             global_batch=global_batch,
             micro_batch=micro_batch,
+            cache=cache.place if cache else None,
+            keep_stats=self._keep_stats if rank == 0 and plan.split == TRAIN else None,
         )
+        return cache.counted(batches, tell=rank == 0) if cache else batches
+
+    def _keep_stats(self, text: str) -> None:
+        """What Ray Data tells of rank 0's stream; each attempt at a run overwrites it."""
+        storage.write_text(storage.join(self.config.train.output, DATA_STATS), text)
+
+    def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
+        return {"cache": self._cache.told()} if self._cache else {}
 
     def skipped(self) -> dict[str, int]:
         return skipped(self.config.data.manifest)

@@ -1,0 +1,18 @@
+"""Fill a latent cache: frames as GFDM's or GIDM's frozen encoder sees them, so that training need not decode."""
+
+import sys
+
+import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+
+from defi_platform.config import EncodeConfig, parse_arguments
+from defi_platform.errors import exit_code
+from defi_platform.train.encode_latents import encode_latents
+
+
+def main() -> int:
+    print(encode_latents(parse_arguments(EncodeConfig)).text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

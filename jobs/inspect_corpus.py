@@ -1,0 +1,18 @@
+"""Write one HTML page about the corpora: contact sheets, statistics, the mixture, what is in quarantine."""
+
+import sys
+
+import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+
+from defi_platform.config import InspectConfig, parse_arguments
+from defi_platform.errors import exit_code
+from defi_platform.evaluate.corpus_page import inspect_corpora
+
+
+def main() -> int:
+    print(f"corpora: {inspect_corpora(parse_arguments(InspectConfig))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

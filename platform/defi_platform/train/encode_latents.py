@@ -1,0 +1,207 @@
+"""jobs/encode_latents.py: fills a latent cache on Ray, on GPUs where there are any."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from tqdm import tqdm
+
+from defi_platform import storage
+from defi_platform.cluster import ray_session
+from defi_platform.config import EncodeConfig, PretrainConfig, TrainConfig
+from defi_platform.data.dataset import ACTOR_CPUS
+from defi_platform.data.decoder_pool import DecoderPool
+from defi_platform.data.ingest import ingest
+from defi_platform.data.latent_cache import (
+    EncoderInfo,
+    begin,
+    missing_rows,
+    remove_leftovers,
+    write_shard,
+)
+from defi_platform.data.manifest import Manifest, add_to_quarantine
+from defi_platform.data.reasons import BadVideo
+from defi_platform.data.sample_decoder import STAGE, decode_job, quarantine_entry
+from defi_platform.errors import ConfigError, CorpusError
+from defi_platform.train.draws import seed_of
+from defi_platform.train.frame_encoder import DTYPES, FrameEncoder
+from defi_platform.train.pretrain import RECIPES
+
+
+@dataclass(frozen=True)
+class EncodeSummary:
+    """What an encoding did."""
+
+    folder: str
+    info: EncoderInfo
+    videos: int
+    """In the cache now."""
+    encoded: int
+    frames: int
+    skipped: dict[str, int]
+    seconds: float
+
+    def text(self) -> str:
+        """A few lines for people."""
+        skipped = ", ".join(f"{n} {reason}" for reason, n in sorted(self.skipped.items()))
+        return (
+            f"{self.info.column}: {self.encoded} videos, {self.frames} frames encoded in {self.seconds:.1f} s "
+            f"({self.frames / max(self.seconds, 1e-9):.0f} frames/s)"
+            + (f"; skipped {skipped}" if skipped else "")
+            + f"\n  {self.videos} videos in {self.folder} (encoder {self.info.fingerprint}: {self.info.describes})"
+        )
+
+
+def encode_latents(config: EncodeConfig) -> EncodeSummary:
+    """Encodes every video of the corpora that the cache does not hold yet.
+
+    Raises: UserError; CacheError when the folder is the cache of another encoder.
+    """
+    _check(config)
+    assert config.data.cache is not None
+    folder = config.data.cache = storage.absolute(config.data.cache)
+    started = time.monotonic()
+    with ray_session(config.ray):
+        manifest = ingest(config.data)
+        # Built here too: the fingerprint is needed before anything is written.
+        info = _encoder(config).info(config.data.height, config.data.width, config.dtype)
+        begin(folder, info)
+        remove_leftovers(folder)
+        todo = missing_rows(folder, manifest, np.arange(len(manifest)))
+        encoded, frames, skipped = _encode(config, manifest, info, todo)
+        videos = len(manifest) - len(missing_rows(folder, manifest, np.arange(len(manifest))))
+    return EncodeSummary(folder, info, videos, encoded, frames, skipped, time.monotonic() - started)
+
+
+def _check(config: EncodeConfig) -> None:
+    if config.kind not in RECIPES:
+        raise ConfigError(
+            f"there is no model kind '{config.kind}' to encode for; choose {' or '.join(RECIPES)}."
+        )
+    if config.dtype not in DTYPES:
+        raise ConfigError(f"dtype is {config.dtype}; choose {' or '.join(DTYPES)}.")
+    if config.data.cache is None:
+        raise ConfigError("data.cache names no folder to write to. Set data.cache=FOLDER.")
+
+
+def _encoder(config: EncodeConfig, device: str = "cpu") -> FrameEncoder:
+    """The encoder of the model that a training with these settings builds, weight for weight."""
+    settings = PretrainConfig(model=config.model, data=config.data, train=TrainConfig(seed=config.seed))
+    recipe = RECIPES[config.kind](settings)
+    torch.manual_seed(seed_of(config.seed, "weights"))
+    return FrameEncoder(recipe.build_without_cache().to(device))  # type: ignore[arg-type]
+
+
+def _encode(
+    config: EncodeConfig, manifest: Manifest, info: EncoderInfo, todo: np.ndarray
+) -> tuple[int, int, dict[str, int]]:
+    """Returns: videos and frames encoded, and videos skipped by reason."""
+    if not len(todo):
+        return 0, 0, {}
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = config.workers or gpus or 1
+    groups = _groups(manifest, todo, info, config.shard_mb << 20)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    dataset = ray.data.from_items([{"rows": group} for group in groups], override_num_blocks=len(groups))
+    dataset.context.enable_progress_bars = False
+    results = dataset.map_batches(
+        _VideoEncoder,
+        fn_constructor_args=(config, manifest, info),
+        batch_size=None,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(size=min(workers, len(groups))),
+        num_cpus=ACTOR_CPUS,
+        num_gpus=1 if gpus else 0,
+    )
+    videos, frames, skipped = 0, 0, dict[str, int]()
+    with tqdm(total=len(todo), desc=f"{info.column}: encoding", unit=" videos", disable=None) as progress:
+        for row in results.iter_rows():
+            videos, frames = videos + int(row["videos"]), frames + int(row["frames"])
+            for reason in filter(None, str(row["skipped"]).split(",")):
+                skipped[reason] = skipped.get(reason, 0) + 1
+            progress.update(int(row["videos"]) + len(list(filter(None, str(row["skipped"]).split(",")))))
+    return videos, frames, skipped
+
+
+def _groups(manifest: Manifest, rows: np.ndarray, info: EncoderInfo, shard_bytes: int) -> list[list[int]]:
+    """Rows by shard: as many videos as fit, at least one."""
+    groups: list[list[int]] = []
+    free = 0
+    for row, frames in zip(rows.tolist(), manifest.numbers("num_frames")[rows].tolist(), strict=True):
+        need = frames * info.frame_bytes
+        if not groups or need > free:
+            groups.append([])
+            free = shard_bytes
+        groups[-1].append(row)
+        free -= need
+    return groups
+
+
+class _VideoEncoder:
+    """Decodes videos in processes of its own, encodes them and writes one shard per call."""
+
+    def __init__(self, config: EncodeConfig, manifest: Manifest, info: EncoderInfo) -> None:
+        device = "cuda" if ray.get_gpu_ids() else "cpu"
+        self._config, self._manifest, self._info = config, manifest, info
+        self._encoder = _encoder(config, device)
+        found = self._encoder.info(config.data.height, config.data.width, config.dtype)
+        assert found.fingerprint == info.fingerprint, "two builds of one encoder differ"
+        self._pool = DecoderPool(config.data.decode)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """{"rows": (1, n)} -> how many videos and frames were encoded, and the reasons of those that were not."""
+        rows = [int(row) for row in batch["rows"][0]]
+        parts: list[np.ndarray] = []
+        videos: list[dict[str, Any]] = []
+        bad: list[dict[str, Any]] = []
+        for row, part in zip(rows, self._encoded(rows), strict=True):
+            video = self._manifest.row(row)
+            if isinstance(part, BadVideo):
+                if self._config.data.strict:
+                    raise CorpusError(
+                        f"{video['uri']} (corpus {video['corpus']}, video {video['video_id']}) is bad: {part}. Repair "
+                        "or remove it, or set data.strict=false to leave bad videos out."
+                    )
+                bad.append(quarantine_entry(video, part))
+                continue
+            parts.append(part)
+            videos.append({k: video[k] for k in ("corpus", "video_id", "version")} | {"frames": len(part)})
+        assert self._config.data.cache is not None and self._manifest.folder is not None
+        if videos:
+            write_shard(self._config.data.cache, np.concatenate(parts), videos)
+        add_to_quarantine(self._manifest.folder, bad, STAGE)
+        return {
+            "videos": np.array([len(videos)]),
+            "frames": np.array([sum(video["frames"] for video in videos)]),
+            "skipped": np.array([",".join(entry["reason"] for entry in bad)], dtype=object),
+        }
+
+    def _encoded(self, rows: list[int]) -> Any:
+        """One answer per row: (F, ...) or a `BadVideo`. Frames are decoded ahead, a batch of them at a time."""
+        pieces = [(row, piece) for row in rows for piece in self._pieces(row)]
+        data = self._config.data
+        jobs = (decode_job(self._manifest, data, row, piece) for row, piece in pieces)
+        answers = self._pool.run(jobs)
+        for row in rows:
+            parts: list[np.ndarray] = []
+            problem: BadVideo | None = None
+            for _ in self._pieces(row):
+                answer = next(answers)
+                if isinstance(answer, BadVideo):
+                    problem = problem or answer
+                elif problem is None:
+                    assert isinstance(answer, np.ndarray)
+                    parts.append(self._encoder(answer).astype(self._info.dtype))
+            yield problem or np.concatenate(parts)
+
+    def _pieces(self, row: int) -> list[tuple[int, ...]]:
+        frames = self._manifest.row(row)["num_frames"]
+        step = self._config.batch_frames
+        return [tuple(range(i, min(i + step, frames))) for i in range(0, frames, step)]

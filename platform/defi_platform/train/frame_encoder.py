@@ -1,0 +1,72 @@
+"""The frozen part of GFDM or GIDM that sees pictures, taken by itself: what a latent cache holds the output of."""
+
+# T frames, H W pixels
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from defi_models.configuration import to_mapping
+from defi_platform.data.latent_cache import EncoderInfo
+from defi_platform.errors import ConfigError
+
+if TYPE_CHECKING:
+    from defi_models.gfdm import ForwardDynamics
+    from defi_models.gidm import InverseDynamics
+
+COLUMNS = {"gfdm": "latents", "gidm": "features"}
+DTYPES = ("float32", "float16")
+
+
+class FrameEncoder:
+    """Encodes frames as the model itself does in training.
+
+    Args:
+        model: GFDM or GIDM, on the device that is to encode.
+
+    Raises: ConfigError for a model that augments its frames in training, which what is encoded ahead does not allow.
+    """
+
+    def __init__(self, model: ForwardDynamics | InverseDynamics) -> None:
+        if getattr(model.config, "augmentation", None) is not None:
+            raise ConfigError(
+                f"this {model.kind} augments its frames in training, which frames encoded ahead do not allow. Set "
+                "model.overrides.augmentation=null (for the encoding too), or data.cache=null."
+            )
+        self._model = model.eval()
+
+    @torch.no_grad()
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 (T, H, W, 3) -> float32 (T, ...): scaled latents (C, h, w) or patch features (L, D) per frame."""
+        batch = torch.from_numpy(frames)[None]
+        model = self._model
+        encoded = model.encode_frames(batch) if model.kind == "gfdm" else model.encode_patches(batch)  # type: ignore[operator]
+        return encoded[0].float().cpu().numpy()
+
+    def info(self, height: int, width: int, dtype: str = "float32") -> EncoderInfo:
+        """What identifies the encoder's output."""
+        kind, part = self._model.kind, _frozen_part(self._model)
+        settings = {"encoder": to_mapping(part.config), "height": height, "width": width, "dtype": dtype}
+        digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())
+        for name, tensor in sorted(part.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        shape = self(np.zeros((1, height, width, 3), np.uint8)).shape[1:]
+        return EncoderInfo(
+            kind=kind,
+            column=COLUMNS[kind],
+            fingerprint=digest.hexdigest()[:16],
+            describes=f"{type(part).__name__} at {height}x{width} as {dtype}",
+            shape=tuple(shape),
+            dtype=dtype,
+        )
+
+
+def _frozen_part(model: ForwardDynamics | InverseDynamics) -> nn.Module:
+    return model.codec if model.kind == "gfdm" else model.patch_encoder  # type: ignore[return-value]
