@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import boto3
 import numpy as np
+import psutil
 import pytest
 import yaml
 from corpora import spoil, write_video
@@ -25,9 +27,12 @@ from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestC
 from defi_platform.data.decode import DecodeJob
 from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.ingest import ingest
-from defi_platform.data.manifest import Manifest, add_to_quarantine, read_quarantine, skipped
+from defi_platform.data.manifest import Manifest
+from defi_platform.data.probing import StoragePatience
+from defi_platform.data.quarantine import add_to_quarantine, read_quarantine, skipped
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.rules import ClipRule, PairRule, Rule
+from defi_platform.data.verdicts import Verdict
 from defi_platform.errors import CorpusError
 
 
@@ -222,6 +227,25 @@ def test_a_manifest_of_another_layout_is_made_again(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- a store that fails
 
 
+@pytest.mark.parametrize(
+    ("answered", "reasons", "stops_at", "nothing"),
+    [
+        (False, ["storage"] * 3, None, True),
+        (True, ["storage"] * 3, None, False),
+        (False, ["corrupt", "storage", "storage"], None, False),
+        (True, ["storage"] * 4 + ["corrupt"], 3, False),
+        (True, ["storage", "storage", "storage", "corrupt"] * 3, None, False),
+    ],
+)
+def test_the_store_is_to_blame_after_several_failures_in_a_row_or_when_nothing_ever_came(
+    answered: bool, reasons: list[str], stops_at: int | None, nothing: bool
+) -> None:
+    patience = StoragePatience(answered, allowed=4)
+    told = [patience.down(Verdict("u", "v", BadVideo(reason, "refused"))) for reason in reasons]
+    assert next((number for number, why in enumerate(told) if why), None) == stops_at
+    assert patience.nothing_answered() == nothing
+
+
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in KEYS.items():
@@ -230,7 +254,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.slow
-def test_a_store_that_goes_down_is_one_error_and_puts_no_video_into_quarantine(
+def test_a_store_that_goes_down_is_one_error_and_a_single_file_that_does_not_come_is_tried_again(
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_video(tmp_path / "a.mp4", range(20))
@@ -251,5 +275,50 @@ def test_a_store_that_goes_down_is_one_error_and_puts_no_video_into_quarantine(
         assert proxy.refused and not skipped(config.manifest)
         proxy.refuse = b""
         assert len(ingest(config)) == 3 and not skipped(config.manifest)
+        # One more, that alone does not come: it is listed, and asked for again by every ingest.
+        storage.write_bytes(f"{bucket}/v/3.mp4", (tmp_path / "a.mp4").read_bytes())
+        proxy.refuse = b"GET /videos/v/3.mp4"
+        assert len(ingest(config)) == 3 and skipped(config.manifest) == {"storage": 1}
+        proxy.refuse = b""
+        assert len(ingest(config)) == 4 and not skipped(config.manifest)
         proxy.close()
     storage.forget_connections()
+
+
+# --------------------------------------------------------------------------- a probing actor that dies
+
+
+@pytest.mark.slow
+def test_a_probing_actor_killed_at_work_is_replaced_and_nothing_is_lost_or_there_twice(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    places = numbered_videos(tmp_path / "c", 160)
+    config = configured(tmp_path / "c", tmp_path / "m", holdout=0.0)
+    killed: list[int] = []
+    done = threading.Event()
+
+    def kill_one_at_work() -> None:
+        blocks = tmp_path / "m" / "corpora" / "c" / "probed"
+        while not killed and not done.wait(0.01):
+            if any(blocks.glob("*.parquet")):
+                working = [p for p in psutil.Process().children(recursive=True) if "Prober" in title(p)]
+                for process in working[:1]:
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+
+    killer = threading.Thread(target=kill_one_at_work)
+    killer.start()
+    manifest = ingest(config)
+    done.set()
+    killer.join()
+    assert killed
+    assert manifest.table.column("video_id").to_pylist() == [place.name for place in places]
+    assert not skipped(config.manifest)
+
+
+def title(process: psutil.Process) -> str:
+    """What a process calls itself, such as ray::Prober.probe; "" when it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

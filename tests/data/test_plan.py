@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest import Manifest, commit_corpus
 from defi_platform.data.mixture import Mixture
 from defi_platform.data.order import micro_batches
 from defi_platform.data.plan import Plan
+from defi_platform.data.quarantine import QUARANTINE_SCHEMA
 from defi_platform.data.rules import ChunkRule, ClipRule, PairRule
 from defi_platform.data.shuffle import permuted
+from defi_platform.data.verdicts import SCHEMA as VERDICTS
 from defi_platform.errors import CorpusError
 
 
@@ -232,3 +235,31 @@ def test_a_thousand_samples_resolve_in_milliseconds() -> None:
     started = time.process_time()
     plan.resolve_many(ks)
     assert time.process_time() - started < 0.05
+
+
+def test_corpora_of_different_cameras_and_texts_are_looked_up_in_their_own_tables() -> None:
+    rows = manifest(a=6).table.to_pylist()
+    rows += [row | {"camera": f"other {row['camera']}"} for row in manifest(b=5).table.to_pylist()]
+    both = Manifest.from_rows(rows)
+    plan = Plan(both, {"b": 1.0, "a": 1.0}, ClipRule(frames=2), seed=0, cameras={"b": {"other left": 1.0}})
+    samples = plan.resolve_many(range(40))
+    assert {both.row(sample.row)["camera"] for sample in samples if sample.corpus == "b"} == {"other left"}
+    assert all(both.row(sample.row)["corpus"] == sample.corpus for sample in samples)
+    assert all(both.row(sample.row)["text"] == sample.text for sample in samples)
+    chunks = Plan(both, {"b": 1.0}, ChunkRule(chunk=4), seed=0)
+    assert {both.row(row)["camera"] for s in chunks.resolve_many(range(60)) for row in s.rows} == {
+        "other left",
+        "other right",
+    }
+
+
+def test_a_mapped_manifest_reads_as_the_one_it_was_written_from(tmp_path: Path) -> None:
+    rows = manifest(a=300).table
+    empty = (QUARANTINE_SCHEMA.empty_table(), VERDICTS.empty_table())
+    commit_corpus(str(tmp_path), "a", rows, *empty, {})
+    mapped = Manifest.open(str(tmp_path))
+    assert mapped.table == rows
+    places = np.arange(299, -1, -1)
+    assert mapped.take("text", places) == [f"a {n}" for n in places.tolist()]
+    assert [mapped.row(n)["video_id"] for n in range(300)] == rows.column("video_id").to_pylist()
+    assert mapped.fingerprint() == manifest(a=300).fingerprint()

@@ -16,8 +16,9 @@ from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.dataset import stream
 from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.ingest import ingest
-from defi_platform.data.manifest import Manifest, skipped
+from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan
+from defi_platform.data.quarantine import skipped
 from defi_platform.data.rules import ChunkRule, ClipRule, PairRule
 from defi_platform.data.sample_decoder import SampleDecoder
 from defi_platform.errors import CorpusError

@@ -60,7 +60,7 @@ class ProbeJob:
     """Score the frames on the way; takes a thorough look."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Probe:
     """What a file is."""
 

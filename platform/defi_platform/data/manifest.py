@@ -1,11 +1,10 @@
-"""The manifest (one row per usable video) and the quarantine table (one row per rejected one), as Parquet.
+"""The manifest: one row per usable video, as Parquet, with what else ingest knows of each corpus.
 
     <folder>/corpora/<name>/videos-<hash>.parquet       rows of a corpus
     <folder>/corpora/<name>/videos-<hash>.arrow         the same, laid out to be mapped into memory, not read
     <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected, with its reason
     <folder>/corpora/<name>/opened-<hash>.parquet       what every file was found to be, see verdicts.py
     <folder>/corpora/<name>/committed.json              written last: names the files above
-    <folder>/quarantine/<stage>-<id>.parquet            what later stages rejected
 
 The order of rows is part of the contract, since the plan counts on it: corpora as configured, then `video_id`.
 """
@@ -16,8 +15,7 @@ import functools
 import hashlib
 import io
 import json
-import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from defi_platform import storage
+from defi_platform.data.mapped_table import MappedTable, arrow_file, text_bytes
 from defi_platform.errors import CorpusError
 
 NAMES = pa.dictionary(pa.int16(), pa.string())
@@ -65,20 +64,6 @@ SCHEMA = pa.schema(
 `times`: seconds of each frame from the video's first on, where `variable_rate`; else null.
 `luma`, `motion`, `sharpness`: see `filters.Scores`; null where no filter asked."""
 
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        ("corpus", pa.string()),
-        ("video_id", pa.string()),
-        ("uri", pa.string()),
-        ("reason", pa.string()),
-        ("message", pa.string()),
-        ("stage", pa.string()),
-        ("attempts", pa.int32()),
-        ("decoder", pa.string()),
-        ("version", pa.string()),
-    ]
-)
-
 COMMITTED = "committed.json"
 
 TABLES = ("videos-", "rejected-", "opened-")
@@ -116,14 +101,14 @@ class Manifest:
     """The usable videos of all corpora, in plan order.
 
     Args:
-        parts: one table per corpus, of one chunk each; mapped from disk where it is local.
+        parts: one table per corpus in the order of `names`; mapped from disk where it is local.
         folder: where it is stored; None for one made in memory.
         names: corpora in the order of the configuration.
     """
 
-    def __init__(self, parts: Sequence[pa.Table], folder: str | None, names: Sequence[str]) -> None:
+    def __init__(self, parts: Sequence[MappedTable], folder: str | None, names: Sequence[str]) -> None:
         self._parts = list(parts)
-        self._starts = np.cumsum([0] + [part.num_rows for part in parts])
+        self._starts = np.cumsum([0] + [len(part) for part in parts])
         self.folder = folder
         self.names = tuple(names)
         self.reused: tuple[str, ...] = ()
@@ -136,7 +121,7 @@ class Manifest:
         parts = [
             pa.Table.from_pylist([row for row in rows if row["corpus"] == n], schema=SCHEMA) for n in names
         ]
-        return cls([_mappable(part) for part in parts], None, names)
+        return cls([MappedTable(part) for part in parts], None, names)
 
     @classmethod
     def open(cls, folder: str, names: Sequence[str] | None = None) -> Manifest:
@@ -162,62 +147,76 @@ class Manifest:
     @property
     def table(self) -> pa.Table:
         """All rows as one table; for small manifests and tests."""
-        return pa.concat_tables(self._parts).cast(SCHEMA)
+        return pa.concat_tables([part.table for part in self._parts]).cast(SCHEMA)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def corpus(self, name: str) -> tuple[int, MappedTable]:
+        """(number of the first row, rows) of one corpus. Raises: ValueError."""
+        number = self.names.index(name)
+        return int(self._starts[number]), self._parts[number]
+
     def numbers(self, column: str) -> np.ndarray:
-        """A numeric column as an array of one entry per row."""
-        parts = [part.column(column).to_numpy() for part in self._parts]
+        """A numeric column as an array of one entry per row; nulls are 0."""
+        parts = [part.numbers(column) for part in self._parts]
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def numbers_at(self, column: str, rows: np.ndarray) -> np.ndarray:
+        """A numeric column at `rows` alone."""
+        if len(self._parts) == 1:
+            return self._parts[0].numbers(column)[rows]
+        part_of = self._part_of(rows)
+        kind = self._parts[0].numbers(column).dtype
+        values = np.empty(rows.shape, kind)
+        for number in np.unique(part_of):
+            chosen = part_of == number
+            values[chosen] = self._parts[number].numbers(column)[rows[chosen] - self._starts[number]]
+        return values
 
     def rows_where(self, column: str) -> np.ndarray:
         """int64: rows whose flag is set, in order."""
-        found = [
-            np.flatnonzero(pc.fill_null(part.column(column), False).to_numpy()) + start
-            for start, part in zip(self._starts.tolist(), self._parts, strict=False)
-        ]
-        return np.concatenate(found)
+        starts = self._starts[:-1].tolist()
+        return np.concatenate(
+            [part.where(column) + start for start, part in zip(starts, self._parts, strict=True)]
+        )
 
     def codes(self, column: str) -> tuple[np.ndarray, list[str]]:
         """A text column as (code per row, texts by code)."""
         texts: dict[str, int] = {}
         found = []
         for part in self._parts:
-            values = part.column(column).combine_chunks()
-            if not pa.types.is_dictionary(values.type):
-                values = pc.dictionary_encode(values)
-            local = [texts.setdefault(text, len(texts)) for text in values.dictionary.to_pylist()]
-            indices = values.indices.to_numpy(zero_copy_only=False)
+            indices, local_texts = part.codes(column)
+            local = [texts.setdefault(text, len(texts)) for text in local_texts]
             same = local == list(range(len(local)))
             found.append(indices if same else np.asarray(local, indices.dtype)[indices])
         return np.concatenate(found) if len(found) > 1 else found[0], list(texts)
 
     def take(self, column: str, rows: np.ndarray) -> list[Any]:
         """Values of a column at `rows`."""
-        part_of = np.searchsorted(self._starts, rows, side="right") - 1
+        part_of = self._part_of(rows)
         values: list[Any] = [None] * len(rows)
         for number in np.unique(part_of):
             places = np.flatnonzero(part_of == number)
-            local = pa.array(rows[places] - self._starts[number])
-            taken = self._parts[number].column(column).take(local).to_pylist()
+            taken = self._parts[number].take(column, rows[places] - self._starts[number])
             for place, value in zip(places.tolist(), taken, strict=True):
                 values[place] = value
         return values
 
     def row(self, index: int) -> dict[str, Any]:
         """One row as a mapping."""
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
-        found: dict[str, Any] = self._parts[part].slice(index - int(self._starts[part]), 1).to_pylist()[0]
-        return found
+        part = int(self._part_of(np.array([index]))[0])
+        return self._parts[part].row(index - int(self._starts[part]))
+
+    def _part_of(self, rows: np.ndarray) -> np.ndarray:
+        return np.asarray(np.searchsorted(self._starts, rows, side="right") - 1)
 
     def find(self, wanted: Mapping[tuple[str, str, str], str]) -> dict[int, str]:
         """Row -> value for every (corpus, video_id, version) in `wanted` that the manifest has."""
         ids = pa.array(sorted({video_id for _, video_id, _ in wanted}))
         found = {}
         for start, part in zip(self._starts.tolist(), self._parts, strict=False):
-            column = part.column("video_id")
+            column = part.table.column("video_id")
             hits = pc.is_in(column, value_set=ids.cast(column.type)).to_numpy()
             for row in (np.flatnonzero(hits) + start).tolist():
                 video = self.row(row)
@@ -238,15 +237,15 @@ class Manifest:
         for value in self.take("times", self.rows_where("variable_rate")):
             digest.update(np.asarray(value, np.float32).tobytes())
         for part in self._parts:
-            ids = part.column("video_id").combine_chunks()
+            ids = part.table.column("video_id").combine_chunks()
             digest.update(pc.binary_length(ids).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-            digest.update(_text_bytes(ids))
+            digest.update(text_bytes(ids))
         return digest.hexdigest()[:16]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Sent to decode actors by name: ten million rows should not travel with every actor.
         if self.folder is None:
-            return Manifest, (self._parts, None, self.names)
+            return _in_memory, ([part.table for part in self._parts], self.names)
         return _opened_once, (self.folder, self.names)
 
 
@@ -255,13 +254,8 @@ def _opened_once(folder: str, names: tuple[str, ...]) -> Manifest:
     return Manifest.open(folder, names)
 
 
-def _text_bytes(texts: pa.LargeStringArray) -> memoryview:
-    """The characters of all texts in a row, without a copy."""
-    _, offsets, characters = texts.buffers()
-    if not len(texts) or characters is None:
-        return memoryview(b"")
-    places = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return memoryview(characters)[places[0] : places[-1]]
+def _in_memory(tables: Sequence[pa.Table], names: tuple[str, ...]) -> Manifest:
+    return Manifest([MappedTable(table) for table in tables], None, names)
 
 
 # --------------------------------------------------------------------------- storage
@@ -284,7 +278,7 @@ def commit_corpus(
 ) -> Committed:
     """Stores the tables of a corpus; they count once the marker, written last, is there."""
     file = _write_table(folder, name, "videos", videos)
-    storage.write_bytes(_corpus_file(folder, name, _arrow_name(file)), _arrow(videos))
+    storage.write_bytes(_corpus_file(folder, name, _arrow_name(file)), arrow_file(videos))
     counts = {"videos": videos.num_rows}
     for item in pc.value_counts(rejected.column("reason").combine_chunks()).to_pylist():
         counts[item["values"]] = item["counts"]
@@ -310,7 +304,7 @@ def read_corpus(folder: str, name: str) -> Corpus | None:
     if committed is None:
         return None
     videos, rejected, opened = (
-        _read_table(_corpus_file(folder, name, file))
+        read_table(_corpus_file(folder, name, file))
         for file in (committed.videos, committed.rejected, committed.opened)
     )
     return Corpus(videos, rejected, opened, committed)
@@ -321,76 +315,26 @@ def corpus_folder(folder: str, name: str) -> str:
     return storage.join(folder, "corpora", name)
 
 
-def add_to_quarantine(folder: str, entries: Iterable[dict[str, Any]], stage: str) -> None:
-    """Adds rows to the quarantine table; safe from any number of processes at once."""
-    table = pa.Table.from_pylist([{"stage": stage, **e} for e in entries], schema=QUARANTINE_SCHEMA)
-    if table.num_rows:
-        place = storage.join(folder, "quarantine", f"{stage}-{uuid.uuid4().hex[:12]}.parquet")
-        storage.write_bytes(place, _encoded(table))
-
-
-def read_quarantine(folder: str) -> pa.Table:
-    """Every rejected video of every stage, one row per event."""
-    tables = [QUARANTINE_SCHEMA.empty_table()]
-    for name in storage.names(storage.join(folder, "corpora")):
-        committed = read_committed(folder, name)
-        if committed is not None:
-            tables.append(_read_table(_corpus_file(folder, name, committed.rejected)))
-    return pa.concat_tables([*tables, *(_read_table(place) for place in _later_events(folder))])
-
-
-def read_quarantined_later(folder: str, name: str) -> pa.Table:
-    """What stages after the ingest rejected of one corpus."""
-    tables = [_read_table(place) for place in _later_events(folder)]
-    events = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *tables])
-    return events.filter(pc.equal(events.column("corpus"), name))
-
-
-def forget_quarantined(folder: str, name: str) -> None:
-    """Drops what stages after the ingest rejected of one corpus: its videos have been opened again."""
-    for place in _later_events(folder):
-        events = _read_table(place)
-        others = events.filter(pc.not_equal(events.column("corpus"), name))
-        if others.num_rows == events.num_rows:
-            continue
-        if others.num_rows:
-            storage.write_bytes(place, _encoded(others))
-        else:
-            storage.delete(place)
-
-
-def _later_events(folder: str) -> list[str]:
-    below = storage.join(folder, "quarantine")
-    return [storage.join(below, name) for name in storage.names(below) if name.endswith(".parquet")]
-
-
-def skipped(folder: str) -> dict[str, int]:
-    """Reason -> number of different videos rejected for it, over all stages."""
-    seen = {(r["corpus"], r["video_id"], r["reason"]) for r in read_quarantine(folder).to_pylist()}
-    counts: dict[str, int] = {}
-    for _, _, reason in sorted(seen):
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
-
-
 def _corpus_file(folder: str, name: str, file: str) -> str:
     return storage.join(corpus_folder(folder, name), file)
 
 
 def _write_table(folder: str, name: str, kind: str, table: pa.Table) -> str:
-    content = _encoded(table)
+    content = encoded(table)
     file = f"{kind}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
     storage.write_bytes(_corpus_file(folder, name, file), content)
     return file
 
 
-def _encoded(table: pa.Table) -> bytes:
+def encoded(table: pa.Table) -> bytes:
+    """A table as a Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
-def _read_table(uri: str) -> pa.Table:
+def read_table(uri: str) -> pa.Table:
+    """A Parquet file of the manifest. Raises: CorpusError when it is absent or damaged."""
     try:
         return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
     except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
@@ -403,24 +347,9 @@ def _arrow_name(parquet: str) -> str:
     return parquet.removesuffix(".parquet") + ".arrow"
 
 
-def _mappable(table: pa.Table) -> pa.Table:
-    """One chunk per column, with text offsets of 64 bits so that one chunk can hold any corpus."""
-    fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
-    return table.cast(pa.schema(fields)).unify_dictionaries().combine_chunks()
-
-
-def _arrow(table: pa.Table) -> memoryview:
-    sink = pa.BufferOutputStream()
-    mappable = _mappable(table)
-    with pa.ipc.new_file(sink, mappable.schema) as writer:
-        writer.write_table(mappable)
-    return memoryview(sink.getvalue())
-
-
-def _mapped_table(parquet: str) -> pa.Table:
+def _mapped_table(parquet: str) -> MappedTable:
     """The table of a corpus: mapped where it is on this machine, else read."""
     place = _arrow_name(parquet)
     if not storage.is_remote(place) and storage.exists(place):
-        with pa.memory_map(str(storage.local_path(place))) as source:
-            return pa.ipc.open_file(source).read_all()
-    return _mappable(_read_table(parquet))
+        return MappedTable.open(storage.local_path(place))
+    return MappedTable(read_table(parquet))

@@ -13,6 +13,7 @@ import numpy as np
 
 from defi_platform.config import DataConfig
 from defi_platform.data.manifest import Manifest
+from defi_platform.data.mapped_table import MappedTable
 from defi_platform.data.mixture import Mixture
 from defi_platform.data.rules import ChunkRule, Rule
 from defi_platform.data.shuffle import key_of, permuted, uniform
@@ -92,8 +93,6 @@ class Plan:
         self.cameras = {name: dict(chosen) for name, chosen in (cameras or {}).items()}
         self.excluded: dict[str, int] = {}
         """Why videos of the chosen corpora and split are not drawn -> how many."""
-        self._num_frames = manifest.numbers("num_frames")
-        self._fps = manifest.numbers("fps")
         self._variable = manifest.rows_where("variable_rate")
         self._streams = self._make_streams()
         self._sizes = np.array([s.size for s in self._streams], np.int64)
@@ -179,12 +178,12 @@ class Plan:
                 unit = np.searchsorted(source.ends, frame, side="right")
                 length = np.diff(source.ends, prepend=0)[unit]
                 # Every frame is a sample, so the frame is not drawn but given by the permutation.
-                draw[chosen] = (frame - (source.ends[unit] - length) + 0.5) / self._num_frames[
-                    source.rows[unit, 0]
-                ]
+                frames = self.manifest.numbers_at("num_frames", source.rows[unit, 0])
+                draw[chosen] = (frame - (source.ends[unit] - length) + 0.5) / frames
             rows[chosen] = source.rows[unit]
         first = rows[:, 0]
-        indices = self.rule.indices(self._num_frames[first].astype(np.int64), self._fps[first], draw)
+        num_frames = self.manifest.numbers_at("num_frames", first).astype(np.int64)
+        indices = self.rule.indices(num_frames, self.manifest.numbers_at("fps", first), draw)
         if len(self._variable):
             self._follow_times(first, indices, draw)
         return rows, indices
@@ -224,40 +223,41 @@ class Plan:
         ]
 
     def _make_streams(self) -> list[_Stream]:
-        corpus_codes, corpora = self.manifest.codes("corpus")
-        camera_codes, cameras = self.manifest.codes("camera")
-        split_codes, splits = self.manifest.codes("split")
-        in_split = mask(split_codes, splits, self.split)
         streams: list[_Stream] = []
         for name, weight in self.weights.items():
             if weight < 0:
                 raise CorpusError(f"data.corpora.{name}.weight is {weight}; it must not be negative.")
             if weight == 0:
                 continue
-            if name not in corpora:
+            if name not in self.manifest.names:
                 raise CorpusError(
-                    f"the manifest has no corpus '{name}'; there is: {', '.join(corpora)}. Run the ingest again."
+                    f"the manifest has no corpus '{name}'; there is: {', '.join(self.manifest.names)}. "
+                    "Run the ingest again."
                 )
-            of_corpus = in_split & (corpus_codes == corpora.index(name))
-            usable = self._usable(name, of_corpus)
+            start, videos = self.manifest.corpus(name)
+            usable = self._usable(name, videos)
+            camera_codes, cameras = videos.codes("camera")
             chosen = {camera: p for camera, p in self.cameras.get(name, {}).items() if p > 0}
-            present = [cameras[i] for i in np.unique(camera_codes[corpus_codes == corpora.index(name)])]
+            present = [camera for code, camera in enumerate(cameras) if (camera_codes == code).any()]
             _check_cameras(name, chosen, present)
             if isinstance(self.rule, ChunkRule):
                 views = list(chosen) or sorted(present)
-                found = [
-                    self._episodes(name, weight, usable, camera_codes, [cameras.index(v) for v in views])
-                ]
+                by_view = [usable & (camera_codes == cameras.index(view)) for view in views]
+                found = [self._episodes(name, weight, start, videos, by_view, views)]
             elif chosen:
                 total = sum(chosen.values())
                 found = [
                     self._videos(
-                        name, weight * p / total, usable & (camera_codes == cameras.index(camera)), camera
+                        name,
+                        weight * p / total,
+                        start,
+                        usable & (camera_codes == cameras.index(camera)),
+                        camera,
                     )
                     for camera, p in chosen.items()
                 ]
             else:
-                found = [self._videos(name, weight, usable, "")]
+                found = [self._videos(name, weight, start, usable, "")]
             empty = [stream for stream in found if not len(stream.rows)]
             if empty and self.split == TRAIN:
                 raise CorpusError(self._nothing_usable(name))
@@ -273,42 +273,53 @@ class Plan:
             )
         return streams
 
-    def _usable(self, name: str, of_corpus: np.ndarray) -> np.ndarray:
-        fits = np.empty(len(self._fps), bool)
-        for start in range(
-            0, len(fits), BLOCK_ROWS
-        ):  # in blocks, since temporaries of all rows would outweigh the plan
-            block = slice(start, start + BLOCK_ROWS)
-            fits[block] = self._num_frames[block] >= self.rule.fewest(self._fps[block])
-        self._exclude(f"{name}: too short for {self.rule.field}", int((of_corpus & ~fits).sum()))
-        usable = of_corpus & fits
+    def _usable(self, name: str, videos: MappedTable) -> np.ndarray:
+        """bool per row of the corpus: of the split, and with frames (and actions) enough for the rule."""
+        split_codes, splits = videos.codes("split")
+        usable = mask(split_codes, splits, self.split)
+        num_frames, fps = videos.numbers("num_frames"), videos.numbers("fps")
+        too_short = 0
+        for first in range(0, len(usable), BLOCK_ROWS):
+            # In blocks, since temporaries of all rows would outweigh the plan.
+            block = slice(first, first + BLOCK_ROWS)
+            fits = num_frames[block] >= self.rule.fewest(fps[block])
+            too_short += int((usable[block] & ~fits).sum())
+            usable[block] &= fits
+        self._exclude(f"{name}: too short for {self.rule.field}", too_short)
         if isinstance(self.rule, ChunkRule):
-            has_actions = self.manifest.numbers("num_actions") > 0
+            has_actions = videos.numbers("num_actions") > 0
             self._exclude(f"{name}: no actions", int((usable & ~has_actions).sum()))
             usable &= has_actions
         return usable
 
-    def _videos(self, name: str, weight: float, usable: np.ndarray, camera: str) -> _Stream:
-        rows = np.flatnonzero(usable).astype(np.int32)[:, None]
+    def _videos(self, name: str, weight: float, start: int, usable: np.ndarray, camera: str) -> _Stream:
+        rows = np.flatnonzero(usable).astype(np.int32)[:, None] + np.int32(start)
         return _Stream(name, weight, rows, None, key_of("order", self.seed, name, camera, self.split))
 
     def _episodes(
-        self, name: str, weight: float, usable: np.ndarray, camera_codes: np.ndarray, views: list[int]
+        self,
+        name: str,
+        weight: float,
+        start: int,
+        videos: MappedTable,
+        by_view: Sequence[np.ndarray],
+        views: Sequence[str],
     ) -> _Stream:
-        """Episodes of which every view is there."""
-        episode_codes, _ = self.manifest.codes("episode_id")
+        """Episodes of which every view is there. `by_view`: bool per row of the corpus."""
+        episode_codes, episodes = videos.codes("episode_id")
         rows_by_view = []
-        for view in views:
-            rows = np.flatnonzero(usable & (camera_codes == view))
+        for of_view in by_view:
+            rows = np.flatnonzero(of_view)
             rows_by_view.append(dict(zip(episode_codes[rows].tolist(), rows.tolist(), strict=True)))
-        complete = sorted(set.intersection(*(set(found) for found in rows_by_view)))
+        # By name: the order must not depend on how the texts are numbered.
+        complete = sorted(set.intersection(*(set(found) for found in rows_by_view)), key=episodes.__getitem__)
         everything = set().union(*rows_by_view)
         self._exclude(f"{name}: episodes without all cameras", len(everything) - len(complete))
         table = np.array([[found[e] for found in rows_by_view] for e in complete], np.int32)
         table = table.reshape(-1, len(views))
-        lengths = np.minimum(self._num_frames, self.manifest.numbers("num_actions"))[table].min(axis=1)
+        lengths = np.minimum(videos.numbers("num_frames"), videos.numbers("num_actions"))[table].min(axis=1)
         key = key_of("order", self.seed, name, tuple(views), self.split)
-        return _Stream(name, weight, table, np.cumsum(lengths, dtype=np.int64), key)
+        return _Stream(name, weight, table + np.int32(start), np.cumsum(lengths, dtype=np.int64), key)
 
     def _exclude(self, why: str, count: int) -> None:
         if count:

@@ -55,12 +55,17 @@ class Opening:
 
 
 class StoragePatience:
-    """Decides when failures of the store are no longer about single files."""
+    """Decides when failures of the store are no longer about single files.
 
-    def __init__(self, allowed: int = STORAGE_FAILURES) -> None:
+    Args:
+        answered: whether the store has given files of this corpus before.
+        allowed: failures in a row that may still be the files' own, such as a few that are forbidden.
+    """
+
+    def __init__(self, answered: bool, allowed: int = STORAGE_FAILURES) -> None:
         self._allowed = allowed
         self._row = 0
-        self._answered = False
+        self._answered = answered
 
     def down(self, verdict: Verdict) -> str | None:
         """Takes note of a verdict. Returns: why to stop, or None to go on."""
@@ -71,22 +76,25 @@ class StoragePatience:
         return verdict.bad.message if self._row >= self._allowed else None
 
     def nothing_answered(self) -> bool:
-        """Whether every file so far failed by its store."""
+        """Whether no file of the corpus ever came."""
         return self._row > 0 and not self._answered
 
 
-def probe_files(todo: Sequence[Opening], limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
+def probe_files(
+    todo: Sequence[Opening], limits: DecodeConfig, folder: str, answered: bool
+) -> Iterator[Verdict]:
     """Opens files on Ray; yields verdicts as they come, each stored below `folder` before.
 
     Args:
         folder: of the corpus within the manifest.
+        answered: whether files of this corpus have been opened before.
 
     Raises: StorageError when the store is down or refuses everything: then no file is to blame. CorpusError
         when the probing processes die again and again.
     """
     if not todo:
         return
-    patience = StoragePatience()
+    patience = StoragePatience(answered)
     last = ""
     for verdict in (_here if len(todo) <= FEW_FILES else _on_ray)(todo, limits, folder):
         last = patience.down(verdict) or last

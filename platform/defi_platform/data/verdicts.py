@@ -53,7 +53,7 @@ PROBE_COLUMNS = SCHEMA.names[5:-6]
 SCREENING_COLUMNS = SCHEMA.names[-6:]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What one file is, in one version of it."""
 

@@ -20,8 +20,9 @@ from defi_platform.config import DataConfig, InspectConfig
 from defi_platform.data.decode import DecodeJob
 from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.ingest import ingest
-from defi_platform.data.manifest import Manifest, read_quarantine
+from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan
+from defi_platform.data.quarantine import read_quarantine
 from defi_platform.data.reasons import REASONS
 from defi_platform.data.rules import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError

@@ -10,7 +10,7 @@ import numpy as np
 from defi_platform import storage
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Claim:
     """One video as its source describes it; the probe finds out what is true."""
 
@@ -39,7 +39,7 @@ class Claim:
     """Split the source fixes by design (CALVIN's unseen scene); "": the hash decides."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Refused:
     """A claim that fails before its file is opened; goes to quarantine."""
 

@@ -14,8 +14,9 @@ from defi_platform import storage
 from defi_platform.config import PretrainConfig
 from defi_platform.data.dataset import stream
 from defi_platform.data.ingest import ingest
-from defi_platform.data.manifest import Manifest, skipped
+from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan
+from defi_platform.data.quarantine import skipped
 from defi_platform.data.rules import Rule
 from defi_platform.data.split import TRAIN
 from defi_platform.errors import CheckpointError, ConfigError

@@ -1,0 +1,134 @@
+"""A table whose file is mapped into memory: columns are used where they lie, texts looked up one by one."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+TAKEN_AT_ONCE = 64
+"""Values after which the pages they lie in are let go again: each may bring half a megabyte of neighbours along."""
+
+
+class MappedTable:
+    """One chunk of Arrow columns.
+
+    Args:
+        table: any table; its columns are joined to one chunk each.
+        mapped: the mapping its columns lie in, if they do.
+    """
+
+    def __init__(self, table: pa.Table, mapped: mmap.mmap | None = None) -> None:
+        self.table = table if mapped is not None else mappable(table)
+        self._mapped = mapped
+        self._texts = {} if mapped is None else _text_spans(table, mapped)
+        self._looked_up = 0
+        # Texts are looked up at random: the kernel would read 128 kB around each.
+        self._advise(mmap.MADV_RANDOM, list(self._texts))
+
+    @classmethod
+    def open(cls, path: Path) -> MappedTable:
+        """Maps a file that `arrow_file` made."""
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        return cls(pa.ipc.open_file(pa.py_buffer(mapped)).read_all(), mapped)
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def numbers(self, column: str) -> np.ndarray:
+        """A numeric column, where it lies; nulls are 0."""
+        return plain(self.table.column(column))
+
+    def where(self, column: str) -> np.ndarray:
+        """int64: rows whose flag is set, in order."""
+        return plain(pc.indices_nonzero(self.table.column(column))).astype(np.int64)
+
+    def codes(self, column: str) -> tuple[np.ndarray, list[str]]:
+        """A text column as (code per row, texts by code)."""
+        values = self.table.column(column).combine_chunks()
+        if not pa.types.is_dictionary(values.type):
+            values = pc.dictionary_encode(values)
+        return plain(values.indices), values.dictionary.to_pylist()
+
+    def take(self, column: str, rows: np.ndarray) -> list[Any]:
+        """Values of a column at `rows`."""
+        values: list[Any] = []
+        for start in range(0, len(rows), TAKEN_AT_ONCE):
+            some = pa.array(rows[start : start + TAKEN_AT_ONCE])
+            values += self.table.column(column).take(some).to_pylist()
+            self._advise(mmap.MADV_DONTNEED, [column])
+        return values
+
+    def row(self, index: int) -> dict[str, Any]:
+        """One row as a mapping."""
+        found: dict[str, Any] = self.table.slice(index, 1).to_pylist()[0]
+        self._looked_up += 1
+        if self._looked_up % TAKEN_AT_ONCE == 0:
+            self._advise(mmap.MADV_DONTNEED, list(self._texts))
+        return found
+
+    def _advise(self, advice: int, columns: list[str]) -> None:
+        """Tells the kernel about the pages of text columns. What this process lets go (MADV_DONTNEED) stays in the
+        machine's cache of the file."""
+        for column in columns:
+            for start, length in self._texts.get(column, ()):
+                assert self._mapped is not None
+                self._mapped.madvise(advice, start, length)
+
+
+def mappable(table: pa.Table) -> pa.Table:
+    """One chunk per column, with text offsets of 64 bits so that one chunk can hold any corpus."""
+    fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
+    return table.cast(pa.schema(fields)).unify_dictionaries().combine_chunks()
+
+
+def arrow_file(table: pa.Table) -> memoryview:
+    """A table as the content of a file that can be mapped."""
+    sink = pa.BufferOutputStream()
+    laid_out = mappable(table)
+    with pa.ipc.new_file(sink, laid_out.schema) as writer:
+        writer.write_table(laid_out)
+    return memoryview(sink.getvalue())
+
+
+def plain(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Numbers as they lie in memory, nulls as 0. Arrow's own way to numpy imports pandas, for a second."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
+    if values.null_count:
+        values = pc.fill_null(values, 0)
+    kind = np.dtype(values.type.to_pandas_dtype())
+    content = values.buffers()[1]
+    if content is None:
+        return np.empty(0, kind)
+    return np.frombuffer(content, kind)[values.offset : values.offset + len(values)]
+
+
+def text_bytes(texts: pa.LargeStringArray) -> memoryview:
+    """The characters of all texts in a row, without a copy."""
+    _, offsets, characters = texts.buffers()
+    if not len(texts) or characters is None:
+        return memoryview(b"")
+    places = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(characters)[places[0] : places[-1]]
+
+
+def _text_spans(table: pa.Table, mapped: mmap.mmap) -> dict[str, list[tuple[int, int]]]:
+    """Text column -> (start, length) within the mapping of all it consists of, in whole pages."""
+    base = pa.py_buffer(mapped).address
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if not pa.types.is_large_string(column.type) or not column.num_chunks:
+            continue
+        for content in filter(None, column.chunk(0).buffers()):
+            # Pages shared with a neighbour are left alone.
+            first = -(-(content.address - base) // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = (content.address - base + content.size) // mmap.PAGESIZE * mmap.PAGESIZE
+            if last > first:
+                spans.setdefault(name, []).append((first, last - first))
+    return spans

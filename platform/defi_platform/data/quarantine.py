@@ -1,0 +1,83 @@
+"""The quarantine: one row per rejected video and event, as Parquet beside the manifest.
+
+<folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected: a table of the corpus's commit
+<folder>/quarantine/<stage>-<id>.parquet            what later stages rejected, a file per event
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from defi_platform import storage
+from defi_platform.data.manifest import corpus_folder, encoded, read_committed, read_table
+
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("video_id", pa.string()),
+        ("uri", pa.string()),
+        ("reason", pa.string()),
+        ("message", pa.string()),
+        ("stage", pa.string()),
+        ("attempts", pa.int32()),
+        ("decoder", pa.string()),
+        ("version", pa.string()),
+    ]
+)
+
+
+def add_to_quarantine(folder: str, entries: Iterable[dict[str, Any]], stage: str) -> None:
+    """Adds rows to the quarantine table; safe from any number of processes at once."""
+    table = pa.Table.from_pylist([{"stage": stage, **e} for e in entries], schema=QUARANTINE_SCHEMA)
+    if table.num_rows:
+        place = storage.join(folder, "quarantine", f"{stage}-{uuid.uuid4().hex[:12]}.parquet")
+        storage.write_bytes(place, encoded(table))
+
+
+def read_quarantine(folder: str) -> pa.Table:
+    """Every rejected video of every stage, one row per event."""
+    tables = [QUARANTINE_SCHEMA.empty_table()]
+    for name in storage.names(storage.join(folder, "corpora")):
+        committed = read_committed(folder, name)
+        if committed is not None:
+            tables.append(read_table(storage.join(corpus_folder(folder, name), committed.rejected)))
+    return pa.concat_tables([*tables, *(read_table(place) for place in _later_events(folder))])
+
+
+def read_quarantined_later(folder: str, name: str) -> pa.Table:
+    """What stages after the ingest rejected of one corpus."""
+    tables = [read_table(place) for place in _later_events(folder)]
+    events = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *tables])
+    return events.filter(pc.equal(events.column("corpus"), name))
+
+
+def forget_quarantined(folder: str, name: str) -> None:
+    """Drops what stages after the ingest rejected of one corpus: its videos have been opened again."""
+    for place in _later_events(folder):
+        events = read_table(place)
+        others = events.filter(pc.not_equal(events.column("corpus"), name))
+        if others.num_rows == events.num_rows:
+            continue
+        if others.num_rows:
+            storage.write_bytes(place, encoded(others))
+        else:
+            storage.delete(place)
+
+
+def _later_events(folder: str) -> list[str]:
+    below = storage.join(folder, "quarantine")
+    return [storage.join(below, name) for name in storage.names(below) if name.endswith(".parquet")]
+
+
+def skipped(folder: str) -> dict[str, int]:
+    """Reason -> number of different videos rejected for it, over all stages."""
+    seen = {(r["corpus"], r["video_id"], r["reason"]) for r in read_quarantine(folder).to_pylist()}
+    counts: dict[str, int] = {}
+    for _, _, reason in sorted(seen):
+        counts[reason] = counts.get(reason, 0) + 1
+    return counts
