@@ -10,7 +10,6 @@ import numpy as np
 
 from defi_platform.config import CorpusConfig
 from defi_platform.data.decode import Probe
-from defi_platform.data.duplicates import WORDS, near_duplicates
 from defi_platform.data.filters import Scores, left_out, scores_of
 from defi_platform.data.probing import opened_with
 from defi_platform.data.reasons import BadVideo
@@ -18,15 +17,19 @@ from defi_platform.data.sources.rows import Claim, Refused
 from defi_platform.data.verdicts import Verdict
 from defi_platform.data.windows import seconds_of, spans
 
+ROWS_AT_ONCE = 20_000
+
 
 @dataclass
 class Rows:
-    """Rows of one corpus."""
+    """Some rows of one corpus."""
 
     videos: list[dict[str, Any]] = field(default_factory=list)
     """By the columns of `manifest.SCHEMA`."""
     rejected: list[dict[str, Any]] = field(default_factory=list)
-    """By the columns of `manifest.QUARANTINE_SCHEMA`."""
+    """By the columns of `quarantine.QUARANTINE_SCHEMA`."""
+    signatures: list[tuple[int, ...]] = field(default_factory=list)
+    """Per video what it is compared with others by; empty where nobody asked for scores."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,14 @@ def rows_of(
     format_name: str,
     claims: Sequence[Claim],
     verdicts: Mapping[str, Verdict],
-) -> Rows:
-    """Manifest rows of the good videos and windows, and quarantine rows of the others.
+) -> Iterator[Rows]:
+    """Yields manifest rows of the good videos and windows, and quarantine rows of the others, some at a time.
 
     Args:
         name: of the corpus.
         verdicts: uri -> what its file is.
     """
     rows = Rows()
-    signatures: list[tuple[int, ...]] = []
     # In this order the first of several near-duplicates stays, whatever order they were listed in.
     for claim in sorted(claims, key=lambda claim: claim.video_id):
         verdict = verdicts[claim.uri]
@@ -73,10 +75,11 @@ def rows_of(
                 )
                 continue
             rows.videos.append(_video(name, format_name, claim, verdict.answer, window))
-            signatures.append(window.scores.signature if window.scores else ())
-    if corpus.filters.duplicate_bits is not None and rows.videos:
-        _drop_duplicates(rows, signatures, corpus.filters.duplicate_bits)
-    return rows
+            rows.signatures.append(window.scores.signature if window.scores else ())
+        if len(rows.videos) + len(rows.rejected) >= ROWS_AT_ONCE:
+            yield rows
+            rows = Rows()
+    yield rows
 
 
 def rejection(name: str, item: Claim | Refused, problem: BadVideo, attempts: int) -> dict[str, Any]:
@@ -158,25 +161,6 @@ def _video(name: str, format_name: str, claim: Claim, probe: Probe, window: _Win
         "motion": scores.motion if scores else None,
         "sharpness": scores.sharpness if scores else None,
     }
-
-
-def _drop_duplicates(rows: Rows, signatures: Sequence[tuple[int, ...]], most_bits: int) -> None:
-    table = np.array(signatures, np.uint64).reshape(-1, WORDS)
-    repeats = near_duplicates(table, most_bits)
-    for number, (kept, bits) in repeats.items():
-        video = rows.videos[number]
-        rows.rejected.append(
-            {key: video[key] for key in ("corpus", "video_id", "uri", "version")}
-            | {
-                "reason": "duplicate",
-                "message": f"{bits} of 192 bits from {rows.videos[kept]['video_id']}, "
-                f"filters.duplicate_bits={most_bits}",
-                "stage": "ingest",
-                "attempts": 1,
-                "decoder": "",
-            }
-        )
-    rows.videos = [video for number, video in enumerate(rows.videos) if number not in repeats]
 
 
 def _broken_promise(claim: Claim, probe: Probe | BadVideo) -> BadVideo | None:

@@ -9,22 +9,20 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-import pyarrow as pa
-
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import CorpusConfig, DataConfig, IngestConfig, to_mapping
 from defi_platform.data.claimed_rows import Rows, rejection, rows_of
+from defi_platform.data.corpus_tables import CorpusTables
 from defi_platform.data.filters import needs_scores
 from defi_platform.data.ingest_table import ingest_table
-from defi_platform.data.manifest import SCHEMA, Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
+from defi_platform.data.manifest import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
 from defi_platform.data.probing import Opening, probe_files
 from defi_platform.data.progress import Progress
-from defi_platform.data.quarantine import QUARANTINE_SCHEMA, forget_quarantined, read_quarantined_later
+from defi_platform.data.quarantine import forget_quarantined, read_quarantined_later
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.rows import Claim, Refused, Seen
-from defi_platform.data.split import assign
 from defi_platform.data.verdicts import Blocks, Verdict, table_of, verdicts_of
 from defi_platform.data.windows import check_windows
 from defi_platform.errors import CorpusError, UserError
@@ -142,10 +140,12 @@ def _ingest_corpus(
         return False, before.committed.counts
     _stop_if_strict(config, name, [_refusal(name, item) for item in listed.refused])
     verdicts = _verdicts(name, listed.claims, before, reopened, blocks, config)
-    rows = rows_of(name, corpus, format_name, listed.claims, verdicts)
-    rows.rejected += [_refusal(name, item) for item in listed.refused]
-    _stop_if_strict(config, name, rows.rejected)
-    videos, rejected = _tables(rows, config.holdout)
+    tables = CorpusTables()
+    tables.add(Rows(rejected=[_refusal(name, item) for item in listed.refused]))
+    for rows in rows_of(name, corpus, format_name, listed.claims, verdicts):
+        _stop_if_strict(config, name, rows.rejected)
+        tables.add(rows)
+    videos, rejected = tables.finished(config.holdout, corpus.filters.duplicate_bits)
     committed = commit_corpus(config.manifest, name, videos, rejected, table_of(verdicts.values()), settings)
     blocks.delete()
     if config.retry_quarantined:
@@ -171,19 +171,6 @@ def _list(name: str, corpus: CorpusConfig, format_name: str, root: str) -> _List
             "Check the path, or set the format of this corpus."
         )
     return listed
-
-
-def _tables(rows: Rows, holdout: float) -> tuple[pa.Table, pa.Table]:
-    """(manifest, quarantine) of a corpus, in order of the ids."""
-    for part in (rows.videos, rows.rejected):
-        part.sort(key=lambda row: str(row["video_id"]))
-    splits = assign([row["episode_id"] or row["video_id"] for row in rows.videos], holdout)
-    for row, split in zip(rows.videos, splits, strict=True):
-        row["split"] = row["split"] or split
-    return (
-        pa.Table.from_pylist(rows.videos, schema=SCHEMA),
-        pa.Table.from_pylist(rows.rejected, schema=QUARANTINE_SCHEMA),
-    )
 
 
 def _refusal(name: str, item: Refused) -> dict[str, object]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,8 @@ SCHEMA = pa.schema(
 """`reason` and `message` are set for bad files, what follows them for good ones; from `sampled` on it is the
 `Screening`, null where nobody asked for scores."""
 
+ROWS_AT_ONCE = 20_000
+
 PROBE_COLUMNS = SCHEMA.names[5:-6]
 SCREENING_COLUMNS = SCHEMA.names[-6:]
 
@@ -76,12 +79,16 @@ class Verdict:
 
 def table_of(verdicts: Iterable[Verdict]) -> pa.Table:
     """Verdicts as a table of `SCHEMA`."""
-    return pa.Table.from_pylist([_row(verdict) for verdict in verdicts], schema=SCHEMA)
+    rows = (_row(verdict) for verdict in verdicts)
+    chunks = [SCHEMA.empty_table()]
+    while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        chunks.append(pa.Table.from_pylist(some, schema=SCHEMA))
+    return pa.concat_tables(chunks)
 
 
 def verdicts_of(table: pa.Table) -> Iterator[Verdict]:
     """The inverse of `table_of`."""
-    for batch in table.to_batches(max_chunksize=10_000):
+    for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
         for row in batch.to_pylist():
             answer: Probe | BadVideo
             if row["reason"] is not None:
