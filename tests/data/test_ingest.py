@@ -185,3 +185,22 @@ def test_with_strict_the_first_bad_video_stops_the_ingest(shared_data: Path, tmp
         shutil.copy(shared_data / "corrupt" / name, tmp_path / "c")
     with pytest.raises(CorpusError, match=r"one_frame\.mp4.*too_short"):
         ingest(configured(tmp_path / "c", tmp_path / "m", strict=True))
+
+
+def test_a_commit_leaves_no_table_of_the_one_before(tmp_path: Path) -> None:
+    write_video(tmp_path / "c" / "a.mp4", range(20))
+    config = configured(tmp_path / "c", tmp_path / "m")
+    ingest(config)
+    write_video(tmp_path / "c" / "b.mp4", range(30))
+    ingest(config)
+    names = sorted(place.name.split("-")[0] for place in (tmp_path / "m" / "corpora" / "c").iterdir())
+    assert names == ["committed.json", "opened", "rejected", "videos", "videos"]
+
+
+def test_a_damaged_marker_is_one_clear_error(tmp_path: Path) -> None:
+    write_video(tmp_path / "c" / "a.mp4", range(20))
+    config = configured(tmp_path / "c", tmp_path / "m")
+    ingest(config)
+    (tmp_path / "m" / "corpora" / "c" / "committed.json").write_text("{")
+    with pytest.raises(CorpusError, match=r"committed\.json is damaged.*delete it and run the ingest again"):
+        ingest(config)

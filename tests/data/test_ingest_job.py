@@ -133,7 +133,7 @@ def test_an_ingest_killed_half_way_goes_on_and_opens_no_judged_file_again(
 ) -> None:
     places = numbered_videos(tmp_path / "c", 240)
     arguments = [
-        f"--config={repository / 'configs' / 'ingest' / 'own_video.yaml'}",
+        f"--config={repository / 'configs' / 'own_video' / 'ingest_videos.yaml'}",
         f"data.corpora.mine.path={tmp_path / 'c'}",
         f"data.manifest={tmp_path / 'm'}",
     ]

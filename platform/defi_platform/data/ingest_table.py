@@ -40,4 +40,5 @@ def ingest_table(folder: str, names: Sequence[str]) -> str:
         ).rstrip()
         for line in lines
     ]
-    return "\n".join([*text, f"manifest and quarantine: {folder}"])
+    hint = "; --retry-quarantined opens the rejected again" if any(line[5] for line in lines[1:]) else ""
+    return "\n".join([*text, f"manifest and quarantine: {folder}{hint}"])

@@ -66,7 +66,7 @@ SCHEMA = pa.schema(
 
 COMMITTED = "committed.json"
 
-TABLES = ("videos-", "rejected-", "opened-")
+TABLES = ("videos", "rejected", "opened")
 
 LAYOUT = 3
 """Of the tables in a committed corpus; those of another one are made again by the next ingest."""
@@ -263,20 +263,35 @@ def _in_memory(tables: Sequence[pa.Table], names: tuple[str, ...]) -> Manifest:
 
 def read_committed(folder: str, name: str) -> Committed | None:
     """The commit marker of a corpus; None when it was never written to its end, or by another layout."""
-    place = _corpus_file(folder, name, COMMITTED)
+    raw = _marker(folder, name)
+    if raw is None or raw.get("layout") != LAYOUT:
+        return None
     try:
-        raw = json.loads(storage.read_bytes(place))
-        return Committed(**raw) if raw.get("layout") == LAYOUT else None
+        return Committed(**raw)
+    except TypeError as error:
+        raise _damaged(folder, name, error) from error
+
+
+def _marker(folder: str, name: str) -> dict[str, Any] | None:
+    """The commit marker of a corpus as it stands there, of any layout."""
+    try:
+        return dict(json.loads(storage.read_bytes(_corpus_file(folder, name, COMMITTED))))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise CorpusError(f"{place} is damaged ({error}); delete it and run the ingest again.") from error
+    except (ValueError, TypeError) as error:
+        raise _damaged(folder, name, error) from error
+
+
+def _damaged(folder: str, name: str, error: Exception) -> CorpusError:
+    place = _corpus_file(folder, name, COMMITTED)
+    return CorpusError(f"{place} is damaged ({error}); delete it and run the ingest again.")
 
 
 def commit_corpus(
     folder: str, name: str, videos: pa.Table, rejected: pa.Table, opened: pa.Table, settings: dict[str, Any]
 ) -> Committed:
     """Stores the tables of a corpus; they count once the marker, written last, is there."""
+    before = _marker(folder, name) or {}
     file = _write_table(folder, name, "videos", videos)
     storage.write_bytes(_corpus_file(folder, name, _arrow_name(file)), arrow_file(videos))
     counts = {"videos": videos.num_rows}
@@ -290,11 +305,15 @@ def commit_corpus(
         counts=counts,
     )
     storage.write_text(_corpus_file(folder, name, COMMITTED), json.dumps(committed.__dict__, indent=1))
-    current = {COMMITTED, file, _arrow_name(file), committed.rejected, committed.opened}
-    for old in storage.names(corpus_folder(folder, name)):
-        # Tables of earlier commits, and of ingests that were killed before theirs.
-        if old not in current and old.startswith(TABLES):
+    # Only what the marker before named: other tables may be those of an ingest that is about to commit.
+    for old in {before.get(kind) for kind in TABLES} - {
+        committed.videos,
+        committed.rejected,
+        committed.opened,
+    }:
+        if old:
             storage.delete(_corpus_file(folder, name, old))
+            storage.delete(_corpus_file(folder, name, _arrow_name(old)))
     return committed
 
 
