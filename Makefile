@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-data clean
+.PHONY: help setup demo test lint bench bench-data bench-train clean
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make bench  the measured comparisons in benchmarks/"
 	@echo "make bench-data  the data engine beside raw decord and Ray's own readers (about 15 minutes)"
+	@echo "make bench-train  our training loop beside bare PyTorch, and what the paper's runs need on many GPUs"
 	@echo "make setup  only install: .venv and the system libraries for rendering"
 	@echo "make clean  remove .venv (runs/ is kept)"
 
@@ -45,6 +46,10 @@ bench: setup
 
 bench-data: setup
 	$(BIN)/python benchmarks/data.py
+
+bench-train: setup
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/scaling.py
 
 clean:
 	rm -rf .venv

@@ -29,6 +29,7 @@ from defi_models.gidm import InverseDynamics
 from defi_models.policy import DeFIPolicy
 
 META = torch.device("meta")
+ModelConfig = ForwardDynamics.Config | InverseDynamics.Config | DeFIPolicy.Config
 _TEXT_TOKENS = 20
 _WEIGHT_BYTES = 2
 _GRADIENT_BYTES = 2
@@ -96,16 +97,34 @@ def describe(preset: str, *, recompute: bool = False) -> list[Cost]:
         recompute: count activations with gradient checkpointing on.
     Raises: ConfigurationError for an unknown preset.
     """
+    gfdm = presets.gfdm(preset)
+    configs: tuple[ModelConfig, ...] = (gfdm, presets.gidm(preset), presets.policy(preset))
+    return [cost_of(config, recompute=recompute, height=gfdm.height) for config in configs]
+
+
+def cost_of(
+    config: ModelConfig, *, recompute: bool = False, height: int = 256, trainable: str | None = None
+) -> Cost:
+    """The cost of one model.
+
+    Args:
+        recompute: count activations with gradient checkpointing on.
+        height: of the square frames that GIDM's weight-free patches see; others have a size of their own.
+        trainable: parts of the policy that train, as `DeFIPolicy.set_trainable` names them.
+    """
+    classes: dict[type, Any] = {kind.Config: kind for kind in (ForwardDynamics, InverseDynamics, DeFIPolicy)}
     with META:
-        gfdm = ForwardDynamics(presets.gfdm(preset)).to(torch.bfloat16)
-        gidm = InverseDynamics(presets.gidm(preset)).to(torch.bfloat16)
-        policy = DeFIPolicy(presets.policy(preset)).to(torch.bfloat16)
-    models: tuple[Any, ...] = (gfdm, gidm, policy)
-    for model in models:
-        model.to(META)  # diffusers builds its mixing factors on the CPU whatever the default device
-        model.eval()  # dropout and usage counts change neither size nor operations
-        model.set_recompute(recompute)
-    return [_gfdm_cost(gfdm), _gidm_cost(gidm, gfdm.config.height), _policy_cost(policy)]
+        model: Any = classes[type(config)](config).to(torch.bfloat16)
+    model.to(META)  # diffusers builds its mixing factors on the CPU whatever the default device
+    model.eval()  # dropout and usage counts change neither size nor operations
+    model.set_recompute(recompute)
+    if isinstance(model, ForwardDynamics):
+        return _gfdm_cost(model)
+    if isinstance(model, InverseDynamics):
+        return _gidm_cost(model, height)
+    if trainable:
+        model.set_trainable(trainable)
+    return _policy_cost(model)
 
 
 def _gfdm_cost(model: ForwardDynamics) -> Cost:

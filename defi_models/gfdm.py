@@ -177,7 +177,8 @@ class ForwardDynamics(ModelFolder, nn.Module):
             batch: `frames` uint8 (B, T, H, W, 3), or `latents` (B, T, C, h, w) already scaled; `text` list
                 of B strings.
             generator: see `draws`; each sample draws its noise level, its noise, then whether it keeps text.
-        Returns: `loss` and `mse` (unweighted error of the denoised latents), scalars.
+        Returns: `loss` and `mse` (unweighted error of the denoised latents), scalars; in evaluation also
+            `sample_loss` (B,) and `sigma_normal` (B,), the draws behind the noise levels.
         """
         latents = (
             batch["latents"].to(self.device) if "latents" in batch else self.encode_frames(batch["frames"])
@@ -187,7 +188,13 @@ class ForwardDynamics(ModelFolder, nn.Module):
         noise = normal(latents.shape, generator, latents.device)
         keep = uniform((len(latents),), generator, latents.device) if self.training else None
         loss, denoised = self.loss(latents, text, sigma_normal=sigma_normal, noise=noise, keep_draw=keep)
-        return {"loss": loss, "mse": (denoised - latents.float()).square().mean().detach()}
+        error = (denoised - latents.float()).square().detach()
+        found = {"loss": loss, "mse": error.mean()}
+        if self.training:
+            return found
+        level = (self.config.sigma_std * sigma_normal.float() + self.config.sigma_mean).exp().square()
+        weight = (level + 1) / level
+        return found | {"sample_loss": weight * error.flatten(1).mean(dim=1), "sigma_normal": sigma_normal}
 
     def loss(
         self,

@@ -93,16 +93,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
 
         Returns: a policy with copies of their weights and a fresh projector, Video-Former and head.
         """
-        former = replace(config.adapter.video_former, frames=gfdm.config.frames)
-        adapter = replace(config.adapter, latent_actions=gidm.config.encoder, video_former=former)
-        config = replace(
-            config,
-            gfdm=gfdm.config,
-            gidm_text=gidm.config.text,
-            patch_dim=gidm.config.patches.dim,
-            adapter=adapter,
-        )
-        policy = cls(config)
+        policy = cls(cls.fused_config(config, gfdm.config, gidm.config))
         policy.gfdm.load_state_dict(gfdm.state_dict())
         policy.gidm_text.load_state_dict(gidm.text_encoder.state_dict())
         policy.adapter.latent_actions.load_state_dict(gidm.encoder.state_dict())
@@ -113,6 +104,15 @@ class DeFIPolicy(ModelFolder, nn.Module):
             if hasattr(given, "tokenizer"):
                 own.tokenizer = given.tokenizer
         return policy
+
+    @staticmethod
+    def fused_config(
+        config: DeFIPolicy.Config, gfdm: ForwardDynamics.Config, gidm: InverseDynamics.Config
+    ) -> DeFIPolicy.Config:
+        """`config` with the sizes of two pretrained models in the place of its own."""
+        former = replace(config.adapter.video_former, frames=gfdm.frames)
+        adapter = replace(config.adapter, latent_actions=gidm.encoder, video_former=former)
+        return replace(config, gfdm=gfdm, gidm_text=gidm.text, patch_dim=gidm.patches.dim, adapter=adapter)
 
     def set_statistics(self, statistics: Statistics) -> None:
         """Sets the normalisation of actions and proprioception; it is saved with the policy.

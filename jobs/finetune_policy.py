@@ -8,9 +8,11 @@ from defi_platform.config import FinetuneConfig, parse_arguments
 from defi_platform.errors import exit_code
 from defi_platform.train.finetune import finetune
 
+FLAGS = {"--dry-run": "dry_run=true"}
+
 
 def main() -> int:
-    print(finetune(parse_arguments(FinetuneConfig)).text())
+    print(finetune(parse_arguments(FinetuneConfig, flags=FLAGS)).text())
     return 0
 
 

@@ -8,9 +8,11 @@ from defi_platform.config import PretrainBothConfig, parse_arguments
 from defi_platform.errors import exit_code
 from defi_platform.train.pretrain import pretrain_both
 
+FLAGS = {"--dry-run": "dry_run=true"}
+
 
 def main() -> int:
-    for summary in pretrain_both(parse_arguments(PretrainBothConfig)).values():
+    for summary in pretrain_both(parse_arguments(PretrainBothConfig, flags=FLAGS)).values():
         print(summary.text())
     return 0
 

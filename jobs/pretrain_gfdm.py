@@ -8,9 +8,11 @@ from defi_platform.config import PretrainConfig, parse_arguments
 from defi_platform.errors import exit_code
 from defi_platform.train.pretrain import pretrain
 
+FLAGS = {"--dry-run": "dry_run=true"}
+
 
 def main() -> int:
-    print(pretrain("gfdm", parse_arguments(PretrainConfig)).text())
+    print(pretrain("gfdm", parse_arguments(PretrainConfig, flags=FLAGS)).text())
     return 0
 
 

@@ -144,6 +144,17 @@ class DataConfig:
 
 
 @dataclass
+class ProbeConfig:
+    """GIDM's linear probe: labelled corpora whose true actions its latent actions are compared with."""
+
+    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    manifest: str = MISSING
+    pairs: int = 512
+    """Of the training split, and as many of the validation split."""
+    holdout: float = 0.2
+
+
+@dataclass
 class TrainConfig:
     """One training run."""
 
@@ -155,6 +166,12 @@ class TrainConfig:
     micro_batch: int = 8
     """Samples per worker and forward pass; global_batch must be micro_batch x workers x a whole number."""
     num_workers: int = 1
+    """Workers; with `min_workers`, the most there may be."""
+    min_workers: int | None = None
+    """Elastic: the run goes on with as few as this when nodes are lost and grows back when they return. Steps keep
+    their global batch and their samples; None: exactly `num_workers`."""
+    resize_check_s: float = 60.0
+    """Elastic: how often a running run looks for room to grow."""
     resources_per_worker: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})
     use_gpu: bool = False
     learning_rate: float = 1e-4
@@ -166,8 +183,20 @@ class TrainConfig:
     clip_grad_norm: float = 1.0
     """0 turns clipping off."""
     zero_stage: int = 1
+    offload_optimizer: bool = False
+    """Optimiser state and fp32 masters in the host's memory (ZeRO 1 to 3)."""
     precision: str = "fp32"
     """fp32 | bf16 | fp16"""
+    recompute: bool = False
+    """Activation checkpointing: less memory, one more forward pass."""
+    compile: bool = False
+    """torch.compile of the parts that train."""
+    ema_decay: float | None = None
+    """Average of the weights for validation and export, e.g. 0.9999; early on it is min(decay, (1 + n) / (10 + n))
+    after n updates. None or 0: none is kept."""
+    max_skipped_in_a_row: int | None = None
+    """Updates with a gradient that is no number are left out; after so many in a row the run stops. None: 3, and
+    50 under fp16, which leaves some out as a matter of course."""
     log_every: int = 10
     """Steps."""
     validate_every: int = 100
@@ -176,12 +205,22 @@ class TrainConfig:
     checkpoint_every: int = 100
     """Steps; the last step is always checkpointed."""
     keep_checkpoints: int = 2
+    keep_best: bool = False
+    """Also keep the checkpoint with the lowest validation loss, of those that were validated at their step."""
+    storage_patience_s: float = 600.0
+    """How long a checkpoint waits for a store that does not answer or a disk that is full."""
     max_failures: int = 3
     """Worker deaths a run survives before it gives up; -1: any number."""
     restart_dead_codes_every: int = 100
     """Steps; GIDM's stand-in for the reference's once-per-epoch restart. 0 turns it off."""
+    probe: ProbeConfig | None = None
+    """GIDM: a linear probe at the end of the run; null for none."""
     threads: int | None = None
     """Torch threads per worker; None leaves torch's choice."""
+    peak_tflops: float | None = None
+    """Peak of one worker's device in the chosen precision, for MFU; None: known GPUs by name, no MFU elsewhere."""
+    expected_step_s: float | None = None
+    """Seconds of a step, for the hours that --dry-run tells; None: measured by an earlier attempt, or guessed."""
 
 
 @dataclass
@@ -238,6 +277,8 @@ class PretrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    dry_run: bool = False
+    """Tell what the run would be and start nothing; on the command line: --dry-run."""
 
 
 @dataclass
@@ -283,6 +324,8 @@ class PretrainBothConfig:
     """jobs/pretrain.py: both pretrainings on one cluster, each with its own resources."""
 
     ray: RayConfig = field(default_factory=RayConfig)
+    dry_run: bool = False
+    """As in PretrainConfig, for both."""
     gfdm: PretrainConfig = field(default_factory=PretrainConfig)
     gidm: PretrainConfig = field(default_factory=PretrainConfig)
 
@@ -297,6 +340,16 @@ class FinetuneConfig(PretrainConfig):
     """Model folder of the pretrained GIDM."""
     trainable: str = "gidm+adapter"
     """adapter | gidm+adapter | gfdm+adapter | all"""
+
+
+@dataclass
+class ExportConfig:
+    """jobs/export_model.py: the newest checkpoint of a run -> a model folder."""
+
+    run: str = MISSING
+    """Run folder of a training, complete or not."""
+    output: str | None = None
+    """Model folder; None: `model` in the run folder, where a complete run puts it."""
 
 
 @dataclass

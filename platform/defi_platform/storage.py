@@ -188,6 +188,33 @@ def write_text(uri: str, content: str) -> None:
     write_bytes(uri, content.encode("utf-8"))
 
 
+def put_file(local: Path, uri: str) -> None:
+    """Copies a local file of any size to `uri`, where it appears whole or not at all."""
+    if is_remote(uri):
+        fs, path = _filesystem(uri)
+        _attempt(uri, lambda: fs.put_file(str(local), path))
+        return
+    target = local_path(uri)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staged = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        shutil.copyfile(local, staged)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def get_file(uri: str, local: Path) -> None:
+    """Downloads a file of any size. Raises: FileNotFoundError, StorageError."""
+    if is_remote(uri):
+        fs, path = _filesystem(uri)
+        _attempt(uri, lambda: fs.get_file(path, str(local)))
+    else:
+        shutil.copyfile(local_path(uri), local)
+
+
 def delete(uri: str) -> None:
     """Removes a file or a whole folder; nothing happens when it is not there."""
     if is_remote(uri):

@@ -21,9 +21,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def s3_server(**environment: str) -> Iterator[str]:
-    """Yields the endpoint of a moto server in a process of its own."""
-    port = free_port()
+def s3_server(port: int = 0, **environment: str) -> Iterator[str]:
+    """Yields the endpoint of a moto server in a process of its own, on a free port unless one is given."""
+    port = port or free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         env=os.environ | environment,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as distributed
 
 from defi_platform.config import PretrainConfig, TrainConfig
+from defi_platform.train.engine import prepare_process
 
 # Before Ray starts: its processes have to import the recipes that lie beside this file.
 HERE = Path(__file__).parent
@@ -32,6 +34,8 @@ def run_config() -> Callable[..., PretrainConfig]:
             "validation_batches": 3,
             "checkpoint_every": 5,
             "learning_rate": 1e-2,
+            # Validation losses are the average's, so that a run that loses it is found out.
+            "ema_decay": 0.9,
             "threads": 1,
             # Four workers at once, and room for decoders, on the four logical CPUs of the tests' Ray.
             "resources_per_worker": {"CPU": 0.9},
@@ -41,3 +45,16 @@ def run_config() -> Callable[..., PretrainConfig]:
         return config
 
     return make
+
+
+@pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """DeepSpeed wants a process group also for one process, and keeps the first that it meets."""
+    prepare_process(use_gpu=False, threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+            patch.setenv(name, value)
+        store = tmp_path_factory.mktemp("group") / "store"
+        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        distributed.destroy_process_group()

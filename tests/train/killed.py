@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
+import tiny
 import torch
 
 from defi_platform.config import PretrainConfig
@@ -27,8 +26,7 @@ class Killed:
         row = super().after_update(engine, step)  # type: ignore[misc]
         marker = Path(self.config.train.output) / "killed"  # type: ignore[attr-defined]
         if step == self.kill_at and torch.distributed.get_rank() == 0 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            tiny.die_after_checkpoint(marker.parent, marker)
         return row
 
 

@@ -14,18 +14,20 @@ WHOLE = torch.arange(10.0)
 MODEL = {"kind": "tiny", "preset": "nano", "overrides": {}}
 
 
-def write(run: Path, step: int, ranks: tuple[int, ...] = (0, 1)) -> Path:
+def write(
+    run: Path, step: int, ranks: tuple[int, ...] = (0, 1), loss: float | None = None, target: str = ""
+) -> Path:
     """A checkpoint of two ranks: `w` is split between them at element 6."""
-    folder = run / checkpoints.FOLDER / checkpoints.folder_name(step)
+    folder = run / checkpoints.FOLDER / checkpoints.folder_name(step, "abcdef")
     for rank in ranks:
         scratch = run / f"scratch_{step}_{rank}"
         scratch.mkdir(parents=True)
         start, stop = ((0, 6), (6, 10))[rank]
         pieces = [Piece("w", start, {"param": WHOLE[start:stop], "exp_avg": -WHOLE[start:stop]})]
         buffers = {"seen": torch.tensor([3])} if rank == 0 else {}
-        position = Position(step, step * 8, MODEL, {"adam_step": float(step)})
-        checkpoints.write_shard(scratch, rank, 2, pieces, buffers, position)
-        checkpoints.upload(str(scratch), str(folder))
+        position = Position(step, step * 8, MODEL, {"adam_step": float(step)}, validation_loss=loss)
+        shard = checkpoints.write_shard(scratch, rank, 2, pieces, buffers)
+        checkpoints.commit_shard(shard, str(target or folder), position)
     return folder
 
 
@@ -86,10 +88,15 @@ def test_a_tensor_of_another_model_is_named(tmp_path: Path) -> None:
             reader.read("param", "w", torch.Size([12]))
 
 
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    for step, loss in ((5, 0.3), (10, 0.1), (15, 0.2), (20, None)):
+        write(tmp_path, step, loss=loss)
+    checkpoints.prune(str(tmp_path), keep=1, unfinished=False, keep_best=True)
+    assert [found.step for found in checkpoints.committed(str(tmp_path))] == [20, 10]
+
+
 def test_checkpoints_live_on_any_store(tmp_path: Path) -> None:
-    write(tmp_path, 5)
-    target = "memory://runs/a/checkpoints/step_000000005_abcdef"
-    checkpoints.upload(str(next((tmp_path / checkpoints.FOLDER).iterdir())), target)
+    write(tmp_path, 5, target="memory://runs/a/checkpoints/step_000000005_abcdef")
     (found,) = checkpoints.committed("memory://runs/a")
     with Reader(found) as reader:
         assert torch.equal(reader.read("param", "w"), WHOLE)

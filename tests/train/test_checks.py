@@ -7,7 +7,7 @@ import pytest
 from defi_platform.cluster import ClusterError
 from defi_platform.config import TrainConfig
 from defi_platform.errors import ConfigError
-from defi_platform.train.checks import check_cluster, check_train_config
+from defi_platform.train.checks import check_cluster, check_train_config, world_sizes
 
 CONFLICTS: list[tuple[dict[str, Any], list[str]]] = [
     ({"global_batch": 10, "micro_batch": 4, "num_workers": 2}, ["global_batch=10", "micro_batch=4", "=8"]),
@@ -18,6 +18,9 @@ CONFLICTS: list[tuple[dict[str, Any], list[str]]] = [
     ({"zero_stage": 4}, ["zero_stage is 4"]),
     ({"validate_every": 0}, ["validate_every is 0", "at least 1"]),
     ({"betas": [0.9]}, ["betas is [0.9]"]),
+    ({"min_workers": 3, "num_workers": 2, "micro_batch": 2}, ["min_workers=3", "num_workers=2"]),
+    ({"offload_optimizer": True, "zero_stage": 0}, ["offload_optimizer=true", "zero_stage=0"]),
+    ({"ema_decay": 1.0}, ["ema_decay is 1.0", "[0, 1)"]),
 ]
 
 
@@ -44,3 +47,9 @@ def test_more_workers_than_the_cluster_can_ever_hold_are_refused_instead_of_wait
 def test_a_gpu_run_on_a_cluster_without_gpus_is_refused() -> None:
     with pytest.raises(ClusterError, match=r"1 GPU .* has 0"):
         check_cluster({"gfdm": TrainConfig(output="a", use_gpu=True)}, {"CPU": 4.0})
+
+
+def test_an_elastic_run_has_only_sizes_that_divide_its_batch() -> None:
+    train = TrainConfig(output="a", num_workers=8, min_workers=2, global_batch=48, micro_batch=2)
+    assert world_sizes(train) == [2, 3, 4, 6, 8]
+    check_cluster({"elastic": train}, {"CPU": 2.0})

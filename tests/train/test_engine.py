@@ -2,45 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import tiny
 import torch
-import torch.distributed as distributed
 from torch import Tensor, nn
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.draws import sample_generators
-from defi_platform.train.engine import TrainingEngine, prepare_process
-
-
-@pytest.fixture(scope="module")
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """DeepSpeed wants a process group also for one process."""
-    prepare_process(use_gpu=False, threads=1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-            patch.setenv(name, value)
-        store = tmp_path_factory.mktemp("group") / "store"
-        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        yield
-        distributed.destroy_process_group()
-
-
-def settings(stage: int, precision: str = "fp32") -> TrainConfig:
-    return TrainConfig(output="", zero_stage=stage, precision=precision, global_batch=4, micro_batch=2)
+from defi_platform.train.engine import TrainingEngine
 
 
 def engine_of(
-    stage: int, precision: str = "fp32", weights: dict[str, Tensor] | None = None
+    stage: int, precision: str = "fp32", weights: dict[str, Tensor] | None = None, **changes: Any
 ) -> TrainingEngine:
     torch.manual_seed(0)
     model = tiny.TinyModel(dropout=0.0)
     if weights:
         model.load_state_dict(weights, strict=False)
-    return TrainingEngine(model, settings(stage, precision), world_size=1)
+    settings = TrainConfig(
+        output="", zero_stage=stage, precision=precision, global_batch=4, micro_batch=2, **changes
+    )
+    return TrainingEngine(model, settings, world_size=1)
 
 
 def train(engine: TrainingEngine, steps: range) -> list[float]:
@@ -66,21 +50,32 @@ def state_of(engine: TrainingEngine) -> tuple[dict[str, float], dict[tuple[str, 
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 3), (3, 0), (0, 2)])
-def test_training_goes_on_alike_under_another_zero_stage(
+def test_training_and_the_average_of_its_weights_go_on_alike_under_another_zero_stage(
     process_group: None, before: int, after: int
 ) -> None:
-    first = engine_of(before)
+    first = engine_of(before, ema_decay=0.5)
     train(first, range(3))
     scalars, state = state_of(first)
     expected = train(first, range(3, 6))
 
     shapes = dict(tiny.TinyModel(0.0).named_parameters())
     weights = {name: state[name, "param"].view_as(shapes[name]) for name, kind in state if kind == "param"}
-    second = engine_of(after, weights=weights)
+    second = engine_of(after, weights=weights, ema_decay=0.5)
     second.restore(scalars, lambda name, kind: state[name, kind].view_as(shapes[name]))
     assert second.scalars()["adam_step"] == 3
     # Without clipping differences between the stages' sums of squares the arithmetic is the same.
     assert train(second, range(3, 6)) == pytest.approx(expected, rel=1e-6)
+    assert first.average and second.average and second.average.updates == 6
+    for name in weights:
+        whole = first.average.whole(name, shapes[name].shape)
+        assert second.average.whole(name, shapes[name].shape) == pytest.approx(whole, rel=1e-6, abs=1e-7)
+
+
+def test_optimiser_state_may_live_in_the_hosts_memory(process_group: None) -> None:
+    expected = train(engine_of(2), range(3))
+    offloaded = engine_of(2, offload_optimizer=True)
+    assert train(offloaded, range(3)) == pytest.approx(expected, rel=1e-6)
+    assert {key[1] for key in state_of(offloaded)[1]} == {"param", "exp_avg", "exp_avg_sq"}
 
 
 def test_bf16_keeps_fp32_masters_through_a_restore(process_group: None) -> None:

@@ -94,7 +94,7 @@ def test_a_run_goes_on_with_one_worker_and_zero_3_from_the_checkpoint_before_a_d
     run = given_up / "killed"
     newest = checkpoints.committed(str(run))[0]
     assert newest.step == 5
-    copy = run / "checkpoints" / checkpoints.folder_name(6)
+    copy = run / "checkpoints" / checkpoints.folder_name(6, "abcdef")
     copy.mkdir()
     for file in Path(newest.uri).iterdir():
         (copy / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".safetensors" else None])

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform.config import PretrainConfig
+from defi_platform.train import checkpoints
 from defi_platform.train.recipe import Recipe
 
 WIDTH = 6
@@ -26,6 +28,8 @@ class TinyModel(nn.Module):
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.hidden = nn.Linear(WIDTH, 16)
         self.out = nn.Linear(16, WIDTH)
+        # One element cannot be divided: under ZeRO 3 the second rank holds nothing but padding of it.
+        self.scale = nn.Parameter(torch.ones(1))
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("seen", torch.zeros(1, dtype=torch.int64))
 
@@ -35,7 +39,7 @@ class TinyModel(nn.Module):
         if self.training:
             self.seen += len(clean)
         hidden = torch.tanh(self.hidden(clean + 0.1 * noise))
-        prediction = self.out(self.dropout(hidden)) + 0.01 * self.frozen(clean)
+        prediction = self.scale * self.out(self.dropout(hidden)) + 0.01 * self.frozen(clean)
         return {"loss": (prediction - 2 * clean).float().pow(2).mean()}
 
     def save_pretrained(self, folder: Path) -> None:
@@ -72,12 +76,21 @@ class TinyRecipe(Recipe):
     def after_update(self, engine, step):
         marker = Path(self.config.train.output) / f"killed_{step}"
         if self.kill_at == step and torch.distributed.get_rank() == 0 and not marker.exists():
-            marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            die_after_checkpoint(Path(self.config.train.output), marker)
         if self.diverge_at == step:
             with torch.no_grad():
                 engine.set_parameter(engine.module.out.bias, torch.full((WIDTH,), float("nan")))
         return {"seen": float(engine.module.seen.item())}
+
+
+def die_after_checkpoint(run: Path, marker: Path) -> None:
+    """Kills this process once a checkpoint stands in the run folder; it gets there behind the steps."""
+    deadline = time.monotonic() + 60
+    while not checkpoints.committed(str(run)):
+        assert time.monotonic() < deadline, "no checkpoint to go on from"
+        time.sleep(0.05)
+    marker.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _values(split: str, sample: int) -> Tensor:

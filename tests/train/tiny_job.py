@@ -1,9 +1,14 @@
-"""A job as a user runs it, with the tiny recipe: `python tiny_job.py FOLDER STEPS`; waits a little in each step."""
+"""A job as a user runs it, with the tiny recipe: `python tiny_job.py FOLDER STEPS HOLD`.
+
+Before it reports step HOLD it waits for a request to stop, so that a test meets it there however slow the machine
+is; HOLD 0 never waits.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from tiny import TinyRecipe
@@ -11,13 +16,24 @@ from tiny import TinyRecipe
 from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, TrainConfig
 from defi_platform.errors import exit_code
 from defi_platform.train.run import train
+from defi_platform.train.stopping import STOP
+
+LONGEST_HOLD_S = 300.0
 
 
-class SlowRecipe(TinyRecipe):
-    """Slow enough to be caught in the middle."""
+class HeldRecipe(TinyRecipe):
+    """Waits in one step."""
+
+    def __init__(self, config: PretrainConfig, hold: int):
+        super().__init__(config, "held")
+        self.hold = hold
 
     def after_update(self, engine: Any, step: int) -> dict[str, float]:
-        time.sleep(0.3)
+        deadline = time.monotonic() + LONGEST_HOLD_S
+        while step == self.hold and not (Path(self.config.train.output) / STOP).exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"nobody interrupted step {step}")
+            time.sleep(0.05)
         return super().after_update(engine, step)
 
 
@@ -29,7 +45,7 @@ def main() -> int:
         ),
         tracking=TrackingConfig(wandb=False),
     )  # fmt: skip
-    print(train(RayConfig(), [SlowRecipe(config, "slow")])[0].text())
+    print(train(RayConfig(), [HeldRecipe(config, int(sys.argv[3]))])[0].text())
     return 0
 
 

@@ -9,6 +9,7 @@ ranks share, under `buffer/0/<name>` of shard 0.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -57,39 +58,52 @@ class Position:
     """`started`: when the driver of this attempt did; `before_s`: seconds of the drivers before it."""
     plan: str = ""
     """Fingerprint of the plan that `samples` is counted in."""
+    validation_loss: float | None = None
+    """At this very step; None when it was not validated."""
 
 
-def folder_name(step: int) -> str:
-    """A new name for the checkpoint of `step`: never that of an earlier, perhaps damaged, one."""
-    return f"step_{step:09d}_{uuid.uuid4().hex[:6]}"
+def new_attempt() -> str:
+    """The part of a checkpoint's name that tells it from an earlier, perhaps damaged, one of the same step."""
+    return uuid.uuid4().hex[:6]
+
+
+def folder_name(step: int, attempt: str) -> str:
+    """Name of the checkpoint of `step`, the same on all ranks."""
+    return f"step_{step:09d}_{attempt}"
 
 
 def write_shard(
-    folder: Path, rank: int, world_size: int, pieces: Iterable[Piece], buffers: dict[str, Tensor],
-    position: Position,
-) -> None:  # fmt: skip
-    """Writes this rank's shard and its marker into a local folder."""
+    folder: Path, rank: int, world_size: int, pieces: Iterable[Piece], buffers: dict[str, Tensor]
+) -> Path:
+    """Writes this rank's shard into a local folder, without the marker that makes it count.
+
+    Raises: OSError, ENOSPC for a full disk too.
+    """
     tensors = {f"buffer/0/{name}": value.detach().cpu().contiguous() for name, value in buffers.items()}
     for piece in pieces:
         for kind, value in piece.tensors.items():
             # A copy: pieces are views of one flat buffer, which safetensors refuses to store.
             tensors[f"{kind}/{piece.start}/{piece.name}"] = value.cpu().clone()
-    name = f"shard_{rank:05d}_of_{world_size:05d}"
-    shard = folder / f"{name}.safetensors"
-    save_file(tensors, shard)
+    shard = folder / f"shard_{rank:05d}_of_{world_size:05d}.safetensors"
+    try:
+        save_file(tensors, shard)
+    except SafetensorError as error:
+        # It tells of the operating system's errors in words only.
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else errno.EIO, str(error), str(shard)) from error
+    return shard
+
+
+def commit_shard(shard: Path, target: str, position: Position) -> None:
+    """Copies a shard to its checkpoint folder, and after it the marker that vouches for it."""
     marker = {
         "file": shard.name,
         "bytes": shard.stat().st_size,
         "sha256": _sha256(shard),
         "position": asdict(position),
     }
-    (folder / f"{name}.json").write_text(json.dumps(marker, indent=1))
-
-
-def upload(local: str, target: str) -> None:
-    """Copies shards to their place, the markers after all that they vouch for."""
-    for file in sorted(Path(local).iterdir(), key=lambda f: (f.suffix == ".json", f.name)):
-        storage.write_bytes(storage.join(target, file.name), file.read_bytes())
+    storage.put_file(shard, storage.join(target, shard.name))
+    storage.write_text(storage.join(target, f"{shard.stem}.json"), json.dumps(marker, indent=1))
 
 
 @dataclass(frozen=True)
@@ -117,17 +131,21 @@ def committed(run: str) -> list[Found]:
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.uri), reverse=True)
 
 
-def prune(run: str, keep: int, unfinished: bool) -> None:
+def prune(run: str, keep: int, unfinished: bool, keep_best: bool = False) -> None:
     """Deletes all but the newest `keep` checkpoints.
 
     Args:
+        keep_best: spare the one with the lowest validation loss too.
         unfinished: also delete what was never committed; only before training starts, when no rank can
             still be writing.
     """
     found = committed(run)
     folder = storage.join(run, FOLDER)
+    validated = [one for one in found if keep_best and one.position.validation_loss is not None]
+    best = min(validated, key=lambda one: one.position.validation_loss or 0.0, default=None)
     for old in found[keep:]:
-        storage.delete(old.uri)
+        if best is None or old.uri != best.uri:
+            storage.delete(old.uri)
     if unfinished:
         whole = {checkpoint.uri for checkpoint in found}
         for name in storage.names(folder):
@@ -209,7 +227,7 @@ class Reader:
         try:
             if self._scratch:
                 path = Path(self._scratch) / marker["file"]
-                path.write_bytes(storage.read_bytes(uri))
+                storage.get_file(uri, path)
             else:
                 path = storage.local_path(uri)
             size = path.stat().st_size

@@ -34,6 +34,24 @@ def check_train_config(train: TrainConfig, place: str = "train") -> None:
             f"Set {place}.global_batch={below}, or a micro_batch that divides "
             f"{train.global_batch / train.num_workers:g}."
         )
+    if train.min_workers is not None:
+        _at_least(place, "min_workers", train.min_workers, 1)
+        if train.min_workers > train.num_workers:
+            raise ConfigError(
+                f"{place}.min_workers={train.min_workers} is more than {place}.num_workers={train.num_workers}, the "
+                f"most there may be. Set {place}.num_workers={train.min_workers}, or min_workers lower."
+            )
+    if train.offload_optimizer and train.zero_stage == 0:
+        raise ConfigError(
+            f"{place}.offload_optimizer=true with {place}.zero_stage=0: only ZeRO moves optimiser state. "
+            f"Set {place}.zero_stage=1, 2 or 3."
+        )
+    if train.ema_decay is not None and not 0 <= train.ema_decay < 1:
+        raise ConfigError(
+            f"{place}.ema_decay is {train.ema_decay}; a number in [0, 1) is expected, e.g. 0.9999, or null for none."
+        )
+    if train.max_skipped_in_a_row is not None:
+        _at_least(place, "max_skipped_in_a_row", train.max_skipped_in_a_row, 1)
     if train.precision != "fp32" and train.zero_stage == 0:
         raise ConfigError(
             f"{place}.precision={train.precision} with {place}.zero_stage=0 would keep no fp32 master weights. "
@@ -70,13 +88,13 @@ def check_cluster(
     wanted: dict[str, float] = {}
     for train in requests.values():
         for resource, amount in worker_resources(train).items():
-            wanted[resource] = wanted.get(resource, 0.0) + amount * train.num_workers
+            wanted[resource] = wanted.get(resource, 0.0) + amount * fewest_workers(train)
     if decoder_cpus:
         wanted["CPU"] = wanted.get("CPU", 0.0) + decoder_cpus
     for resource, amount in wanted.items():
         if amount > there_is.get(resource, 0.0):
             asked = "; ".join(
-                f"{name}: {train.num_workers} workers x {worker_resources(train)[resource]:g}"
+                f"{name}: {fewest_workers(train)} workers x {worker_resources(train)[resource]:g}"
                 for name, train in requests.items()
                 if worker_resources(train).get(resource)
             )
@@ -87,6 +105,21 @@ def check_cluster(
                 f"{there_is.get(resource, 0.0):g}. Set train.num_workers or train.resources_per_worker lower, "
                 + ("raise ray.local_cpus, or add nodes." if resource == "CPU" else "or add nodes.")
             )
+
+
+def world_sizes(train: TrainConfig) -> list[int]:
+    """Numbers of workers that the run can have: those of its range into which the global batch can be divided."""
+    least = train.num_workers if train.min_workers is None else train.min_workers
+    return [
+        workers
+        for workers in range(least, train.num_workers + 1)
+        if train.global_batch % (train.micro_batch * workers) == 0
+    ]
+
+
+def fewest_workers(train: TrainConfig) -> int:
+    """Without which the run does not start."""
+    return min(world_sizes(train), default=train.num_workers)
 
 
 def worker_resources(train: TrainConfig) -> dict[str, float]:

@@ -28,10 +28,14 @@ class Verdict(Enum):
 class UpdateJudge:
     """Judges one update after the other."""
 
-    def __init__(self, precision: str):
+    def __init__(self, precision: str, most: int | None = None):
+        """
+        Args:
+            most: updates left out in a row that end the run; None: MOST_SKIPPED of the precision.
+        """
         self.in_a_row = 0
         """Updates left out since the last one that was not."""
-        self._most = MOST_SKIPPED[precision]
+        self._most = MOST_SKIPPED[precision] if most is None else most
 
     def judge(self, applied: bool, loss: float, grad_norm: float | None) -> Verdict:
         """

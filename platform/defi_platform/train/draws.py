@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 # Spread far apart, so that the streams of noise, dropout and validation never meet.
-_PURPOSES = {"noise": 1, "dropout": 2, "validation": 3, "weights": 4, "restart": 5, "media": 6}
+_PURPOSES = {"noise": 1, "dropout": 2, "validation": 3, "weights": 4, "restart": 5, "media": 6, "probe": 7}
 
 
 def seed_of(seed: int, purpose: str, number: int = 0) -> int:

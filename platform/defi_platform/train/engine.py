@@ -11,7 +11,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform.config import TrainConfig
+from defi_platform.train.average import WeightAverage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state per parameter, by torch's names."""
@@ -31,7 +32,8 @@ class Piece:
     name: str
     start: int
     tensors: dict[str, Tensor]
-    """"param" (fp32 master weights) and, after the first update, each of MOMENTS; all 1-D, same length."""
+    """"param" (fp32 master weights), after the first update each of MOMENTS, and "ema" where an average is kept; all
+    1-D, same length."""
 
 
 def prepare_process(use_gpu: bool, threads: int | None) -> None:
@@ -61,12 +63,17 @@ class TrainingEngine:
         self._stage = train.zero_stage
         self._fp32 = train.precision == "fp32"
         self._world_size = world_size
+        zero: dict[str, Any] = {"stage": train.zero_stage}
+        if train.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.use_gpu}
         settings: dict[str, Any] = {
+            # Offloading takes torch's AdamW too: DeepSpeed's own is compiled with g++ at first use.
+            "zero_force_ds_cpu_optimizer": False,
             "train_batch_size": train.global_batch,
             "train_micro_batch_size_per_gpu": train.micro_batch,
             "gradient_accumulation_steps": self.accumulation,
             "gradient_clipping": train.clip_grad_norm,
-            "zero_optimization": {"stage": train.zero_stage},
+            "zero_optimization": zero,
             "steps_per_print": 2**62,
             "optimizer": {
                 "type": "AdamW",
@@ -88,6 +95,7 @@ class TrainingEngine:
         for name, buffer in self.module.named_buffers():
             # DeepSpeed casts buffers with the weights; normalisation statistics and counts must stay exact.
             buffer.data = buffers[name].to(buffer.device)
+        self.average = WeightAverage(self, train.ema_decay) if train.ema_decay else None
 
     @property
     def module(self) -> nn.Module:
@@ -116,7 +124,12 @@ class TrainingEngine:
             group["lr"] = learning_rate
         boundary = self.engine.is_gradient_accumulation_boundary()
         self.engine.step()
-        return not boundary or bool(self.engine.was_step_applied())
+        if not boundary:
+            return True
+        applied = bool(self.engine.was_step_applied())
+        if applied and self.average:
+            self.average.update()
+        return applied
 
     def grad_norm(self) -> float | None:
         """Norm of the last update's gradient before clipping; None where DeepSpeed does not compute it."""
@@ -133,22 +146,36 @@ class TrainingEngine:
         for name in ("cur_scale", "cur_iter", "last_overflow_iter"):
             if scaler is not None and hasattr(scaler, name):
                 values[name] = float(getattr(scaler, name))
+        if self.average:
+            values["ema_updates"] = float(self.average.updates)
         return values
+
+    def masters(self) -> Iterator[tuple[str, int, Tensor]]:
+        """(name, start, fp32 values) of this rank's share of the weights, in the order of `pieces`; views where
+        DeepSpeed keeps them so."""
+        for piece in self._pieces(moments=False):
+            yield piece.name, piece.start, piece.tensors["param"]
 
     def pieces(self) -> Iterator[Piece]:
         """This rank's share of the training state; all ranks' together cover each parameter once."""
+        for piece in self._pieces(moments=True):
+            if self.average:
+                piece.tensors["ema"] = self.average.own(piece.name)
+            yield piece
+
+    def _pieces(self, moments: bool) -> Iterator[Piece]:
         rank = torch.distributed.get_rank()
         for number, (name, parameter) in enumerate(self._trainable()):
             if self._stage == 0:
                 if number % self._world_size == rank:
-                    state = self._adam().state.get(parameter, {})
+                    state = self._adam().state.get(parameter, {}) if moments else {}
                     yield Piece(name, 0, _flat(parameter, {m: state[m] for m in MOMENTS if m in state}))
             elif self._stage == 3:
-                yield from self._piece_of_stage_3(name, parameter, rank)
+                yield from self._piece_of_stage_3(name, parameter, rank, moments)
             elif parameter._hp_mapping is not None:
                 mapping = parameter._hp_mapping
-                moments = mapping.optim_fragment or {}
-                values = {m: mapping.get_hp_fragment(m) for m in MOMENTS if m in moments}
+                there = (mapping.optim_fragment or {}) if moments else {}
+                values = {m: mapping.get_hp_fragment(m) for m in MOMENTS if m in there}
                 yield Piece(name, mapping.lp_fragment_address.start, _flat(mapping.get_hp_fragment(), values))
 
     def restore(self, scalars: dict[str, float], read: Callable[[str, str], Tensor]) -> None:
@@ -159,10 +186,8 @@ class TrainingEngine:
 
         Args:
             scalars: of the run that is continued.
-            read: (parameter name, "param" or one of MOMENTS) -> the full tensor, float32.
+            read: (parameter name, "param", one of MOMENTS or "ema") -> the full tensor, float32.
         """
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         if scalars["adam_step"]:
             self._make_moments(scalars["adam_step"])
         for name, parameter in self._trainable():
@@ -170,13 +195,19 @@ class TrainingEngine:
                 for moment in MOMENTS if scalars["adam_step"] else ():
                     self._adam().state[parameter][moment].copy_(read(name, moment))
                 continue
-            safe_set_full_fp32_param(parameter, read(name, "param").to(self.device))
+            self._set_state(parameter, "param", read(name, "param"))
             for moment in MOMENTS if scalars["adam_step"] else ():
-                safe_set_full_optimizer_state(parameter, read(name, moment).to(self.device), moment)
+                self._set_state(parameter, moment, read(name, moment))
         scaler = getattr(self.engine.optimizer, "loss_scaler", None)
         for key, value in scalars.items():
             if scaler is not None and hasattr(scaler, key):
                 setattr(scaler, key, value if key == "cur_scale" else int(value))
+        if self.average:
+            # A run that had no average before starts one at the weights it has reached.
+            known = "ema_updates" in scalars
+            self.average.restore(
+                int(scalars.get("ema_updates", 0)), lambda name: read(name, "ema" if known else "param")
+            )
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         """The whole parameter in fp32 on every rank (a collective call)."""
@@ -184,7 +215,8 @@ class TrainingEngine:
 
         if self._stage == 0 or not parameter.requires_grad:
             return parameter.detach().float().clone()
-        return safe_get_full_fp32_param(parameter).reshape(self._shape(parameter))
+        shape = self._shape(parameter)
+        return safe_get_full_fp32_param(parameter).flatten()[: shape.numel()].reshape(shape)
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
         """Inside it the working copy of the parameter is whole, under ZeRO 3 too (a collective call)."""
@@ -195,17 +227,47 @@ class TrainingEngine:
     @torch.no_grad()
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Overwrites a parameter, masters and working copy, on every rank (a collective call)."""
-        import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param
-
+        if self.average:
+            self.average.overwrite(self._name_of(parameter), value)
         if self._stage > 0:
-            safe_set_full_fp32_param(parameter, value.to(self.device, torch.float32))
+            self._set_state(parameter, "param", value)
+        self._set_working_copy(parameter, value)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside it the model computes with the average of its weights, if one is kept (collective at both ends)."""
+        if self.average is None:
+            yield
+            return
+        kept: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for name, parameter in self._trainable():
+                if self._stage < 3:
+                    kept[name] = parameter.detach().clone()
+                self._set_working_copy(parameter, self.average.whole(name, self._shape(parameter)))
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self._trainable():
+                    # Under ZeRO 3 a copy of all weights may not fit, but the masters are at hand.
+                    self._set_working_copy(
+                        parameter, kept[name] if name in kept else self.full_parameter(parameter)
+                    )
+
+    @torch.no_grad()
+    def _set_working_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
+        import deepspeed
+
         if self._stage == 3:
             with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
                 if torch.distributed.get_rank() == 0:
                     parameter.copy_(value)
         else:
             parameter.copy_(value)
+
+    def _name_of(self, wanted: nn.Parameter) -> str:
+        return next(name for name, parameter in self.module.named_parameters() if parameter is wanted)
 
     # ----------------------------------------------------------------- DeepSpeed's inside
 
@@ -220,7 +282,7 @@ class TrainingEngine:
     def _shape(self, parameter: nn.Parameter) -> torch.Size:
         return getattr(parameter, "ds_shape", parameter.shape)
 
-    def _piece_of_stage_3(self, name: str, parameter: Any, rank: int) -> Iterator[Piece]:
+    def _piece_of_stage_3(self, name: str, parameter: Any, rank: int, moments: bool) -> Iterator[Piece]:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         master = safe_get_local_fp32_param(parameter)
@@ -230,10 +292,31 @@ class TrainingEngine:
         if length <= 0:
             return
         tensors = {"param": master}
-        if self._adam().state:
+        if moments and self._adam().state:
             for moment in MOMENTS:
                 tensors[moment] = safe_get_local_optimizer_state(parameter, moment)
         yield Piece(name, start, {key: value[:length].detach() for key, value in tensors.items()})
+
+    def _set_state(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        """Sets this rank's part of "param" (the masters) or of a moment from the whole tensor; ZeRO 1 to 3."""
+        from deepspeed import utils
+
+        value = value.to(self.device, torch.float32)
+        if self._stage < 3:
+            if kind == "param":
+                utils.safe_set_full_fp32_param(parameter, value)
+            else:
+                utils.safe_set_full_optimizer_state(parameter, value, kind)
+            return
+        # DeepSpeed's own setters of whole tensors fail where the last ranks' partitions are padded.
+        size = utils.safe_get_local_fp32_param(parameter).numel()
+        start = torch.distributed.get_rank() * size
+        own = value.flatten()[start : start + size]
+        padded = torch.cat([own, own.new_zeros(size - len(own))])
+        if kind == "param":
+            utils.safe_set_local_fp32_param(parameter, padded)
+        else:
+            utils.safe_set_local_optimizer_state(parameter, padded, kind)
 
     def _make_moments(self, adam_step: float) -> None:
         """Adam makes its state at the first update; a resumed run needs it before."""

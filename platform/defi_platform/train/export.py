@@ -17,7 +17,8 @@ from defi_platform.train.recipe import Recipe
 
 
 def export_model(recipe: Recipe, target: str) -> nn.Module:
-    """Builds the model on CPU, fills it with fp32 master weights, and saves it with `save_pretrained`.
+    """Builds the model on CPU, fills it with fp32 master weights, averaged ones where the run keeps an average, and
+    saves it with `save_pretrained`.
 
     Args:
         target: model folder, local or remote; what stood there is replaced as a whole.
@@ -32,9 +33,10 @@ def export_model(recipe: Recipe, target: str) -> nn.Module:
     torch.manual_seed(seed_of(recipe.config.train.seed, "weights"))
     model = recipe.build()
     with checkpoints.Reader(found[0]) as reader, torch.no_grad():
+        kind = "ema" if reader.names("ema") else "param"
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.copy_(reader.read("param", name, parameter.shape))
+                parameter.copy_(reader.read(kind, name, parameter.shape))
         for name, buffer in model.named_buffers():
             if name in reader.names("buffer"):
                 buffer.copy_(reader.read("buffer", name, buffer.shape))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from defi_platform.config import FinetuneConfig
+from defi_platform.train.dry_run import DryRun
 from defi_platform.train.recipes.policy import PolicyRecipe
-from defi_platform.train.run import RunSummary, train
+from defi_platform.train.run import RunSummary, plan_only, train
 
 
-def finetune(config: FinetuneConfig) -> RunSummary:
+def finetune(config: FinetuneConfig) -> RunSummary | DryRun:
     """Fine-tunes the policy made of two pretrained model folders; goes on where an earlier attempt was.
 
     Raises: UserError.
     """
-    return train(config.ray, [PolicyRecipe(config)])[0]
+    recipe = PolicyRecipe(config)
+    return plan_only([recipe])[0] if config.dry_run else train(config.ray, [recipe])[0]

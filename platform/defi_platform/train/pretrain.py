@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from defi_platform.config import PretrainBothConfig, PretrainConfig
 from defi_platform.errors import ConfigError
+from defi_platform.train.dry_run import DryRun
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
-from defi_platform.train.run import RunSummary, train
+from defi_platform.train.run import RunSummary, plan_only, train
 
 RECIPES: dict[str, type[GFDMRecipe] | type[GIDMRecipe]] = {"gfdm": GFDMRecipe, "gidm": GIDMRecipe}
 
 
-def pretrain(kind: str, config: PretrainConfig) -> RunSummary:
+def pretrain(kind: str, config: PretrainConfig) -> RunSummary | DryRun:
     """Pretrains GFDM or GIDM on action-free video; goes on where an earlier attempt was.
 
     Args:
@@ -21,13 +22,17 @@ def pretrain(kind: str, config: PretrainConfig) -> RunSummary:
     """
     if kind not in RECIPES:
         raise ConfigError(f"there is no pretraining '{kind}'; choose {' or '.join(RECIPES)}.")
-    return train(config.ray, [RECIPES[kind](config)])[0]
+    recipe = RECIPES[kind](config)
+    return plan_only([recipe])[0] if config.dry_run else train(config.ray, [recipe])[0]
 
 
-def pretrain_both(config: PretrainBothConfig) -> dict[str, RunSummary]:
+def pretrain_both(config: PretrainBothConfig) -> dict[str, RunSummary] | dict[str, DryRun]:
     """Pretrains both at the same time on one cluster, each with its own resources.
 
     One that fails leaves the other alone. Raises: TrainingFailed at the end, naming it.
     """
     recipes: list[Recipe] = [GFDMRecipe(config.gfdm), GIDMRecipe(config.gidm)]
-    return dict(zip(("gfdm", "gidm"), train(config.ray, recipes), strict=True))
+    names = ("gfdm", "gidm")
+    if config.dry_run:
+        return dict(zip(names, plan_only(recipes), strict=True))
+    return dict(zip(names, train(config.ray, recipes), strict=True))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+import uuid
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -11,8 +14,10 @@ from ray import cloudpickle
 from ray._private.worker import get_dashboard_url
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from defi_platform.config import TrainConfig
+from defi_platform.train.checks import world_sizes
 from defi_platform.train.failures import FailureLines
 
 
@@ -25,7 +30,6 @@ class RunTrainer(TorchTrainer):
         worker: Any,
         settings: dict[str, Any],
         train: TrainConfig,
-        name: str,
         resources: dict[str, float],
     ):
         if not _preemptible():
@@ -35,22 +39,36 @@ class RunTrainer(TorchTrainer):
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         # Ray Train repeats what is printed in its log, which goes to the same place.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+        sizes = world_sizes(train)
+        workers = train.num_workers if train.min_workers is None else (sizes[0], train.num_workers)
         super().__init__(
             worker,
             # As bytes, because Ray Train's controller unpacks the config too and would import torch for it.
             train_loop_config={"pickled": cloudpickle.dumps(settings)},
             torch_config=TorchConfig(backend="nccl" if train.use_gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=train.num_workers, use_gpu=train.use_gpu, resources_per_worker=resources
+            scaling_config=ray.train.ScalingConfig(  # type: ignore[call-arg]  # Ray ships v1's types
+                num_workers=workers,  # type: ignore[arg-type]
+                elastic_resize_monitor_interval_s=train.resize_check_s,
+                use_gpu=train.use_gpu,
+                resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # Ray ships v1's types
-                name=name,
-                storage_path=train.output,
+                # Ray Train's own notes, of which nothing is needed later: our checkpoints go to the run folder by
+                # another way (see saving.py), and Ray would read the name of another run as its continuation.
+                name=f"{kind}-{uuid.uuid4().hex[:8]}",
+                storage_path=str(Path(tempfile.gettempdir()) / "defi-ray-train"),
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 callbacks=[FailureLines(kind)],  # type: ignore[list-item]
             ),
         )
+
+        self._world_sizes = sizes
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        if isinstance(settings["scaling_policy"], ElasticScalingPolicy):
+            settings["scaling_policy"] = WholeBatchPolicy(self.scaling_config, self._world_sizes)
+        return super()._initialize_and_run_controller(**settings)  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
@@ -59,6 +77,18 @@ class RunTrainer(TorchTrainer):
         # The cleaner asks the dashboard whether the controller lives. Without one it complains every second;
         # Ray frees the placement group of a dead job in any case.
         return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+
+
+class WholeBatchPolicy(ElasticScalingPolicy):
+    """Ray's elastic scaling, limited to the numbers of workers into which the global batch can be divided."""
+
+    def __init__(self, scaling: Any, sizes: list[int]):
+        super().__init__(scaling)
+        self._sizes = sizes
+
+    def _count_possible_workers(self, reserved_resources: Any) -> int:
+        possible = super()._count_possible_workers(reserved_resources)
+        return max((size for size in self._sizes if size <= possible), default=0)
 
 
 def _preemptible() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -11,7 +12,18 @@ from torch import Tensor, nn
 from defi_platform.config import PretrainConfig
 
 if TYPE_CHECKING:
+    from defi_models.describe import Cost
     from defi_platform.train.engine import TrainingEngine
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a recipe found out about its finished model."""
+
+    media: list[str] = field(default_factory=list)
+    """Pictures, as paths relative to the run folder."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """For summary.json and the run card."""
 
 
 class Recipe(ABC):
@@ -33,6 +45,13 @@ class Recipe(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """The model on CPU, in fp32, the same on every rank; `forward(batch, generator=)` gives "loss"."""
+
+    def tune(self, model: Any) -> None:
+        """Applies what `train` says about how the model computes, before it trains."""
+        if self.config.train.recompute:
+            model.set_recompute(True)
+        if self.config.train.compile:
+            model.compile_parts()
 
     @abstractmethod
     def plan(self, split: str) -> Any:
@@ -56,6 +75,14 @@ class Recipe(ABC):
     ) -> Iterable[dict[str, Any]]:
         """Batches of samples start..stop of a plan, as `defi_platform.data.dataset.stream` gives them."""
 
+    def cost(self) -> Cost | None:
+        """Parameters, operations and activations of the model; None where they are not known."""
+        return None
+
+    def survey(self) -> list[str]:
+        """What a dry run tells about the data. Raises: UserError when a run would find it missing."""
+        return []
+
     def prepare(self) -> None:  # noqa: B027 - optional
         """Done once by the driver before workers start: whatever the plan needs."""
 
@@ -74,15 +101,15 @@ class Recipe(ABC):
         """Metrics from the summed counts."""
         return {}
 
-    def media(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> list[str]:
-        """Pictures of what the model does, written below the run folder.
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
+        """What is found out about the finished model, on rank 0.
 
         Args:
-            model: on CPU, in fp32.
+            model: on CPU, in fp32, in evaluation mode.
             batch: of the validation split.
-        Returns: paths relative to the run folder.
+            folder: run folder, to write pictures below.
         """
-        return []
+        return Conclusion()
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
         """What summary.json tells besides the loop's own figures, from the last validation."""

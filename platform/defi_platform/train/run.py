@@ -18,19 +18,23 @@ from defi_platform.config import RayConfig, to_mapping, to_yaml
 from defi_platform.data.dataset import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.train import checkpoints
-from defi_platform.train.checks import check_cluster, check_train_config, worker_resources
+from defi_platform.train.checks import check_cluster, check_train_config, fewest_workers, worker_resources
+from defi_platform.train.dry_run import DryRun, dry_run
 from defi_platform.train.failures import root_cause, told, unwrap
-from defi_platform.train.loop import MODEL, STOP, SUMMARY, train_worker
+from defi_platform.train.loop import MODEL, SUMMARY, train_worker
 from defi_platform.train.ray_trainer import RunTrainer
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.status import FILE as STATUS
 from defi_platform.train.status import StatusView
+from defi_platform.train.stopping import STOP, request_stop
 
 CONFIG = "config.yaml"
 
 FREE_TO_CHANGE = {
     "num_workers", "resources_per_worker", "use_gpu", "micro_batch", "zero_stage", "precision", "output",
     "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_failures", "threads", "steps",
+    "min_workers", "resize_check_s", "offload_optimizer", "recompute", "compile", "max_skipped_in_a_row",
+    "keep_best", "storage_patience_s", "peak_tflops", "expected_step_s", "probe",
 }  # fmt: skip
 """Fields of TrainConfig that a resumed run may have otherwise than the run had before."""
 
@@ -69,13 +73,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     Raises: UserError for what is refused before anything starts; TrainingFailed, after all others have ended,
         when one fails.
     """
-    for recipe in recipes:
-        check_train_config(recipe.config.train, "train" if len(recipes) == 1 else f"{recipe.kind}.train")
-        # Workers have other working directories than the driver.
-        recipe.config.train.output = storage.absolute(recipe.config.train.output)
-    folders = [recipe.config.train.output for recipe in recipes]
-    if len(set(folders)) < len(folders):
-        raise ConfigError(f"two trainings share train.output={folders[0]}. Give each a folder of its own.")
+    _check(recipes)
     summaries: dict[str, RunSummary] = {}
     for recipe in recipes:
         summary = complete_run(recipe)
@@ -87,7 +85,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     pending = [recipe for recipe in recipes if recipe.kind not in summaries]
     if pending:
         with ray_session(ray_config):
-            decoders = sum(r.config.train.num_workers * r.config.data.decode.processes for r in pending)
+            decoders = sum(fewest_workers(r.config.train) * r.config.data.decode.processes for r in pending)
             check_cluster(
                 {recipe.kind: recipe.config.train for recipe in pending}, decoder_cpus=decoders * ACTOR_CPUS
             )
@@ -97,6 +95,28 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
         for recipe in pending:
             summaries[recipe.kind] = _summary(recipe.config.train.output)
     return [summaries[recipe.kind] for recipe in recipes]
+
+
+def plan_only(recipes: Sequence[Recipe]) -> list[DryRun]:
+    """What `train` would do, all of its checks included; nothing is started, no cluster is asked.
+
+    Raises: UserError for what it would refuse.
+    """
+    _check(recipes)
+    for recipe in recipes:
+        complete_run(recipe)
+        check_resumable(recipe)
+    return dry_run(recipes)
+
+
+def _check(recipes: Sequence[Recipe]) -> None:
+    for recipe in recipes:
+        check_train_config(recipe.config.train, "train" if len(recipes) == 1 else f"{recipe.kind}.train")
+        # Workers have other working directories than the driver.
+        recipe.config.train.output = storage.absolute(recipe.config.train.output)
+    folders = [recipe.config.train.output for recipe in recipes]
+    if len(set(folders)) < len(folders):
+        raise ConfigError(f"two trainings share train.output={folders[0]}. Give each a folder of its own.")
 
 
 def complete_run(recipe: Recipe) -> RunSummary | None:
@@ -193,8 +213,7 @@ def _stop_on_interrupt(
     except KeyboardInterrupt:
         print("\nstopping at a checkpoint; Ctrl-C again to stop at once", flush=True)
         for recipe in recipes:
-            if not storage.is_remote(recipe.config.train.output):
-                storage.write_text(storage.join(recipe.config.train.output, STOP), "")
+            request_stop(recipe.config.train.output)
         _watch(threads, view)
         raise
 
@@ -204,9 +223,6 @@ def _prepare_folder(recipe: Recipe) -> None:
     storage.write_text(storage.join(folder, CONFIG), to_yaml(recipe.config))
     for name in (STOP, STATUS, SUMMARY):
         storage.delete(storage.join(folder, name))
-    # Ray Train's own list of checkpoints: ours is read from the folders themselves, and Ray would refuse to
-    # start over one that has been deleted since.
-    storage.delete(storage.join(folder, checkpoints.FOLDER, "checkpoint_manager_snapshot.json"))
 
 
 def _fit(recipe: Recipe) -> None:
@@ -216,7 +232,6 @@ def _fit(recipe: Recipe) -> None:
         train_worker,
         {"recipe": recipe, "started": time.time()},
         settings,
-        checkpoints.FOLDER,
         worker_resources(settings),
     )
     outcome = trainer.fit().return_value or {}  # type: ignore[attr-defined]  # Ray Train v2

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
 from typing import Any
 
 from defi_platform import storage
+from defi_platform.storage import StorageError
+from defi_platform.train.background import BackgroundWriter
 
 FILE = "status.json"
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 15.0
+FLUSH_S = 30.0
 SPEED_WINDOW_S = 30.0
 """The rate that is shown is that of about the last half minute."""
 
 
 class StatusWriter:
-    """Rank 0's side: writes the newest state now and then, atomically."""
+    """Rank 0's side: writes the newest state now and then, atomically, behind the training step."""
 
     def __init__(self, run: str, kind: str, steps: int):
         self._path = storage.join(run, FILE)
         self._interval = REMOTE_INTERVAL_S if storage.is_remote(run) else LOCAL_INTERVAL_S
         self._state: dict[str, Any] = {"kind": kind, "steps": steps}
         self._written = 0.0
+        self._background = BackgroundWriter()
         self._marks: list[tuple[float, int]] = []
 
     def update(self, force: bool = False, **values: Any) -> None:
@@ -35,7 +40,12 @@ class StatusWriter:
             self._rate(now)
         self._written = now
         self._state["time"] = time.time()
-        storage.write_text(self._path, json.dumps(self._state))
+        self._background.write(self._path, json.dumps(self._state))
+
+    def flush(self) -> None:
+        """Waits a little until the newest state is written: it is information, no result."""
+        with contextlib.suppress(StorageError):
+            self._background.flush(FLUSH_S)
 
     def _rate(self, now: float) -> None:
         self._marks.append((now, self._state["samples"]))
@@ -71,7 +81,7 @@ def line(name: str, status: dict[str, Any] | None) -> str:
         parts.append(f"{status['samples_per_s']:.1f} samples/s")
     if "data_wait" in status:
         parts.append(f"data wait {100 * status['data_wait']:.0f} %")
-    if "checkpoint_step" in status:
+    if status.get("checkpoint_step") is not None:
         parts.append(f"checkpoint {status['checkpoint_step']}")
     if "eta_s" in status:
         minutes, seconds = divmod(int(status["eta_s"]), 60)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from defi_platform import storage
 from defi_platform.data.rules import ClipRule, Rule
 from defi_platform.train.draws import sample_generators
-from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors
+from defi_platform.train.picture_quality import psnr, ssim
+from defi_platform.train.recipe import Conclusion
+from defi_platform.train.recipes.video import VideoRecipe, folder_config, load_folder, model_errors
+
+if TYPE_CHECKING:
+    from defi_models.describe import Cost
 
 SHOWN_CLIPS = 4
 SAMPLING_STEPS = 10
+QUARTERS = (-0.6745, 0.0, 0.6745)
+"""Quartiles of the standard normal draw behind a sample's noise level."""
 GAP = 2
 """White pixels between the pictures of a strip."""
 
@@ -29,6 +37,19 @@ class GFDMRecipe(VideoRecipe):
     def rule(self) -> Rule:
         data = self.config.data
         return ClipRule(data.clip_frames, data.clip_span_s)
+
+    def cost(self) -> Cost:
+        from defi_models import presets
+        from defi_models.describe import cost_of
+        from defi_models.gfdm import ForwardDynamics
+
+        model = self.config.model
+        if model.init_from:
+            config = folder_config(ForwardDynamics, model.init_from)
+        else:
+            with model_errors():
+                config = presets.gfdm(model.preset, **model.overrides)
+        return cost_of(config, recompute=self.config.train.recompute)
 
     def build_without_cache(self) -> nn.Module:
         from defi_models import presets
@@ -47,11 +68,30 @@ class GFDMRecipe(VideoRecipe):
             self.check_size(name, getattr(built.config, name), given, field)
         return built
 
-    def media(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> list[str]:
+    def validation_counts(self, outputs: dict[str, Tensor]) -> Tensor | None:
+        """(2, quarters): sums of the samples' losses and their numbers, by noise level."""
+        level = torch.bucketize(outputs["sigma_normal"].float().cpu(), torch.tensor(QUARTERS))
+        sums = torch.zeros(2, len(QUARTERS) + 1, dtype=torch.float64)
+        sums[0].index_add_(0, level, outputs["sample_loss"].double().cpu())
+        sums[1].index_add_(0, level, torch.ones(len(level), dtype=torch.float64))
+        return sums
+
+    def validation_metrics(self, counts: Tensor) -> dict[str, Any]:
+        """Mean loss of the quarters of the training noise, from the least to the most; a quarter that no sample
+        drew is left out."""
+        return {
+            f"loss_noise_quarter_{number}": float(total / samples)
+            for number, (total, samples) in enumerate(counts.T, start=1)
+            if samples
+        }
+
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
         """Three rows per clip: what happened, and what the model makes of the first frame and the text in one
-        denoising step (which is what the policy reads) and in SAMPLING_STEPS."""
+        denoising step (which is what the policy reads) and in SAMPLING_STEPS; PSNR and SSIM of both, and of
+        predicting that nothing moves."""
         truth = batch["frames"][:SHOWN_CLIPS]
-        rows = [truth.numpy()]
+        still = truth[:, :1].expand_as(truth)
+        rows, figures = [truth.numpy()], _quality("still", still, truth)
         for steps in (1, SAMPLING_STEPS):
             predicted = model.sample(  # type: ignore[operator]
                 truth[:, 0],
@@ -60,11 +100,21 @@ class GFDMRecipe(VideoRecipe):
                 generator=sample_generators(
                     self.config.train.seed, "media", batch["sample"][:SHOWN_CLIPS].tolist()
                 ),
-            )
-            rows.append(predicted.cpu().numpy())
+            ).cpu()
+            rows.append(predicted.numpy())
+            figures |= _quality(f"{steps}_steps" if steps > 1 else "1_step", predicted, truth)
         name = f"media/clips_{step:06d}.png"
         storage.write_bytes(storage.join(folder, name), strips(rows))
-        return [name]
+        return Conclusion([name], {"sampled_clips": figures})
+
+
+def _quality(name: str, predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    """Means over the frames that were predicted: all but the first."""
+    later, right = predicted[:, 1:], truth[:, 1:]
+    return {
+        f"psnr_{name}": float(psnr(later, right).mean()),
+        f"ssim_{name}": float(ssim(later, right).mean()),
+    }
 
 
 def strips(rows: Sequence[np.ndarray]) -> bytes:

@@ -9,12 +9,19 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
+from defi_platform import storage
+from defi_platform.config import PretrainConfig, ProbeConfig
+from defi_platform.data.ingest import ingest
 from defi_platform.data.rules import PairRule, Rule
 from defi_platform.train.draws import seed_of
-from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors
+from defi_platform.train.probe import linear_probe, probe_data
+from defi_platform.train.recipe import Conclusion
+from defi_platform.train.recipes.video import VideoRecipe, folder_config, load_folder, model_errors
 
 if TYPE_CHECKING:
     from defi_models.codebook import Codebook
+    from defi_models.describe import Cost
+    from defi_models.gidm import InverseDynamics
     from defi_platform.train.engine import TrainingEngine
 
 
@@ -24,8 +31,28 @@ class GIDMRecipe(VideoRecipe):
     kind = "gidm"
     summed_buffers: Sequence[str] = ("encoder.codebook.usage",)
 
+    def __init__(self, config: PretrainConfig):
+        super().__init__(config)
+        if probe := config.train.probe:
+            probe.manifest = storage.absolute(probe.manifest)
+            for corpus in probe.corpora.values():
+                corpus.path = storage.absolute(corpus.path)
+
     def rule(self) -> Rule:
         return PairRule(self.config.data.pair_interval_s)
+
+    def cost(self) -> Cost:
+        from defi_models import presets
+        from defi_models.describe import cost_of
+        from defi_models.gidm import InverseDynamics
+
+        model = self.config.model
+        if model.init_from:
+            config = folder_config(InverseDynamics, model.init_from)
+        else:
+            with model_errors():
+                config = presets.gidm(model.preset, **model.overrides)
+        return cost_of(config, recompute=self.config.train.recompute, height=self.config.data.height)
 
     def build_without_cache(self) -> nn.Module:
         from defi_models import presets
@@ -51,6 +78,42 @@ class GIDMRecipe(VideoRecipe):
 
     def validation_metrics(self, counts: Tensor) -> dict[str, Any]:
         return code_usage(counts)
+
+    def prepare(self) -> None:
+        super().prepare()
+        if self._probe:
+            ingest(probe_data(self._probe, self.config.data))
+
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
+        """R2 of the linear probe, learned and with random weights, where a labelled corpus is given."""
+        if not self._probe:
+            return Conclusion()
+        torch.manual_seed(seed_of(self.config.train.seed, "probe"))
+        encoders = {"latent_action": model, "random_encoder": self.untrained(model)}
+        found = linear_probe(
+            cast("dict[str, InverseDynamics]", encoders),
+            probe_data(self._probe, self.config.data),
+            self._probe.pairs,
+            PairRule(self.config.data.pair_interval_s),
+            self.config.train.seed,
+        )
+        return Conclusion(figures={"probe_r2": found})
+
+    @staticmethod
+    def untrained(model: nn.Module) -> nn.Module:
+        """The same frozen backbones around an encoder and decoder with fresh random weights."""
+        from defi_models.gidm import InverseDynamics
+
+        trained = cast("InverseDynamics", model)
+        fresh = InverseDynamics(
+            trained.config, patch_encoder=trained.patch_encoder, text_encoder=trained.text_encoder
+        )
+        return fresh.eval()
+
+    @property
+    def _probe(self) -> ProbeConfig | None:
+        probe = self.config.train.probe
+        return probe if probe and probe.corpora else None
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
         names = ("codebook_fraction_used", "codebook_perplexity", "code_counts")

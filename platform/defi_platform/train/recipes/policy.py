@@ -15,9 +15,10 @@ from defi_platform.data.episodes import dimensions, statistics
 from defi_platform.data.plan import Plan
 from defi_platform.data.rules import ChunkRule, Rule
 from defi_platform.errors import ConfigError
-from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors
+from defi_platform.train.recipes.video import VideoRecipe, folder_config, load_folder, model_errors
 
 if TYPE_CHECKING:
+    from defi_models.describe import Cost
     from defi_models.normalization import Statistics
     from defi_models.policy import DeFIPolicy
 
@@ -45,6 +46,20 @@ class PolicyRecipe(VideoRecipe):
         if self._chunk is None:
             self._chunk = self._model_config().adapter.head.chunk
         return ChunkRule(self._chunk)
+
+    def cost(self) -> Cost:
+        from defi_models.describe import cost_of
+        from defi_models.gfdm import ForwardDynamics
+        from defi_models.gidm import InverseDynamics
+        from defi_models.policy import DeFIPolicy
+
+        gfdm = folder_config(ForwardDynamics, self.config.gfdm)
+        gidm = folder_config(InverseDynamics, self.config.gidm)
+        return cost_of(
+            DeFIPolicy.fused_config(self._model_config(), gfdm, gidm),
+            recompute=self.config.train.recompute,
+            trainable=self.config.trainable,
+        )
 
     def build_without_cache(self) -> nn.Module:
         from defi_models.gfdm import ForwardDynamics

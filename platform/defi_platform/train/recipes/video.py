@@ -9,15 +9,18 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from defi_models.configuration import from_mapping
 from defi_models.errors import ConfigurationError, ModelFolderError
+from defi_models.folder import CONFIG_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import PretrainConfig
 from defi_platform.data.dataset import stream
 from defi_platform.data.ingest import ingest
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest import Manifest, read_committed
 from defi_platform.data.plan import Plan
 from defi_platform.data.quarantine import skipped
 from defi_platform.data.rules import Rule
+from defi_platform.data.sources.formats import format_of
 from defi_platform.data.split import TRAIN
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.recipe import Recipe
@@ -65,6 +68,27 @@ class VideoRecipe(Recipe):
         ingest(self.config.data)
         for split in ("train", "validation"):
             self.plan(split)
+
+    def survey(self) -> list[str]:
+        data, lines, known = self.config.data, [], True
+        if not data.corpora:
+            raise ConfigError(
+                "data.corpora is empty. Name at least one corpus: data.corpora.NAME.path=FOLDER"
+            )
+        total = sum(corpus.weight for corpus in data.corpora.values())
+        for name, corpus in data.corpora.items():
+            share = corpus.weight / total if total else 0.0
+            found = read_committed(data.manifest, name)
+            known &= found is not None
+            videos = "not ingested yet" if found is None else f"{found.counts['videos']} videos"
+            lines.append(
+                f"{name}: {corpus.path}, {format_of(name, corpus)}, {videos}, {share:.1%} of the mixture"
+            )
+        for split in ("train", "validation") if known else ():
+            lines.append(f"{split}: {sum(self.plan(split).samples_per_epoch.values()):,} samples per epoch")
+        if not known:
+            lines.append("samples per epoch: known after the first ingest, which the run begins with")
+        return lines
 
     def plan(self, split: str) -> Plan:
         data = self.config.data
@@ -118,6 +142,20 @@ class VideoRecipe(Recipe):
                 f"data.{field}={given}, but the {self.kind} model '{self.config.model.preset}' has {what}={wanted}. "
                 f"Set data.{field}={wanted}, or model.overrides."
             )
+
+
+def folder_config(model: type[Any], folder: str) -> Any:
+    """The config of a model folder, without its weights. Raises: CheckpointError."""
+    path = storage.join(folder, CONFIG_FILE)
+    if not storage.exists(path):
+        raise CheckpointError(
+            f"model folder {folder} does not exist or has no {CONFIG_FILE}. Check the path, or train that model first."
+        )
+    with model_errors(), storage.local_copy(path) as local:
+        header = read_header(local.parent)
+        if header["model"] != model.kind:
+            raise CheckpointError(f"{folder} holds a '{header['model']}' model; '{model.kind}' is expected.")
+        return from_mapping(model.Config, header["config"], f"{path}: config")
 
 
 @contextlib.contextmanager

@@ -1,0 +1,18 @@
+"""Export the newest checkpoint of a training run as a model folder; the run may still be going on."""
+
+import sys
+
+import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+
+from defi_platform.config import ExportConfig, parse_arguments
+from defi_platform.errors import exit_code
+from defi_platform.train.export_run import export_run
+
+
+def main() -> int:
+    print(f"model: {export_run(parse_arguments(ExportConfig))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,158 @@
+"""What a run would be, found out without starting it: data, storage, memory, steps, hours."""
+
+from __future__ import annotations
+
+import statistics
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from defi_models.describe import Cost
+from defi_platform import storage
+from defi_platform.config import TrainConfig
+from defi_platform.storage import StorageError
+from defi_platform.train.checks import worker_resources, world_sizes
+from defi_platform.train.footprint import footprint
+from defi_platform.train.loop import METRICS
+from defi_platform.train.metrics import read_metrics
+from defi_platform.train.peak import known_peak_tflops
+from defi_platform.train.recipe import Recipe
+from defi_platform.train.step_clock import PHASES
+
+GIB = 2**30
+ASSUMED_MFU = 0.35
+"""Where nothing was measured: what well-set-up training of transformers and UNets reaches on recent GPUs."""
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """Everything that was found out about one run."""
+
+    kind: str
+    lines: list[str]
+
+    def text(self) -> str:
+        """For people."""
+        return "\n".join(
+            [f"{self.kind}: dry run, nothing was started", *(f"  {line}" for line in self.lines)]
+        )
+
+
+def dry_run(recipes: Sequence[Recipe]) -> list[DryRun]:
+    """Looks at what the runs need.
+
+    Raises: UserError for what would stop them: data that is absent, a run folder that cannot be written.
+    """
+    found = []
+    for recipe in recipes:
+        train = recipe.config.train
+        check_writable(train.output)
+        lines = [f"run folder {train.output}: can be written"]
+        lines += [f"data: {line}" for line in recipe.survey()]
+        lines += _workers(train)
+        cost = recipe.cost()
+        if cost:
+            lines += memory_plan(cost, train)
+        lines += _length(train, cost)
+        found.append(DryRun(recipe.kind, lines))
+    return found
+
+
+def check_writable(folder: str) -> None:
+    """Writes a small file and deletes it. Raises: StorageError when that is not allowed."""
+    there = storage.is_folder(folder)
+    probe = storage.join(folder, f"write-test-{uuid.uuid4().hex[:8]}")
+    try:
+        storage.write_text(probe, "")
+        storage.delete(probe)
+        if not there and not storage.is_remote(folder):
+            storage.local_path(folder).rmdir()
+    except OSError as error:
+        raise StorageError(
+            f"train.output={folder} cannot be written: {error}. Choose another folder, or change its permissions."
+        ) from error
+
+
+def memory_plan(cost: Cost, train: TrainConfig) -> list[str]:
+    """Bytes on each worker for each ZeRO stage and number of workers of the run, the chosen one marked."""
+    lines = [
+        f"model: {cost.parameters:,} parameters, {cost.trained:,} trained, "
+        f"{cost.training_flops / 1e9:,.1f} GFLOP per sample (forward and backward)",
+        f"memory per worker, GiB ({train.precision}, micro-batch {train.micro_batch}"
+        + (", recompute" if train.recompute else "")
+        + "): weights + gradients + optimiser + average + activations",
+    ]
+    for workers in sorted({world_sizes(train)[0], train.num_workers}):
+        for stage in range(4):
+            if train.precision != "fp32" and stage == 0:
+                continue
+            one = footprint(
+                cost.parameters, cost.trained, cost.activation_bytes, _at_stage(train, stage), workers
+            )
+            parts = " + ".join(
+                f"{part / GIB:.2f}"
+                for part in (one.weights, one.gradients, one.optimizer, one.average, one.activations)
+            )
+            where = " (optimiser on the host)" if one.offloaded and stage else ""
+            chosen = " <- chosen" if stage == train.zero_stage else ""
+            lines.append(
+                f"  {workers} workers, ZeRO {stage}: {parts} = {one.device / GIB:.2f} on the device{where}{chosen}"
+            )
+    lines.append("  workspaces, fragmentation and frozen encoders' own activations come on top")
+    return lines
+
+
+def _at_stage(train: TrainConfig, stage: int) -> TrainConfig:
+    import dataclasses
+
+    return dataclasses.replace(
+        train, zero_stage=stage, offload_optimizer=train.offload_optimizer and stage > 0
+    )
+
+
+def _workers(train: TrainConfig) -> list[str]:
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in worker_resources(train).items())
+    sizes = world_sizes(train)
+    elastic = f", elastic between {', '.join(map(str, sizes))}" if train.min_workers is not None else ""
+    each = [
+        f"{workers} x {train.micro_batch} x {train.global_batch // (train.micro_batch * workers)}"
+        for workers in sizes
+    ]
+    return [
+        f"workers: {train.num_workers} of {asked}{elastic}",
+        f"global batch {train.global_batch} = workers x micro-batch x accumulation = {' or '.join(each)}",
+    ]
+
+
+def _length(train: TrainConfig, cost: Cost | None) -> list[str]:
+    lines = [f"steps: {train.steps:,}, samples: {train.steps * train.global_batch:,}"]
+    seconds, how = step_seconds(train, cost)
+    if seconds is None:
+        lines.append(f"hours: not known, {how}")
+    else:
+        lines.append(f"hours: {train.steps * seconds / 3600:,.2f} at {seconds:.3f} s per step ({how})")
+    return lines
+
+
+def step_seconds(train: TrainConfig, cost: Cost | None) -> tuple[float | None, str]:
+    """Expected seconds of a step, and where the number comes from."""
+    if train.expected_step_s:
+        return train.expected_step_s, "train.expected_step_s"
+    measured = [
+        sum(row[f"{phase}_s"] for phase in PHASES)
+        for row in read_metrics(storage.join(train.output, METRICS))
+        if row["split"] == "train" and "optimizer_s" in row
+    ]
+    if measured:
+        return statistics.median(measured), f"median of {len(measured)} rows that this run has logged before"
+    peak = train.peak_tflops or known_peak_tflops(train)
+    if not cost or not peak:
+        return None, (
+            "nothing was measured: run a few steps of it, or set train.expected_step_s, or train.peak_tflops for an "
+            f"estimate at {ASSUMED_MFU:.0%} of the peak"
+        )
+    flops = cost.training_flops * train.global_batch / train.num_workers
+    return flops / (peak * 1e12 * ASSUMED_MFU), (
+        f"a guess, not a measurement: {flops / 1e12:,.1f} TFLOP per worker and step at an assumed "
+        f"{ASSUMED_MFU:.0%} of {peak:g} TFLOP/s, data and network not counted"
+    )

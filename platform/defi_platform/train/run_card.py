@@ -1,0 +1,202 @@
+"""run_card.json and run_card.md of a complete run: all that is needed to repeat it, and what it took."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import defi_platform
+from defi_platform import storage
+from defi_platform.config import to_mapping, to_yaml
+from defi_platform.train.peak import known_peak_tflops
+from defi_platform.train.recipe import Recipe
+from defi_platform.train.step_clock import PHASES
+
+JSON, MARKDOWN = "run_card.json", "run_card.md"
+PACKAGES = (
+    "defi-platform", "ray", "torch", "deepspeed", "diffusers", "transformers", "safetensors", "numpy", "pyarrow",
+    "decord", "av", "omegaconf", "wandb",
+)  # fmt: skip
+JOBS = {"gfdm": "pretrain_gfdm.py", "gidm": "pretrain_gidm.py", "policy": "finetune_policy.py"}
+
+
+def write_run_card(
+    recipe: Recipe, fingerprint: str, summary: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
+    """Writes both files into the run folder.
+
+    Args:
+        fingerprint: of the plan.
+        summary: content of summary.json.
+        rows: of metrics.jsonl, all attempts.
+    """
+    card = make_card(recipe, fingerprint, summary, rows)
+    output = recipe.config.train.output
+    storage.write_text(storage.join(output, JSON), json.dumps(card, indent=1))
+    storage.write_text(storage.join(output, MARKDOWN), as_markdown(card, to_yaml(recipe.config)))
+
+
+def make_card(
+    recipe: Recipe, fingerprint: str, summary: dict[str, Any], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """The card as plain values."""
+    phases = phase_seconds(rows)
+    gpu = torch.cuda.get_device_name() if recipe.config.train.use_gpu else None
+    return {
+        "summary": summary,
+        "speed": speed(recipe, summary, rows, phases),
+        "phase_s": phases,
+        "attempts": [row for row in rows if row["split"] == "attempt"],
+        "skipped_updates": [row for row in rows if row["split"] == "skipped"],
+        "gpu_peak_gib": max((row["gpu_peak_bytes"] for row in rows if "gpu_peak_bytes" in row), default=0)
+        / 2**30,
+        "data_fingerprint": fingerprint,
+        "code": code_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "machine": {
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "cpu": platform.processor() or platform.machine(),
+            "gpu": gpu,
+            "cuda": torch.version.cuda if gpu else None,
+        },
+        "config": to_mapping(recipe.config),
+    }
+
+
+def phase_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of the whole run by phase, on rank 0; steps that were lost to a death are not among them."""
+    total, before = dict.fromkeys(PHASES, 0.0), 0
+    for row in rows:
+        if row["split"] == "attempt":
+            before = row["step"]
+        elif row["split"] == "train":
+            for phase in PHASES:
+                total[phase] += row.get(f"{phase}_s", 0.0) * (row["step"] - before)
+            before = row["step"]
+    return {phase: round(seconds, 3) for phase, seconds in total.items()}
+
+
+def speed(
+    recipe: Recipe, summary: dict[str, Any], rows: list[dict[str, Any]], phases: dict[str, float]
+) -> dict[str, float | None]:
+    """Samples and model FLOP per second of training itself, without start-up, validation and export.
+
+    `mfu` is per worker, against the device's peak; None where the peak is not known.
+    """
+    seconds = sum(phases.values()) - phases["validation"]
+    samples = sum(row["split"] == "train" for row in rows) and summary["samples"]
+    cost = recipe.cost()
+    rate = samples / seconds if seconds else 0.0
+    flops = rate * cost.training_flops / summary["workers"] if cost else None
+    peak = recipe.config.train.peak_tflops or known_peak_tflops(recipe.config.train)
+    return {
+        "samples_per_s": rate,
+        "model_tflops_per_worker": flops / 1e12 if flops else None,
+        "peak_tflops": peak,
+        "mfu": flops / (peak * 1e12) if flops and peak else None,
+        "data_wait": phases["data"] / seconds if seconds else 0.0,
+    }
+
+
+def code_version() -> dict[str, Any]:
+    """Version of the package, and the commit where it runs from a checkout."""
+    root = Path(defi_platform.__path__[0]).resolve().parents[1]
+    found: dict[str, Any] = {"version": _version("defi-platform"), "commit": None, "changed": None}
+    if not (root / ".git").exists():
+        return found
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return found | {"commit": commit, "changed": bool(_git(root, "status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        # No git here, or a checkout of another user: the version has to do.
+        return found
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def as_markdown(card: dict[str, Any], config: str) -> str:
+    """The card for people.
+
+    Args:
+        config: resolved, as YAML.
+    """
+    summary, code, rate = card["summary"], card["code"], card["speed"]
+    first, last = summary["validation"]["first"], summary["validation"]["last"]
+    commit = (
+        f"commit {code['commit']}" + (" with changes" if code["changed"] else "") if code["commit"] else ""
+    )
+    total = sum(card["phase_s"].values()) or 1.0
+    mfu = f"{rate['mfu']:.1%}" if rate["mfu"] is not None else "not known (no peak for this device)"
+    tflops = rate["model_tflops_per_worker"]
+    rows = [
+        ("steps", f"{summary['steps']:,} ({summary['samples']:,} samples)"),
+        ("validation loss", f"{first['loss']:.6g} -> {last['loss']:.6g}"),
+        ("time", f"{summary['wall_s']:.0f} s in {len(card['attempts'])} attempts, workers "
+         + ", ".join(str(row["workers"]) for row in card["attempts"])),
+        ("samples per second", f"{rate['samples_per_s']:.2f}"),
+        ("model TFLOP/s per worker", f"{tflops:.4g}" if tflops else "not known"),
+        ("MFU", mfu),
+        ("GPU memory, peak", f"{card['gpu_peak_gib']:.2f} GiB" if card["machine"]["gpu"] else "no GPU"),
+        ("updates left out", str(len(card["skipped_updates"]))),
+        ("videos left out", ", ".join(f"{n} {why}" for why, n in summary["skipped"].items()) or "none"),
+        ("resumed from", str(summary["resumed_from"])),
+        ("data", f"fingerprint {card['data_fingerprint'] or 'none'}"),
+        ("code", f"defi-platform {code['version']} {commit}".strip()),
+        ("machine", ", ".join(f"{k} {v}" for k, v in card["machine"].items() if v)),
+    ]  # fmt: skip
+    phases = [
+        (phase, f"{seconds:.1f} s", f"{seconds / total:.1%}") for phase, seconds in card["phase_s"].items()
+    ]
+    return "\n".join(
+        [
+            f"# {summary['kind']}: run card",
+            "",
+            *_table(("what", "value"), rows),
+            "",
+            "## Time by phase",
+            "",
+            *_table(("phase", "time", "share"), phases),
+            "",
+            "## Packages",
+            "",
+            ", ".join(f"{name} {version}" for name, version in card["packages"].items() if version),
+            "",
+            "## To repeat it",
+            "",
+            f"Save the configuration below as `run.yaml`, check out the code above, and run "
+            f"`python jobs/{JOBS.get(summary['kind'], '...')} --config run.yaml`.",
+            "",
+            "```yaml",
+            config.rstrip(),
+            "```",
+            "",
+        ]
+    )
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + " --- |" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]

@@ -1,0 +1,142 @@
+"""Writing checkpoints: to local disk within the step, from there to the run folder behind the steps that follow."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor
+
+from defi_platform import storage
+from defi_platform.storage import StorageError
+from defi_platform.train import checkpoints
+from defi_platform.train.checkpoints import Position
+from defi_platform.train.engine import Piece
+from defi_platform.train.ranks import Ranks
+
+Result = TypeVar("Result")
+
+MOST_WAITING = 2
+"""Checkpoints on local disk that are not yet in the run folder; then training waits for the first of them."""
+LONGEST_PAUSE_S = 5.0
+
+
+class CheckpointSaver:
+    """One rank's side of a run's checkpoints.
+
+    A thread of its own and not Ray Train's asynchronous report: there a failed upload ends the workers, while here
+    it is tried again for as long as the run is told to wait.
+
+    Args:
+        name: of the run, for messages.
+        run: run folder.
+        patience_s: how long a store that does not answer, or a full disk, is waited for.
+    """
+
+    def __init__(
+        self, name: str, run: str, ranks: Ranks, *, keep: int, keep_best: bool, patience_s: float
+    ) -> None:
+        self._name, self._run, self._ranks = name, run, ranks
+        self._keep, self._keep_best, self._patience_s = keep, keep_best, patience_s
+        self._attempt = ranks.from_first(checkpoints.new_attempt())
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
+        self._waiting: list[Future[None]] = []
+        self.committed_step: int | None = None
+        """Of the newest checkpoint that this rank has brought to the run folder."""
+
+    def save(
+        self, pieces: Iterable[Piece], buffers: dict[str, Tensor], position: Position, *, needed: bool = False
+    ) -> None:
+        """Takes the state as it is now; it reaches the run folder later.
+
+        Args:
+            needed: the run cannot go on or end without this one. Any other is left out when the local disk is full.
+        Raises: StorageError when this or an earlier one could not be written in time.
+        """
+        while len(self._waiting) >= MOST_WAITING:
+            self._waiting.pop(0).result()
+        self.check()
+        scratch = Path(tempfile.mkdtemp(prefix="defi-shard-"))
+        held = list(pieces)
+
+        def write() -> Path:
+            return checkpoints.write_shard(scratch, self._ranks.rank, self._ranks.world_size, held, buffers)
+
+        try:
+            shard = write() if not needed else self._patiently(write, f"local disk ({scratch.parent})")
+        except OSError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            if error.errno != errno.ENOSPC:
+                raise
+            print(
+                f"{self._name}: no room on local disk ({scratch.parent}) for the checkpoint of step "
+                f"{position.step}; training goes on to the next one",
+                flush=True,
+            )
+            return
+        self._waiting.append(self._thread.submit(self._commit, scratch, shard, position))
+
+    def check(self) -> None:
+        """Raises what has gone wrong behind the steps."""
+        while self._waiting and self._waiting[0].done():
+            self._waiting.pop(0).result()
+
+    def wait(self) -> None:
+        """Returns when all checkpoints of all ranks are in the run folder (collective)."""
+        while self._waiting:
+            self._waiting.pop(0).result()
+        self._ranks.barrier()
+        if self._ranks.first:
+            self._prune()
+
+    def _commit(self, scratch: Path, shard: Path, position: Position) -> None:
+        target = storage.join(
+            self._run, checkpoints.FOLDER, checkpoints.folder_name(position.step, self._attempt)
+        )
+        try:
+            self._patiently(lambda: checkpoints.commit_shard(shard, target, position), target)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        self.committed_step = position.step
+        if self._ranks.first:
+            self._prune()
+
+    def _prune(self) -> None:
+        self._patiently(
+            lambda: checkpoints.prune(self._run, self._keep, unfinished=False, keep_best=self._keep_best),
+            storage.join(self._run, checkpoints.FOLDER),
+        )
+
+    def _patiently(self, write: Callable[[], Result], place: str) -> Result:
+        began, told, pause = time.monotonic(), False, 0.2
+        while True:
+            try:
+                done = write()
+                if told:
+                    print(f"{self._name}: {place} takes checkpoints again", flush=True)
+                return done
+            except (OSError, StorageError) as error:
+                if time.monotonic() - began > self._patience_s:
+                    raise StorageError(
+                        f"{place} could not be written for {self._patience_s:.0f} s "
+                        f"(train.storage_patience_s): {error}. Make room or bring the store back; the same "
+                        "command goes on from the last checkpoint."
+                    ) from error
+                if not told:
+                    print(f"{self._name}: {place} cannot be written, trying again: {error}", flush=True)
+                told = True
+                if self._ranks.first and getattr(error, "errno", None) == errno.ENOSPC:
+                    self._make_room()
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+    def _make_room(self) -> None:
+        """A full disk may be full of checkpoints: all but the newest can be done without."""
+        if not storage.is_remote(self._run):
+            checkpoints.prune(self._run, 1, unfinished=False)

@@ -1,0 +1,55 @@
+"""Where the time of a step goes, by phase."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+PHASES = ("data", "transfer", "forward", "backward", "optimizer", "checkpoint", "validation", "other")
+"""data: waiting for the batch. checkpoint: what training itself waits for; the rest happens behind it. other: metrics,
+tracking and what a recipe does after an update."""
+
+
+class StepClock:
+    """Every moment between `start` and the last `end` belongs to one phase.
+
+    On a GPU the phases are measured with events on its own stream, without waiting for it: work is counted where it
+    runs, not where it was asked for.
+    """
+
+    def __init__(self, use_gpu: bool):
+        self._use_gpu = use_gpu
+        self._spans: list[tuple[str, float | torch.cuda.Event, float | torch.cuda.Event]] = []
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self.start()
+
+    def start(self) -> None:
+        """What has passed since the last phase is nobody's."""
+        self._last = self._now()
+
+    def end(self, phase: str) -> None:
+        """What has passed since the last phase was `phase`."""
+        now = self._now()
+        if self._use_gpu:
+            self._spans.append((phase, self._last, now))
+        else:
+            self._seconds[phase] += now - self._last  # type: ignore[operator]
+        self._last = now
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last call."""
+        if self._use_gpu:
+            torch.cuda.synchronize()
+            for phase, began, ended in self._spans:
+                self._seconds[phase] += began.elapsed_time(ended) / 1000  # type: ignore[union-attr,arg-type]
+            self._spans = []
+        taken, self._seconds = self._seconds, dict.fromkeys(PHASES, 0.0)
+        return taken
+
+    def _now(self) -> float | torch.cuda.Event:
+        if not self._use_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event

@@ -1,0 +1,107 @@
+"""Loss on held-out samples: the same ones with the same draws each time, whatever the world size."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defi_platform.train.draws import sample_generators, seed_of
+from defi_platform.train.engine import TrainingEngine
+from defi_platform.train.ranks import Ranks
+from defi_platform.train.recipe import Recipe
+
+Forward = Callable[[dict[str, Any], list[int], str], dict[str, Tensor]]
+
+
+def forward_pass(
+    engine: TrainingEngine, seed: int, batch: dict[str, Any], samples: list[int], purpose: str
+) -> dict[str, Tensor]:
+    """Outputs for one micro-batch that is on the device; its draws depend on the sample numbers alone."""
+    # Dropout draws from torch's global generator: seeded by the micro-batch's place in the plan, it does not depend
+    # on which rank computes it, nor on what was computed before.
+    torch.manual_seed(seed_of(seed, "dropout", samples[0]))
+    return engine.forward(batch, sample_generators(seed, purpose, samples))
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on `device`; text stays text."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def scalars(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of a model's outputs is a figure to average."""
+    return {
+        name: value.detach()
+        for name, value in outputs.items()
+        if isinstance(value, Tensor) and value.ndim == 0 and value.is_floating_point()
+    }
+
+
+class Validator:
+    """Validates with the averaged weights where there are some."""
+
+    def __init__(self, recipe: Recipe, engine: TrainingEngine, ranks: Ranks):
+        self._recipe, self._engine, self._ranks = recipe, engine, ranks
+        self._train = recipe.config.train
+        self._held: list[dict[str, Any]] | None = None
+
+    @torch.no_grad()
+    def run(self) -> dict[str, Any]:
+        """The mean of every scalar output, and the recipe's own metrics (collective)."""
+        batches, shares = self.batches(), self._shares()
+        first, last = shares[self._ranks.rank]
+        sums: dict[str, Tensor] = {}
+        counts: Tensor | None = None
+        with self._engine.averaged():
+            self._engine.module.eval()
+            for number in range(max(stop - start for start, stop in shares)):
+                # Under ZeRO 3 every rank has to take part in every forward pass, so a rank that has run out
+                # repeats its last batch and leaves it out of the sums.
+                batch = to_device(batches[min(number, len(batches) - 1)], self._engine.device)
+                samples = batch["sample"].tolist()
+                outputs = forward_pass(self._engine, self._train.seed, batch, samples, "validation")
+                weight = float(number < last - first)
+                for name, value in scalars(outputs).items():
+                    sums[name] = (
+                        sums.get(name, torch.zeros((), dtype=torch.float64)) + weight * value.double().cpu()
+                    )
+                found = self._recipe.validation_counts(outputs)
+                if found is not None:
+                    found = weight * found.double().cpu()
+                    counts = found if counts is None else counts + found
+        share = self._ranks.world_size / self._train.validation_batches
+        row: dict[str, Any] = dict(self._ranks.mean({name: value * share for name, value in sums.items()}))
+        if counts is not None:
+            row.update(self._recipe.validation_metrics(self._ranks.sum(counts)))
+        return row
+
+    def batches(self) -> list[dict[str, Any]]:
+        """This rank's share of the held-out batches, read once."""
+        if self._held is None:
+            size = self._train.micro_batch
+            first, last = self._shares()[self._ranks.rank]
+            self._held = list(
+                self._recipe.stream(
+                    self._recipe.plan("validation"),
+                    start=first * size,
+                    stop=max(last, first + 1) * size,
+                    rank=0,
+                    world_size=1,
+                    global_batch=size,
+                    micro_batch=size,
+                )
+            )
+        return self._held
+
+    def _shares(self) -> list[tuple[int, int]]:
+        number, world_size = self._train.validation_batches, self._ranks.world_size
+        bounds = [number * rank // world_size for rank in range(world_size + 1)]
+        # A rank without a batch of its own still needs one to take part with.
+        return [(first, last) if last > first else (0, 0) for first, last in itertools.pairwise(bounds)]

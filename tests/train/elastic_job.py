@@ -1,0 +1,92 @@
+"""An elastic run on a cluster of three nodes, of which one is lost and another comes: `python elastic_job.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import ray
+import tiny
+from ray.cluster_utils import Cluster
+from tiny import TinyRecipe
+
+from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, TrainConfig
+from defi_platform.train.run import train
+
+LONGEST_S = 240.0
+
+
+class HeldRecipe(TinyRecipe):
+    """Waits before steps 6 and 12 for a file of that name, so that the cluster changes in the middle of the run."""
+
+    def after_update(self, engine, step):
+        gate = Path(self.config.train.output) / f"gate_{step}"
+        deadline = time.monotonic() + LONGEST_S
+        while step in (6, 12) and not gate.exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(str(gate))
+            time.sleep(0.1)
+        return super().after_update(engine, step)
+
+
+def wait_for(what: str, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LONGEST_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.2)
+
+
+def main() -> int:
+    output = Path(sys.argv[1])
+    # A node that does not answer is given up after two seconds instead of half a minute.
+    checks = {
+        "health_check_initial_delay_ms": 2000,
+        "health_check_period_ms": 1000,
+        "health_check_failure_threshold": 2,
+    }
+    head = {"num_cpus": 1, "_system_config": checks}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    lost = cluster.add_node(num_cpus=1)
+    ray.init(address=cluster.address, log_to_driver=False)
+    cluster.wait_for_nodes()
+    config = PretrainConfig(
+        train=TrainConfig(
+            output=str(output), steps=15, global_batch=4, micro_batch=2, num_workers=2, min_workers=1,
+            resize_check_s=1.0, log_every=1, checkpoint_every=2, validate_every=1000, validation_batches=1,
+            threads=1, zero_stage=2, ema_decay=0.9, learning_rate=1e-2,
+        ),
+        tracking=TrackingConfig(wandb=False),
+    )  # fmt: skip
+    run = threading.Thread(target=lambda: train(RayConfig(), [HeldRecipe(config, "elastic")]), daemon=True)
+    run.start()
+
+    def attempts() -> list[int]:
+        there = (output / "metrics.jsonl").exists()
+        return [row["workers"] for row in tiny.rows(output, "attempt")] if there else []
+
+    def reached(step: int) -> bool:
+        return bool(attempts()) and step in tiny.losses(output)
+
+    wait_for("step 5 with two workers", lambda: reached(5))
+    print("workers", attempts(), flush=True)
+    cluster.remove_node(lost, allow_graceful=False)
+    wait_for("one worker", lambda: attempts()[-1] == 1)
+    (output / "gate_6").touch()
+    wait_for("step 11 with one worker", lambda: reached(11))
+    print("workers", attempts(), flush=True)
+    cluster.add_node(num_cpus=1)
+    wait_for("two workers again", lambda: attempts()[-1] == 2)
+    (output / "gate_12").touch()
+    run.join(LONGEST_S)
+    print("workers", attempts(), flush=True)
+    ray.shutdown()
+    cluster.shutdown()
+    return int(run.is_alive())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Workers come and go with the nodes of a real cluster of several raylets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+
+@pytest.mark.slow
+def test_a_lost_node_shrinks_a_run_and_a_new_one_grows_it_without_a_sample_lost(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("elastic_job.py")
+    job = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "run")], capture_output=True, text=True, timeout=500
+    )
+    assert job.returncode == 0, job.stdout + job.stderr
+    run = tmp_path / "run"
+    workers = [row["workers"] for row in tiny.rows(run, "attempt")]
+    assert workers[0] == 2 and 1 in workers and workers[-1] == 2, workers
+    rows = tiny.rows(run, "train")
+    assert [row["samples"] for row in rows] == [4 * step for step in range(1, 16)]
+    assert json.loads((run / "summary.json").read_text())["steps"] == 15
+    assert tiny.final_count(run) == 60, "every sample was learned from once"

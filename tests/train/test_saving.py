@@ -1,0 +1,166 @@
+"""Checkpoints behind the steps, with real faults: a store that goes away and comes back, a disk that is full."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from s3_server import free_port, s3_server
+
+from defi_platform import storage
+from defi_platform.storage import StorageError
+from defi_platform.train import checkpoints
+from defi_platform.train.checkpoints import Position, Reader
+from defi_platform.train.engine import Piece
+from defi_platform.train.metrics import MetricsLog, read_metrics
+from defi_platform.train.ranks import Ranks
+from defi_platform.train.saving import MOST_WAITING, CheckpointSaver
+
+Save = Callable[..., None]
+
+
+def saver_of(run: str, patience_s: float = 60.0, keep: int = 2) -> CheckpointSaver:
+    return CheckpointSaver(
+        "tiny", run, Ranks(use_gpu=False), keep=keep, keep_best=False, patience_s=patience_s
+    )
+
+
+def save(saver: CheckpointSaver, step: int, elements: int = 1000, needed: bool = False) -> None:
+    values = torch.full((elements,), float(step))
+    position = Position(step, step, {"kind": "tiny"}, {"adam_step": float(step)})
+    saver.save([Piece("w", 0, {"param": values})], {}, position, needed=needed)
+
+
+def steps(run: str) -> list[int]:
+    return [found.step for found in checkpoints.committed(run)]
+
+
+def first_value(run: str) -> float:
+    with Reader(checkpoints.committed(run)[0]) as reader:
+        return float(reader.read("param", "w")[0])
+
+
+def test_a_checkpoint_holds_the_state_of_its_step_whatever_happens_to_the_weights_later(
+    process_group: None, tmp_path: Path
+) -> None:
+    run, values = str(tmp_path), torch.zeros(100_000)
+    saver = saver_of(run)
+    saver.save([Piece("w", 0, {"param": values})], {}, Position(1, 1, {}, {}))
+    values.fill_(7.0)
+    saver.wait()
+    assert steps(run) == [1] and first_value(run) == 0.0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small file system can only be mounted by root: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_gives_up_older_checkpoints_before_the_newest(
+    process_group: None, small_disk: Path
+) -> None:
+    run = str(small_disk)
+    saver = saver_of(run, keep=10)
+    for step in range(1, 9):
+        save(saver, step, elements=100_000)
+        saver.wait()
+    assert steps(run)[0] == 8 and first_value(run) == 8.0
+
+
+def test_a_full_disk_is_waited_for_and_named_when_it_stays_full(
+    process_group: None, small_disk: Path
+) -> None:
+    run, filler = str(small_disk), small_disk / "filler"
+    filler.write_bytes(bytes(1_900_000))
+    saver = saver_of(run)
+    save(saver, 1, elements=100_000)
+    threading.Timer(1.0, filler.unlink).start()
+    saver.wait()
+    assert steps(run) == [1]
+
+    filler.write_bytes(bytes(1_500_000))
+    impatient = saver_of(run, patience_s=0.5)
+    save(impatient, 2, elements=100_000)
+    with pytest.raises(StorageError, match=r"No space left on device.*\n?.*Make room"):
+        impatient.wait()
+    assert steps(run) == [1], "the one before is still whole"
+
+
+def test_without_room_on_local_disk_a_checkpoint_is_left_out_unless_it_is_needed(
+    process_group: None, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(small_disk))
+    run, filler = str(tmp_path / "run"), small_disk / "filler"
+    filler.write_bytes(bytes(1_900_000))
+    saver = saver_of(run)
+    save(saver, 1, elements=100_000)
+    saver.wait()
+    assert steps(run) == []
+    threading.Timer(1.0, filler.unlink).start()
+    save(saver, 2, elements=100_000, needed=True)
+    saver.wait()
+    assert steps(run) == [2]
+    assert list(small_disk.iterdir()) == [], "nothing is left on local disk"
+
+
+def test_metrics_of_a_full_disk_are_written_when_there_is_room_again(small_disk: Path) -> None:
+    path, filler = str(small_disk / "metrics.jsonl"), small_disk / "filler"
+    log = MetricsLog(path, 0)
+    filler.write_bytes(bytes(2 << 20)[:2_090_000])
+    while os.statvfs(small_disk).f_bavail:
+        with filler.open("ab") as file:
+            file.write(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize))
+    for step in range(1, 400):
+        log.append({"step": step, "split": "train"})
+    threading.Timer(0.5, filler.unlink).start()
+    log.close(patience_s=30.0)
+    assert len(read_metrics(path)) == 399
+
+
+@pytest.mark.slow
+def test_a_store_that_is_away_is_waited_for_behind_the_steps(
+    process_group: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = free_port()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    storage.forget_connections()
+    run = "s3://runs/a"
+    with s3_server(port=port):
+        import fsspec
+
+        fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}").mkdir("runs")
+        saver = saver_of(run, patience_s=120.0)
+        save(saver, 1)
+        saver.wait()
+    began = time.monotonic()
+    for step in range(2, 2 + MOST_WAITING):
+        save(saver, step)
+    assert time.monotonic() - began < 2.0, "training goes on while the store is away"
+    time.sleep(3.0)
+    with s3_server(port=port):
+        # A new server knows nothing of the old one's bucket: what a store that comes back would still hold.
+        fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}").mkdir("runs")
+        saver.wait()
+        assert steps(run)[0] == 1 + MOST_WAITING
+    told = capfd.readouterr().out
+    assert "cannot be written, trying again" in told and "takes checkpoints again" in told
+    storage.forget_connections()
