@@ -13,7 +13,7 @@ from defi_models.folder import make_header
 from defi_platform.config import FinetuneConfig, PretrainBothConfig, PretrainConfig, load_config
 from defi_platform.errors import CheckpointError, ConfigError, CorpusError
 from defi_platform.storage import StorageError
-from defi_platform.train.dry_run import check_writable
+from defi_platform.train.checks import check_writable
 from defi_platform.train.finetune import finetune
 from defi_platform.train.pretrain import pretrain, pretrain_both
 
@@ -108,6 +108,7 @@ def test_a_dry_run_refuses_what_the_run_would(home: Path, repository: Path, tmp_
     assert "global_batch=50" in refused("train.global_batch=50")
     assert "does not exist" in refused("data.corpora.bridge.path=/nowhere/at/all")
     assert "/proc/runs" in refused("train.output=/proc/runs")
+    assert "/proc/runs" in refused("train.output=/proc/runs", "dry_run=false"), "and so does the run itself"
     assert "does not exist" in refused("model.init_from=/nowhere")
 
 

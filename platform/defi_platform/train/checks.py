@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 
 import ray
 
+from defi_platform import storage
 from defi_platform.cluster import ClusterError
 from defi_platform.config import TrainConfig
 from defi_platform.errors import ConfigError
+from defi_platform.storage import StorageError
 from defi_platform.train.schedules import SCHEDULES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -69,6 +72,21 @@ def check_train_config(train: TrainConfig, place: str = "train") -> None:
             f"{place}.use_gpu=true but {place}.resources_per_worker.GPU="
             f"{train.resources_per_worker['GPU']:g}. Leave GPU out, or set it to 1."
         )
+
+
+def check_writable(folder: str) -> None:
+    """Writes a small file and deletes it. Raises: StorageError when that is not allowed."""
+    there = storage.is_folder(folder)
+    probe = storage.join(folder, f"write-test-{uuid.uuid4().hex[:8]}")
+    try:
+        storage.write_text(probe, "")
+        storage.delete(probe)
+        if not there and not storage.is_remote(folder):
+            storage.local_path(folder).rmdir()
+    except OSError as error:
+        raise StorageError(
+            f"train.output={folder} cannot be written: {error}. Choose another folder, or change its permissions."
+        ) from error
 
 
 def check_cluster(

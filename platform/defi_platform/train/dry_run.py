@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from defi_models.describe import Cost
 from defi_platform import storage
 from defi_platform.config import TrainConfig
-from defi_platform.storage import StorageError
-from defi_platform.train.checks import worker_resources, world_sizes
+from defi_platform.train.checks import check_writable, fewest_workers, worker_resources, world_sizes
 from defi_platform.train.footprint import footprint
 from defi_platform.train.loop import METRICS
 from defi_platform.train.metrics import read_metrics
@@ -58,21 +56,6 @@ def dry_run(recipes: Sequence[Recipe]) -> list[DryRun]:
     return found
 
 
-def check_writable(folder: str) -> None:
-    """Writes a small file and deletes it. Raises: StorageError when that is not allowed."""
-    there = storage.is_folder(folder)
-    probe = storage.join(folder, f"write-test-{uuid.uuid4().hex[:8]}")
-    try:
-        storage.write_text(probe, "")
-        storage.delete(probe)
-        if not there and not storage.is_remote(folder):
-            storage.local_path(folder).rmdir()
-    except OSError as error:
-        raise StorageError(
-            f"train.output={folder} cannot be written: {error}. Choose another folder, or change its permissions."
-        ) from error
-
-
 def memory_plan(cost: Cost, train: TrainConfig) -> list[str]:
     """Bytes on each worker for each ZeRO stage and number of workers of the run, the chosen one marked."""
     lines = [
@@ -82,7 +65,7 @@ def memory_plan(cost: Cost, train: TrainConfig) -> list[str]:
         + (", recompute" if train.recompute else "")
         + "): weights + gradients + optimiser + average + activations",
     ]
-    for workers in sorted({world_sizes(train)[0], train.num_workers}):
+    for workers in sorted({fewest_workers(train), train.num_workers}):
         for stage in range(4):
             if train.precision != "fp32" and stage == 0:
                 continue
@@ -103,11 +86,7 @@ def memory_plan(cost: Cost, train: TrainConfig) -> list[str]:
 
 
 def _at_stage(train: TrainConfig, stage: int) -> TrainConfig:
-    import dataclasses
-
-    return dataclasses.replace(
-        train, zero_stage=stage, offload_optimizer=train.offload_optimizer and stage > 0
-    )
+    return replace(train, zero_stage=stage, offload_optimizer=train.offload_optimizer and stage > 0)
 
 
 def _workers(train: TrainConfig) -> list[str]:

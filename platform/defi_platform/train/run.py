@@ -18,7 +18,13 @@ from defi_platform.config import RayConfig, to_mapping, to_yaml
 from defi_platform.data.dataset import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.train import checkpoints
-from defi_platform.train.checks import check_cluster, check_train_config, fewest_workers, worker_resources
+from defi_platform.train.checks import (
+    check_cluster,
+    check_train_config,
+    check_writable,
+    fewest_workers,
+    worker_resources,
+)
 from defi_platform.train.dry_run import DryRun, dry_run
 from defi_platform.train.failures import root_cause, told, unwrap
 from defi_platform.train.loop import MODEL, SUMMARY, train_worker
@@ -81,6 +87,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
             print(f"{recipe.kind}: {recipe.config.train.output} is complete, nothing to do", flush=True)
             summaries[recipe.kind] = summary
         else:
+            check_writable(recipe.config.train.output)
             check_resumable(recipe)
     pending = [recipe for recipe in recipes if recipe.kind not in summaries]
     if pending:
