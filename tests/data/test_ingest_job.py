@@ -262,8 +262,7 @@ def test_a_store_that_goes_down_is_one_error_and_a_single_file_that_does_not_com
         boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="videos")
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         storage.forget_connections()
-        for number in range(3):
-            storage.write_bytes(f"{bucket}/v/{number}.mp4", (tmp_path / "a.mp4").read_bytes())
+        storage.write_bytes(f"{bucket}/v/0.mp4", (tmp_path / "a.mp4").read_bytes())
         proxy = FlakyProxy(int(endpoint.rsplit(":", 1)[1]), refuse=b"GET /videos/v/")
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         storage.forget_connections()
@@ -274,13 +273,13 @@ def test_a_store_that_goes_down_is_one_error_and_a_single_file_that_does_not_com
             ingest(config)
         assert proxy.refused and not skipped(config.manifest)
         proxy.refuse = b""
-        assert len(ingest(config)) == 3 and not skipped(config.manifest)
+        assert len(ingest(config)) == 1 and not skipped(config.manifest)
         # One more, that alone does not come: it is listed, and asked for again by every ingest.
-        storage.write_bytes(f"{bucket}/v/3.mp4", (tmp_path / "a.mp4").read_bytes())
-        proxy.refuse = b"GET /videos/v/3.mp4"
-        assert len(ingest(config)) == 3 and skipped(config.manifest) == {"storage": 1}
+        storage.write_bytes(f"{bucket}/v/1.mp4", (tmp_path / "a.mp4").read_bytes())
+        proxy.refuse = b"GET /videos/v/1.mp4"
+        assert len(ingest(config)) == 1 and skipped(config.manifest) == {"storage": 1}
         proxy.refuse = b""
-        assert len(ingest(config)) == 4 and not skipped(config.manifest)
+        assert len(ingest(config)) == 2 and not skipped(config.manifest)
         proxy.close()
     storage.forget_connections()
 

@@ -10,6 +10,8 @@ import av
 import numpy as np
 import pytest
 from corpora import spoil, write_lerobot, write_video
+from hypothesis import given
+from hypothesis import strategies as st
 from test_ingest import configured
 
 from defi_platform.config import DataConfig, FilterConfig, WindowConfig
@@ -212,6 +214,23 @@ def test_pairs_of_a_variable_rate_are_the_interval_apart_in_time(draw: float) ->
     first, second = PairRule(interval_s=1.0).at_times(HELD, draw)
     assert 0 <= first < second < len(HELD)
     assert abs(HELD[second] - HELD[first] - 1.0) <= 0.05 + 1e-3
+
+
+@given(
+    steps=st.lists(st.floats(0.0, 3.0), min_size=1, max_size=40),
+    draw=st.floats(0, 1, exclude_max=True),
+    interval=st.floats(0.05, 4.0),
+)
+def test_whatever_the_times_every_rule_names_frames_that_are_there(
+    steps: list[float], draw: float, interval: float
+) -> None:
+    times = np.concatenate([[0.0], np.cumsum(steps)])
+    first, second = PairRule(interval_s=interval).at_times(times, draw)
+    assert 0 <= first < second < len(times)
+    for rule in (ClipRule(frames=5), ClipRule(frames=5, span_s=interval)):
+        clip = rule.at_times(times, draw)
+        assert len(clip) == 5 and clip.min() >= 0 and clip.max() < len(times)
+        assert all(a <= b for a, b in pairwise(clip))
 
 
 def test_where_nothing_is_the_interval_apart_the_closest_pair_is_taken() -> None:
