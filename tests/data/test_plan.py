@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import time
 from itertools import pairwise
@@ -18,7 +19,7 @@ from defi_platform.data.mixture import Mixture
 from defi_platform.data.order import micro_batches
 from defi_platform.data.plan import Plan
 from defi_platform.data.quarantine import QUARANTINE_SCHEMA
-from defi_platform.data.rules import ChunkRule, ClipRule, PairRule
+from defi_platform.data.rules import ChunkRule, ClipRule, PairRule, Rule
 from defi_platform.data.shuffle import permuted
 from defi_platform.data.verdicts import SCHEMA as VERDICTS
 from defi_platform.errors import CorpusError
@@ -263,3 +264,20 @@ def test_a_mapped_manifest_reads_as_the_one_it_was_written_from(tmp_path: Path) 
     assert mapped.take("text", places) == [f"a {n}" for n in places.tolist()]
     assert [mapped.row(n)["video_id"] for n in range(300)] == rows.column("video_id").to_pylist()
     assert mapped.fingerprint() == manifest(a=300).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("rule", "digest"),
+    [
+        (ClipRule(frames=4), "045a609a9ff4"),
+        (ClipRule(frames=4, span_s=0.5), "e6b8b27365b1"),
+        (PairRule(interval_s=1.0), "9b62ba175b1a"),
+        (ChunkRule(chunk=5), "272a81ff78f7"),
+    ],
+    ids=["whole clip", "clip", "pair", "chunk"],
+)
+def test_the_order_is_the_one_that_checkpoints_were_counted_in(rule: Rule, digest: str) -> None:
+    """A change of the order under the same fingerprint would make every resumed run see other samples."""
+    plan = Plan(manifest(a=58, b=91), {"a": 1.0, "b": 2.0}, rule, seed=3)
+    order = [(s.k, s.corpus, s.rows, s.indices) for s in plan.resolve_many(range(2000))]
+    assert hashlib.sha256(repr(order).encode()).hexdigest()[:12] == digest

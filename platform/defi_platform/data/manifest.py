@@ -192,6 +192,11 @@ class Manifest:
             found.append(indices if same else np.asarray(local, indices.dtype)[indices])
         return np.concatenate(found) if len(found) > 1 else found[0], list(texts)
 
+    def texts(self, column: str) -> list[str]:
+        """Different texts of a column of few, in the numbering of `codes`."""
+        found = (part.table.column(column).combine_chunks().dictionary.to_pylist() for part in self._parts)
+        return list(dict.fromkeys(text for texts in found for text in texts))
+
     def take(self, column: str, rows: np.ndarray) -> list[Any]:
         """Values of a column at `rows`."""
         part_of = self._part_of(rows)

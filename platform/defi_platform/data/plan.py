@@ -306,19 +306,19 @@ class Plan:
         views: Sequence[str],
     ) -> _Stream:
         """Episodes of which every view is there. `by_view`: bool per row of the corpus."""
-        episode_codes, episodes = videos.codes("episode_id")
+        episode_codes, _ = videos.codes("episode_id")
         rows_by_view = []
         for of_view in by_view:
             rows = np.flatnonzero(of_view)
             rows_by_view.append(dict(zip(episode_codes[rows].tolist(), rows.tolist(), strict=True)))
-        # By name: the order must not depend on how the texts are numbered.
-        complete = sorted(set.intersection(*(set(found) for found in rows_by_view)), key=episodes.__getitem__)
+        complete = sorted(set.intersection(*(set(found) for found in rows_by_view)))
         everything = set().union(*rows_by_view)
         self._exclude(f"{name}: episodes without all cameras", len(everything) - len(complete))
         table = np.array([[found[e] for found in rows_by_view] for e in complete], np.int32)
         table = table.reshape(-1, len(views))
         lengths = np.minimum(videos.numbers("num_frames"), videos.numbers("num_actions"))[table].min(axis=1)
-        key = key_of("order", self.seed, name, tuple(views), self.split)
+        all_cameras = self.manifest.texts("camera")
+        key = key_of("order", self.seed, name, tuple(all_cameras.index(view) for view in views), self.split)
         return _Stream(name, weight, table + np.int32(start), np.cumsum(lengths, dtype=np.int64), key)
 
     def _exclude(self, why: str, count: int) -> None:
