@@ -135,7 +135,7 @@ def _ingest_corpus(
         and not before.committed.counts.get(ALWAYS_AGAIN)
         and not reopened
     ):
-        _stop_if_strict(config, name, before.rejected.to_pylist())
+        _stop_if_strict(config, name, before.rejected().to_pylist() if config.strict else [])
         blocks.delete()
         return False, before.committed.counts
     _stop_if_strict(config, name, [_refusal(name, item) for item in listed.refused])
@@ -200,7 +200,7 @@ def _verdicts(
     versions = {claim.uri: claim.version for claim in claims}
     known: dict[FileKey, Verdict] = {}
     if before is not None:
-        known = {(v.uri, v.version): v for v in verdicts_of(before.opened)}
+        known = {(v.uri, v.version): v for v in verdicts_of(before.opened())}
     attempts = {key: verdict.attempts for key, verdict in known.items() if verdict.bad} | reopened
     screen = _needs_screening(config.corpora[name])
     for key in [k for k, v in known.items() if k in reopened or _again(v) or (screen and not v.screened)]:
@@ -239,7 +239,7 @@ def _again(verdict: Verdict) -> bool:
 
 def _reopened(config: DataConfig, name: str, before: Corpus | None) -> dict[FileKey, int]:
     """(uri, version) of everything in quarantine, at ingest or later -> how often it was tried."""
-    rows = [] if before is None else before.rejected.to_pylist()
+    rows = [] if before is None else before.rejected().to_pylist()
     rows += read_quarantined_later(config.manifest, name).to_pylist()
     tried: dict[FileKey, int] = {}
     for row in rows:

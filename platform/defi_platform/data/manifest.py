@@ -88,13 +88,19 @@ class Committed:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The committed tables of one corpus."""
+    """One committed corpus; its tables are read when they are asked for, since an unchanged one needs none."""
 
-    videos: pa.Table
-    rejected: pa.Table
-    opened: pa.Table
-    """By `verdicts.SCHEMA`: one row per file."""
+    folder: str
+    """Of its tables."""
     committed: Committed
+
+    def rejected(self) -> pa.Table:
+        """By `quarantine.QUARANTINE_SCHEMA`. Raises: CorpusError."""
+        return read_table(storage.join(self.folder, self.committed.rejected))
+
+    def opened(self) -> pa.Table:
+        """By `verdicts.SCHEMA`: one row per file. Raises: CorpusError."""
+        return read_table(storage.join(self.folder, self.committed.opened))
 
 
 class Manifest:
@@ -323,15 +329,9 @@ def commit_corpus(
 
 
 def read_corpus(folder: str, name: str) -> Corpus | None:
-    """The tables and the marker of one corpus; None when it is not committed."""
+    """What is committed of one corpus; None when nothing is."""
     committed = read_committed(folder, name)
-    if committed is None:
-        return None
-    videos, rejected, opened = (
-        read_table(_corpus_file(folder, name, file))
-        for file in (committed.videos, committed.rejected, committed.opened)
-    )
-    return Corpus(videos, rejected, opened, committed)
+    return None if committed is None else Corpus(corpus_folder(folder, name), committed)
 
 
 def corpus_folder(folder: str, name: str) -> str:
