@@ -45,7 +45,7 @@ pytestmark = pytest.mark.slow
 
 STEPS = 8
 """Of a whole run; a twin is killed after step 5 and goes on from the checkpoint of step 3, to step 6 with one worker, to
-step 7 with two and ZeRO 3, to the end with one and ZeRO 2, activations computed twice and the optimiser on the host."""
+the end with two and ZeRO 3, activations computed twice and the optimiser on the host."""
 
 
 def settings(runs: Path, name: str, **changes: int) -> PretrainConfig:
@@ -116,8 +116,7 @@ def runs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def resized(runs: Path) -> Path:
     """The twins at their ends too."""
-    train(RayConfig(), twins(runs, steps=7, num_workers=2, zero_stage=3))
-    train(RayConfig(), twins(runs, recompute=True, offload_optimizer=True))
+    train(RayConfig(), twins(runs, num_workers=2, zero_stage=3, recompute=True, offload_optimizer=True))
     return runs
 
 
@@ -132,9 +131,9 @@ def test_losses_after_a_kill_are_the_same_bit_for_bit(runs: Path, kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", ["gfdm", "gidm", "policy"])
-def test_a_run_goes_on_with_two_workers_and_zero_3_and_back(resized: Path, kind: str) -> None:
+def test_a_run_goes_on_with_two_workers_and_zero_3(resized: Path, kind: str) -> None:
     twin = resized / f"killed_{kind}"
-    assert [row["workers"] for row in tiny.rows(twin, "attempt")] == [1, 1, 2, 1]
+    assert [row["workers"] for row in tiny.rows(twin, "attempt")] == [1, 1, 2]
     whole, resumed = tiny.losses(resized / kind), tiny.losses(twin)
     assert sorted(resumed) == list(range(1, STEPS + 1))
     assert [row["samples"] for row in tiny.rows(twin, "train")] == [4 * step for step in sorted(resumed)]
@@ -188,7 +187,8 @@ def test_the_run_card_tells_how_to_repeat_the_run(runs: Path) -> None:
     assert [row["step"] for row in card["attempts"]][:2] == [0, 3]
     assert card["phase_s"]["forward"] > 0 and card["phase_s"]["backward"] > 0
     assert card["speed"]["model_tflops_per_worker"] > 0 and card["speed"]["mfu"] is None
-    assert card["packages"]["ray"] and card["config"]["train"]["zero_stage"] == 2 and card["data_fingerprint"]
+    assert card["packages"]["ray"] and card["data_fingerprint"]
+    assert card["config"]["train"]["zero_stage"] in (2, 3), "3 once the twin has gone on"
     text = (runs / "gidm" / "run_card.md").read_text()
     assert "python jobs/pretrain_gidm.py --config run.yaml" in text
     config = text.split("```yaml\n")[1].split("```")[0]
