@@ -219,8 +219,9 @@ def _read_index(folder: str) -> tuple[list[str], pa.Table]:
 
 def _keys(source: Manifest | pa.Table, *more: str) -> pa.Array:
     """One text per row that names its video."""
-    table = source.table if isinstance(source, Manifest) else source
-    columns = [table[name].cast(pa.large_string()) for name in ("corpus", "video_id", *more)]
+    names = ("corpus", "video_id", *more)
+    table = source.columns(*names) if isinstance(source, Manifest) else source
+    columns = [table[name].cast(pa.large_string()) for name in names]
     joined = pc.binary_join_element_wise(*columns, pa.scalar("\0", pa.large_string()))
     return joined.combine_chunks()
 

@@ -155,6 +155,12 @@ class Manifest:
         """All rows as one table; for small manifests and tests."""
         return pa.concat_tables([part.table for part in self._parts]).cast(SCHEMA)
 
+    def columns(self, *names: str) -> pa.Table:
+        """Some columns of all rows, not copied."""
+        return pa.concat_tables(
+            [part.table.select(list(names)) for part in self._parts], promote_options="permissive"
+        )
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 
