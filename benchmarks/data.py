@@ -18,7 +18,6 @@ import logging
 import multiprocessing
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -29,11 +28,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import psutil
 import ray
 import ray.data
+from videos import write_corpus
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, EncodeConfig, ModelConfig
 from defi_platform.data.dataset import stream
@@ -51,11 +50,8 @@ WARM = 4 * MICRO_BATCH
 AHEAD = 6 * MICRO_BATCH
 """Samples that a contender may hold finished or begun beyond those that it has handed over."""
 VIDEO = {"frames": 300, "height": 480, "width": 640}
-SMALL_VIDEO = {"frames": 40, "height": 144, "width": 192}
+SMALL_VIDEO = {"frames": 24, "height": 144, "width": 192}
 """For the memory rows, where only the number of files counts."""
-DISTINCT = 8
-"""Encoded videos per corpus; the other files are copies of them under other names."""
-FPS = 30
 MEMORY = "memory"
 CONTENDERS = {
     "raw": "raw decord in plain processes",
@@ -70,46 +66,6 @@ CONTENDERS = {
 
 
 # --------------------------------------------------------------------------- corpora
-
-
-def texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3) noise on three scales: coarse shapes, edges and grain, as a camera sees."""
-    total = np.zeros((height, width, 3), np.float32)
-    for scale in (4, 16, 64):
-        small = rng.random((height // scale + 1, width // scale + 1, 3), np.float32)
-        total += np.repeat(np.repeat(small, scale, 0), scale, 1)[:height, :width]
-    return (total / 3 * 255).astype(np.uint8)
-
-
-def write_video(path: Path, seed: int, codec: str, frames: int, height: int, width: int) -> None:
-    """A background that pans and a patch that moves across it, at x264's usual quality."""
-    rng = np.random.default_rng(seed)
-    background = texture(rng, height + height // 2, width + width // 2)
-    patch = texture(rng, height // 5, width // 5)
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.options = {"preset": "veryfast"} if codec == "libx264" else {"preset": "10", "crf": "40"}
-        for t in range(frames):
-            top, left = (int(side / 4 * (1 + np.sin(t / 40 + seed))) for side in (height, width))
-            image = background[top : top + height, left : left + width].copy()
-            top = int((height - len(patch)) * (0.5 + 0.5 * np.sin(t / 17)))
-            left = int((width - patch.shape[1]) * (0.5 + 0.5 * np.cos(t / 23)))
-            image[top : top + len(patch), left : left + patch.shape[1]] = patch
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def write_corpus(folder: Path, videos: int, codec: str, **shape: int) -> Path:
-    """A folder of `videos` files."""
-    folder.mkdir(parents=True)
-    for number in range(videos):
-        path = folder / f"{number:05d}.mp4"
-        if number < DISTINCT:
-            write_video(path, number, codec, **shape)
-        else:
-            shutil.copy(folder / f"{number % DISTINCT:05d}.mp4", path)
-    return folder
 
 
 def configured(corpus: str, folder: Path) -> DataConfig:
@@ -271,6 +227,7 @@ def measure_memory(corpus: str) -> None:
 
 
 def memory_in_a_process_of_its_own(corpus: Path) -> float:
+    """MB."""
     command = [sys.executable, __file__, "--" + MEMORY, str(corpus)]
     answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, text=True)
     return float(json.loads(answer.stdout.splitlines()[-1])["peak_mb"])
@@ -281,13 +238,8 @@ def memory_in_a_process_of_its_own(corpus: Path) -> float:
 
 def started() -> None:
     """A Ray of PROCESSES logical CPUs on this machine, quiet."""
-    ray.init(
-        address="local",
-        num_cpus=PROCESSES,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    ray.init(address="local", num_cpus=PROCESSES, **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
@@ -312,6 +264,7 @@ def on_s3(folder: Path) -> Iterator[str]:
 
 
 def clips_of(plan: Plan, count: int) -> list[Clip]:
+    """The plan's first samples, for contenders that know no plan."""
     samples = plan.resolve_many(np.arange(count))
     uris = plan.manifest.take("uri", np.array([sample.row for sample in samples]))
     return [(uri, list(sample.indices)) for uri, sample in zip(uris, samples, strict=True)]
@@ -385,14 +338,13 @@ def memory(scratch: Path, videos: int) -> None:
 
 
 def main() -> int:
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder greets with a page of settings otherwise
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=48, help="clips that are timed per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--corpus", help="folder of H.264 videos to use instead of synthetic ones")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders besides raw decord")
-    parser.add_argument(
-        "--memory-videos", type=int, default=120, help="in the smaller corpus; 0 leaves this part out"
-    )
+    parser.add_argument("--memory-videos", type=int, default=80, help="in the smaller corpus; 0: none")
     parser.add_argument("--" + MEMORY, metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
