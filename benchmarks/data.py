@@ -344,7 +344,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--corpus", help="folder of H.264 videos to use instead of synthetic ones")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, help="contenders besides raw decord")
-    parser.add_argument("--memory-videos", type=int, default=80, help="in the smaller corpus; 0: none")
+    parser.add_argument("--memory-videos", type=int, default=240, help="in the smaller corpus; 0: none")
     parser.add_argument("--" + MEMORY, metavar="FOLDER", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
