@@ -41,5 +41,5 @@ def mixture_bars(names: Sequence[str], wanted: Sequence[float], realised: Sequen
     axis.bar(places + 0.2, realised, 0.38, color=REALISED, label="realised")
     axis.set_xticks(places, names, fontsize=8)
     axis.set_ylabel("share of samples", fontsize=8)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return svg(figure, "Mixture of corpora, asked for and realised")

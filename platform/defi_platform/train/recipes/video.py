@@ -23,6 +23,7 @@ from defi_platform.data.rules import Rule
 from defi_platform.data.sources.formats import format_of
 from defi_platform.data.split import TRAIN
 from defi_platform.errors import CheckpointError, ConfigError
+from defi_platform.storage import StorageError
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.cache_use import CacheUse
 
@@ -126,8 +127,12 @@ class VideoRecipe(Recipe):
         return cache.counted(batches, tell=rank == 0) if cache else batches
 
     def _keep_stats(self, text: str) -> None:
-        """What Ray Data tells of rank 0's stream; each attempt at a run overwrites it."""
-        storage.write_text(storage.join(self.config.train.output, DATA_STATS), text)
+        """What Ray Data tells of rank 0's stream; each attempt at a run overwrites it, none depends on it."""
+        place = storage.join(self.config.train.output, DATA_STATS)
+        try:
+            storage.write_text(place, text)
+        except (OSError, StorageError) as error:
+            print(f"{self.kind}: {place} cannot be written for now, training goes on: {error}", flush=True)
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
         return {"cache": self._cache.told()} if self._cache else {}
