@@ -19,7 +19,7 @@ from defi_platform.data.ingest_table import ingest_table
 from defi_platform.data.manifest import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
 from defi_platform.data.probing import Opening, probe_files
 from defi_platform.data.progress import Progress
-from defi_platform.data.quarantine import forget_quarantined, read_quarantined_later
+from defi_platform.data.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.rows import Claim, Refused, Seen
@@ -135,15 +135,15 @@ def _ingest_corpus(
         and not before.committed.counts.get(ALWAYS_AGAIN)
         and not reopened
     ):
-        _stop_if_strict(config, name, before.rejected().to_pylist() if config.strict else [])
+        _stop_if_strict(config, before.rejected().to_pylist() if config.strict else [])
         blocks.delete()
         return False, before.committed.counts
-    _stop_if_strict(config, name, [_refusal(name, item) for item in listed.refused])
+    _stop_if_strict(config, [_refusal(name, item) for item in listed.refused])
     verdicts = _verdicts(name, listed.claims, before, reopened, blocks, config)
     tables = CorpusTables()
     tables.add(Rows(rejected=[_refusal(name, item) for item in listed.refused]))
     for rows in rows_of(name, corpus, format_name, listed.claims, verdicts):
-        _stop_if_strict(config, name, rows.rejected)
+        _stop_if_strict(config, rows.rejected)
         tables.add(rows)
     videos, rejected = tables.finished(config.holdout, corpus.filters.duplicate_bits)
     committed = commit_corpus(config.manifest, name, videos, rejected, table_of(verdicts.values()), settings)
@@ -177,12 +177,9 @@ def _refusal(name: str, item: Refused) -> dict[str, object]:
     return rejection(name, item, BadVideo(item.reason, item.message), attempts=1)
 
 
-def _stop_if_strict(config: DataConfig, name: str, rejections: Iterable[dict[str, object]]) -> None:
+def _stop_if_strict(config: DataConfig, rejections: Iterable[dict[str, object]]) -> None:
     for first in rejections if config.strict else ():
-        raise CorpusError(
-            f"{first['uri']} (corpus {name}, video {first['video_id']}) is bad: {first['reason']}, {first['message']}. "
-            "Repair or remove it, or set data.strict=false to put bad videos into quarantine."
-        )
+        raise strict_error(first)
 
 
 # --------------------------------------------------------------------------- verdicts
@@ -225,7 +222,7 @@ def _verdicts(
             progress.step(note=f"{bad} bad" if bad else "")
             if verdict.bad is not None and config.strict:
                 claim = next(claim for claim in claims if claim.uri == verdict.uri)
-                _stop_if_strict(config, name, [rejection(name, claim, verdict.bad, verdict.attempts)])
+                _stop_if_strict(config, [rejection(name, claim, verdict.bad, verdict.attempts)])
     return verdicts
 
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from defi_platform import storage
 from defi_platform.data.manifest import corpus_folder, encoded, read_committed, read_table
+from defi_platform.errors import CorpusError
 
 QUARANTINE_SCHEMA = pa.schema(
     [
@@ -29,6 +30,14 @@ QUARANTINE_SCHEMA = pa.schema(
         ("version", pa.string()),
     ]
 )
+
+
+def strict_error(entry: Mapping[str, Any]) -> CorpusError:
+    """What `data.strict` stops with at a row of the quarantine."""
+    return CorpusError(
+        f"{entry['uri']} (corpus {entry['corpus']}, video {entry['video_id']}) is bad: {entry['reason']}: "
+        f"{entry['message']}. Repair or remove it, or set data.strict=false to put bad videos into quarantine."
+    )
 
 
 def add_to_quarantine(folder: str, entries: Iterable[dict[str, Any]], stage: str) -> None:

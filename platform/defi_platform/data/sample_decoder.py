@@ -18,7 +18,7 @@ from defi_platform.data.episodes import SignalReader
 from defi_platform.data.latent_cache import CachePlace, LatentCache
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan, Sample
-from defi_platform.data.quarantine import add_to_quarantine, read_quarantine
+from defi_platform.data.quarantine import add_to_quarantine, read_quarantine, strict_error
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.rules import ChunkRule
 from defi_platform.errors import CorpusError
@@ -152,14 +152,12 @@ class SampleDecoder:
 
     def _reject(self, row: int, problem: BadVideo) -> None:
         video = self._plan.manifest.row(row)
+        entry = quarantine_entry(video, problem)
         if self._data.strict:
-            raise CorpusError(
-                f"{video['uri']} (corpus {video['corpus']}, video {video['video_id']}) is bad: {problem}. "
-                "Repair or remove it, or set data.strict=false to put bad videos into quarantine."
-            )
+            raise strict_error(entry)
         self._bad[row] = problem.reason
         if self._plan.manifest.folder is not None:
-            add_to_quarantine(self._plan.manifest.folder, [quarantine_entry(video, problem)], STAGE)
+            add_to_quarantine(self._plan.manifest.folder, [entry], STAGE)
 
     def _known_bad(self) -> dict[int, str]:
         """Manifest row -> reason, from what earlier decoders put into quarantine."""

@@ -27,10 +27,10 @@ from defi_platform.data.latent_cache import (
     write_shard,
 )
 from defi_platform.data.manifest import Manifest
-from defi_platform.data.quarantine import add_to_quarantine
+from defi_platform.data.quarantine import add_to_quarantine, strict_error
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sample_decoder import STAGE, decode_job, quarantine_entry
-from defi_platform.errors import ConfigError, CorpusError
+from defi_platform.errors import ConfigError
 from defi_platform.train.draws import seed_of
 from defi_platform.train.frame_encoder import DTYPES, FrameEncoder
 from defi_platform.train.pretrain import RECIPES
@@ -165,12 +165,10 @@ class _VideoEncoder:
         for row, part in zip(rows, self._encoded(rows), strict=True):
             video = self._manifest.row(row)
             if isinstance(part, BadVideo):
+                entry = quarantine_entry(video, part)
                 if self._config.data.strict:
-                    raise CorpusError(
-                        f"{video['uri']} (corpus {video['corpus']}, video {video['video_id']}) is bad: {part}. Repair "
-                        "or remove it, or set data.strict=false to leave bad videos out."
-                    )
-                bad.append(quarantine_entry(video, part))
+                    raise strict_error(entry)
+                bad.append(entry)
                 continue
             parts.append(part)
             videos.append({k: video[k] for k in ("corpus", "video_id", "version")} | {"frames": len(part)})

@@ -16,7 +16,7 @@ from defi_platform.data.rules import ClipRule, Rule
 from defi_platform.train.draws import sample_generators
 from defi_platform.train.picture_quality import psnr, ssim
 from defi_platform.train.recipe import Conclusion
-from defi_platform.train.recipes.video import VideoRecipe, folder_config, load_folder, model_errors
+from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors, starting_config
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
@@ -43,12 +43,7 @@ class GFDMRecipe(VideoRecipe):
         from defi_models.describe import cost_of
         from defi_models.gfdm import ForwardDynamics
 
-        model = self.config.model
-        if model.init_from:
-            config = folder_config(ForwardDynamics, model.init_from)
-        else:
-            with model_errors():
-                config = presets.gfdm(model.preset, **model.overrides)
+        config = starting_config(ForwardDynamics, presets.gfdm, self.config.model)
         return cost_of(config, recompute=self.config.train.recompute)
 
     def build_without_cache(self) -> nn.Module:

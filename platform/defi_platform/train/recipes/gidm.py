@@ -16,7 +16,7 @@ from defi_platform.data.rules import PairRule, Rule
 from defi_platform.train.draws import seed_of
 from defi_platform.train.probe import linear_probe, probe_data
 from defi_platform.train.recipe import Conclusion
-from defi_platform.train.recipes.video import VideoRecipe, folder_config, load_folder, model_errors
+from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors, starting_config
 
 if TYPE_CHECKING:
     from defi_models.codebook import Codebook
@@ -46,12 +46,7 @@ class GIDMRecipe(VideoRecipe):
         from defi_models.describe import cost_of
         from defi_models.gidm import InverseDynamics
 
-        model = self.config.model
-        if model.init_from:
-            config = folder_config(InverseDynamics, model.init_from)
-        else:
-            with model_errors():
-                config = presets.gidm(model.preset, **model.overrides)
+        config = starting_config(InverseDynamics, presets.gidm, self.config.model)
         return cost_of(config, recompute=self.config.train.recompute, height=self.config.data.height)
 
     def build_without_cache(self) -> nn.Module:

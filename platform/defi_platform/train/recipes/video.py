@@ -13,7 +13,7 @@ from defi_models.configuration import from_mapping
 from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.folder import CONFIG_FILE, read_header
 from defi_platform import storage
-from defi_platform.config import PretrainConfig
+from defi_platform.config import ModelConfig, PretrainConfig
 from defi_platform.data.dataset import stream
 from defi_platform.data.ingest import ingest
 from defi_platform.data.manifest import Manifest, read_committed
@@ -147,6 +147,17 @@ class VideoRecipe(Recipe):
                 f"data.{field}={given}, but the {self.kind} model '{self.config.model.preset}' has {what}={wanted}. "
                 f"Set data.{field}={wanted}, or model.overrides."
             )
+
+
+def starting_config(model: type[Any], preset: Callable[..., Any], settings: ModelConfig) -> Any:
+    """The config of the model that training starts from: its folder's, else the preset's with the overrides.
+
+    Raises: CheckpointError, ConfigError.
+    """
+    if settings.init_from:
+        return folder_config(model, settings.init_from)
+    with model_errors():
+        return preset(settings.preset, **settings.overrides)
 
 
 def folder_config(model: type[Any], folder: str) -> Any:
