@@ -27,7 +27,8 @@ import websockets.sync.client
 from defi_models import presets
 from defi_models.policy import DeFIPolicy
 from defi_platform.cluster import ray_session
-from defi_platform.config import RayConfig, ServeConfig, load_config
+from defi_platform.config import RayConfig, ServeConfig
+from defi_platform.config_file import load_config
 from defi_platform.serve.app import PolicyServer, deploy
 from defi_platform.serve.protocols import openpi
 

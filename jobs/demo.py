@@ -2,7 +2,8 @@
 
 import sys
 
-from defi_platform.config import DemoConfig, parse_arguments
+from defi_platform.config import DemoConfig
+from defi_platform.config_file import parse_arguments
 from defi_platform.demo import run_demo
 from defi_platform.errors import exit_code
 

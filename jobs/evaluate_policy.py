@@ -2,7 +2,8 @@
 
 import sys
 
-from defi_platform.config import EvaluateConfig, parse_arguments
+from defi_platform.config import EvaluateConfig
+from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
 from defi_platform.evaluate.rollouts import evaluate
 

@@ -4,7 +4,8 @@ import sys
 
 import source_tree  # noqa: F401 - first: the packages may be those of this checkout
 
-from defi_platform.config import IngestConfig, parse_arguments
+from defi_platform.config import IngestConfig
+from defi_platform.config_file import parse_arguments
 from defi_platform.data.ingest import run_ingest
 from defi_platform.errors import exit_code
 

@@ -2,7 +2,8 @@
 
 import sys
 
-from defi_platform.config import RecordConfig, parse_arguments
+from defi_platform.config import RecordConfig
+from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
 from defi_platform.evaluate.recording import record
 

@@ -18,12 +18,8 @@ from defi_platform.config import (
     PretrainConfig,
     RecordConfig,
     ServeConfig,
-    data_home,
-    load_config,
-    parse_arguments,
-    to_mapping,
-    to_yaml,
 )
+from defi_platform.config_file import data_home, load_config, parse_arguments, to_mapping, to_yaml
 from defi_platform.errors import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -23,7 +23,8 @@ from test_ingest import EXPECTED, configured
 from test_storage import KEYS
 
 from defi_platform import storage
-from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig, parse_arguments
+from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig
+from defi_platform.config_file import parse_arguments
 from defi_platform.data.decode import DecodeJob
 from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.ingest import ingest

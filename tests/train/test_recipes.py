@@ -28,9 +28,8 @@ from defi_platform.config import (
     RayConfig,
     TrackingConfig,
     TrainConfig,
-    load_config,
-    to_mapping,
 )
+from defi_platform.config_file import load_config, to_mapping
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.encode_latents import encode_latents
 from defi_platform.train.export_run import export_run

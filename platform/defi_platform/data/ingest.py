@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from defi_platform import storage
 from defi_platform.cluster import ray_session
-from defi_platform.config import CorpusConfig, DataConfig, IngestConfig, to_mapping
+from defi_platform.config import CorpusConfig, DataConfig, IngestConfig
+from defi_platform.config_file import to_mapping
 from defi_platform.data.claimed_rows import Rows, rejection, rows_of
 from defi_platform.data.corpus_tables import CorpusTables
 from defi_platform.data.filters import needs_scores

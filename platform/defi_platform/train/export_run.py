@@ -5,7 +5,8 @@ from __future__ import annotations
 from omegaconf import OmegaConf
 
 from defi_platform import storage
-from defi_platform.config import ExportConfig, FinetuneConfig, PretrainConfig, from_mapping
+from defi_platform.config import ExportConfig, FinetuneConfig, PretrainConfig
+from defi_platform.config_file import from_mapping
 from defi_platform.errors import CheckpointError
 from defi_platform.train import checkpoints
 from defi_platform.train.export import export_model

@@ -16,7 +16,7 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from defi_platform import storage
-from defi_platform.config import to_mapping
+from defi_platform.config_file import to_mapping
 from defi_platform.errors import UserError
 from defi_platform.train.checkpoints import Position
 from defi_platform.train.curves import write_curves

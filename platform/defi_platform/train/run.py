@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from defi_platform import errors, storage
 from defi_platform.cluster import ray_session
-from defi_platform.config import RayConfig, to_mapping, to_yaml
+from defi_platform.config import RayConfig
+from defi_platform.config_file import to_mapping, to_yaml
 from defi_platform.data.dataset import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.train import checkpoints

@@ -14,7 +14,7 @@ import torch
 
 import defi_platform
 from defi_platform import storage
-from defi_platform.config import to_mapping, to_yaml
+from defi_platform.config_file import to_mapping, to_yaml
 from defi_platform.train.peak import known_peak_tflops
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.step_clock import PHASES
