@@ -137,6 +137,7 @@ def _stream(plan: Plan, data: DataConfig, stop: int, cache: CachePlace | None = 
         world_size=1,
         global_batch=MICRO_BATCH,
         micro_batch=MICRO_BATCH,
+        cache=cache,
     )
 
 
@@ -306,7 +307,7 @@ def speeds(arguments: argparse.Namespace, scratch: Path) -> None:
             # Shorter videos: encoding is not what is timed, and reading does not depend on their length.
             short = write_corpus(scratch / "short", videos, "libx264", **(VIDEO | {"frames": 48}))
             of_cache = encoded(str(short), scratch / "m-short", str(scratch / "cache"))
-            contenders["cache"] = lambda: ours(*of_cache, samples=20 * clips)
+            contenders["cache"] = lambda: ours(*of_cache, samples=40 * clips)
         if "s3" in chosen:
             of_s3 = planned(bucket, scratch / "m-s3", ClipRule(FRAMES))
             contenders["s3"] = lambda: ours(of_s3[1], of_s3[0], samples=clips)

@@ -1,18 +1,22 @@
-"""Training speed of our loop (Ray Train + DeepSpeed) beside a bare PyTorch loop and DDP, in the same session.
+"""Training speed of our loop (Ray Train + DeepSpeed) beside a bare PyTorch loop and DDP, step by step in turns.
 
-    python benchmarks/train.py [--steps 60] [--rounds 2] [--kinds gidm gfdm] [--workers 1 2]
+    python benchmarks/train.py [--turns 12] [--kinds gidm gfdm] [--workers 1 2] [--zero 0 1]
 
-Same nano model, same batch, same frames held in memory, one torch thread per worker. Ours and the bare loop are run
-in turns; each row is the median step of all rounds. What is measured:
+Same nano model, same batch, same frames held in memory, one torch thread per worker. Both sides run at the same time
+and take turns of TURN steps: while one computes the other waits, so that a machine that is slow for a while slows
+both. A turn's first step is left out (the caches are the other's); a turn counts by the median of its other steps, and
+the ratio is the median over the turns' ratios. What is measured:
 
 - samples/s with 1 and 2 workers, and the ratio to bare PyTorch or DDP (target: at least 0.95);
 - the share of a step that waits for data, and that checkpoints cost when there is one every 50 steps (under 3 %);
+- the same share for data that is really read, from the latent cache (under 2 %);
 - GFDM and GIDM trained at once, each on a core of its own, against the longer of them alone (at most 1.15 times).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform as host
@@ -22,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +34,54 @@ import ray
 import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
+from videos import write_corpus
 
-from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, TrainConfig
+from defi_platform.config import (
+    CorpusConfig,
+    DataConfig,
+    EncodeConfig,
+    PretrainConfig,
+    RayConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from defi_platform.train.draws import sample_generators
+from defi_platform.train.encode_latents import encode_latents
 from defi_platform.train.metrics import read_metrics
-from defi_platform.train.recipe import Recipe
+from defi_platform.train.recipe import Conclusion, Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
 from defi_platform.train.run import train
 from defi_platform.train.step_clock import PHASES
 
-BATCH, HELD, WARM_UP, CHECKPOINT_EVERY = 8, 8, 5, 50
+BATCH, HELD, TURN, CHECKPOINT_EVERY = 8, 8, 5, 50
 FRAMES = {"gfdm": 8, "gidm": 2}
+OURS, BARE = 0, 1
+"""Whose turn is the first and whose the second."""
+POLL_S = 0.001
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A counter in a file: even while one side computes, odd while the other does.
+
+    Raises: TimeoutError when the other side does not come.
+    """
+
+    path: str
+    side: int
+
+    def take(self, turn: int) -> None:
+        """Waits until it is this side's turn of that number."""
+        deadline = time.monotonic() + 600
+        while int(Path(self.path).read_text() or -1) != 2 * turn + self.side:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"turn {turn}")
+            time.sleep(POLL_S)
+
+    def pass_on(self, turn: int) -> None:
+        """Ends this side's turn."""
+        Path(self.path).write_text(str(2 * turn + self.side + 1))
 
 
 def held_batches(kind: str) -> list[dict[str, Any]]:
@@ -60,6 +101,7 @@ class FromMemory:
     """Takes the place of a recipe's data."""
 
     kind: str
+    turns: Turns | None = None
 
     def prepare(self) -> None:
         pass
@@ -73,9 +115,10 @@ class FromMemory:
     def skipped(self) -> dict[str, int]:
         return {}
 
-    def conclude(self, *_: Any) -> Any:
-        from defi_platform.train.recipe import Conclusion
-
+    def conclude(self, *given: Any) -> Conclusion:
+        if self.turns:
+            # The stream is not asked again after its last batch.
+            self.turns.pass_on((given[-1] - 1) // TURN)
         return Conclusion()
 
     def stream(
@@ -90,7 +133,12 @@ class FromMemory:
         micro_batch: int,
     ) -> Iterator[dict[str, Any]]:
         held = held_batches(self.kind)
+        turns = self.turns if plan == "train" else None
         for step in range(start // global_batch, stop // global_batch):
+            if turns and step % TURN == 0:
+                if step and rank == 0:
+                    turns.pass_on(step // TURN - 1)
+                turns.take(step // TURN)
             first = step * global_batch + rank * micro_batch
             yield held[step % HELD] | {"sample": torch.arange(first, first + micro_batch)}
 
@@ -103,140 +151,192 @@ class MemoryGIDM(FromMemory, GIDMRecipe):
     pass
 
 
-def recipe_of(kind: str, output: Path, steps: int, workers: int) -> Recipe:
-    config = PretrainConfig(
+def settings(output: Path, steps: int, workers: int, zero_stage: int) -> PretrainConfig:
+    return PretrainConfig(
         train=TrainConfig(
             output=str(output), steps=steps, global_batch=BATCH * workers, micro_batch=BATCH, num_workers=workers,
             resources_per_worker={"CPU": 1.0}, learning_rate=1e-4, log_every=1, validate_every=10**6,
             validation_batches=1, checkpoint_every=CHECKPOINT_EVERY, threads=1, restart_dead_codes_every=0,
+            zero_stage=zero_stage,
         ),
+        data=DataConfig(manifest=str(output / "manifest")),
         tracking=TrackingConfig(wandb=False),
     )  # fmt: skip
-    config.data.manifest = str(output / "manifest")
-    return {"gfdm": MemoryGFDM, "gidm": MemoryGIDM}[kind](config)
 
 
-def ours(folder: Path, kinds: list[str], steps: int, workers: int) -> dict[str, dict[str, Any]]:
-    """Median step seconds and phase shares of each kind; several kinds train at once."""
-    outputs = {kind: folder / f"{kind}-{time.monotonic_ns()}" for kind in kinds}
-    train(RayConfig(), [recipe_of(kind, outputs[kind], steps, workers) for kind in kinds])
+def recipe_of(
+    kind: str, output: Path, steps: int, workers: int, zero_stage: int = 1, turns: Turns | None = None
+) -> Recipe:
+    recipe = {"gfdm": MemoryGFDM, "gidm": MemoryGIDM}[kind](settings(output, steps, workers, zero_stage))
+    recipe.turns = turns
+    return recipe
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one of our runs took."""
+
+    steps: list[float]
+    """Seconds of each step, checkpoints and validation apart."""
+    total_s: float
+    data: float
+    checkpoint: float
+    """Shares of the whole."""
+
+
+def ours(recipes: list[Recipe]) -> dict[str, Trained]:
+    """Trains; several recipes at once."""
+    train(RayConfig(), recipes)
     found = {}
-    for kind, output in outputs.items():
-        rows = [row for row in read_metrics(str(output / "metrics.jsonl")) if row["split"] == "train"]
-        rows = [row for row in rows if row["step"] > WARM_UP]
+    for recipe in recipes:
+        rows = read_metrics(f"{recipe.config.train.output}/metrics.jsonl")
+        rows = [row for row in rows if row["split"] == "train"]
+        later = [row for row in rows if row["step"] > TURN]
         # A row's own checkpoint comes after it, so it is counted in the next.
-        whole = [sum(row[f"{phase}_s"] for phase in PHASES) for row in rows]
-        found[kind] = {
-            "step_s": statistics.median(whole),
-            "total_s": sum(whole),
-            "data": sum(row["data_s"] for row in rows) / sum(whole),
-            "checkpoint": sum(row["checkpoint_s"] for row in rows) / sum(whole),
-        }
+        seconds = {phase: sum(row[f"{phase}_s"] for row in later) for phase in PHASES}
+        total = sum(seconds.values()) - seconds["validation"]
+        working = [phase for phase in PHASES if phase not in ("checkpoint", "validation")]
+        found[recipe.kind] = Trained(
+            [sum(row[f"{phase}_s"] for phase in working) for row in rows],
+            total,
+            seconds["data"] / total,
+            seconds["checkpoint"] / total,
+        )
     return found
 
 
-def bare_worker(rank: int, kind: str, steps: int, workers: int, store: str, target: str) -> None:
+# --------------------------------------------------------------------------- the bare loop
+
+
+def bare_worker(rank: int, kind: str, steps: int, workers: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as scratch:
-        model: Any = recipe_of(kind, Path(scratch), steps, workers).build()
+    model: Any = recipe_of(kind, Path(folder) / "bare", steps, workers).build()
     model.train()
     if workers > 1:
-        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
-        unused = {"find_unused_parameters": False}
-        model = torch.nn.parallel.DistributedDataParallel(model, **unused)
+        store = f"file://{folder}/store"
+        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=workers)
+        model = torch.nn.parallel.DistributedDataParallel(model)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=1e-2)
-    held, seconds = held_batches(kind), []
+    held, seconds, turns = held_batches(kind), [], Turns(f"{folder}/turn", BARE)
     for step in range(steps):
+        if step % TURN == 0:
+            turns.take(step // TURN)
         began = time.perf_counter()
         first = step * BATCH * workers + rank * BATCH
-        loss = model(held[step % HELD], generator=sample_generators(0, "noise", range(first, first + BATCH)))[
-            "loss"
-        ]
+        draws = sample_generators(0, "noise", range(first, first + BATCH))
+        loss = model(held[step % HELD], generator=draws)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
         seconds.append(time.perf_counter() - began)
+        if rank == 0 and (step + 1) % TURN == 0:
+            turns.pass_on(step // TURN)
     if rank == 0:
-        Path(target).write_text(json.dumps(statistics.median(seconds[WARM_UP:])))
+        Path(folder, "bare.json").write_text(json.dumps(seconds))
 
 
-def bare(folder: Path, kind: str, steps: int, workers: int) -> float:
-    """Median step seconds of a plain loop in processes of its own."""
-    target = folder / f"bare-{time.monotonic_ns()}.json"
-    subprocess.run(
-        [sys.executable, __file__, "--bare", kind, str(steps), str(workers), str(target)], check=True
-    )
-    return float(json.loads(target.read_text()))
-
-
-def run_bare(kind: str, steps: int, workers: int, target: str) -> None:
-    if workers == 1:
-        bare_worker(0, kind, steps, 1, "", target)
-        return
-    arguments = (kind, steps, workers, f"{target}.store", target)
+def run_bare(kind: str, steps: int, workers: int, folder: str) -> None:
+    arguments = (kind, steps, workers, folder)
     multiprocessing.start_processes(bare_worker, arguments, nprocs=workers, start_method="spawn")
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def per_turn(seconds: list[float]) -> list[float]:
+    """The median step of each turn, its first left out; the first turn too."""
+    whole = [seconds[first : first + TURN] for first in range(0, len(seconds), TURN)]
+    return [statistics.median(turn[1:]) for turn in whole[1:]]
+
+
+def compare(folder: Path, kind: str, turns: int, workers: int, zero_stage: int) -> None:
+    folder.mkdir()
+    (folder / "turn").write_text("0")
+    steps = turns * TURN
+    command = [sys.executable, __file__, "--bare", kind, str(steps), str(workers), str(folder)]
+    with subprocess.Popen(command) as plain:
+        recipe = recipe_of(kind, folder / "ours", steps, workers, zero_stage, Turns(f"{folder}/turn", OURS))
+        mine = ours([recipe])[kind]
+    if plain.returncode:
+        raise RuntimeError(f"the bare loop ended with code {plain.returncode}")
+    bare = per_turn(json.loads((folder / "bare.json").read_text()))
+    ratios = sorted(b / o for o, b in zip(per_turn(mine.steps), bare, strict=True))
+    middle = statistics.quantiles(ratios, n=4)
+    batch = BATCH * workers
+    print(
+        f"| {kind} | {workers} | {zero_stage} | {batch / statistics.median(per_turn(mine.steps)):.1f} | "
+        f"{batch / statistics.median(bare):.1f} | {middle[1]:.3f} ({middle[0]:.2f} to {middle[2]:.2f}) | "
+        f"{mine.checkpoint:.2%} |",
+        flush=True,
+    )
+
+
+def from_cache(folder: Path, steps: int) -> None:
+    """GFDM from the latent cache, as jobs/encode_latents.py fills it."""
+    folder.mkdir()
+    corpus = write_corpus(folder / "corpus", 24, "libx264", frames=48, height=96, width=96)
+    config = settings(folder / "run", steps, 1, 1)
+    config.data = DataConfig(
+        corpora={"bench": CorpusConfig(path=str(corpus))},
+        manifest=str(folder / "manifest"),
+        cache=str(folder / "cache"),
+    )
+    encode_latents(EncodeConfig(kind="gfdm", data=config.data))
+    found = ours([GFDMRecipe(config)])["gfdm"]
+    print(f"\nGFDM from the latent cache, one worker: {found.data:.2%} of a step waits for data", flush=True)
+
+
+def side_by_side(folder: Path, steps: int) -> None:
+    def run(name: str, *kinds: str) -> dict[str, Trained]:
+        return ours([recipe_of(kind, folder / f"{name}-{kind}", steps, 1) for kind in kinds])
+
+    folder.mkdir()
+    times = []
+    for number in range(2):
+        alone = {kind: run(f"alone-{number}", kind)[kind].total_s for kind in ("gfdm", "gidm")}
+        together = run(f"both-{number}", "gfdm", "gidm")
+        longer = max(alone, key=lambda kind: alone[kind])
+        times.append(together[longer].total_s / alone[longer])
+    print(
+        f"\nboth at once, one worker each: {longer} takes {statistics.mean(times):.2f} times as long as alone "
+        f"({min(times):.2f} to {max(times):.2f})"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=12)
     parser.add_argument("--kinds", nargs="+", default=["gidm", "gfdm"], choices=["gidm", "gfdm"])
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--skip-parallel", action="store_true")
+    parser.add_argument("--zero", nargs="+", type=int, default=[0, 1], help="ZeRO stages")
+    parser.add_argument("--ratios-only", action="store_true")
     parser.add_argument("--bare", nargs=4, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.bare:
-        kind, steps, workers, target = given.bare
-        run_bare(kind, int(steps), int(workers), target)
+        kind, steps, workers, folder = given.bare
+        run_bare(kind, int(steps), int(workers), folder)
         return
     print(
-        f"{host.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, ray {ray.__version__}; "
-        f"nano models, batch {BATCH} per worker, one thread each, median of {given.rounds} x {given.steps} steps\n"
+        f"{host.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, ray {ray.__version__}; nano models, "
+        f"batch {BATCH} per worker, one thread each, {given.turns} turns of {TURN} steps\n"
     )
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory(prefix="defi-bench-train-") as scratch:
         folder = Path(scratch)
-        print(
-            f"{'':8}{'workers':>8}{'ours/s':>10}{'bare/s':>10}{'ratio':>8}{'data wait':>11}{'checkpoints':>13}"
-        )
-        for kind in given.kinds:
-            for workers in given.workers:
-                compare(folder, kind, given.steps, given.rounds, workers)
-        if not given.skip_parallel:
-            side_by_side(folder, given.steps)
+        print("| model | workers | ZeRO | ours/s | bare/s | ratio (its quartiles) | checkpoints |")
+        print("|---|---|---|---|---|---|---|")
+        for kind, workers, stage in itertools.product(given.kinds, given.workers, given.zero):
+            compare(folder / f"{kind}-{workers}-{stage}", kind, given.turns, workers, stage)
+        if not given.ratios_only:
+            from_cache(folder / "cached", given.turns * TURN)
+            side_by_side(folder / "both", given.turns * TURN)
     ray.shutdown()
-
-
-def compare(folder: Path, kind: str, steps: int, rounds: int, workers: int) -> None:
-    mine, plain = [], []
-    for _ in range(rounds):
-        mine.append(ours(folder, [kind], steps, workers)[kind])
-        plain.append(bare(folder, kind, steps, workers))
-    step, other = statistics.median(one["step_s"] for one in mine), statistics.median(plain)
-    samples = BATCH * workers
-    data, saved = (statistics.median(one[key] for one in mine) for key in ("data", "checkpoint"))
-    print(
-        f"{kind:8}{workers:>8}{samples / step:>10.1f}{samples / other:>10.1f}{other / step:>8.3f}{data:>11.2%}"
-        f"{saved:>13.2%}",
-        flush=True,
-    )
-
-
-def side_by_side(folder: Path, steps: int) -> None:
-    alone = {kind: ours(folder, [kind], steps, 1)[kind]["total_s"] for kind in ("gfdm", "gidm")}
-    together = ours(folder, ["gfdm", "gidm"], steps, 1)
-    longer = max(alone, key=lambda kind: alone[kind])
-    print(
-        f"\nboth at once, one worker each: {longer} takes {together[longer]['total_s']:.1f} s, alone "
-        f"{alone[longer]:.1f} s: {together[longer]['total_s'] / alone[longer]:.2f} times"
-    )
 
 
 if __name__ == "__main__":

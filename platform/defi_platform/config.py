@@ -182,6 +182,11 @@ class TrainConfig:
     validate_every: int = 100
     """Steps; step 0 and the last step are always validated."""
     validation_batches: int = 4
+    async_validation_every: int = 0
+    """Steps, a multiple of `checkpoint_every`: how often a task beside training looks closely at a checkpoint (GFDM:
+    sampled clips; GIDM: the linear probe). 0: only at the end of the run."""
+    async_validation_resources: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0})
+    """Of that task, besides those of the workers; {CPU: 1, GPU: 1} where a GPU is to spare."""
     checkpoint_every: int = 100
     """Steps; the last step is always checkpointed."""
     keep_checkpoints: int = 2

@@ -1,12 +1,15 @@
-"""An elastic run on a cluster of three nodes, of which one is lost and another comes: `python elastic_job.py FOLDER`."""
+"""An elastic run on a cluster of three nodes, of which one is announced to go and goes, and another comes:
+`python elastic_job.py FOLDER`."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ray
 import tiny
@@ -14,18 +17,20 @@ from ray.cluster_utils import Cluster
 from tiny import TinyRecipe
 
 from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, TrainConfig
+from defi_platform.train import checkpoints
+from defi_platform.train.preemption import ASK_EVERY_S
 from defi_platform.train.run import train
 
 LONGEST_S = 240.0
 
 
 class HeldRecipe(TinyRecipe):
-    """Waits before steps 6 and 12 for a file of that name, so that the cluster changes in the middle of the run."""
+    """Waits in some steps for a file of that name, so that the cluster changes in the middle of the run."""
 
     def after_update(self, engine, step):
         gate = Path(self.config.train.output) / f"gate_{step}"
         deadline = time.monotonic() + LONGEST_S
-        while step in (6, 12) and not gate.exists():
+        while step in (6, 7, 12) and not gate.exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(str(gate))
             time.sleep(0.1)
@@ -40,6 +45,16 @@ def wait_for(what: str, condition: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
+def announce(cluster: Cluster, node: Any) -> None:
+    """What a cloud does before it takes a spot instance away."""
+    command = [
+        "ray", "drain-node", "--address", cluster.address, "--node-id", node.node_id, "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "600",
+    ]  # fmt: skip
+    subprocess.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], check=True)
+    time.sleep(2 * ASK_EVERY_S)
+
+
 def main() -> int:
     output = Path(sys.argv[1])
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -49,7 +64,7 @@ def main() -> int:
     config = PretrainConfig(
         train=TrainConfig(
             output=str(output), steps=15, global_batch=4, micro_batch=2, num_workers=2, min_workers=1,
-            resize_check_s=1.0, log_every=1, checkpoint_every=2, validate_every=1000, validation_batches=1,
+            resize_check_s=1.0, log_every=1, checkpoint_every=4, validate_every=1000, validation_batches=1,
             threads=1, zero_stage=2, ema_decay=0.9, learning_rate=1e-2,
         ),
         tracking=TrackingConfig(wandb=False),
@@ -66,9 +81,12 @@ def main() -> int:
 
     wait_for("step 5 with two workers", lambda: reached(5))
     print("workers", attempts(), flush=True)
+    announce(cluster, lost)
+    (output / "gate_6").touch()
+    wait_for("a checkpoint of step 6", lambda: checkpoints.committed(str(output))[0].step == 6)
     cluster.remove_node(lost, allow_graceful=False)
     wait_for("one worker", lambda: attempts()[-1] == 1)
-    (output / "gate_6").touch()
+    (output / "gate_7").touch()
     wait_for("step 11 with one worker", lambda: reached(11))
     print("workers", attempts(), flush=True)
     cluster.add_node(num_cpus=1)

@@ -12,15 +12,20 @@ import tiny
 
 
 @pytest.mark.slow
-def test_a_lost_node_shrinks_a_run_and_a_new_one_grows_it_without_a_sample_lost(tmp_path: Path) -> None:
+def test_a_node_that_is_announced_to_go_loses_no_step_and_a_new_one_grows_the_run_again(
+    tmp_path: Path,
+) -> None:
     script = Path(__file__).with_name("elastic_job.py")
     job = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "run")], capture_output=True, text=True, timeout=500
     )
     assert job.returncode == 0, job.stdout + job.stderr
     run = tmp_path / "run"
-    workers = [row["workers"] for row in tiny.rows(run, "attempt")]
+    attempts = tiny.rows(run, "attempt")
+    workers = [row["workers"] for row in attempts]
     assert workers[0] == 2 and 1 in workers and workers[-1] == 2, workers
+    assert [row["step"] for row in tiny.rows(run, "preemption")] == [6]
+    assert attempts[workers.index(1)]["step"] == 6, "between the checkpoints of every fourth step"
     rows = tiny.rows(run, "train")
     assert [row["samples"] for row in rows] == [4 * step for step in range(1, 16)]
     assert json.loads((run / "summary.json").read_text())["steps"] == 15

@@ -104,6 +104,7 @@ img { width: 100%; image-rendering: pixelated; }
 .sheet img, .thumbs img { image-rendering: auto; margin: 0 0 3px; border-radius: 3px; }
 .thumbs { display: flex; flex-wrap: wrap; gap: 12px; } .thumbs figure { width: 170px; }
 figure { margin: 0; } video { width: 100%; image-rendering: pixelated; background: #000; }
+video.clips { width: min(100%, 420px); }
 figcaption { font-size: 12px; color: #556; overflow-wrap: anywhere; }
 @media (max-width: 560px) { .sheet { grid-template-columns: 1fr; } section { padding: 2px 12px 12px; } }
 """

@@ -201,9 +201,13 @@ def _media(run: str, summary: Mapping[str, Any]) -> str:
     names = summary.get("media", [])
     if not names:
         return "<p>The run left no pictures.</p>"
-    return "".join(
-        f'<img alt="{html.escape(name)}" src="{data_url(storage.join(run, name))}">' for name in names
-    )
+    return "".join(_medium(name, data_url(storage.join(run, name))) for name in names)
+
+
+def _medium(name: str, url: str) -> str:
+    if name.endswith(".mp4"):
+        return f'<video class="clips" controls loop muted src="{url}"></video>'
+    return f'<img alt="{html.escape(name)}" src="{url}">'
 
 
 def _videos(folder: str, summary: Mapping[str, Any]) -> str:

@@ -131,11 +131,12 @@ def committed(run: str) -> list[Found]:
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.uri), reverse=True)
 
 
-def prune(run: str, keep: int, unfinished: bool, keep_best: bool = False) -> None:
+def prune(run: str, keep: int, unfinished: bool, keep_best: bool = False, spared: int | None = None) -> None:
     """Deletes all but the newest `keep` checkpoints.
 
     Args:
         keep_best: spare the one with the lowest validation loss too.
+        spared: step of a checkpoint that is still wanted.
         unfinished: also delete what was never committed; only before training starts, when no rank can
             still be writing.
     """
@@ -144,7 +145,7 @@ def prune(run: str, keep: int, unfinished: bool, keep_best: bool = False) -> Non
     validated = [one for one in found if keep_best and one.position.validation_loss is not None]
     best = min(validated, key=lambda one: one.position.validation_loss or 0.0, default=None)
     for old in found[keep:]:
-        if best is None or old.uri != best.uri:
+        if old.step != spared and (best is None or old.uri != best.uri):
             storage.delete(old.uri)
     if unfinished:
         whole = {checkpoint.uri for checkpoint in found}

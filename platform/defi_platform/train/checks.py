@@ -25,7 +25,14 @@ def check_train_config(train: TrainConfig, place: str = "train") -> None:
         _at_least(place, name, getattr(train, name), 1)
     for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "validation_batches"):
         _at_least(place, name, getattr(train, name), 1)
-    _at_least(place, "restart_dead_codes_every", train.restart_dead_codes_every, 0)
+    for name in ("restart_dead_codes_every", "async_validation_every"):
+        _at_least(place, name, getattr(train, name), 0)
+    if train.async_validation_every % train.checkpoint_every:
+        raise ConfigError(
+            f"{place}.async_validation_every={train.async_validation_every} is no multiple of {place}.checkpoint_every="
+            f"{train.checkpoint_every}: it looks at checkpoints. Set it to "
+            f"{max(1, round(train.async_validation_every / train.checkpoint_every)) * train.checkpoint_every}."
+        )
     if train.zero_stage not in (0, 1, 2, 3):
         raise ConfigError(f"{place}.zero_stage is {train.zero_stage}; choose 0, 1, 2 or 3.")
     per_pass = train.micro_batch * train.num_workers
@@ -107,6 +114,8 @@ def check_cluster(
     for train in requests.values():
         for resource, amount in worker_resources(train).items():
             wanted[resource] = wanted.get(resource, 0.0) + amount * fewest_workers(train)
+        for resource, amount in beside(train).items():
+            wanted[resource] = wanted.get(resource, 0.0) + amount
     if decoder_cpus:
         wanted["CPU"] = wanted.get("CPU", 0.0) + decoder_cpus
     for resource, amount in wanted.items():
@@ -116,6 +125,9 @@ def check_cluster(
                 for name, train in requests.items()
                 if worker_resources(train).get(resource)
             )
+            for name, train in requests.items():
+                if beside(train).get(resource):
+                    asked += f"; {name}: async validation {beside(train)[resource]:g}"
             if resource == "CPU" and decoder_cpus:
                 asked += f"; decoders: {decoder_cpus:g}"
             raise ClusterError(
@@ -146,6 +158,11 @@ def worker_resources(train: TrainConfig) -> dict[str, float]:
     if train.use_gpu:
         resources.setdefault("GPU", 1.0)
     return resources
+
+
+def beside(train: TrainConfig) -> dict[str, float]:
+    """Ray resources of what runs beside the workers."""
+    return train.async_validation_resources if train.async_validation_every else {}
 
 
 def _choice(place: str, name: str, value: str, choices: tuple[str, ...]) -> None:

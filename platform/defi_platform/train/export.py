@@ -17,12 +17,11 @@ from defi_platform.train.recipe import Recipe
 
 
 def export_model(recipe: Recipe, target: str) -> nn.Module:
-    """Builds the model on CPU, fills it with fp32 master weights, averaged ones where the run keeps an average, and
-    saves it with `save_pretrained`.
+    """The model of the newest checkpoint, saved with `save_pretrained`.
 
     Args:
         target: model folder, local or remote; what stood there is replaced as a whole.
-    Returns: the model, in evaluation mode.
+    Returns: the model, as `load_model` gives it.
     Raises: CheckpointError when the run has no checkpoint.
     """
     found = checkpoints.committed(recipe.config.train.output)
@@ -30,9 +29,21 @@ def export_model(recipe: Recipe, target: str) -> nn.Module:
         raise CheckpointError(
             f"{recipe.config.train.output} has no checkpoint to export from. Train first, or check train.output."
         )
+    model = load_model(recipe, found[0])
+    save_model(model, target)
+    return model
+
+
+def load_model(recipe: Recipe, checkpoint: checkpoints.Found) -> nn.Module:
+    """Builds the model on CPU and fills it with a checkpoint's fp32 master weights, averaged ones where the run keeps
+    an average.
+
+    Returns: the model, in evaluation mode.
+    Raises: CheckpointError when the checkpoint is damaged or of another model.
+    """
     torch.manual_seed(seed_of(recipe.config.train.seed, "weights"))
     model = recipe.build()
-    with checkpoints.Reader(found[0]) as reader, torch.no_grad():
+    with checkpoints.Reader(checkpoint) as reader, torch.no_grad():
         kind = "ema" if reader.names("ema") else "param"
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -40,9 +51,7 @@ def export_model(recipe: Recipe, target: str) -> nn.Module:
         for name, buffer in model.named_buffers():
             if name in reader.names("buffer"):
                 buffer.copy_(reader.read("buffer", name, buffer.shape))
-    model.eval()
-    save_model(model, target)
-    return model
+    return model.eval()
 
 
 def save_model(model: nn.Module, target: str) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from defi_platform import storage
 from defi_platform.config_file import to_mapping
 from defi_platform.errors import UserError
+from defi_platform.train.async_validation import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.checkpoints import Position
 from defi_platform.train.curves import write_curves
 from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict
@@ -26,6 +27,7 @@ from defi_platform.train.engine import prepare_process
 from defi_platform.train.export import export_model
 from defi_platform.train.metrics import MetricsLog
 from defi_platform.train.peak import known_peak_tflops
+from defi_platform.train.preemption import PreemptionNotices
 from defi_platform.train.ranks import Ranks
 from defi_platform.train.recipe import Conclusion, Recipe
 from defi_platform.train.restoring import restored
@@ -45,7 +47,7 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
     """Entry point of a Ray Train worker.
 
     Args:
-        config: "pickled": the recipe and the time when the driver started it.
+        config: "pickled": the recipe, the time when the driver started it, and whether its nodes are preemptible.
     Returns: {} after a complete run, {"stopped": step} after a stop request, {"error": [type, message]} for what
         a user has caused and no retry can cure.
     """
@@ -55,7 +57,7 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
     logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
     prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
     try:
-        training = Training(recipe, settings["started"])
+        training = Training(recipe, settings["started"], settings["preemptible"])
     except UserError as error:
         # Found by every rank alike, before any of them waits for another: raising it would only make Ray
         # Train try again.
@@ -66,7 +68,7 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
 class Training:
     """One attempt at a run, on one rank."""
 
-    def __init__(self, recipe: Recipe, started: float):
+    def __init__(self, recipe: Recipe, started: float, preemptible: bool = False):
         self.recipe, self.train = recipe, recipe.config.train
         self.run_folder = self.train.output
         if self.train.use_gpu:
@@ -90,6 +92,7 @@ class Training:
             self._wall_before = position.clock["before_s"] if same_driver else position.wall_s
         self.log = MetricsLog(self._path(METRICS), self.step) if first else None
         self.stop_request = StopRequest(self.run_folder) if first else None
+        self.notices = PreemptionNotices(preemptible, first)
         self.tracker = (
             Tracker(recipe.config.tracking, self.run_folder, recipe.kind, to_mapping(recipe.config))
             if first
@@ -104,6 +107,7 @@ class Training:
             patience_s=self.train.storage_patience_s,
         )
         self.validator = Validator(recipe, self.engine, self.ranks)
+        self.beside = AsyncValidation(recipe) if first else None
         self._validated: dict[int, float] = {}
         self._clock, self._logged_at = StepClock(self.train.use_gpu), self.step
         self._peak_tflops = self.train.peak_tflops or known_peak_tflops(self.train)
@@ -140,12 +144,17 @@ class Training:
                 self._report(row)
             if self.step % train.validate_every == 0 or self.step == train.steps:
                 self._validate()
-            stop = self.ranks.any(self.stop_request is not None and self.stop_request.made())
+            asked = self.stop_request is not None and self.stop_request.made()
+            stop, look = self.ranks.any(asked, self.notices.due())
+            leaving = look and self.notices.new()
             last = stop or self.step == train.steps
             # A state that may be ruined is not worth a checkpoint: the next whole update shows whether it is.
-            if verdict is Verdict.KEEP and (self.step % train.checkpoint_every == 0 or last):
+            if verdict is Verdict.KEEP and (self.step % train.checkpoint_every == 0 or last or leaving):
                 self._checkpoint(needed=last)
+                if leaving and self.log:
+                    self.log.append({"step": self.step, "split": "preemption"})
             self.saver.check()
+            self._take_over_validation()
             if stop and self.step < train.steps:
                 self.saver.wait()
                 self._close(f"stopped at step {self.step}")
@@ -262,6 +271,21 @@ class Training:
         self._log({"step": self.step, "split": "validation", **row})
         self._clock.end("validation")
 
+    def _take_over_validation(self, wait_s: float = 0.0) -> None:
+        """Logs what was found out beside training, when there is something new."""
+        found = self.beside.finished(wait_s) if self.beside else None
+        if found:
+            step, concluded = found
+            self._log({"step": self.step, "split": "async_validation", "of_step": step, **concluded.figures})
+            self._track_media(concluded.media)
+        if self.beside:
+            self.saver.spared_step = self.beside.step
+
+    def _track_media(self, names: list[str]) -> None:
+        for name in names if self.tracker else ():
+            assert self.tracker
+            self.tracker.media(name, self._path(name), self.step)
+
     def _log(self, entry: dict[str, Any]) -> None:
         if self.log:
             entry = {**entry, "wall_s": self._wall()}
@@ -290,6 +314,9 @@ class Training:
             self.fingerprint,
             self._validated.get(self.step),
         )
+        if self.beside and not needed:
+            self.beside.consider(self.step)
+            self.saver.spared_step = self.beside.step
         self.saver.save(self.engine.pieces(), buffers if self.ranks.first else {}, position, needed=needed)
         if self.log:
             self.log.flush()
@@ -308,15 +335,16 @@ class Training:
         self.saver.wait()
         if self.ranks.first:
             assert self.log
+            if self.beside and self.beside.step is not None:
+                self._tell(phase="waiting for the validation beside training", force=True)
+                self._take_over_validation(WAIT_AT_THE_END_S)
             self._tell(phase="exporting the model", force=True)
-            model = export_model(self.recipe, storage.join(self.run_folder, MODEL))
+            model = export_model(self.recipe, storage.join(self.run_folder, MODEL)).to(self.engine.device)
             batch = self.validator.batches()[0]
             concluded = self.recipe.conclude(model, batch, self.run_folder, self.step)
             rows = self.log.rows()
             write_curves(rows, self._path(CURVES), f"{self.recipe.kind} ({self.recipe.config.model.preset})")
-            if self.tracker:
-                for picture in (CURVES, *concluded.media):
-                    self.tracker.image(picture, self._path(picture), self.step)
+            self._track_media([CURVES, *concluded.media])
             summary = self._summary(rows, concluded)
             write_run_card(self.recipe, self.fingerprint, summary, rows)
             self._close("complete")
@@ -334,6 +362,7 @@ class Training:
             "wall_s": self._wall(),
             "samples_per_s": samples / max(self._wall(), 1e-9),
             "workers": self.ranks.world_size,
+            "async_validations": self.beside.counts if self.beside else None,
             "skipped_updates": sum(row["split"] == "skipped" for row in rows),
             "validation": {"first": validations[0], "last": validations[-1]},
             "skipped": self.recipe.skipped(),

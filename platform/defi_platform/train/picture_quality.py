@@ -1,4 +1,4 @@
-"""PSNR and SSIM of predicted frames, without learned weights. Frames are uint8 (..., H, W, 3)."""
+"""PSNR, SSIM and GMSD of predicted frames, without learned weights. Frames are uint8 (..., H, W, 3)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from torch import Tensor
 WINDOW, SIGMA = 11, 1.5
 """Of SSIM's Gaussian, in pixels (Wang et al. 2004); a smaller picture takes the largest odd window that fits."""
 STABILISERS = (0.01**2, 0.03**2)
+GRADIENT_STABILISER = 170 / 255**2
+"""GMSD's c for luma in [0, 1] (Xue et al. 2014 give it for 0..255)."""
+LUMA = (0.299, 0.587, 0.114)
 
 
 def psnr(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -36,6 +39,26 @@ def ssim(predicted: Tensor, truth: Tensor) -> Tensor:
         (mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2)
     )
     return score.mean(dim=(-3, -2, -1)).view(-1, 3).mean(dim=1).view(shape).float()
+
+
+def gmsd(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Gradient magnitude similarity deviation of each picture (Xue et al. 2014): (...), 0 for identical ones.
+
+    A perceptual distance: it tells how unevenly edges are lost over the picture, to which PSNR is blind.
+    """
+    steep, right = _gradient_magnitude(predicted), _gradient_magnitude(truth)
+    likeness = (2 * steep * right + GRADIENT_STABILISER) / (steep**2 + right**2 + GRADIENT_STABILISER)
+    return likeness.flatten(1).std(dim=1, correction=0).view(predicted.shape[:-3]).float()
+
+
+def _gradient_magnitude(pictures: Tensor) -> Tensor:
+    """Of the luma at half the size, by Prewitt's operator: (N, 1, H / 2, W / 2)."""
+    colours = pictures.reshape(-1, *pictures.shape[-3:]).double() / 255
+    luma = F.avg_pool2d((colours * colours.new_tensor(LUMA)).sum(dim=-1)[:, None], 2)
+    across = luma.new_tensor([[1, 0, -1]] * 3).div(3).view(1, 1, 3, 3)
+    padded = F.pad(luma, (1, 1, 1, 1), mode="replicate")
+    dx, dy = F.conv2d(padded, across), F.conv2d(padded, across.transpose(2, 3))
+    return (dx**2 + dy**2).sqrt()
 
 
 def _channels_first(pictures: Tensor) -> Tensor:

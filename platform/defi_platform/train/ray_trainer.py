@@ -32,7 +32,8 @@ class RunTrainer(TorchTrainer):
         train: TrainConfig,
         resources: dict[str, float],
     ):
-        if not _preemptible():
+        settings["preemptible"] = _preemptible(train)
+        if not settings["preemptible"]:
             # One process less to start. Where nodes come and go it is needed.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # The end of a run, or a dead worker, is noticed at a poll; two seconds is much for short runs.
@@ -91,5 +92,5 @@ class WholeBatchPolicy(ElasticScalingPolicy):
         return max((size for size in self._sizes if size <= possible), default=0)
 
 
-def _preemptible() -> bool:
-    return len(ray.nodes()) > 1
+def _preemptible(train: TrainConfig) -> bool:
+    return len(ray.nodes()) > 1 or train.min_workers is not None

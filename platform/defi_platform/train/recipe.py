@@ -102,11 +102,12 @@ class Recipe(ABC):
         return {}
 
     def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
-        """What is found out about the finished model, on rank 0.
+        """What is found out about the model of a checkpoint: of the last one on rank 0, of those before it by a task
+        beside training.
 
         Args:
-            model: on CPU, in fp32, in evaluation mode.
-            batch: of the validation split.
+            model: in fp32, in evaluation mode, on the device that is to compute.
+            batch: of the validation split, on CPU.
             folder: run folder, to write pictures below.
         """
         return Conclusion()

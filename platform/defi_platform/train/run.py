@@ -42,6 +42,7 @@ FREE_TO_CHANGE = {
     "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_failures", "threads", "steps",
     "min_workers", "resize_check_s", "offload_optimizer", "recompute", "compile", "max_skipped_in_a_row",
     "keep_best", "storage_patience_s", "peak_tflops", "expected_step_s", "probe",
+    "async_validation_every", "async_validation_resources",
 }  # fmt: skip
 """Fields of TrainConfig that a resumed run may have otherwise than the run had before."""
 

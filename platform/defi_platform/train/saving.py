@@ -49,6 +49,8 @@ class CheckpointSaver:
         self._waiting: list[Future[None]] = []
         self.committed_step: int | None = None
         """Of the newest checkpoint that this rank has brought to the run folder."""
+        self.spared_step: int | None = None
+        """Of a checkpoint that somebody is reading; set on rank 0."""
 
     def save(
         self, pieces: Iterable[Piece], buffers: dict[str, Tensor], position: Position, *, needed: bool = False
@@ -109,7 +111,13 @@ class CheckpointSaver:
 
     def _prune(self) -> None:
         self._patiently(
-            lambda: checkpoints.prune(self._run, self._keep, unfinished=False, keep_best=self._keep_best),
+            lambda: checkpoints.prune(
+                self._run,
+                self._keep,
+                unfinished=False,
+                keep_best=self._keep_best,
+                spared=self.spared_step,
+            ),
             storage.join(self._run, checkpoints.FOLDER),
         )
 

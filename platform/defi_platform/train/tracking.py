@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from defi_platform import storage
@@ -13,34 +16,38 @@ from defi_platform.config import TrackingConfig
 log = logging.getLogger(__name__)
 
 RUN_ID_FILE = "wandb_run_id"
+FOLDER = "wandb"
+INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 60.0
+"""How long a server that does not answer holds up the start and the end of a run."""
 
 
 class Tracker:
-    """Sends a run's metrics to W&B as one run over all its attempts. It never makes training fail.
+    """Sends a run's metrics to W&B as one run over all its attempts. It never makes training fail: an attempt that
+    finds no server is kept offline, for `wandb sync`.
 
     Args:
-        run: run folder; the W&B run id is kept there, and offline data too when it is local.
+        run: run folder; the W&B run id is kept there, and the offline data (of a remote one: once the run ends).
         settings: the resolved config of the job.
     """
 
     def __init__(self, config: TrackingConfig, run: str, kind: str, settings: dict[str, Any]):
         self._run: Any = None
+        self._target = run if storage.is_remote(run) else None
         if not config.wandb or os.environ.get("WANDB_MODE") == "disabled":
             return
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        self._folder = (
+            tempfile.mkdtemp(prefix="defi-wandb-") if self._target else str(storage.local_path(run))
+        )
+        options = {
+            "project": config.project,
+            "name": config.name or f"{kind}-{run.rstrip('/').rsplit('/', 1)[-1]}",
+            "id": _run_id(run),
+            "config": settings,
+            "dir": self._folder,
+        }
         try:
-            import wandb
-
-            self._run = wandb.init(
-                project=config.project,
-                name=config.name or f"{kind}-{run.rstrip('/').rsplit('/', 1)[-1]}",
-                id=_run_id(run),
-                resume="allow",
-                mode=mode,  # type: ignore[arg-type]  # W&B names what it does not know
-                config=settings,
-                dir=None if storage.is_remote(run) else str(storage.local_path(run)),
-                settings=wandb.Settings(init_timeout=30, console="off", silent=True),
-            )
+            self._run = _init(mode, options)
         except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on without it
             log.warning("W&B is off for this run: %s: %s", type(error).__name__, error)
 
@@ -53,16 +60,27 @@ class Tracker:
             step=row["step"],
         )
 
-    def image(self, name: str, path: str, step: int) -> None:
-        """Sends a local picture."""
-        if self._run is not None and not storage.is_remote(path):
-            import wandb
+    def media(self, name: str, path: str, step: int) -> None:
+        """Sends a picture or an mp4."""
+        if self._run is None:
+            return
+        import wandb
 
-            self._guard("log", {name: wandb.Image(str(storage.local_path(path)))}, step=step)
+        kind = wandb.Video if name.endswith(".mp4") else wandb.Image
+        with storage.local_copy(path) as local:
+            self._guard("log", {name: kind(str(local))}, step=step)
 
     def finish(self) -> None:
         """Ends the attempt; the run can be continued by the next one."""
+        offline = self._run is not None and self._run.offline
         self._guard("finish")
+        if self._target is None:
+            return
+        if offline:
+            for path in sorted(Path(self._folder).rglob("*")):
+                if path.is_file() and not path.is_symlink():
+                    storage.put_file(path, storage.join(self._target, *path.relative_to(self._folder).parts))
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _guard(self, method: str, *arguments: Any, **options: Any) -> None:
         if self._run is None:
@@ -72,6 +90,28 @@ class Tracker:
         except Exception as error:  # noqa: BLE001 - as above
             log.warning("W&B is off from here on: %s: %s", type(error).__name__, error)
             self._run = None
+
+
+def _init(mode: str, options: dict[str, Any]) -> Any:
+    """A W&B run; offline where it should be online and the server does not answer."""
+    import wandb
+
+    settings = wandb.Settings(
+        init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S, console="off", silent=True
+    )
+    try:
+        return wandb.init(**options, resume="allow", mode=mode, settings=settings)  # type: ignore[arg-type]  # its own names
+    except wandb.Error as error:
+        if mode != "online":
+            raise
+        print(
+            f"W&B cannot be reached ({error}); this attempt is kept in {options['dir']}/{FOLDER}, from where "
+            "`wandb sync` brings it to the server",
+            flush=True,
+        )
+        # Its service still holds the run that did not start.
+        wandb.teardown()
+        return wandb.init(**options, mode="offline", settings=settings)
 
 
 def _run_id(run: str) -> str:

@@ -44,6 +44,22 @@ def scalars(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def held_out_batches(recipe: Recipe, first: int, last: int) -> list[dict[str, Any]]:
+    """Micro-batches number first..last of the validation split, in memory."""
+    size = recipe.config.train.micro_batch
+    return list(
+        recipe.stream(
+            recipe.plan("validation"),
+            start=first * size,
+            stop=last * size,
+            rank=0,
+            world_size=1,
+            global_batch=size,
+            micro_batch=size,
+        )
+    )
+
+
 class Validator:
     """Validates with the averaged weights where there are some."""
 
@@ -85,19 +101,8 @@ class Validator:
     def batches(self) -> list[dict[str, Any]]:
         """This rank's share of the held-out batches, read once."""
         if self._held is None:
-            size = self._train.micro_batch
             first, last = self._shares()[self._ranks.rank]
-            self._held = list(
-                self._recipe.stream(
-                    self._recipe.plan("validation"),
-                    start=first * size,
-                    stop=max(last, first + 1) * size,
-                    rank=0,
-                    world_size=1,
-                    global_batch=size,
-                    micro_batch=size,
-                )
-            )
+            self._held = held_out_batches(self._recipe, first, max(last, first + 1))
         return self._held
 
     def _shares(self) -> list[tuple[int, int]]:

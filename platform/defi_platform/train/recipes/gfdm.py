@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
-import itertools
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from defi_platform import storage
 from defi_platform.data.rules import ClipRule, Rule
+from defi_platform.train.clip_media import film, strips
 from defi_platform.train.draws import sample_generators
-from defi_platform.train.picture_quality import psnr, ssim
+from defi_platform.train.picture_quality import gmsd, psnr, ssim
 from defi_platform.train.recipe import Conclusion
 from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors, starting_config
 
@@ -25,8 +22,6 @@ SHOWN_CLIPS = 4
 SAMPLING_STEPS = 10
 QUARTERS = (-0.6745, 0.0, 0.6745)
 """Quartiles of the standard normal draw behind a sample's noise level."""
-GAP = 2
-"""White pixels between the pictures of a strip."""
 
 
 class GFDMRecipe(VideoRecipe):
@@ -82,8 +77,8 @@ class GFDMRecipe(VideoRecipe):
 
     def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
         """Three rows per clip: what happened, and what the model makes of the first frame and the text in one
-        denoising step (which is what the policy reads) and in SAMPLING_STEPS; PSNR and SSIM of both, and of
-        predicting that nothing moves."""
+        denoising step (which is what the policy reads) and in SAMPLING_STEPS, as a picture and as a film; PSNR,
+        SSIM and GMSD of both, and of predicting that nothing moves."""
         truth = batch["frames"][:SHOWN_CLIPS]
         still = truth[:, :1].expand_as(truth)
         rows, figures = [truth.numpy()], _quality("still", still, truth)
@@ -98,9 +93,10 @@ class GFDMRecipe(VideoRecipe):
             ).cpu()
             rows.append(predicted.numpy())
             figures |= _quality(f"{steps}_steps" if steps > 1 else "1_step", predicted, truth)
-        name = f"media/clips_{step:06d}.png"
-        storage.write_bytes(storage.join(folder, name), strips(rows))
-        return Conclusion([name], {"sampled_clips": figures})
+        media = {f"media/clips_{step:06d}.png": strips(rows), f"media/clips_{step:06d}.mp4": film(rows)}
+        for name, content in media.items():
+            storage.write_bytes(storage.join(folder, name), content)
+        return Conclusion(list(media), {"sampled_clips": figures})
 
 
 def _quality(name: str, predicted: Tensor, truth: Tensor) -> dict[str, float]:
@@ -109,25 +105,5 @@ def _quality(name: str, predicted: Tensor, truth: Tensor) -> dict[str, float]:
     return {
         f"psnr_{name}": float(psnr(later, right).mean()),
         f"ssim_{name}": float(ssim(later, right).mean()),
+        f"gmsd_{name}": float(gmsd(later, right).mean()),
     }
-
-
-def strips(rows: Sequence[np.ndarray]) -> bytes:
-    """A PNG of clips, each in `len(rows)` rows of frames.
-
-    Args:
-        rows: uint8 (B, T, H, W, 3) each.
-    """
-    from PIL import Image
-
-    clips, frames, height, width, _ = rows[0].shape
-    clip_height = len(rows) * (height + GAP) + 3 * GAP
-    canvas = np.full((clips * clip_height, frames * (width + GAP), 3), 255, np.uint8)
-    for clip, row in itertools.product(range(clips), range(len(rows))):
-        top = clip * clip_height + row * (height + GAP)
-        for frame in range(frames):
-            left = frame * (width + GAP)
-            canvas[top : top + height, left : left + width] = rows[row][clip, frame]
-    png = io.BytesIO()
-    Image.fromarray(canvas).save(png, format="PNG")
-    return png.getvalue()

@@ -103,7 +103,7 @@ class GIDMRecipe(VideoRecipe):
         fresh = InverseDynamics(
             trained.config, patch_encoder=trained.patch_encoder, text_encoder=trained.text_encoder
         )
-        return fresh.eval()
+        return fresh.to(next(trained.parameters()).device).eval()
 
     @property
     def _probe(self) -> ProbeConfig | None:

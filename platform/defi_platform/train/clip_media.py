@@ -1,0 +1,53 @@
+"""Predicted clips beside true ones, for people: as a picture of all frames, and as a film."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from defi_platform.data.encode import encode_h264
+
+GAP = 2
+"""White pixels between pictures."""
+FILM_FPS = 4
+"""Slow enough to compare; what a clip's frames are apart in time depends on its video."""
+
+
+def strips(rows: Sequence[np.ndarray]) -> bytes:
+    """A PNG of clips, each in `len(rows)` rows of frames.
+
+    Args:
+        rows: uint8 (B, T, H, W, 3) each.
+    """
+    from PIL import Image
+
+    clips, frames, height, width, _ = rows[0].shape
+    clip_height = len(rows) * (height + GAP) + 3 * GAP
+    canvas = np.full((clips * clip_height, frames * (width + GAP), 3), 255, np.uint8)
+    for clip, row in itertools.product(range(clips), range(len(rows))):
+        top = clip * clip_height + row * (height + GAP)
+        for frame in range(frames):
+            left = frame * (width + GAP)
+            canvas[top : top + height, left : left + width] = rows[row][clip, frame]
+    png = io.BytesIO()
+    Image.fromarray(canvas).save(png, format="PNG")
+    return png.getvalue()
+
+
+def film(rows: Sequence[np.ndarray]) -> bytes:
+    """An mp4 of the same clips: one below the other, the rows side by side.
+
+    Args:
+        rows: uint8 (B, T, H, W, 3) each.
+    """
+    clips, frames, height, width, _ = rows[0].shape
+    # H.264 wants even sides.
+    tall, wide = (side + side % 2 for side in (clips * (height + GAP), len(rows) * (width + GAP)))
+    canvas = np.full((frames, tall, wide, 3), 255, np.uint8)
+    for clip, column in itertools.product(range(clips), range(len(rows))):
+        top, left = clip * (height + GAP), column * (width + GAP)
+        canvas[:, top : top + height, left : left + width] = rows[column][clip]
+    return encode_h264(list(canvas), FILM_FPS)

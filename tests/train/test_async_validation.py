@@ -1,0 +1,70 @@
+"""Validation beside training, with a real Ray task on real checkpoints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from defi_platform import storage
+from defi_platform.config import PretrainConfig, RayConfig
+from defi_platform.errors import ConfigError
+from defi_platform.train.checks import check_train_config
+from defi_platform.train.recipe import Conclusion
+from defi_platform.train.run import train
+
+
+class ExaminedRecipe(tiny.TinyRecipe):
+    """Looks at step 5 while training waits before step 9, fails over step 10, which step 15 finds under way."""
+
+    def after_update(self, engine: Any, step: int) -> dict[str, float]:
+        deadline = time.monotonic() + 60
+        seen = Path(self.config.train.output) / "media" / "5.txt"
+        while step == 9 and not seen.exists():
+            assert time.monotonic() < deadline, "nobody has looked at step 5"
+            time.sleep(0.1)
+        if step == 9:
+            time.sleep(1.0)  # the answer is on its way to the worker
+        return super().after_update(engine, step)
+
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
+        if step == 10:
+            raise ValueError("no opinion on step 10")
+        assert not model.training and batch["x"].shape == (2, tiny.WIDTH)
+        with torch.no_grad():
+            loss = float(model(batch, [torch.Generator().manual_seed(0)] * 2)["loss"])
+        storage.write_text(storage.join(folder, f"media/{step}.txt"), str(loss))
+        return Conclusion([f"media/{step}.txt"], {"examined_loss": loss})
+
+
+@pytest.mark.slow
+def test_a_task_beside_training_looks_at_checkpoints_and_never_stops_it(
+    ray_cluster: None,
+    run_config: Callable[..., PretrainConfig],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    config = run_config(tmp_path / "run", steps=17, async_validation_every=5, keep_checkpoints=1)
+    summary = train(RayConfig(), [ExaminedRecipe(config)])[0].values
+    assert summary["async_validations"] == {"done": 1, "failed": 1, "left_out": 1}
+    (row,) = tiny.rows(tmp_path / "run", "async_validation")
+    assert row["of_step"] == 5 and row["step"] >= 8
+    assert row["examined_loss"] == float((tmp_path / "run" / "media" / "5.txt").read_text())
+    assert summary["examined_loss"] < row["examined_loss"], "the model of the last step has learned more"
+    assert sorted(tiny.losses(tmp_path / "run")) == list(range(1, 18))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["media"] == ["media/17.txt"]
+
+
+def test_a_rhythm_that_meets_no_checkpoints_is_refused(run_config: Callable[..., PretrainConfig]) -> None:
+    config = run_config(Path("run"), async_validation_every=7, checkpoint_every=5)
+    with pytest.raises(
+        ConfigError, match=r"async_validation_every=7 is no multiple of .*checkpoint_every=5.*Set it to 5"
+    ):
+        check_train_config(config.train)
