@@ -64,6 +64,10 @@ class TrainingEngine:
         self._fp32 = train.precision == "fp32"
         self._world_size = world_size
         zero: dict[str, Any] = {"stage": train.zero_stage}
+        if train.zero_stage == 1:
+            # Copying each gradient into one buffer as it comes helps stage 2, which frees them; here it only costs,
+            # on small models a tenth of the step.
+            zero["contiguous_gradients"] = False
         if train.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.use_gpu}
         settings: dict[str, Any] = {

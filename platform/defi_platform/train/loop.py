@@ -128,7 +128,7 @@ class Training:
             self._validate()
         self._tell(phase="training", step=self.step, samples=self.step * train.global_batch, force=True)
         while self.step < train.steps:
-            row = self._update(batches)
+            stop, look, row = self._update(batches)
             self.step += 1
             verdict = self._judge.judge(self._applied, row["loss"], row.get("grad_norm"))
             if verdict is Verdict.STOP or (verdict is Verdict.SKIP and self.step == train.steps):
@@ -144,8 +144,6 @@ class Training:
                 self._report(row)
             if self.step % train.validate_every == 0 or self.step == train.steps:
                 self._validate()
-            asked = self.stop_request is not None and self.stop_request.made()
-            stop, look = self.ranks.any(asked, self.notices.due())
             leaving = look and self.notices.new()
             last = stop or self.step == train.steps
             # A state that may be ruined is not worth a checkpoint: the next whole update shows whether it is.
@@ -162,8 +160,12 @@ class Training:
         self._finish()
         return {}
 
-    def _update(self, batches: Iterator[dict[str, Any]]) -> dict[str, float]:
-        """One global batch: the mean loss over it, and what the model reports besides."""
+    def _update(self, batches: Iterator[dict[str, Any]]) -> tuple[bool, bool, dict[str, float]]:
+        """One global batch.
+
+        Returns: whether the run is asked to stop and whether all ranks should look for notices, the same on all of
+            them; the mean loss, and what the model reports besides.
+        """
         train, clock = self.train, self._clock
         rate = learning_rate(train.schedule, train.learning_rate, self.step, train.steps, train.warmup_steps)
         sums: dict[str, Tensor] = {}
@@ -186,9 +188,14 @@ class Training:
             for name, value in scalars(outputs).items():
                 sums[name] = sums[name] + value.double() if name in sums else value.double()
             clock.end("optimizer")
-        row = self.ranks.mean({name: value / self.engine.accumulation for name, value in sums.items()})
+        row = {name: value / self.engine.accumulation for name, value in sums.items()}
+        # All that the ranks have to agree on goes in one exchange: each one makes the fast wait for the slow.
+        flags = (self.stop_request is not None and self.stop_request.made(), self.notices.due())
+        told = dict(zip(("stop", "look"), torch.tensor(flags, device=self.engine.device), strict=True))
+        means = self.ranks.mean(row | told)
+        stop, look = (means.pop(name) > 0 for name in told)
         norm = self.engine.grad_norm()
-        return row | {"lr": rate} | ({} if norm is None else {"grad_norm": norm})
+        return stop, look, means | {"lr": rate} | ({} if norm is None else {"grad_norm": norm})
 
     def _expected(self, micro: int) -> list[int]:
         per_rank = self.train.global_batch // self.ranks.world_size

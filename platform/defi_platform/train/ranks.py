@@ -37,10 +37,6 @@ class Ranks:
         total = self.sum(torch.stack([values[name].double() for name in names])).tolist()
         return {name: value / self.world_size for name, value in zip(names, total, strict=True)}
 
-    def any(self, *flags: bool) -> list[bool]:
-        """Which of the flags is raised on any rank (collective)."""
-        return [raised > 0 for raised in self.sum(torch.tensor(flags, dtype=torch.float32)).tolist()]
-
     def from_first(self, value: Value) -> Value:
         """Rank 0's value on every rank (collective)."""
         held = [value]
