@@ -30,7 +30,7 @@ class HeldRecipe(TinyRecipe):
     def after_update(self, engine, step):
         gate = Path(self.config.train.output) / f"gate_{step}"
         deadline = time.monotonic() + LONGEST_S
-        while step in (6, 7, 12) and not gate.exists():
+        while step in (6, 8, 12) and not gate.exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(str(gate))
             time.sleep(0.1)
@@ -83,10 +83,10 @@ def main() -> int:
     print("workers", attempts(), flush=True)
     announce(cluster, lost)
     (output / "gate_6").touch()
-    wait_for("a checkpoint of step 6", lambda: checkpoints.committed(str(output))[0].step == 6)
+    wait_for("a checkpoint of step 7", lambda: checkpoints.committed(str(output))[0].step == 7)
     cluster.remove_node(lost, allow_graceful=False)
     wait_for("one worker", lambda: attempts()[-1] == 1)
-    (output / "gate_7").touch()
+    (output / "gate_8").touch()
     wait_for("step 11 with one worker", lambda: reached(11))
     print("workers", attempts(), flush=True)
     cluster.add_node(num_cpus=1)

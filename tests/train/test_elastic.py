@@ -24,8 +24,8 @@ def test_a_node_that_is_announced_to_go_loses_no_step_and_a_new_one_grows_the_ru
     attempts = tiny.rows(run, "attempt")
     workers = [row["workers"] for row in attempts]
     assert workers[0] == 2 and 1 in workers and workers[-1] == 2, workers
-    assert [row["step"] for row in tiny.rows(run, "preemption")] == [6]
-    assert attempts[workers.index(1)]["step"] == 6, "between the checkpoints of every fourth step"
+    assert [row["step"] for row in tiny.rows(run, "preemption")] == [7]
+    assert attempts[workers.index(1)]["step"] == 7, "between the checkpoints of every fourth step"
     rows = tiny.rows(run, "train")
     assert [row["samples"] for row in rows] == [4 * step for step in range(1, 16)]
     assert json.loads((run / "summary.json").read_text())["steps"] == 15
