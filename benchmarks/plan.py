@@ -46,7 +46,7 @@ def make(folder: str, videos: int) -> None:
         arrays = [columns.get(f.name, pa.nulls(count, f.type)) for f in SCHEMA]
         rejected = pa.table({"reason": pa.array([], pa.string())})
         opened = VERDICTS.empty_table()
-        commit_corpus(folder, f"c{number}", pa.table(arrays, schema=SCHEMA), rejected, opened, {})
+        commit_corpus(folder, f"c{number}", pa.table(arrays, schema=SCHEMA), rejected, opened.to_reader(), {})
 
 
 def peak_mb() -> int:

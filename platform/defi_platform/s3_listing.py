@@ -19,6 +19,13 @@ FEW = 8
 """Sub-folders up to which their own sub-folders are looked for too, so that there is work for every thread."""
 
 
+PAGES_AHEAD = 8
+"""Pages of a folder that wait to be read; a store answers faster than anyone can use what it says."""
+
+STOP_S = 0.2
+"""How soon a thread whose pages nobody reads any more notices."""
+
+
 def objects(request: Request, prefix: str) -> Iterator[dict[str, Any]]:
     """Every object below `prefix` ("" or ending in "/"), in order of the keys; pages are passed on as they come."""
     parts = sorted(_parts(request, prefix, levels=2), key=_name)
@@ -26,7 +33,7 @@ def objects(request: Request, prefix: str) -> Iterator[dict[str, Any]]:
     stop = threading.Event()
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="s3-listing")
     try:
-        queues: dict[str, queue.SimpleQueue[Any]] = {folder: queue.SimpleQueue() for folder in folders}
+        queues: dict[str, queue.Queue[Any]] = {folder: queue.Queue(PAGES_AHEAD) for folder in folders}
         for folder, answers in queues.items():
             pool.submit(_into, answers, request, folder, stop)
         for part in parts:
@@ -41,6 +48,15 @@ def objects(request: Request, prefix: str) -> Iterator[dict[str, Any]]:
         # Whoever only wanted to know what the first files are does not wait for the rest.
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def names(request: Request, prefix: str) -> Iterator[str]:
+    """Names of objects and folders right below `prefix`, page by page; there may be millions."""
+    for page in _pages(request, prefix, threading.Event(), Delimiter="/"):
+        for found in (*page.get("Contents", ()), *page.get("CommonPrefixes", ())):
+            name = str(found.get("Key") or found["Prefix"])[len(prefix) :].rstrip("/")
+            if name:
+                yield name
 
 
 def _name(part: dict[str, Any] | str) -> str:
@@ -62,20 +78,29 @@ def _parts(request: Request, prefix: str, levels: int) -> Iterator[dict[str, Any
         yield from _parts(request, folder, levels - 1)
 
 
-def _pages(request: Request, prefix: str, stop: threading.Event) -> Iterator[list[dict[str, Any]]]:
+def _pages(request: Request, prefix: str, stop: threading.Event, **more: str) -> Iterator[Page]:
     token: dict[str, Any] = {}
     while not stop.is_set():
-        page = request({"Prefix": prefix, **token})
-        yield list(page.get("Contents") or ())
+        page = request({"Prefix": prefix, **more, **token})
+        yield page
         if not page.get("IsTruncated"):
             return
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def _into(answers: queue.SimpleQueue[Any], request: Request, prefix: str, stop: threading.Event) -> None:
+def _into(answers: queue.Queue[Any], request: Request, prefix: str, stop: threading.Event) -> None:
     try:
         for page in _pages(request, prefix, stop):
-            answers.put(page)
-        answers.put(None)
+            _put(answers, list(page.get("Contents") or ()), stop)
+        _put(answers, None, stop)
     except BaseException as error:  # noqa: BLE001  raised again by whoever reads the queue
-        answers.put(error)
+        _put(answers, error, stop)
+
+
+def _put(answers: queue.Queue[Any], item: Any, stop: threading.Event) -> None:
+    while not stop.is_set():
+        try:
+            answers.put(item, timeout=STOP_S)
+            return
+        except queue.Full:
+            continue  # whoever reads is slower than the store

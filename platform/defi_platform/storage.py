@@ -13,6 +13,7 @@ import os
 import posixpath
 import random
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -39,7 +40,7 @@ class StorageError(UserError):
     """A path that cannot be read or written: absent, forbidden, or its store does not answer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One file of a listing."""
 
@@ -93,6 +94,10 @@ def names(folder: str) -> list[str]:
         local = local_path(folder)
         return sorted(os.listdir(local)) if local.is_dir() else []
     fs, path = _filesystem(folder)
+    if "s3" in _protocols(fs):
+        # `ls` would keep what the store says of every object, and there may be millions.
+        request, prefix = _s3_request(folder, fs, path)
+        return sorted(s3_listing.names(request, prefix))
     try:
         found = _attempt(folder, lambda: fs.ls(path, detail=False, refresh=True))
     except FileNotFoundError:
@@ -294,17 +299,22 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 def _walk_local(root: str, folder: Path, prefix: str) -> Iterator[Entry]:
     try:
-        found = sorted(os.scandir(folder), key=lambda e: e.name)
+        found = sorted(os.listdir(folder), reverse=True)
     except OSError as error:
         raise StorageError(f"{folder} cannot be listed: {error.strerror}.") from error
-    for item in found:
-        if item.name.startswith("."):
+    # Names alone, forgotten as they are passed on: what `scandir` keeps of a million files is a gigabyte.
+    while found:
+        own = found.pop()
+        if own.startswith("."):
             continue
-        name = f"{prefix}{item.name}"
-        if item.is_dir():
-            yield from _walk_local(root, Path(item.path), f"{name}/")
-        elif item.is_file():
-            status = item.stat()
+        name = f"{prefix}{own}"
+        try:
+            status = os.stat(folder / own)
+        except FileNotFoundError:
+            continue  # a link to nowhere, or gone since
+        if stat.S_ISDIR(status.st_mode):
+            yield from _walk_local(root, folder / own, f"{name}/")
+        elif stat.S_ISREG(status.st_mode):
             yield Entry(join(root, name), name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
 
@@ -412,14 +422,21 @@ def _protocols(fs: Any) -> tuple[str, ...]:
 
 def _s3_objects(folder: str, fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(path, description) of every object, page by page: `find` would answer after the last page only."""
-    bucket, _, key = root.partition("/")
+    request, prefix = _s3_request(folder, fs, root)
+    for found in s3_listing.objects(request, prefix):
+        if not found["Key"].endswith("/"):
+            bucket = root.partition("/")[0]
+            yield f"{bucket}/{found['Key']}", {"size": found["Size"], "ETag": found.get("ETag")}
+
+
+def _s3_request(folder: str, fs: Any, root: str) -> tuple[s3_listing.Request, str]:
+    """(sends a ListObjectsV2 to the bucket of `root`, the prefix of what lies below `root`)."""
+    bucket, _, key = root.rstrip("/").partition("/")
 
     def request(arguments: dict[str, Any]) -> dict[str, Any]:
         return _attempt(folder, lambda: fs.call_s3("list_objects_v2", Bucket=bucket, **arguments))
 
-    for found in s3_listing.objects(request, f"{key}/" if key else ""):
-        if not found["Key"].endswith("/"):
-            yield f"{bucket}/{found['Key']}", {"size": found["Size"], "ETag": found.get("ETag")}
+    return request, f"{key}/" if key else ""
 
 
 def _found(folder: str, fs: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:

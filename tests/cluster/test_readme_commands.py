@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
+import shlex
 import signal
 import socket
 import subprocess
@@ -15,6 +17,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from corpora import write_lerobot
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -155,3 +160,37 @@ def test_the_jobs_of_the_readme_run_one_after_the_other(
         json.loads((demo / "evaluation" / "summary.json").read_text())["arms"]["policy"]["pooled"]["episodes"]
         == 1
     )
+
+
+OWN_VIDEO = {
+    "python jobs/inspect_corpus.py": "",
+    "python jobs/encode_latents.py": "",
+    "python jobs/pretrain_gfdm.py --config configs/demo/pretrain_gfdm.yaml data.cache": TINY_RUN,
+}
+
+
+@pytest.mark.slow
+def test_the_jobs_around_ones_own_video_run_as_written(
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ray_cluster: None,
+) -> None:
+    """In this process: four more starts of Ray and torch would take a minute."""
+    write_lerobot(tmp_path / "runs" / "demo" / "corpus" / "video", [12] * 6, actions=False)
+    for name in ("jobs", "configs"):
+        (tmp_path / name).symlink_to(repository / name)
+    monkeypatch.setenv("DEFI_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("PYTHONPATH", "")  # the jobs add to it
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(repository / "jobs")
+    lines = [f"{the_one('Your own video', start)} {small}" for start, small in OWN_VIDEO.items()]
+    for line in [*lines, the_one("Long runs", "python jobs/pretrain.py")]:
+        arguments = shlex.split(line.replace("/tmp/gfdm", str(tmp_path / "gfdm")))[1:]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(arguments[0], run_name="__main__")
+        assert not ended.value.code, line
+    assert json.loads((tmp_path / "gfdm" / "summary.json").read_text())["cache"]["samples_read"] > 0
+    assert "gidm" in capsys.readouterr().out and not (tmp_path / "runs" / "demo" / "gfdm").exists()

@@ -91,6 +91,22 @@ def test_who_stops_early_does_not_wait_for_the_rest() -> None:
     assert bucket.requests < 60
 
 
+def test_who_reads_slowly_is_not_overrun_by_pages() -> None:
+    bucket = Bucket([f"{folder}/{n:04d}" for folder in "ab" for n in range(2000)])
+    found = s3_listing.objects(bucket, "")
+    next(found)
+    time.sleep(0.3)
+    assert bucket.requests <= 3 + 2 * (s3_listing.PAGES_AHEAD + 1)
+    assert 1 + sum(1 for _ in found) == len(bucket.keys)
+
+
+def test_names_right_below_a_prefix_are_listed_page_by_page() -> None:
+    bucket = Bucket([f"v/{n:03d}.mp4" for n in range(45)] + [f"v/{f}/{n}" for f in "xy" for n in range(30)])
+    found = list(s3_listing.names(bucket, "v/"))
+    assert sorted(found) == sorted([f"{n:03d}.mp4" for n in range(45)] + ["x", "y"])
+    assert bucket.requests == 5
+
+
 def test_an_error_in_any_folder_is_raised() -> None:
     bucket = Bucket([f"{folder}/{n:03d}" for folder in "abc" for n in range(40)])
 

@@ -256,7 +256,7 @@ def test_corpora_of_different_cameras_and_texts_are_looked_up_in_their_own_table
 
 def test_a_mapped_manifest_reads_as_the_one_it_was_written_from(tmp_path: Path) -> None:
     rows = manifest(a=300).table
-    empty = (QUARANTINE_SCHEMA.empty_table(), VERDICTS.empty_table())
+    empty = (QUARANTINE_SCHEMA.empty_table(), VERDICTS.empty_table().to_reader())
     commit_corpus(str(tmp_path), "a", rows, *empty, {})
     mapped = Manifest.open(str(tmp_path))
     assert mapped.table == rows

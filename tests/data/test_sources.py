@@ -19,6 +19,7 @@ import pytest
 from corpora import numbers_of, picture, write_lerobot, write_video
 from PIL import Image
 
+from defi_platform import storage
 from defi_platform.config import CorpusConfig, DecodeConfig
 from defi_platform.data.crc32c import crc32c, masked
 from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
@@ -26,7 +27,9 @@ from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sources.formats import format_of, listing, read_signals
 from defi_platform.data.sources.rows import Claim, Refused
+from defi_platform.data.tfrecord import parse_example, read_features, record_spans
 from defi_platform.errors import CorpusError
+from defi_platform.range_file import RangeFile
 
 
 def listed(root: Path, fps: float | None = None) -> tuple[str, dict[str, Claim], dict[str, str]]:
@@ -137,7 +140,12 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "reason", "left"),
-    [("cut", "corrupt", 24 * 4), ("header", "corrupt", 0), ("data", "corrupt", 25 * 4)],
+    [
+        ("cut", "corrupt", 24 * 4),
+        ("header", "corrupt", 0),
+        ("middle", "corrupt", 12 * 4),
+        ("data", "corrupt", 25 * 4),
+    ],
 )
 def test_damage_to_a_tfrecord_costs_the_episodes_it_hits(
     shared_data: Path, tmp_path: Path, damage: str, reason: str, left: int
@@ -150,7 +158,11 @@ def test_damage_to_a_tfrecord_costs_the_episodes_it_hits(
     content = bytearray(place.read_bytes())
     if damage == "cut":
         content = content[:-100]
-    content[{"cut": 0, "header": 3, "data": 100_000}[damage]] ^= 0 if damage == "cut" else 0xFF
+    starts = (
+        [start for start, _ in record_spans(io.BytesIO(content), len(content))] if damage == "middle" else [0]
+    )
+    place_of = {"cut": 0, "header": 3, "middle": starts[len(starts) // 2] - 8, "data": 100_000}
+    content[place_of[damage]] ^= 0 if damage == "cut" else 0xFF
     place.write_bytes(content)
     _, claims, refused = listed(tmp_path)
     assert len(claims) == left
@@ -160,6 +172,100 @@ def test_damage_to_a_tfrecord_costs_the_episodes_it_hits(
         assert isinstance(answer, BadVideo) and answer.reason == reason
     else:
         assert list(refused.values()) == [reason]
+
+
+def test_listing_rlds_steps_over_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten steps of 100 kB each, whose frames stand between what is listed."""
+    features = {
+        "steps/is_first": int_list([1] + [0] * 9),
+        "steps/observation/image": bytes_list([os.urandom(100_000) for _ in range(10)]),
+        "steps/language_instruction": bytes_list([b"fold the towel"] * 10),
+        "steps/action": float_list([0.5] * 70),
+    }
+    record = example(features)
+    write_tfrecord(tmp_path / "mine-train.tfrecord-00000-of-00001", [record] * 3)
+    (tmp_path / "features.json").write_text(json.dumps(RLDS_FEATURES))
+    opened: list[Counted] = []
+
+    def open_counted(uri: str) -> Counted:
+        opened.append(Counted(uri))
+        return opened[-1]
+
+    monkeypatch.setattr(storage, "open_seekable", open_counted)
+    _, claims, refused = listed(tmp_path, fps=5.0)
+    assert not refused and len(claims) == 3
+    assert {(c.text, c.num_frames, c.num_actions) for c in claims.values()} == {("fold the towel", 10, 10)}
+    assert sum(file.count for file in opened) < 3 * 20_000
+    wanted = frozenset(features) - {"steps/observation/image"}
+    sparse = read_features(io.BytesIO(record), 0, len(record), wanted)
+    whole = parse_example(record)
+    assert sparse.keys() == wanted and all(np.array_equal(sparse[n], whole[n]) for n in wanted)
+
+
+class Counted(io.BufferedReader):
+    """Counts the bytes that are asked for."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__(io.FileIO(uri))
+        self.count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        found = super().read(size)
+        self.count += len(found)
+        return found
+
+
+RLDS_FEATURES = {
+    "featuresDict": {
+        "features": {
+            "steps": {
+                "sequence": {
+                    "feature": {
+                        "featuresDict": {
+                            "features": {
+                                "observation": {"featuresDict": {"features": {"image": {"image": {}}}}}
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+
+def message(number: int, content: bytes) -> bytes:
+    """One field of a protocol buffer."""
+    size, digits = len(content), b""
+    while size >= 0x80:
+        digits += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return bytes([number << 3 | 2]) + digits + bytes([size]) + content
+
+
+def bytes_list(values: list[bytes]) -> bytes:
+    return message(1, b"".join(message(1, value) for value in values))
+
+
+def float_list(values: list[float]) -> bytes:
+    return message(2, message(1, np.array(values, "<f4").tobytes()))
+
+
+def int_list(values: list[int]) -> bytes:
+    return message(3, message(1, bytes(values)))
+
+
+def example(features: dict[str, bytes]) -> bytes:
+    entries = (message(1, message(1, name.encode()) + message(2, value)) for name, value in features.items())
+    return message(1, b"".join(entries))
+
+
+def write_tfrecord(place: Path, records: list[bytes]) -> None:
+    with place.open("wb") as file:
+        for record in records:
+            head = struct.pack("<Q", len(record))
+            file.write(head + struct.pack("<I", masked(crc32c(head))))
+            file.write(record + struct.pack("<I", masked(crc32c(record))))
 
 
 def test_lerobot_metadata_of_zero_bytes_is_one_clear_error(tmp_path: Path) -> None:
@@ -297,6 +403,20 @@ def test_hdf5_episodes_give_frames_actions_and_text(tmp_path: Path, compressed: 
     assert (
         signals.actions.shape == (12, 2) and signals.proprio is not None and signals.proprio.shape == (12, 5)
     )
+
+
+def test_a_store_that_fails_while_hdf5_is_listed_is_an_error_and_no_file_is_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with h5py.File(tmp_path / "episode_0.hdf5", "w") as file:
+        file["observations/images/front"] = np.zeros((2, 8, 8, 3), np.uint8)
+
+    def refuse(start: int, stop: int) -> bytes:
+        raise storage.StorageError("the store is down")
+
+    monkeypatch.setattr(storage, "open_seekable", lambda uri: RangeFile(refuse, 5000, 100))
+    with pytest.raises(storage.StorageError, match="the store is down"):
+        listed(tmp_path, fps=10.0)
 
 
 def test_hdf5_without_a_rate_asks_for_one(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,9 @@ from defi_platform.data.filters import Scores, left_out, scores_of
 from defi_platform.data.probing import opened_with
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sources.rows import Claim, Refused
+from defi_platform.data.spool import ROWS_AT_ONCE
 from defi_platform.data.verdicts import Verdict
 from defi_platform.data.windows import seconds_of, spans
-
-ROWS_AT_ONCE = 20_000
 
 
 @dataclass
@@ -50,19 +49,16 @@ def rows_of(
     name: str,
     corpus: CorpusConfig,
     format_name: str,
-    claims: Sequence[Claim],
-    verdicts: Mapping[str, Verdict],
+    judged: Iterable[tuple[Claim, Verdict]],
 ) -> Iterator[Rows]:
     """Yields manifest rows of the good videos and windows, and quarantine rows of the others, some at a time.
 
     Args:
         name: of the corpus.
-        verdicts: uri -> what its file is.
+        judged: claims with what their files are, in order of their ids: the first of near-duplicates stays.
     """
     rows = Rows()
-    # In this order the first of several near-duplicates stays, whatever order they were listed in.
-    for claim in sorted(claims, key=lambda claim: claim.video_id):
-        verdict = verdicts[claim.uri]
+    for claim, verdict in judged:
         problem = verdict.bad or _broken_promise(claim, verdict.answer)
         if problem is not None:
             rows.rejected.append(rejection(name, claim, problem, verdict.attempts))

@@ -1,5 +1,5 @@
-"""The manifest and quarantine tables of one corpus, put together chunk by chunk: as Python rows millions of videos
-would take ten times the memory."""
+"""The manifest and quarantine tables of one corpus, put together chunk by chunk on disk: in memory they are only once
+they are in order, as columns."""
 
 from __future__ import annotations
 
@@ -11,75 +11,117 @@ import pyarrow.compute as pc
 
 from defi_platform.data.claimed_rows import Rows
 from defi_platform.data.duplicates import BITS, WORDS, near_duplicates
-from defi_platform.data.manifest import SCHEMA
+from defi_platform.data.manifest import NAMES, SCHEMA
+from defi_platform.data.mapped_table import plain
 from defi_platform.data.quarantine import QUARANTINE_SCHEMA
-from defi_platform.data.split import assign
+from defi_platform.data.split import TRAIN, VALIDATION, held_out, place
+from defi_platform.data.spool import Spool
+
+FEW = [field.name for field in SCHEMA if field.type == NAMES]
+"""Columns of few texts, which are kept by number."""
+
+KEPT = pa.schema([field.with_type(NAMES.index_type) if field.name in FEW else field for field in SCHEMA])
 
 
 class CorpusTables:
     """Collects the rows of a corpus."""
 
     def __init__(self) -> None:
-        self._videos: list[pa.Table] = [SCHEMA.empty_table()]
-        self._rejected: list[pa.Table] = [QUARANTINE_SCHEMA.empty_table()]
+        self._videos = Spool(KEPT)
+        self._rejected = Spool(QUARANTINE_SCHEMA)
+        self._names: dict[str, dict[str, int]] = {column: {} for column in FEW}
         self._signatures: list[np.ndarray] = []
+        self._places: list[np.ndarray] = []
 
     def add(self, rows: Rows) -> None:
         """Takes some rows, which the caller can forget then."""
-        self._videos.append(pa.Table.from_pylist(rows.videos, schema=SCHEMA))
-        self._reject(rows.rejected)
+        for row in rows.videos:
+            for column, numbers in self._names.items():
+                row[column] = numbers.setdefault(row[column], len(numbers))
+        self._videos.append(pa.Table.from_pylist(rows.videos, schema=KEPT))
+        self.reject(rows.rejected)
+        places = [place(row["episode_id"] or row["video_id"]) for row in rows.videos]
+        self._places.append(np.array(places, np.uint64))
         if any(rows.signatures):
             self._signatures.append(np.array(rows.signatures, np.uint64).reshape(-1, WORDS))
 
-    def finished(self, holdout: float, duplicate_bits: int | None) -> tuple[pa.Table, pa.Table]:
-        """(manifest, quarantine), in order of the ids, near-duplicates sorted out, every video with its split."""
-        # Dictionaries of the chunks differ; one for all is what the columns are joined by.
-        videos = pa.concat_tables(self._videos).unify_dictionaries().combine_chunks()
-        if duplicate_bits is not None and videos.num_rows:
-            videos = self._without_duplicates(videos, duplicate_bits)
-        videos = _by_id(videos)
-        splits = pc.coalesce(
-            _or_null(videos.column("split").cast(pa.string())),
-            pa.array(_splits(videos, holdout), pa.string()),
-        )
-        place = SCHEMA.get_field_index("split")
-        videos = videos.set_column(place, SCHEMA.field(place), splits.cast(SCHEMA.field(place).type))
-        return videos, _by_id(pa.concat_tables(self._rejected))
-
-    def _reject(self, rows: list[dict[str, Any]]) -> None:
+    def reject(self, rows: list[dict[str, Any]]) -> None:
+        """Takes rows of the quarantine."""
         self._rejected.append(pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA))
 
-    def _without_duplicates(self, videos: pa.Table, most_bits: int) -> pa.Table:
+    def finished(self, holdout: float, duplicate_bits: int | None) -> tuple[pa.Table, pa.Table]:
+        """(manifest, quarantine), in order of the ids, near-duplicates sorted out, every video with its split."""
+        kept = np.ones(len(self._videos), bool)
+        if duplicate_bits is not None and len(self._videos):
+            kept[self._duplicates(duplicate_bits)] = False
+        places = np.concatenate([np.empty(0, np.uint64), *self._places])
+        held = np.zeros(len(kept), bool)
+        held[kept] = held_out(places[kept], holdout)
+        order = _by_id(self._videos)
+        order = order[kept[order]]
+        columns = [self._column(field, order, held) for field in SCHEMA]
+        rejected = self._rejected.in_order(_by_id(self._rejected))
+        return (
+            pa.table(
+                columns, schema=pa.schema([f.with_type(c.type) for f, c in zip(SCHEMA, columns, strict=True)])
+            ),
+            pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *rejected]),
+        )
+
+    def _column(self, field: pa.Field, order: np.ndarray, held: np.ndarray) -> pa.Array:
+        """One column of the manifest, laid out as `mapped_table.mappable` would."""
+        # 64 bits for the places of texts: one chunk holds any corpus.
+        kind = pa.large_string() if field.type == pa.string() else KEPT.field(field.name).type
+        found = self._videos.in_order(order, field.name)
+        chunks = [c for table in found for c in table.column(field.name).cast(kind).chunks]
+        values = pa.chunked_array(chunks, kind).combine_chunks()
+        if field.name == "split":
+            return self._splits(plain(values), held[order])
+        if field.name in FEW:
+            return pa.DictionaryArray.from_arrays(values, pa.array(self._names[field.name], pa.string()))
+        return values
+
+    def _splits(self, fixed: np.ndarray, held: np.ndarray) -> pa.DictionaryArray:
+        """What a source fixes by design stays; elsewhere the hash of the episode decides."""
+        names = self._names["split"]
+        number = {name: names.setdefault(name, len(names)) for name in ("", TRAIN, VALIDATION)}
+        drawn = np.where(held, number[VALIDATION], number[TRAIN]).astype(fixed.dtype)
+        codes = np.where(fixed == number[""], drawn, fixed)
+        # Numbered by their first use, as Arrow numbers texts.
+        first = {code: int(np.argmax(codes == code)) for code in names.values()}
+        used = sorted((c for c in first if len(codes) and codes[first[c]] == c), key=first.__getitem__)
+        rank = np.zeros(len(names), fixed.dtype)
+        rank[used] = np.arange(len(used))
+        texts = list(names)
+        return pa.DictionaryArray.from_arrays(
+            pa.array(rank[codes]), pa.array([texts[code] for code in used], pa.string())
+        )
+
+    def _duplicates(self, most_bits: int) -> list[int]:
+        """Rows that repeat an earlier one; each is rejected."""
         repeats = near_duplicates(np.concatenate(self._signatures), most_bits)
-        rejected = []
-        for late, (early, bits) in repeats.items():
-            video = videos.slice(late, 1).select(["corpus", "video_id", "uri", "version"]).to_pylist()[0]
-            same = videos.column("video_id")[early].as_py()
-            rejected.append(
+        columns = ("corpus", "video_id", "uri", "version")
+        late = self._videos.take(np.array(list(repeats), np.int64), *columns).to_pylist()
+        early = self._videos.take(np.array([row for row, _ in repeats.values()], np.int64), "video_id")
+        names = list(self._names["corpus"])
+        self.reject(
+            [
                 video
                 | {
+                    "corpus": names[video["corpus"]],
                     "reason": "duplicate",
                     "message": f"{bits} of {BITS} bits from {same}, filters.duplicate_bits={most_bits}",
                     "stage": "ingest",
                     "attempts": 1,
                     "decoder": "",
                 }
-            )
-        self._reject(rejected)
-        kept = np.ones(videos.num_rows, bool)
-        kept[list(repeats)] = False
-        return videos.filter(pa.array(kept))
+                for video, same, (_, bits) in zip(
+                    late, early.column("video_id").to_pylist(), repeats.values(), strict=True
+                )
+            ]
+        )
+        return list(repeats)
 
 
-def _by_id(table: pa.Table) -> pa.Table:
-    return table.take(pc.sort_indices(table.column("video_id")))
-
-
-def _or_null(texts: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.if_else(pc.equal(texts, ""), None, texts)
-
-
-def _splits(videos: pa.Table, holdout: float) -> list[str]:
-    """By the hash of the episode; of the video itself where it stands alone."""
-    keys = pc.coalesce(_or_null(videos.column("episode_id")), videos.column("video_id"))
-    return assign(keys.to_pylist(), holdout)
+def _by_id(rows: Spool) -> np.ndarray:
+    return plain(pc.sort_indices(rows.column("video_id"))).astype(np.int64)

@@ -222,6 +222,13 @@ class PyavReader:
         return np.rot90(image, turns) if turns else image
 
 
+def pyav_release() -> str:
+    """PyAV as the quarantine names it."""
+    import av
+
+    return f"pyav {av.__version__}"
+
+
 def open_container(file: Any) -> tuple[Any, Any]:
     """Opens a file or path with PyAV: (container, video stream on one thread).
 

@@ -1,4 +1,5 @@
-"""Frames to H.264, in memory; finished videos joined without decoding them. The counterpart of `decode`."""
+"""Frames to H.264, in memory; finished videos joined without decoding them. The counterpart of `decode`, and the
+one other module that knows PyAV: it runs in simulator workers, and nothing that it opens can be bad."""
 
 from __future__ import annotations
 

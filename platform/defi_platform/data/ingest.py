@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import itertools
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
 
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import CorpusConfig, DataConfig, IngestConfig
 from defi_platform.config_file import to_mapping
-from defi_platform.data.claimed_rows import Rows, rejection, rows_of
+from defi_platform.data.claimed_rows import rejection, rows_of
 from defi_platform.data.corpus_tables import CorpusTables
 from defi_platform.data.filters import needs_scores
 from defi_platform.data.ingest_table import ingest_table
+from defi_platform.data.judging import Judged
+from defi_platform.data.listed import Listed
 from defi_platform.data.manifest import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
-from defi_platform.data.probing import Opening, probe_files
+from defi_platform.data.probing import probe_files
 from defi_platform.data.progress import Progress
 from defi_platform.data.quarantine import forget_quarantined, read_quarantined_later, strict_error
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.reasons import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.sources import formats
-from defi_platform.data.sources.rows import Claim, Refused, Seen
-from defi_platform.data.verdicts import Blocks, Verdict, table_of, verdicts_of
+from defi_platform.data.sources.rows import Refused, Seen
+from defi_platform.data.verdicts import Blocks
 from defi_platform.data.windows import check_windows
 from defi_platform.errors import CorpusError, UserError
-
-ALWAYS_AGAIN = "storage"
-"""The one reason that says nothing of the file: such videos are opened again by every ingest."""
-
-FileKey = tuple[str, str]
-"""(uri, version)"""
 
 
 def run_ingest(config: IngestConfig) -> str:
@@ -97,21 +92,6 @@ def _formats(config: DataConfig) -> dict[str, str]:
     return found
 
 
-@dataclass
-class _Listed:
-    """What a corpus says it has."""
-
-    claims: list[Claim] = field(default_factory=list)
-    refused: list[Refused] = field(default_factory=list)
-
-    def fingerprint(self) -> str:
-        """Of what is listed, in whatever order: a sum of hashes, since millions of texts need not be sorted."""
-        total = 0
-        for item in itertools.chain(self.claims, self.refused):
-            total += int.from_bytes(hashlib.sha256(repr(item).encode()).digest()[:16], "big")
-        return f"{total % (1 << 128):032x}"
-
-
 def _ingest_corpus(
     name: str, corpus: CorpusConfig, format_name: str, config: DataConfig
 ) -> tuple[bool, dict[str, int]]:
@@ -129,44 +109,44 @@ def _ingest_corpus(
     }
     blocks = Blocks(corpus_folder(config.manifest, name))
     before = read_corpus(config.manifest, name)
-    reopened = _reopened(config, name, before) if config.retry_quarantined else {}
     if (
         before is not None
         and before.committed.settings == settings
         and not before.committed.counts.get(ALWAYS_AGAIN)
-        and not reopened
+        and not (config.retry_quarantined and any(t.num_rows for t in _rejected(config, name, before)))
     ):
-        _stop_if_strict(config, before.rejected().to_pylist() if config.strict else [])
+        for rejected in before.rejected() if config.strict else ():
+            _stop_if_strict(config, rejected.slice(0, 1).to_pylist())
         blocks.delete()
         return False, before.committed.counts
-    _stop_if_strict(config, [_refusal(name, item) for item in listed.refused])
-    verdicts = _verdicts(name, listed.claims, before, reopened, blocks, config)
     tables = CorpusTables()
-    tables.add(Rows(rejected=[_refusal(name, item) for item in listed.refused]))
-    for rows in rows_of(name, corpus, format_name, listed.claims, verdicts):
-        _stop_if_strict(config, rows.rejected)
-        tables.add(rows)
+    for some in listed.refused():
+        rows = [_refusal(name, item) for item in some]
+        _stop_if_strict(config, rows)
+        tables.reject(rows)
+    judged = _judged(name, listed, before, blocks, config)
+    for judged_rows in rows_of(name, corpus, format_name, judged.in_order()):
+        _stop_if_strict(config, judged_rows.rejected)
+        tables.add(judged_rows)
     videos, rejected = tables.finished(config.holdout, corpus.filters.duplicate_bits)
-    committed = commit_corpus(config.manifest, name, videos, rejected, table_of(verdicts.values()), settings)
+    committed = commit_corpus(config.manifest, name, videos, rejected, judged.verdicts(), settings)
     blocks.delete()
     if config.retry_quarantined:
         forget_quarantined(config.manifest, name)
     return True, committed.counts
 
 
-def _list(name: str, corpus: CorpusConfig, format_name: str, root: str) -> _Listed:
-    listed = _Listed()
+def _list(name: str, corpus: CorpusConfig, format_name: str, root: str) -> Listed:
+    listed = Listed()
     with Progress(f"ingest: {name}: listing", "videos") as progress:
         for item in formats.listing(format_name, root, corpus.fps):
             if isinstance(item, Seen):
                 progress.step(0, f"{item.files:,} files seen")
-            elif isinstance(item, Claim):
-                listed.claims.append(item)
-                progress.step()
             else:
-                listed.refused.append(item)
+                listed.add(item)
                 progress.step()
-    if not listed.claims and not listed.refused:
+    listed.close()
+    if not len(listed):
         raise CorpusError(
             f"{corpus.path} (data.corpora.{name}.path) lists no video, read as {format_name}. "
             "Check the path, or set the format of this corpus."
@@ -183,64 +163,36 @@ def _stop_if_strict(config: DataConfig, rejections: Iterable[dict[str, object]])
         raise strict_error(first)
 
 
-# --------------------------------------------------------------------------- verdicts
-
-
-def _verdicts(
-    name: str,
-    claims: Sequence[Claim],
-    before: Corpus | None,
-    reopened: dict[FileKey, int],
-    blocks: Blocks,
-    config: DataConfig,
-) -> dict[str, Verdict]:
-    """Uri -> what its file is; files that were judged before in this version are not opened again."""
-    versions = {claim.uri: claim.version for claim in claims}
-    known: dict[FileKey, Verdict] = {}
-    if before is not None:
-        known = {(v.uri, v.version): v for v in verdicts_of(before.opened())}
-    attempts = {key: verdict.attempts for key, verdict in known.items() if verdict.bad} | reopened
-    screen = _needs_screening(config.corpora[name])
-    for key in [k for k, v in known.items() if k in reopened or _again(v) or (screen and not v.screened)]:
-        del known[key]
-    # What an ingest that was killed has judged is newer than the last commit.
-    kept = {(v.uri, v.version): v for v in blocks.read() if v.screened or not screen}
-    known |= {key: v for key, v in kept.items() if v.attempts > attempts.get(key, 0)}
-    verdicts = {uri: known[uri, v] for uri, v in versions.items() if (uri, v) in known}
-    todo = [
-        Opening(uri, versions[uri], attempts.get((uri, versions[uri]), 0) + 1, screen)
-        for uri in sorted(versions)
-        if uri not in verdicts
-    ]
-    if kept and len(todo) < len(versions):
-        print(f"ingest: {name}: goes on, {len(todo)} of {len(versions)} files left to open", flush=True)
+def _judged(name: str, listed: Listed, before: Corpus | None, blocks: Blocks, config: DataConfig) -> Judged:
+    """What every file is; those that were judged before in this version are not opened again."""
+    corpus = config.corpora[name]
+    screen = needs_scores(corpus.filters) or corpus.windows.mode == "shots"
+    judged = Judged(listed.claims, screen)
+    if config.retry_quarantined:
+        for rejected in _rejected(config, name, before):
+            judged.reopen(rejected)
+    for opened in before.opened() if before is not None else ():
+        judged.remember(opened)
+    goes_on = any([judged.go_on(block) for block in blocks.read()])
+    count, openings = judged.openings()
+    if goes_on and count < len(judged):
+        print(f"ingest: {name}: goes on, {count} of {len(judged)} files left to open", flush=True)
     bad = 0
-    with Progress(f"ingest: {name}: opened", "files", len(todo)) as progress:
+    with Progress(f"ingest: {name}: opened", "files", count) as progress:
         folder = corpus_folder(config.manifest, name)
-        for verdict in probe_files(todo, config.decode, folder, answered=bool(verdicts)):
-            verdicts[verdict.uri] = verdict
+        for verdict in probe_files(openings, count, config.decode, folder, answered=judged.any_known):
+            judged.add(verdict)
             bad += verdict.bad is not None
             progress.step(note=f"{bad} bad" if bad else "")
             if verdict.bad is not None and config.strict:
-                claim = next(claim for claim in claims if claim.uri == verdict.uri)
+                claim = judged.claim_of(verdict)
                 _stop_if_strict(config, [rejection(name, claim, verdict.bad, verdict.attempts)])
-    return verdicts
+    judged.close()
+    return judged
 
 
-def _needs_screening(corpus: CorpusConfig) -> bool:
-    return needs_scores(corpus.filters) or corpus.windows.mode == "shots"
-
-
-def _again(verdict: Verdict) -> bool:
-    return verdict.bad is not None and verdict.bad.reason == ALWAYS_AGAIN
-
-
-def _reopened(config: DataConfig, name: str, before: Corpus | None) -> dict[FileKey, int]:
-    """(uri, version) of everything in quarantine, at ingest or later -> how often it was tried."""
-    rows = [] if before is None else before.rejected().to_pylist()
-    rows += read_quarantined_later(config.manifest, name).to_pylist()
-    tried: dict[FileKey, int] = {}
-    for row in rows:
-        key = row["uri"], row["version"]
-        tried[key] = max(tried.get(key, 0), row["attempts"])
-    return tried
+def _rejected(config: DataConfig, name: str, before: Corpus | None) -> Iterator[pa.Table]:
+    """Everything in quarantine, at ingest or later."""
+    if before is not None:
+        yield from before.rejected()
+    yield read_quarantined_later(config.manifest, name)

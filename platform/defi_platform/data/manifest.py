@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from defi_platform import storage
-from defi_platform.data.mapped_table import MappedTable, arrow_file, text_bytes
+from defi_platform.data.mapped_table import MappedTable, text_bytes, write_mappable
+from defi_platform.data.parquet import ROWS_PER_GROUP, read_parts, read_table, write_rows
 from defi_platform.errors import CorpusError
 
 NAMES = pa.dictionary(pa.int16(), pa.string())
@@ -94,13 +95,13 @@ class Corpus:
     """Of its tables."""
     committed: Committed
 
-    def rejected(self) -> pa.Table:
-        """By `quarantine.QUARANTINE_SCHEMA`. Raises: CorpusError."""
-        return read_table(storage.join(self.folder, self.committed.rejected))
+    def rejected(self) -> Iterator[pa.Table]:
+        """By `quarantine.QUARANTINE_SCHEMA`, some rows at a time. Raises: CorpusError."""
+        return read_parts(storage.join(self.folder, self.committed.rejected))
 
-    def opened(self) -> pa.Table:
-        """By `verdicts.SCHEMA`: one row per file. Raises: CorpusError."""
-        return read_table(storage.join(self.folder, self.committed.opened))
+    def opened(self) -> Iterator[pa.Table]:
+        """By `verdicts.SCHEMA`: one row per file, some at a time. Raises: CorpusError."""
+        return read_parts(storage.join(self.folder, self.committed.opened))
 
 
 class Manifest:
@@ -305,19 +306,30 @@ def _damaged(folder: str, name: str, error: Exception) -> CorpusError:
 
 
 def commit_corpus(
-    folder: str, name: str, videos: pa.Table, rejected: pa.Table, opened: pa.Table, settings: dict[str, Any]
+    folder: str,
+    name: str,
+    videos: pa.Table,
+    rejected: pa.Table,
+    opened: pa.RecordBatchReader,
+    settings: dict[str, Any],
 ) -> Committed:
     """Stores the tables of a corpus; they count once the marker, written last, is there."""
     before = _marker(folder, name) or {}
-    file = _write_table(folder, name, "videos", videos)
-    storage.write_bytes(_corpus_file(folder, name, _arrow_name(file)), arrow_file(videos))
+    place = corpus_folder(folder, name)
+    # The layout to be mapped is not that of Parquet, where 64 bits per text would be for nothing.
+    rows = (batch.cast(SCHEMA) for batch in videos.to_batches(max_chunksize=ROWS_PER_GROUP))
+    file = write_rows(place, "videos", pa.RecordBatchReader.from_batches(SCHEMA, rows))
+    with tempfile.TemporaryDirectory() as scratch:
+        laid_out = Path(scratch) / "videos.arrow"
+        write_mappable(videos, laid_out)
+        storage.put_file(laid_out, storage.join(place, _arrow_name(file)))
     counts = {"videos": videos.num_rows}
     for item in pc.value_counts(rejected.column("reason").combine_chunks()).to_pylist():
         counts[item["values"]] = item["counts"]
     committed = Committed(
         videos=file,
-        rejected=_write_table(folder, name, "rejected", rejected),
-        opened=_write_table(folder, name, "opened", opened),
+        rejected=write_rows(place, "rejected", rejected.to_reader(ROWS_PER_GROUP)),
+        opened=write_rows(place, "opened", opened),
         settings=settings,
         counts=counts,
     )
@@ -347,30 +359,6 @@ def corpus_folder(folder: str, name: str) -> str:
 
 def _corpus_file(folder: str, name: str, file: str) -> str:
     return storage.join(corpus_folder(folder, name), file)
-
-
-def _write_table(folder: str, name: str, kind: str, table: pa.Table) -> str:
-    content = encoded(table)
-    file = f"{kind}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
-    storage.write_bytes(_corpus_file(folder, name, file), content)
-    return file
-
-
-def encoded(table: pa.Table) -> bytes:
-    """A table as a Parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd")
-    return sink.getvalue()
-
-
-def read_table(uri: str) -> pa.Table:
-    """A Parquet file of the manifest. Raises: CorpusError when it is absent or damaged."""
-    try:
-        return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
-        raise CorpusError(
-            f"{uri} cannot be read ({error}); delete its folder and run the ingest again."
-        ) from error
 
 
 def _arrow_name(parquet: str) -> str:

@@ -32,7 +32,7 @@ class MappedTable:
 
     @classmethod
     def open(cls, path: Path) -> MappedTable:
-        """Maps a file that `arrow_file` made."""
+        """Maps a file that `write_mappable` made."""
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         return cls(pa.ipc.open_file(pa.py_buffer(mapped)).read_all(), mapped)
@@ -87,13 +87,11 @@ def mappable(table: pa.Table) -> pa.Table:
     return table.cast(pa.schema(fields)).unify_dictionaries().combine_chunks()
 
 
-def arrow_file(table: pa.Table) -> memoryview:
-    """A table as the content of a file that can be mapped."""
-    sink = pa.BufferOutputStream()
+def write_mappable(table: pa.Table, path: Path) -> None:
+    """Stores a table as a file that can be mapped."""
     laid_out = mappable(table)
-    with pa.ipc.new_file(sink, laid_out.schema) as writer:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, laid_out.schema) as writer:
         writer.write_table(laid_out)
-    return memoryview(sink.getvalue())
 
 
 def plain(values: pa.Array | pa.ChunkedArray) -> np.ndarray:

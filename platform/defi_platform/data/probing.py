@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import av
 import PIL
 import ray
 
 from defi_platform.cluster import ray_session
 from defi_platform.config import DecodeConfig, RayConfig
 from defi_platform.data.address import parse
-from defi_platform.data.decode import ProbeJob
+from defi_platform.data.decode import ProbeJob, pyav_release
 from defi_platform.data.decoder_pool import DecoderPool
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.reasons import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.verdicts import Blocks, Verdict
 from defi_platform.errors import CorpusError, UserError
 from defi_platform.storage import StorageError
@@ -69,7 +69,7 @@ class StoragePatience:
 
     def down(self, verdict: Verdict) -> str | None:
         """Takes note of a verdict. Returns: why to stop, or None to go on."""
-        if verdict.bad is None or verdict.bad.reason != "storage":
+        if verdict.bad is None or verdict.bad.reason != ALWAYS_AGAIN:
             self._row, self._answered = 0, True
             return None
         self._row += 1
@@ -81,22 +81,24 @@ class StoragePatience:
 
 
 def probe_files(
-    todo: Sequence[Opening], limits: DecodeConfig, folder: str, answered: bool
+    todo: Iterable[Opening], count: int, limits: DecodeConfig, folder: str, answered: bool
 ) -> Iterator[Verdict]:
     """Opens files on Ray; yields verdicts as they come, each stored below `folder` before.
 
     Args:
+        count: how many files there are to open.
         folder: of the corpus within the manifest.
         answered: whether files of this corpus have been opened before.
 
     Raises: StorageError when the store is down or refuses everything: then no file is to blame. CorpusError
         when the probing processes die again and again.
     """
-    if not todo:
+    if not count:
         return
     patience = StoragePatience(answered)
     last = ""
-    for verdict in (_here if len(todo) <= FEW_FILES else _on_ray)(todo, limits, folder):
+    verdicts = _here(todo, limits, folder) if count <= FEW_FILES else _on_ray(todo, count, limits, folder)
+    for verdict in verdicts:
         last = patience.down(verdict) or last
         if last:
             raise StorageError(_store_is_down(last))
@@ -113,21 +115,24 @@ def _store_is_down(message: str) -> str:
     )
 
 
-def _on_ray(todo: Sequence[Opening], limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
+def _on_ray(todo: Iterable[Opening], count: int, limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
     with ray_session(RayConfig()):
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        count = min(cpus, -(-len(todo) // FEW_FILES))
+        probers = min(cpus, -(-count // FEW_FILES))
         # Spread: Ray would otherwise fill one machine with actors that ask for so little.
         remote = ray.remote(
             num_cpus=PROBER_CPUS, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD"
         )(Prober)
-        actors = [remote.remote(limits, folder) for _ in range(count)]
+        actors = [remote.remote(limits, folder) for _ in range(probers)]
         pool = ray.util.ActorPool(actors)
         try:
-            for verdicts in pool.map_unordered(
-                lambda actor, block: actor.probe.remote(block), list(_blocks(todo, count))
-            ):
+            # Not `map_unordered`, which takes all blocks at once: millions of files would wait in this process.
+            for block in _blocks(todo, min(LARGEST_BLOCK, max(1, count // (probers * BLOCKS_PER_ACTOR)))):
+                verdicts = [] if pool.has_free() else pool.get_next_unordered()
+                pool.submit(lambda actor, some: actor.probe.remote(some), block)
                 yield from verdicts
+            while pool.has_next():
+                yield from pool.get_next_unordered()
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
@@ -142,7 +147,7 @@ def _on_ray(todo: Sequence[Opening], limits: DecodeConfig, folder: str) -> Itera
                 ray.kill(actor)  # type: ignore[arg-type]
 
 
-def _here(todo: Sequence[Opening], limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
+def _here(todo: Iterable[Opening], limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
     prober = Prober(limits, folder)
     try:
         for opening in todo:
@@ -151,10 +156,10 @@ def _here(todo: Sequence[Opening], limits: DecodeConfig, folder: str) -> Iterato
         prober.close()
 
 
-def _blocks(todo: Sequence[Opening], actors: int) -> Iterator[list[Opening]]:
-    size = min(LARGEST_BLOCK, max(1, len(todo) // (actors * BLOCKS_PER_ACTOR)))
-    for start in range(0, len(todo), size):
-        yield list(todo[start : start + size])
+def _blocks(todo: Iterable[Opening], size: int) -> Iterator[list[Opening]]:
+    files = iter(todo)
+    while block := list(itertools.islice(files, size)):
+        yield block
 
 
 class Prober:
@@ -177,7 +182,7 @@ class Prober:
             for opening, answer in zip(block, answers, strict=True)
         ]
         name = hashlib.sha256("\n".join(f"{o.uri}\t{o.version}" for o in block).encode()).hexdigest()[:16]
-        self._blocks.write(name, [v for v in verdicts if v.bad is None or v.bad.reason != "storage"])
+        self._blocks.write(name, [v for v in verdicts if v.bad is None or v.bad.reason != ALWAYS_AGAIN])
         return verdicts
 
 
@@ -186,4 +191,4 @@ def opened_with(uri: str, problem: BadVideo) -> str:
     if problem.reason in UNOPENED:
         return ""
     stored = parse(uri).kind not in ("file", "range")
-    return f"pillow {PIL.__version__}" if stored else f"pyav {av.__version__}"
+    return f"pillow {PIL.__version__}" if stored else pyav_release()

@@ -29,6 +29,10 @@ REASONS: Final[dict[str, str]] = {
 """Reason -> what it means, as shown to the user."""
 
 
+ALWAYS_AGAIN = "storage"
+"""The one reason that says nothing of the file: such videos are opened again by every ingest."""
+
+
 class BadVideo(Exception):
     """A video that cannot be used.
 

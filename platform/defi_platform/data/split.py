@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 
 TRAIN, VALIDATION = "train", "validation"
 
 
-def assign(keys: Sequence[str], holdout: float) -> list[str]:
-    """The split of each video.
+def place(key: str) -> int:
+    """Where an episode (or a video that stands alone) lies among all there could be: 0 to 2**64 - 1."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+def held_out(places: np.ndarray, holdout: float) -> np.ndarray:
+    """Which videos are for validation.
 
     Args:
-        keys: per video the key of its episode (or its own id where it stands alone).
+        places: uint64 (videos,), the `place` of each one's episode.
         holdout: share of validation in [0, 1]. With a share between, both splits get an episode as soon as
             there are two, however few there are.
     """
-    unique = sorted(set(keys))
-    places = {key: int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64 for key in unique}
-    held = {key for key in unique if places[key] < holdout}
-    if 0 < holdout < 1 and len(unique) > 1:
-        by_place = sorted(unique, key=places.__getitem__)
-        held = (held | {by_place[0]}) - {by_place[-1]}
-    return [VALIDATION if key in held else TRAIN for key in keys]
+    held = places / 2.0**64 < holdout
+    if 0 < holdout < 1 and len(places):
+        first, last = places.min(), places.max()
+        if first != last:
+            held[places == first] = True
+            held[places == last] = False
+    return np.asarray(held)
 
 
 def is_split(name: str) -> bool:

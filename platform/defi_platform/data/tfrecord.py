@@ -6,7 +6,7 @@ Framing: length uint64, masked CRC-32C of it uint32, data, masked CRC-32C of the
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO
 
 import numpy as np
@@ -15,6 +15,9 @@ from defi_platform.data.crc32c import crc32c, masked
 
 HEAD = struct.Struct("<QI")
 TAIL = struct.Struct("<I")
+
+LONGEST_HEAD = 20
+"""Bytes of a field's number and length, or of its number and value."""
 
 Value = list[memoryview] | np.ndarray
 """A feature: byte strings, float32 (n,) or int64 (n,)."""
@@ -54,6 +57,27 @@ def read_record(file: IO[bytes], offset: int, length: int, verify: bool = True) 
     if verify and masked(crc32c(memoryview(data)[:length])) != TAIL.unpack(data[length:])[0]:
         raise DamagedRecord(f"the record at byte {offset} does not match its checksum")
     return data[:length]
+
+
+def read_features(file: IO[bytes], offset: int, length: int, wanted: Collection[str]) -> dict[str, Value]:
+    """The `wanted` features of the `tf.train.Example` in one record; the others are stepped over, not read.
+
+    Raises: DamagedRecord when the way to them is damaged; what is stepped over may be, too.
+    """
+    features: dict[str, Value] = {}
+    try:
+        for number, *inside in _spans(file, offset, offset + length):
+            if number != 1:
+                continue
+            for _, *entry in _spans(file, *inside):
+                parts = {number: (start, stop) for number, start, stop in _spans(file, *entry)}
+                name = _content(file, *parts[1]).decode()
+                if name in wanted:
+                    value = _content(file, *parts[2]) if 2 in parts else b""
+                    features[name] = _value(memoryview(value))
+    except (IndexError, KeyError, struct.error, UnicodeDecodeError, ValueError) as error:
+        raise DamagedRecord(f"not a tf.train.Example: {error}") from error
+    return features
 
 
 def parse_example(record: bytes) -> dict[str, Value]:
@@ -99,6 +123,33 @@ def _varints(data: memoryview) -> Iterator[int]:
     while place < len(data):
         value, place = _varint(data, place)
         yield value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _spans(file: IO[bytes], place: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """`_fields` of the bytes from `place` to `stop` - 1 of a file: (field number, start and end of the content)."""
+    while place < stop:
+        file.seek(place)
+        head = memoryview(file.read(min(LONGEST_HEAD, stop - place)))
+        tag, start = _varint(head, 0)
+        kind, end = tag & 7, start
+        if kind == 0:
+            _, end = _varint(head, start)
+        elif kind == 2:
+            size, start = _varint(head, start)
+            end = start + size
+        elif kind in (1, 5):
+            end = start + (8 if kind == 1 else 4)
+        else:
+            raise ValueError(f"wire type {kind}")
+        if place + end > stop:
+            raise ValueError("a field reaches past the end")
+        yield tag >> 3, place + start, place + end
+        place += end
+
+
+def _content(file: IO[bytes], start: int, stop: int) -> bytes:
+    file.seek(start)
+    return file.read(stop - start)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:

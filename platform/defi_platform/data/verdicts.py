@@ -21,6 +21,7 @@ from defi_platform import storage
 from defi_platform.data.decode import Probe
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.screening import Screening
+from defi_platform.data.spool import ROWS_AT_ONCE
 from defi_platform.side_by_side import side_by_side
 
 SCHEMA = pa.schema(
@@ -50,8 +51,6 @@ SCHEMA = pa.schema(
 )
 """`reason` and `message` are set for bad files, what follows them for good ones; from `sampled` on it is the
 `Screening`, null where nobody asked for scores."""
-
-ROWS_AT_ONCE = 20_000
 
 PROBE_COLUMNS = SCHEMA.names[5:-6]
 SCREENING_COLUMNS = SCHEMA.names[-6:]
@@ -145,8 +144,8 @@ class Blocks:
         pq.write_table(table_of(verdicts), sink, compression="zstd")
         storage.write_bytes(storage.join(self._folder, f"{name}.parquet"), sink.getvalue())
 
-    def read(self) -> Iterator[Verdict]:
-        """Verdicts that an ingest which did not reach its end has left."""
+    def read(self) -> Iterator[pa.Table]:
+        """Tables of `SCHEMA`: verdicts that an ingest which did not reach its end has left."""
         places = [
             storage.join(self._folder, name)
             for name in storage.names(self._folder)
@@ -161,7 +160,7 @@ class Blocks:
                 print(f"ingest: {place} is damaged ({error}); its videos are opened again", flush=True)
                 continue
             if table.schema.equals(SCHEMA):
-                yield from verdicts_of(table)
+                yield table
 
     def delete(self) -> None:
         """Once the commit has them all."""

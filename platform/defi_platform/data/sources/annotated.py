@@ -28,11 +28,14 @@ def detect(root: str, top: set[str]) -> bool:
 def listing(root: str, fps: float | None = None) -> Listing:
     """Videos named by the annotations. The first of `texts` is the instruction."""
     files = yield from files_below(root)
-    annotations = [n for n in files if n.startswith("annotation/") and n.endswith(".json")]
-    contents = side_by_side(
-        lambda name: storage.read_bytes(files[name].uri), annotations, storage.is_remote(root)
+    annotations = (
+        entry
+        for entry in files.entries()
+        if entry.name.startswith("annotation/") and entry.name.endswith(".json")
     )
-    for name, content in contents:
+    contents = side_by_side(lambda entry: storage.read_bytes(entry.uri), annotations, storage.is_remote(root))
+    for entry, content in contents:
+        name = entry.name
         episode = name.removeprefix("annotation/").removesuffix(".json")
         try:
             annotation = json.loads(content)
@@ -42,10 +45,10 @@ def listing(root: str, fps: float | None = None) -> Listing:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             yield Refused(
                 video_id=episode,
-                uri=files[name].uri,
+                uri=entry.uri,
                 reason="bad_source",
                 message=f"annotation: {type(error).__name__}: {error}",
-                version=files[name].version,
+                version=entry.version,
             )
             continue
         for camera, video in enumerate(videos):
@@ -58,7 +61,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 min_frames=_fewest_frames(annotation),
                 fps=fps,
                 num_actions=_actions(annotation),
-                signals_uri=files[name].uri if _actions(annotation) else "",
+                signals_uri=entry.uri if _actions(annotation) else "",
             )
             yield claim_or_missing(files, video.lstrip("./"), root, claim)
 

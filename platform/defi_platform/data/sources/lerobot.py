@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from defi_platform import storage
 from defi_platform.data.sources.lerobot_signals import read_signals
 from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing, files_below
+from defi_platform.data.spool import ROWS_AT_ONCE
 from defi_platform.errors import CorpusError
 
 __all__ = ["Info", "detect", "episodes", "is_v3", "listing", "read_info", "read_signals"]
@@ -121,20 +123,20 @@ def listing(root: str, fps: float | None = None) -> Listing:
             yield claim_or_missing(files, name, root, claim)
 
 
-def episodes(root: str, files: dict[str, storage.Entry]) -> list[dict[str, Any]]:
+def episodes(root: str, files: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Rows of `meta/episodes`, without the statistics. Raises: CorpusError for a damaged file."""
-    rows: list[dict[str, Any]] = []
     for name in sorted(n for n in files if n.startswith("meta/episodes/") and n.endswith(".parquet")):
         place = storage.join(root, name)
         try:
             file = pq.ParquetFile(io.BytesIO(storage.read_bytes(place)))
             columns = [c for c in file.schema_arrow.names if not c.startswith("stats/")]
-            rows += file.read(columns=columns).to_pylist()
+            rows = file.read(columns=columns)
         except (OSError, ValueError) as error:
             raise CorpusError(
                 f"{place} cannot be read: {error}. Restore it from the dataset's source."
             ) from error
-    return rows
+        for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
+            yield from batch.to_pylist()
 
 
 def _formatted(template: str, **values: Any) -> str:

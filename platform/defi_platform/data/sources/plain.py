@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import posixpath
 
+import numpy as np
+
 from defi_platform import storage
 from defi_platform.data.sources.rows import Claim, Listing, Refused, files_below
 from defi_platform.data.sources.texts import read_texts
@@ -27,23 +29,26 @@ def listing(root: str, fps: float | None = None) -> Listing:
     """Every video file, with its text where a table at the top of the folder names it."""
     files = yield from files_below(root)
     texts = read_texts(root, [name for name in files if "/" not in name])
-    found = set()
-    for name, entry in files.items():
+    named = np.zeros(len(texts), bool)
+    for entry in files.entries():
+        name = entry.name
         if not is_video(name):
             continue
-        key = next(
-            (key for key in (name, posixpath.splitext(name)[0], posixpath.basename(name)) if key in texts), ""
-        )
-        found.add(key)
+        keys = (name, posixpath.splitext(name)[0], posixpath.basename(name))
+        row = next((row for row in map(texts.row, keys) if row >= 0), -1) if len(texts) else -1
+        if row >= 0:
+            named[row] = True
         yield Claim(
             video_id=name,
             uri=entry.uri,
-            text=texts.get(key, ""),
+            text=texts[row][1] if row >= 0 else "",
             bytes=entry.bytes,
             version=entry.version,
             fps=fps,
         )
-    for key in sorted(texts.keys() - found):
+    # A key that comes twice counts where it is found: at its last row.
+    absent = {texts[row][0] for row in np.flatnonzero(~named).tolist()}
+    for key in sorted(key for key in absent if not named[texts.row(key)]):
         yield Refused(
             video_id=key, uri=storage.join(root, key), reason="missing", message="the table of texts names it"
         )

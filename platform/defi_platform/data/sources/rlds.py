@@ -5,24 +5,48 @@ Source of the layout: reference/formats.md, "Open X-Embodiment RLDS".
 
 from __future__ import annotations
 
+import io
 import json
 import posixpath
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.address import address, parse
 from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals, files_below
-from defi_platform.data.tfrecord import DamagedRecord, parse_example, read_record, record_spans
+from defi_platform.data.tfrecord import (
+    DamagedRecord,
+    Value,
+    parse_example,
+    read_features,
+    read_record,
+    record_spans,
+)
 from defi_platform.errors import CorpusError
 from defi_platform.side_by_side import side_by_side
 
 RATES = {"bridge": 5.0, "fractal": 3.0}
 """Control rates of datasets by the start of their name; the files do not hold them."""
 
+
+TEXTS = tuple(
+    f"steps/{name}"
+    for name in (
+        "language_instruction",
+        "observation/natural_language_instruction",
+        "natural_language_instruction",
+    )
+)
+COUNTS = ("steps/is_first", "steps/is_last", "steps/reward")
+"""Features with a value per step, the first there is."""
+LISTED = frozenset([*TEXTS, *COUNTS, "steps/action"])
+"""All that a listing has to know; they stand between the frames."""
+
+SPARSE_FROM = 8 << 20
+"""Bytes of a remote record from which stepping over its frames is faster than reading it in one request."""
 
 MOST_FOLDERS = 200
 """Folders at the top that are looked into for datasets; a corpus of videos may have a million."""
@@ -34,7 +58,7 @@ def detect(root: str, top: set[str]) -> bool:
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """One claim per episode and camera, found by reading every record once."""
+    """One claim per episode and camera; of every record all but its frames is read."""
     for folder in _versions(root, set(storage.names(root))):
         yield from _version(folder, root, fps)
 
@@ -84,7 +108,6 @@ def _version(folder: str, root: str, fps: float | None) -> Listing:
     shards = sorted(n for n in files if ".tfrecord" in n)
     yield from _absent_shards(folder, shards)
     prefix = folder[len(root) :].strip("/")
-    # Lengths and texts stand between the frames, so every record is read; its frames are checked by the probe.
     episodes = side_by_side(
         lambda shard: list(_shard(files[shard], posixpath.join(prefix, shard), cameras, rate)),
         shards,
@@ -99,9 +122,8 @@ def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> L
     try:
         with storage.open_seekable(entry.uri) as file:
             for number, (offset, length) in enumerate(record_spans(file, entry.bytes)):
-                record = read_record(file, offset, length, verify=False)
                 place = (entry.uri, offset, length)
-                yield from _episode(record, f"{key}/{number:05d}", place, cameras, rate, entry.version)
+                yield from _episode(file, f"{key}/{number:05d}", place, cameras, rate, entry.version)
     except DamagedRecord as error:
         yield Refused(
             video_id=f"{key}/{number + 1:05d}",
@@ -113,11 +135,11 @@ def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> L
 
 
 def _episode(
-    record: bytes, key: str, place: tuple[str, int, int], cameras: list[str], rate: float, version: str
+    file: IO[bytes], key: str, place: tuple[str, int, int], cameras: list[str], rate: float, version: str
 ) -> Listing:
     path, offset, length = place
     try:
-        features = parse_example(record)
+        features = _features(file, path, offset, length)
     except DamagedRecord as error:
         yield Refused(video_id=key, uri=path, reason="corrupt", message=str(error), version=version)
         return
@@ -139,6 +161,18 @@ def _episode(
             num_actions=steps if has_actions else 0,
             signals_uri=address(path, "rlds", offset, length) if has_actions else "",
         )
+
+
+def _features(file: IO[bytes], path: str, offset: int, length: int) -> dict[str, Value]:
+    """What a listing has to know of a record. Its checksum, and its frames, are left to the probe."""
+    if storage.is_remote(path) and length < SPARSE_FROM:
+        record = read_record(file, offset, length, verify=False)
+        features = read_features(io.BytesIO(record), 0, length, LISTED)
+    else:
+        features = read_features(file, offset, length, LISTED)
+    if not any(name in features for name in COUNTS):  # then the longest list tells the number of steps
+        return parse_example(read_record(file, offset, length, verify=False))
+    return features
 
 
 def _described(folder: str) -> tuple[list[str], str]:
@@ -192,20 +226,16 @@ def _absent_shards(folder: str, shards: list[str]) -> Listing:
         )
 
 
-def _text(features: dict[str, Any]) -> str:
-    for name in (
-        "language_instruction",
-        "observation/natural_language_instruction",
-        "natural_language_instruction",
-    ):
-        values = features.get(f"steps/{name}")
+def _text(features: dict[str, Value]) -> str:
+    for name in TEXTS:
+        values = features.get(name)
         if isinstance(values, list) and values:
             return bytes(values[0]).decode("utf-8", "replace")
     return ""
 
 
-def _steps(features: dict[str, Any]) -> int:
-    for name in ("steps/is_first", "steps/is_last", "steps/reward"):
+def _steps(features: dict[str, Value]) -> int:
+    for name in COUNTS:
         if name in features:
             return len(features[name])
     return max(
@@ -213,7 +243,7 @@ def _steps(features: dict[str, Any]) -> int:
     )
 
 
-def _signal(features: dict[str, Any], name: str, steps: int) -> np.ndarray | None:
+def _signal(features: dict[str, Value], name: str, steps: int) -> np.ndarray | None:
     values = features.get(f"steps/{name}")
     if not isinstance(values, np.ndarray) or values.dtype != np.float32 or not steps or len(values) % steps:
         return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
 
 from defi_platform import storage
+from defi_platform.data.keyed_rows import TEXT, KeyedRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,17 +76,48 @@ class Signals:
     """(n, P) float32; None where the corpus has none."""
 
 
-def files_below(root: str) -> Generator[Seen, None, dict[str, storage.Entry]]:
-    """Yields signs of life. Returns: every file below `root` by its name, which may be millions."""
-    files: dict[str, storage.Entry] = {}
+class Files(Mapping[str, storage.Entry]):
+    """Files below a folder by their names, which may be millions; in the order in which they were listed."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._rows = KeyedRows(pa.int64(), TEXT)
+
+    def add(self, entry: storage.Entry) -> None:
+        """Takes a file of the folder."""
+        self._rows.add(entry.name, entry.bytes, entry.version)
+
+    def __getitem__(self, name: str) -> storage.Entry:
+        row = self._rows.row(name)
+        if row < 0:
+            raise KeyError(name)
+        return self._entry(*self._rows[row])
+
+    def __iter__(self) -> Iterator[str]:
+        return (row[0] for row in self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def entries(self) -> Iterator[storage.Entry]:
+        """All of them, without looking each one up."""
+        return (self._entry(*row) for row in self._rows)
+
+    def _entry(self, name: str, size: int, version: str) -> storage.Entry:
+        return storage.Entry(storage.join(self._root, name), name, size, version)
+
+
+def files_below(root: str) -> Generator[Seen, None, Files]:
+    """Yields signs of life. Returns: every file below `root`."""
+    files = Files(root)
     for entry in storage.walk(root):
-        files[entry.name] = entry
+        files.add(entry)
         if len(files) % SIGN_EVERY == 0:
             yield Seen(len(files))
     return files
 
 
-def claim_or_missing(files: dict[str, storage.Entry], name: str, root: str, claim: Claim) -> Claim | Refused:
+def claim_or_missing(files: Files, name: str, root: str, claim: Claim) -> Claim | Refused:
     """`claim` with size and version of the file `name`, or a refusal when the listing lacks it."""
     entry = files.get(name)
     if entry is None:

@@ -5,35 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+import posixpath
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO, Any, Final
 
 import pyarrow.parquet as pq
 
 from defi_platform import storage
+from defi_platform.data.keyed_rows import TEXT, KeyedRows
+from defi_platform.data.spool import ROWS_AT_ONCE
 from defi_platform.errors import CorpusError
 
 VIDEO_COLUMNS = ("video", "file", "file_name", "filename", "path", "video_path", "id", "video_id", "key")
 TEXT_COLUMNS = ("text", "caption", "label", "instruction", "task", "description")
 
 
-def read_texts(root: str, names: Sequence[str]) -> dict[str, str]:
-    """Video name or key -> text, from every table among `names` that has both columns.
+def read_texts(root: str, names: Sequence[str]) -> KeyedRows:
+    """(video name or key, text) from every table among `names` that has both columns.
 
     Raises: CorpusError for a table that cannot be read.
     """
-    texts: dict[str, str] = {}
+    texts = KeyedRows(TEXT)
     for name in sorted(names):
         place = storage.join(root, name)
+        rows = READERS.get(posixpath.splitext(name)[1])
+        if rows is None:
+            continue
         try:
-            if name.endswith(".csv"):
-                texts |= _pairs(csv.DictReader(io.StringIO(storage.read_text(place))))
-            elif name.endswith(".jsonl"):
-                texts |= _pairs(
-                    json.loads(line) for line in storage.read_text(place).splitlines() if line.strip()
-                )
-            elif name.endswith(".parquet"):
-                texts |= _pairs(pq.read_table(io.BytesIO(storage.read_bytes(place))).to_pylist())
+            with storage.open_seekable(place) as file:
+                for video, text in _pairs(rows(file)):
+                    texts.add(video, text)
         except (ValueError, TypeError, AttributeError, csv.Error, OSError) as error:
             raise CorpusError(
                 f"{place} cannot be read as a table of texts: {error}. Repair or remove it."
@@ -41,11 +42,29 @@ def read_texts(root: str, names: Sequence[str]) -> dict[str, str]:
     return texts
 
 
-def _pairs(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
-    found = {}
+def _csv(file: IO[bytes]) -> Iterable[dict[str, Any]]:
+    return csv.DictReader(io.TextIOWrapper(file, "utf-8", newline=""))
+
+
+def _jsonl(file: IO[bytes]) -> Iterable[dict[str, Any]]:
+    return (json.loads(line) for line in io.TextIOWrapper(file, "utf-8") if line.strip())
+
+
+def _parquet(file: IO[bytes]) -> Iterable[dict[str, Any]]:
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE):
+        yield from batch.to_pylist()
+
+
+READERS: Final[dict[str, Callable[[IO[bytes]], Iterable[dict[str, Any]]]]] = {
+    ".csv": _csv,
+    ".jsonl": _jsonl,
+    ".parquet": _parquet,
+}
+
+
+def _pairs(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     for row in rows:
         video = next((row[c] for c in VIDEO_COLUMNS if row.get(c)), None)
         text = next((row[c] for c in TEXT_COLUMNS if row.get(c)), None)
         if video is not None and text is not None:
-            found[str(video)] = str(text)
-    return found
+            yield str(video), str(text)

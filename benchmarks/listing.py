@@ -1,0 +1,112 @@
+"""Memory of the ingest's driver beside that of another checkout, over a made-up listing: no video is opened.
+
+python benchmarks/listing.py [videos] [--against CHECKOUT]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+TIMES = ("first ingest", "again, nothing changed", "again, one video new")
+MEASURE = "--measure"
+
+
+def peak_mb() -> int:
+    """Most memory this process has had resident; mapped files count."""
+    # Not getrusage: its peak is inherited from the process that started this one.
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) // 1024
+
+
+def name_of(number: int) -> str:
+    return f"videos/train/{number // 1000:05d}/{number:08d}.mp4"
+
+
+def measure(folder: str, videos: int) -> None:
+    """One ingest in this process. Prints: MB more than the imports take, seconds."""
+    from defi_platform import storage
+    from defi_platform.config import CorpusConfig, DataConfig
+    from defi_platform.data import ingest
+    from defi_platform.data.decode import Probe
+    from defi_platform.data.verdicts import Verdict
+
+    walked, root = storage.walk, str(Path(folder) / "corpus")
+
+    def walk(place: str) -> Iterator[storage.Entry]:
+        yield from walked(place)
+        if place == root:
+            for number in range(videos):
+                name = name_of(number)
+                size = 1_000_000 + number
+                yield storage.Entry(f"{root}/{name}", name, size, f"{size}-17000000{number:011d}")
+
+    def judged(todo: Iterable[Any], *_: Any, **__: Any) -> Iterator[Verdict]:
+        for one in todo:
+            probe = Probe(300, 30.0, 640, 480, "h264", 1_000_000, 0, "decord", False)
+            yield Verdict(one.uri, one.version, probe, one.attempts)
+
+    storage.walk = walk  # type: ignore[assignment]
+    ingest.probe_files = judged  # type: ignore[assignment]
+    corpora = {"c": CorpusConfig(path=root, format="plain")}
+    base, started = peak_mb(), time.perf_counter()
+    manifest = ingest.ingest(DataConfig(corpora=corpora, manifest=str(Path(folder) / "manifest")))
+    seconds = time.perf_counter() - started
+    assert len(manifest) == videos
+    print(f"measured {peak_mb() - base} {seconds:.1f}")
+
+
+def measured(checkout: Path, folder: str, videos: int) -> tuple[int, float]:
+    """`measure` in a process of its own, with the packages of a checkout."""
+    paths = {"PYTHONPATH": f"{checkout / 'platform'}{os.pathsep}{checkout}"}
+    command = [sys.executable, __file__, str(videos), MEASURE, folder]
+    done = subprocess.run(
+        command, env=os.environ | paths, check=True, text=True, stdout=subprocess.PIPE
+    ).stdout
+    megabytes, seconds = done.rsplit("measured ", 1)[1].split()
+    return int(megabytes), float(seconds)
+
+
+def main() -> int:
+    """Three ingests per checkout, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("videos", nargs="?", type=int, default=200_000)
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another checkout of this project")
+    parser.add_argument(MEASURE, metavar="FOLDER", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.measure:
+        measure(chosen.measure, chosen.videos)
+        return 0
+    checkouts = {"here": Path(__file__).resolve().parents[1]}
+    if chosen.against:
+        checkouts["there"] = chosen.against.resolve()
+    rows: dict[str, list[tuple[int, float]]] = {}
+    for checkout in checkouts.values():
+        with tempfile.TemporaryDirectory() as folder:
+            corpus = Path(folder) / "corpus"
+            corpus.mkdir()
+            with (corpus / "texts.csv").open("w") as texts:
+                print("video,text", file=texts)
+                for number in range(chosen.videos + 1):
+                    print(f"{name_of(number)},put the object into container {number}", file=texts)
+            for number, what in enumerate(TIMES):
+                videos = chosen.videos + (number == 2)
+                rows.setdefault(what, []).append(measured(checkout, folder, videos))
+    names = "".join(f" {name}: MB | MB per million videos | seconds |" for name in checkouts)
+    print(f"| {chosen.videos:,} videos |{names} MB, there to here |")
+    print("|---|" + "---|" * (3 * len(checkouts) + 1))
+    for what, found in rows.items():
+        cells = "".join(f" {mb} | {mb / chosen.videos * 1e6:,.0f} | {s:.1f} |" for mb, s in found)
+        print(f"| {what} |{cells} {found[-1][0] / max(1, found[0][0]):.1f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
