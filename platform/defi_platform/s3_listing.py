@@ -50,13 +50,13 @@ def objects(request: Request, prefix: str) -> Iterator[dict[str, Any]]:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def names(request: Request, prefix: str) -> Iterator[str]:
+def names(request: Request, prefix: str, only_folders: bool = False) -> Iterator[str]:
     """Names of objects and folders right below `prefix`, page by page; there may be millions."""
     for page in _pages(request, prefix, threading.Event(), Delimiter="/"):
-        for found in (*page.get("Contents", ()), *page.get("CommonPrefixes", ())):
-            name = str(found.get("Key") or found["Prefix"])[len(prefix) :].rstrip("/")
-            if name:
-                yield name
+        keys = [str(found["Prefix"]) for found in page.get("CommonPrefixes") or ()]
+        if not only_folders:
+            keys += [str(found["Key"]) for found in page.get("Contents") or () if found["Key"] != prefix]
+        yield from (key[len(prefix) :].rstrip("/") for key in keys)
 
 
 def _name(part: dict[str, Any] | str) -> str:

@@ -11,33 +11,23 @@ import functools
 import itertools
 import os
 import posixpath
-import random
 import shutil
 import stat
-import sys
 import tempfile
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 
 from defi_platform import s3_listing
-from defi_platform.errors import UserError
 from defi_platform.range_file import RangeFile
+from defi_platform.remote import StorageError as StorageError
+from defi_platform.remote import attempt, filesystem, protocols
+from defi_platform.remote import forget_connections as forget_connections
 
 MARKER = "_COMMITTED"
 """Empty file written last into a committed folder."""
-
-ATTEMPTS = 5
-"""Tries of a remote request before its error is passed on; botocore tries each twice."""
-
-Answer = TypeVar("Answer")
-
-
-class StorageError(UserError):
-    """A path that cannot be read or written: absent, forbidden, or its store does not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +66,16 @@ def exists(uri: str) -> bool:
     """Whether a file or folder is there."""
     if not is_remote(uri):
         return local_path(uri).exists()
-    fs, path = _filesystem(uri)
-    return _attempt(uri, lambda: fs.exists(path))
+    fs, path = filesystem(uri)
+    return attempt(uri, lambda: fs.exists(path))
 
 
 def is_folder(uri: str) -> bool:
     """Whether `uri` is a folder that exists (on an object store: holds at least one object)."""
     if not is_remote(uri):
         return local_path(uri).is_dir()
-    fs, path = _filesystem(uri)
-    return _attempt(uri, lambda: fs.isdir(path))
+    fs, path = filesystem(uri)
+    return attempt(uri, lambda: fs.isdir(path))
 
 
 def names(folder: str) -> list[str]:
@@ -93,13 +83,12 @@ def names(folder: str) -> list[str]:
     if not is_remote(folder):
         local = local_path(folder)
         return sorted(os.listdir(local)) if local.is_dir() else []
-    fs, path = _filesystem(folder)
-    if "s3" in _protocols(fs):
+    fs, path = filesystem(folder)
+    if "s3" in protocols(fs):
         # `ls` would keep what the store says of every object, and there may be millions.
-        request, prefix = _s3_request(folder, fs, path)
-        return sorted(s3_listing.names(request, prefix))
+        return sorted(s3_listing.names(*_s3_request(folder, fs, path)))
     try:
-        found = _attempt(folder, lambda: fs.ls(path, detail=False, refresh=True))
+        found = attempt(folder, lambda: fs.ls(path, detail=False, refresh=True))
     except FileNotFoundError:
         return []
     return sorted(name for name in (posixpath.basename(p.rstrip("/")) for p in found) if name)
@@ -110,9 +99,11 @@ def folders(folder: str) -> list[str]:
     if not is_remote(folder):
         local = local_path(folder)
         return sorted(found.name for found in os.scandir(local) if found.is_dir()) if local.is_dir() else []
-    fs, path = _filesystem(folder)
+    fs, path = filesystem(folder)
+    if "s3" in protocols(fs):
+        return sorted(s3_listing.names(*_s3_request(folder, fs, path), only_folders=True))
     try:
-        found = _attempt(folder, lambda: fs.ls(path, detail=True, refresh=True))
+        found = attempt(folder, lambda: fs.ls(path, detail=True, refresh=True))
     except FileNotFoundError:
         return []
     return sorted(posixpath.basename(f["name"].rstrip("/")) for f in found if f["type"] == "directory")
@@ -134,16 +125,16 @@ def entry(uri: str) -> Entry:
     if not is_remote(uri):
         status = local_path(uri).stat()
         return Entry(uri, posixpath.basename(uri), status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
-    fs, path = _filesystem(uri)
-    return _remote_entry(uri, posixpath.basename(uri), _attempt(uri, lambda: fs.info(path)))
+    fs, path = filesystem(uri)
+    return _remote_entry(uri, posixpath.basename(uri), attempt(uri, lambda: fs.info(path)))
 
 
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises: FileNotFoundError, StorageError."""
     if not is_remote(uri):
         return local_path(uri).read_bytes()
-    fs, path = _filesystem(uri)
-    return _attempt(uri, lambda: cast(bytes, fs.cat_file(path)))
+    fs, path = filesystem(uri)
+    return attempt(uri, lambda: cast(bytes, fs.cat_file(path)))
 
 
 def read_text(uri: str) -> str:
@@ -159,11 +150,11 @@ def open_seekable(uri: str, block_bytes: int = 1 << 20) -> IO[bytes]:
     """
     if not is_remote(uri):
         return local_path(uri).open("rb")
-    fs, path = _filesystem(uri)
-    size = int(_attempt(uri, lambda: fs.info(path))["size"])
+    fs, path = filesystem(uri)
+    size = int(attempt(uri, lambda: fs.info(path))["size"])
 
     def fetch(start: int, stop: int) -> bytes:
-        return _attempt(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=stop)))
+        return attempt(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=stop)))
 
     return cast("IO[bytes]", RangeFile(fetch, size, block_bytes))
 
@@ -171,9 +162,9 @@ def open_seekable(uri: str, block_bytes: int = 1 << 20) -> IO[bytes]:
 def write_bytes(uri: str, content: bytes | memoryview) -> None:
     """Writes a file so that readers see the old content or the new, never a part."""
     if is_remote(uri):
-        fs, path = _filesystem(uri)
+        fs, path = filesystem(uri)
         # One put of an object store is atomic by itself.
-        _attempt(uri, lambda: fs.pipe_file(path, bytes(content)))
+        attempt(uri, lambda: fs.pipe_file(path, bytes(content)))
         return
     target = local_path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -196,8 +187,8 @@ def write_text(uri: str, content: str) -> None:
 def put_file(local: Path, uri: str) -> None:
     """Copies a local file of any size to `uri`, where it appears whole or not at all."""
     if is_remote(uri):
-        fs, path = _filesystem(uri)
-        _attempt(uri, lambda: fs.put_file(str(local), path))
+        fs, path = filesystem(uri)
+        attempt(uri, lambda: fs.put_file(str(local), path))
         return
     target = local_path(uri)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -214,8 +205,8 @@ def put_file(local: Path, uri: str) -> None:
 def get_file(uri: str, local: Path) -> None:
     """Downloads a file of any size. Raises: FileNotFoundError, StorageError."""
     if is_remote(uri):
-        fs, path = _filesystem(uri)
-        _attempt(uri, lambda: fs.get_file(path, str(local)))
+        fs, path = filesystem(uri)
+        attempt(uri, lambda: fs.get_file(path, str(local)))
     else:
         shutil.copyfile(local_path(uri), local)
 
@@ -223,9 +214,9 @@ def get_file(uri: str, local: Path) -> None:
 def delete(uri: str) -> None:
     """Removes a file or a whole folder; nothing happens when it is not there."""
     if is_remote(uri):
-        fs, path = _filesystem(uri)
-        if _attempt(uri, lambda: fs.exists(path)):
-            _attempt(uri, lambda: fs.rm(path, recursive=True))
+        fs, path = filesystem(uri)
+        if attempt(uri, lambda: fs.exists(path)):
+            attempt(uri, lambda: fs.rm(path, recursive=True))
     elif local_path(uri).is_dir():
         shutil.rmtree(local_path(uri))
     else:
@@ -237,8 +228,8 @@ def set_aside(folder: str) -> str:
     number = next(n for n in itertools.count(1) if not exists(f"{folder}.old-{n}"))
     aside = f"{folder}.old-{number}"
     if is_remote(folder):
-        fs, path = _filesystem(folder)
-        _attempt(folder, lambda: fs.mv(path, fs._strip_protocol(aside), recursive=True))
+        fs, path = filesystem(folder)
+        attempt(folder, lambda: fs.mv(path, fs._strip_protocol(aside), recursive=True))
     else:
         local_path(folder).rename(local_path(aside))
     return aside
@@ -286,11 +277,11 @@ def local_copy(uri: str) -> Iterator[Path]:
     if not is_remote(uri):
         yield local_path(uri)
         return
-    fs, path = _filesystem(uri)
+    fs, path = filesystem(uri)
     with tempfile.TemporaryDirectory() as scratch:
         target = Path(scratch) / (posixpath.basename(uri.rstrip("/")) or "root")
-        recursive = _attempt(uri, lambda: fs.isdir(path))
-        _attempt(uri, lambda: fs.get(path, str(target), recursive=recursive))
+        recursive = attempt(uri, lambda: fs.isdir(path))
+        attempt(uri, lambda: fs.get(path, str(target), recursive=recursive))
         yield target
 
 
@@ -321,84 +312,6 @@ def _walk_local(root: str, folder: Path, prefix: str) -> Iterator[Entry]:
 # --------------------------------------------------------------------------- remote
 
 
-@functools.lru_cache(maxsize=16)
-def _remote(protocol: str, process: int) -> Any:
-    # A file system holds sockets and an event loop, which do not survive a fork: hence one per process.
-    options: dict[str, Any] = {}
-    if protocol in ("s3", "s3a"):
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:
-            options["endpoint_url"] = endpoint
-        options["config_kwargs"] = {
-            "retries": {"total_max_attempts": 2, "mode": "standard"},
-            "connect_timeout": 10,
-            "read_timeout": 60,
-        }
-    # Imported here: decoder processes of local corpora start a third of a second sooner without it.
-    import fsspec
-
-    try:
-        filesystem = fsspec.filesystem(protocol, **options)
-    except (ImportError, ValueError) as error:
-        raise StorageError(
-            f"{protocol}:// paths cannot be read here: {error}. Install the fsspec driver of {protocol}."
-        ) from error
-    if protocol in ("s3", "s3a"):
-        # Its own five would multiply with ours: a store that swallows requests would block for hours.
-        filesystem.retries = 3
-    return filesystem
-
-
-def forget_connections() -> None:
-    """Makes the next remote request look at the environment (endpoint, credentials) again."""
-    _remote.cache_clear()
-    if "fsspec" in sys.modules:
-        # fsspec keeps file systems by their arguments, which do not name the credentials.
-        sys.modules["fsspec"].AbstractFileSystem.clear_instance_cache()
-
-
-def _filesystem(uri: str) -> tuple[Any, str]:
-    fs = _remote(uri.split("://", 1)[0], os.getpid())
-    return fs, cast(str, fs._strip_protocol(uri))
-
-
-def _attempt(uri: str, request: Callable[[], Answer]) -> Answer:
-    """Runs a remote request; what passes with time is tried again, the rest becomes a clear error."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return request()
-        except FileNotFoundError as error:
-            if _bucket_is_missing(error):
-                raise StorageError(
-                    f"{uri}: there is no such bucket. Check the name and the region."
-                ) from error
-            raise
-        except PermissionError as error:
-            raise StorageError(
-                f"{uri}: access is denied ({error}). Check the credentials (AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY or AWS_PROFILE) and what they may do."
-            ) from error
-        except Exception as error:  # drivers raise their own families: botocore, aiohttp, OSError
-            if type(error).__name__ in ("NoCredentialsError", "ProfileNotFound", "PartialCredentialsError"):
-                raise StorageError(
-                    f"{uri}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-                ) from error
-            if attempt == ATTEMPTS - 1:
-                raise StorageError(
-                    f"{uri}: the store failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. "
-                    "Check the network and the endpoint (AWS_ENDPOINT_URL)."
-                ) from error
-            time.sleep(min(5.0, 0.1 * 2**attempt) * (0.5 + random.random()))
-    raise AssertionError("unreachable")
-
-
-def _bucket_is_missing(error: FileNotFoundError) -> bool:
-    cause = error.__cause__ or error.__context__
-    response = getattr(cause, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    return code == "NoSuchBucket" or "bucket does not exist" in str(error).lower()
-
-
 def _remote_entry(uri: str, name: str, info: dict[str, Any]) -> Entry:
     size = int(info.get("size") or 0)
     stamp = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime")
@@ -407,17 +320,13 @@ def _remote_entry(uri: str, name: str, info: dict[str, Any]) -> Entry:
 
 
 def _walk_remote(folder: str) -> Iterator[Entry]:
-    fs, path = _filesystem(folder)
+    fs, path = filesystem(folder)
     root = path.rstrip("/")
-    found = _s3_objects(folder, fs, root) if "s3" in _protocols(fs) else _found(folder, fs, path)
+    found = _s3_objects(folder, fs, root) if "s3" in protocols(fs) else _found(folder, fs, path)
     for full, info in found:
         name = full[len(root) :].lstrip("/")
         if name and not any(part.startswith(".") for part in name.split("/")):
             yield _remote_entry(join(folder.rstrip("/"), name), name, info)
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def _s3_objects(folder: str, fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -434,28 +343,28 @@ def _s3_request(folder: str, fs: Any, root: str) -> tuple[s3_listing.Request, st
     bucket, _, key = root.rstrip("/").partition("/")
 
     def request(arguments: dict[str, Any]) -> dict[str, Any]:
-        return _attempt(folder, lambda: fs.call_s3("list_objects_v2", Bucket=bucket, **arguments))
+        return attempt(folder, lambda: fs.call_s3("list_objects_v2", Bucket=bucket, **arguments))
 
     return request, f"{key}/" if key else ""
 
 
 def _found(folder: str, fs: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        found = _attempt(folder, lambda: fs.find(path, detail=True, refresh=True))
+        found = attempt(folder, lambda: fs.find(path, detail=True, refresh=True))
     except FileNotFoundError as error:
         raise StorageError(f"{folder} does not exist.") from error
     yield from ((full, info) for full, info in sorted(found.items()) if info.get("type") == "file")
 
 
 def _upload(staging: Path, uri: str) -> None:
-    fs, path = _filesystem(uri)
+    fs, path = filesystem(uri)
     marker = posixpath.join(path, MARKER)
-    if _attempt(uri, lambda: fs.exists(path)):
+    if attempt(uri, lambda: fs.exists(path)):
         # The marker goes first, so that a half-replaced folder is never taken for a whole one.
-        if _attempt(uri, lambda: fs.exists(marker)):
-            _attempt(uri, lambda: fs.rm(marker))
-        _attempt(uri, lambda: fs.rm(path, recursive=True))
+        if attempt(uri, lambda: fs.exists(marker)):
+            attempt(uri, lambda: fs.rm(marker))
+        attempt(uri, lambda: fs.rm(path, recursive=True))
     for file in sorted(p for p in staging.rglob("*") if p.is_file()):
         target = posixpath.join(path, file.relative_to(staging).as_posix())
-        _attempt(uri, functools.partial(fs.put_file, str(file), target))
-    _attempt(uri, lambda: fs.pipe_file(marker, b""))
+        attempt(uri, functools.partial(fs.put_file, str(file), target))
+    attempt(uri, lambda: fs.pipe_file(marker, b""))

@@ -86,8 +86,6 @@ def _later_events(folder: str) -> list[str]:
 
 def skipped(folder: str) -> dict[str, int]:
     """Reason -> number of different videos rejected for it, over all stages."""
-    seen = {(r["corpus"], r["video_id"], r["reason"]) for r in read_quarantine(folder).to_pylist()}
-    counts: dict[str, int] = {}
-    for _, _, reason in sorted(seen):
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
+    different = read_quarantine(folder).group_by(["corpus", "video_id", "reason"]).aggregate([])
+    counts = pc.value_counts(different.column("reason")).to_pylist()
+    return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}

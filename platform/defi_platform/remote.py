@@ -1,0 +1,104 @@
+"""Stores behind URLs: one connection per process, requests that are tried again, and errors that name the way out."""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from defi_platform.errors import UserError
+
+ATTEMPTS = 5
+"""Tries of a remote request before its error is passed on; botocore tries each twice."""
+
+Answer = TypeVar("Answer")
+
+
+class StorageError(UserError):
+    """A path that cannot be read or written: absent, forbidden, or its store does not answer."""
+
+
+@functools.lru_cache(maxsize=16)
+def _remote(protocol: str, process: int) -> Any:
+    # A file system holds sockets and an event loop, which do not survive a fork: hence one per process.
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            options["endpoint_url"] = endpoint
+        options["config_kwargs"] = {
+            "retries": {"total_max_attempts": 2, "mode": "standard"},
+            "connect_timeout": 10,
+            "read_timeout": 60,
+        }
+    # Imported here: decoder processes of local corpora start a third of a second sooner without it.
+    import fsspec
+
+    try:
+        filesystem = fsspec.filesystem(protocol, **options)
+    except (ImportError, ValueError) as error:
+        raise StorageError(
+            f"{protocol}:// paths cannot be read here: {error}. Install the fsspec driver of {protocol}."
+        ) from error
+    if protocol in ("s3", "s3a"):
+        # Its own five would multiply with ours: a store that swallows requests would block for hours.
+        filesystem.retries = 3
+    return filesystem
+
+
+def forget_connections() -> None:
+    """Makes the next remote request look at the environment (endpoint, credentials) again."""
+    _remote.cache_clear()
+    if "fsspec" in sys.modules:
+        # fsspec keeps file systems by their arguments, which do not name the credentials.
+        sys.modules["fsspec"].AbstractFileSystem.clear_instance_cache()
+
+
+def filesystem(uri: str) -> tuple[Any, str]:
+    fs = _remote(uri.split("://", 1)[0], os.getpid())
+    return fs, cast(str, fs._strip_protocol(uri))
+
+
+def attempt(uri: str, request: Callable[[], Answer]) -> Answer:
+    """Runs a remote request; what passes with time is tried again, the rest becomes a clear error."""
+    for number in range(ATTEMPTS):
+        try:
+            return request()
+        except FileNotFoundError as error:
+            if _bucket_is_missing(error):
+                raise StorageError(
+                    f"{uri}: there is no such bucket. Check the name and the region."
+                ) from error
+            raise
+        except PermissionError as error:
+            raise StorageError(
+                f"{uri}: access is denied ({error}). Check the credentials (AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY or AWS_PROFILE) and what they may do."
+            ) from error
+        except Exception as error:  # drivers raise their own families: botocore, aiohttp, OSError
+            if type(error).__name__ in ("NoCredentialsError", "ProfileNotFound", "PartialCredentialsError"):
+                raise StorageError(
+                    f"{uri}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
+                ) from error
+            if number == ATTEMPTS - 1:
+                raise StorageError(
+                    f"{uri}: the store failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. "
+                    "Check the network and the endpoint (AWS_ENDPOINT_URL)."
+                ) from error
+            time.sleep(min(5.0, 0.1 * 2**number) * (0.5 + random.random()))
+    raise AssertionError("unreachable")
+
+
+def _bucket_is_missing(error: FileNotFoundError) -> bool:
+    cause = error.__cause__ or error.__context__
+    response = getattr(cause, "response", None)
+    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+    return code == "NoSuchBucket" or "bucket does not exist" in str(error).lower()
+
+
+def protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
