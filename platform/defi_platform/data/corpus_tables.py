@@ -88,8 +88,8 @@ class CorpusTables:
         drawn = np.where(held, number[VALIDATION], number[TRAIN]).astype(fixed.dtype)
         codes = np.where(fixed == number[""], drawn, fixed)
         # Numbered by their first use, as Arrow numbers texts.
-        first = {code: int(np.argmax(codes == code)) for code in names.values()}
-        used = sorted((c for c in first if len(codes) and codes[first[c]] == c), key=first.__getitem__)
+        present = [code for code in names.values() if (codes == code).any()]
+        used = sorted(present, key=lambda code: int(np.argmax(codes == code)))
         rank = np.zeros(len(names), fixed.dtype)
         rank[used] = np.arange(len(used))
         texts = list(names)
