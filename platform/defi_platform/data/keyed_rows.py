@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-ROWS_PER_CHUNK = 10_000
+ROWS_PER_CHUNK = 4_000
 
 TEXT = pa.binary()
 """Names of files need not be texts that Arrow takes for one."""
@@ -65,6 +65,12 @@ class KeyedRows:
         if number == len(self._chunks):
             return self._waiting[place]
         return tuple(_value(column[place].as_py()) for column in self._chunks[number])
+
+    def keys(self) -> Iterator[str]:
+        """Keys as they came."""
+        for chunk in self._chunks:
+            yield from map(_value, chunk[0].to_pylist())
+        yield from (row[0] for row in self._waiting)
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for chunk in self._chunks:

@@ -17,7 +17,7 @@ from defi_platform.errors import CorpusError
 ROWS_PER_GROUP = 100_000
 """Of files that are written from a table; the format's own million would take the memory of a million to read."""
 
-ROWS_PER_PART = 10_000
+ROWS_PER_PART = 4_000
 
 
 def write_rows(folder: str, kind: str, rows: pa.RecordBatchReader) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from defi_platform.storage import StorageError
 
-ROWS_AT_ONCE = 10_000
+ROWS_AT_ONCE = 4_000
 """Rows of a batch: so many are in memory as Python objects at a time."""
 
 KEPT_BATCHES = 4

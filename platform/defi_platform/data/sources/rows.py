@@ -94,7 +94,7 @@ class Files(Mapping[str, storage.Entry]):
         return self._entry(*self._rows[row])
 
     def __iter__(self) -> Iterator[str]:
-        return (row[0] for row in self._rows)
+        return self._rows.keys()
 
     def __len__(self) -> int:
         return len(self._rows)
