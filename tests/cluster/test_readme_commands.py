@@ -163,7 +163,7 @@ def test_the_jobs_of_the_readme_run_one_after_the_other(
 
 
 OWN_VIDEO = {
-    "python jobs/inspect_corpus.py": "",
+    "python jobs/inspect_corpus.py": "samples=100 videos_per_corpus=1",
     "python jobs/encode_latents.py": "",
     "python jobs/pretrain_gfdm.py --config configs/demo/pretrain_gfdm.yaml data.cache": TINY_RUN,
 }

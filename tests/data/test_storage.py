@@ -16,7 +16,7 @@ import pytest
 from corpora import numbers_of, write_video
 from s3_server import FlakyProxy, s3_server
 
-from defi_platform import storage
+from defi_platform import remote, storage
 from defi_platform.config import DecodeConfig
 from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decoder_pool import DecoderPool
@@ -144,7 +144,7 @@ def test_wrong_credentials_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_server_that_is_not_there_is_one_clear_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
     storage.forget_connections()
     with pytest.raises(storage.StorageError, match="AWS_ENDPOINT_URL"):
         storage.read_bytes(f"{s3}/x")
