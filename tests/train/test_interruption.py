@@ -42,7 +42,7 @@ def test_ctrl_c_stops_at_a_checkpoint_and_sigkill_loses_no_more_than_the_steps_s
     told = interrupted.communicate(timeout=300)[0]
     assert interrupted.returncode == 130, told
     assert "stopping at a checkpoint" in told and "run the same command again" in told
-    assert max(tiny.losses(run)) == 2, "it stops at the end of the step that it is in"
+    assert max(tiny.losses(run)) == 3, "it stops at the end of the first step that begins after the request"
     assert not (run / "summary.json").exists()
 
     killed = start(run, hold=8)
