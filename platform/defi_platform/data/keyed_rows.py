@@ -55,9 +55,15 @@ class KeyedRows:
         place, found = int(hashes.searchsorted(wanted)), -1
         while place < len(hashes) and hashes[place] == wanted:
             row = int(rows[place])
-            found = row if self[row][0] == key else found
+            found = row if self._has(row, key) else found
             place += 1
         return found
+
+    def _has(self, row: int, key: str) -> bool:
+        number, place = divmod(row, ROWS_PER_CHUNK)
+        if number == len(self._chunks):
+            return bool(self._waiting[place][0] == key)
+        return bool(self._chunks[number][0][place].as_py() == key.encode("utf-8", "surrogatepass"))
 
     def __getitem__(self, row: int) -> tuple[Any, ...]:
         """(key, value, ...) of a row."""
