@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -114,12 +115,12 @@ class GIDMRecipe(VideoRecipe):
         names = ("codebook_fraction_used", "codebook_perplexity", "code_counts")
         return super().summary(validation) | {name: validation[name] for name in names if name in validation}
 
-    @property
+    @cached_property
     def _codes(self) -> int:
         from defi_models import presets
+        from defi_models.gidm import InverseDynamics
 
-        model = self.config.model
-        return presets.gidm(model.preset, **model.overrides).encoder.codebook.size
+        return int(starting_config(InverseDynamics, presets.gidm, self.config.model).encoder.codebook.size)
 
 
 def code_usage(counts: Tensor) -> dict[str, Any]:
