@@ -33,8 +33,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python jobs/demo.py --config configs/demo/demo.yaml
 
+# Two processes: most of the time goes into starting Ray, its workers and jobs, which leaves a core idle.
 test: setup
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

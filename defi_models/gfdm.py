@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
+from defi_models.diffusers_class import diffusers_class
 from defi_models.draws import Generators, normal, uniform
 from defi_models.edm import velocity_preconditioning
 from defi_models.encoders.block_dct import BlockDctCodec
@@ -146,7 +146,7 @@ class ForwardDynamics(ModelFolder, nn.Module):
         place = Path(folder)
         scheduler = read_scheduler(place / "scheduler")
         codec = VaeCodec.from_folder(place / "vae")
-        unet = load_backbone(UNetSpatioTemporalConditionModel, place / "unet")
+        unet = load_backbone(diffusers_class("UNetSpatioTemporalConditionModel"), place / "unet")
         config = cls.Config(
             height=height,
             width=width,

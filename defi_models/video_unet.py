@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from diffusers import EulerDiscreteScheduler, UNetSpatioTemporalConditionModel
 
 from defi_models.configuration import from_mapping
+from defi_models.diffusers_class import diffusers_class
 from defi_models.encoders.public_folder import read_public_config
 from defi_models.errors import ConfigurationError, ModelFolderError
 
-# diffusers loads its classes when they are first used; a type checker sees empty placeholders instead.
+# A type checker sees empty placeholders for the classes of diffusers.
 DiffusersUNet: TypeAlias = Any
 DiffusersScheduler: TypeAlias = Any
 
@@ -78,7 +78,7 @@ def build_unet(
             f"feature_blocks names up-block {last_feature_block}; the UNet has {blocks}."
         )
     down = _down_blocks(config.attention_down_blocks)
-    return UNetSpatioTemporalConditionModel(
+    return diffusers_class("UNetSpatioTemporalConditionModel")(
         sample_size=config.sample_size,
         in_channels=2 * latent_channels,
         out_channels=latent_channels,
@@ -126,7 +126,7 @@ def unet_config(unet: DiffusersUNet, folder: Path) -> UNetConfig:
 def build_scheduler(config: SchedulerConfig) -> DiffusersScheduler:
     """The scheduler; its schedule is numbers even where the model around is built on the meta device."""
     with torch.device("cpu"):
-        return EulerDiscreteScheduler(**asdict(config))
+        return diffusers_class("EulerDiscreteScheduler")(**asdict(config))
 
 
 def read_scheduler(folder: Path) -> SchedulerConfig:
@@ -143,7 +143,8 @@ def read_scheduler(folder: Path) -> SchedulerConfig:
         )
     # diffusers' own defaults hold for what the file leaves out, not SVD's
     known = {item.name for item in fields(SchedulerConfig)}
-    theirs: DiffusersScheduler = EulerDiscreteScheduler(**{k: v for k, v in content.items() if k in known})
+    scheduler = diffusers_class("EulerDiscreteScheduler")
+    theirs: DiffusersScheduler = scheduler(**{k: v for k, v in content.items() if k in known})
     full = dict(theirs.config)
     dropped = [k for k, v in content.items() if k not in known and not k.startswith("_") and v != full.get(k)]
     unsupported = [key for key in dropped if content[key] not in (None, False)]

@@ -21,7 +21,26 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+OWN_RAY = {
+    "cluster/test_readme_commands.py",
+    "data/test_ingest_job.py",
+    "data/test_storage.py",
+    "evaluate/test_recording.py",
+    "serve/test_commands.py",
+    "test_demo.py",
+    "train/test_interruption.py",
+}
+"""Files whose tests start jobs with a Ray of their own. Its job agent has one fixed port, so with several test
+processes these all run in the same one."""
 SHARED = REPOSITORY.parent / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: the tests of a file share fixtures and stay together."""
+    for item in items:
+        file = item.path.relative_to(Path(__file__).parent).as_posix()
+        item.add_marker(pytest.mark.xdist_group("own ray" if file in OWN_RAY else file))
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +70,13 @@ def shared_parity() -> Path:
 def ray_cluster() -> Iterator[None]:
     """A real Ray of four logical CPUs, started once for the whole session."""
     import ray
+    from ray.cluster_utils import Cluster
 
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+    # By ray.init it would take the one fixed port of Ray's job agent, and each Ray that a test starts beside it would
+    # wait four seconds for that port before it goes on without.
+    node = {"num_cpus": 4, "object_store_memory": 1 << 30, "dashboard_agent_listen_port": 0}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    ray.init(address=cluster.address, log_to_driver=False)
     yield
     ray.shutdown()
+    cluster.shutdown()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,22 @@ def test_a_finished_stage_is_reused_by_the_next_demo_and_says_so(tmp_path: Path,
         )
     assert len(runs) == 1
     assert "reused" in capsys.readouterr().out
+
+
+def test_a_stage_is_done_until_it_or_one_that_it_reads_has_other_settings(tmp_path: Path) -> None:
+    def stages(**settings: int) -> list[Stage]:
+        first = recording(tmp_path / "c", write_result, **settings)
+        return [first, replace(first, name="pretrain", folders=(), after=("record",))]
+
+    ledger = Ledger(str(tmp_path / "stages.json"))
+    assert not any(map(ledger.done, stages()))
+    for stage in stages():
+        ledger.carry_out(stage, stage.name)
+    again = Ledger(str(tmp_path / "stages.json"))
+    assert all(map(again.done, stages()))
+    assert not again.done(stages(episodes_per_task=4)[0])
+    again.carry_out(stages(episodes_per_task=4)[0], "record")
+    assert not again.done(stages()[1])
 
 
 def test_an_interrupted_stage_goes_on_and_its_time_is_added_up(tmp_path: Path, capsys) -> None:

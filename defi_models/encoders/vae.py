@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 
+from defi_models.diffusers_class import diffusers_class
 from defi_models.encoders.frozen import Frozen
 from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.precision import to_uint8
@@ -41,10 +41,10 @@ class VaeCodec(Frozen):
         def downscale(self) -> int:
             return int(2 ** (len(self.block_out_channels) - 1))
 
-    def __init__(self, config: Config, vae: AutoencoderKLTemporalDecoder | None = None) -> None:
+    def __init__(self, config: Config, vae: Any = None) -> None:
         super().__init__()
         self.config = config
-        self.vae: Any = vae or AutoencoderKLTemporalDecoder(
+        self.vae: Any = vae or diffusers_class("AutoencoderKLTemporalDecoder")(
             down_block_types=("DownEncoderBlock2D",) * len(config.block_out_channels),
             block_out_channels=config.block_out_channels,
             layers_per_block=config.layers_per_block,
@@ -57,7 +57,7 @@ class VaeCodec(Frozen):
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
         """From the `vae` folder of a diffusers SVD pipeline. Raises: ModelFolderError."""
-        vae = load_backbone(AutoencoderKLTemporalDecoder, folder)
+        vae = load_backbone(diffusers_class("AutoencoderKLTemporalDecoder"), folder)
         names = ("latent_channels", "block_out_channels", "layers_per_block", "sample_size", "scaling_factor")
         return cls(cls.Config(**known_fields(vae.config, {name: name for name in names})), vae)
 

@@ -7,10 +7,12 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,24 +54,44 @@ def shell(
     )
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """A user's shell in the activated environment, with data and token of its own."""
+def user(folder: Path) -> dict[str, str]:
+    """A user's shell in the activated environment, with data and token below `folder`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PYTHONPATH"))}
     bin_folder = str(Path(sys.executable).parent)
+    (folder / "home").mkdir()
     return {
         **kept,
         "PATH": f"{bin_folder}:{os.environ['PATH']}",
-        "HOME": str(tmp_path / "home"),
-        "DEFI_HOME": str(tmp_path / "runs"),
+        "HOME": str(folder / "home"),
+        "DEFI_HOME": str(folder / "runs"),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
+
+
+@pytest.fixture(scope="module")
+def recorded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's folder after the README's recording, smaller."""
+    environment = user(tmp_path_factory.mktemp("recorder"))
+    command = the_one("Step by step", "python jobs/record_demos.py")
+    small = "tasks=[drawer-close-v3] episodes_per_task=12 labelled_per_task=2"
+    done = shell(f"{command} {small}", environment, repository, 300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(environment["DEFI_HOME"]) / "demo"
+
+
+@pytest.fixture
+def environment(recorded: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A user who has recorded."""
+    shutil.copytree(recorded, tmp_path / "runs" / "demo")
+    # A short path, for sockets lie there. Ray's commands find a cluster by a file in it, which is not to be that of
+    # another Ray on this machine.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
+        yield user(tmp_path) | {"RAY_TMPDIR": scratch}
 
 
 @pytest.fixture
 def head(environment: dict[str, str], repository: Path) -> Iterator[None]:
     """`ray start --head` as the README has it; ended by pid, because `ray stop` would end every Ray here."""
-    Path(environment["HOME"]).mkdir()
     with socket.socket() as probe:
         # Ray's job agent has one fixed port; where it is taken, `ray job submit` finds "no available agent".
         if probe.connect_ex(("127.0.0.1", 52365)) == 0:
@@ -88,11 +110,16 @@ def head(environment: dict[str, str], repository: Path) -> Iterator[None]:
             process.send_signal(signal.SIGKILL)
 
 
-def record_corpus(environment: dict[str, str], repository: Path) -> None:
-    command = the_one("Step by step", "python jobs/record_demos.py")
-    small = "tasks=[drawer-close-v3] episodes_per_task=12 labelled_per_task=2"
-    recorded = shell(f"{command} {small}", environment, repository, 300)
-    assert recorded.returncode == 0, recorded.stdout + recorded.stderr
+def wait_for_checkpoint(run: Path, environment: dict[str, str], repository: Path) -> None:
+    deadline, asked = time.monotonic() + 400, time.monotonic()
+    while not list(run.glob("checkpoints/*/")):
+        time.sleep(0.2)
+        if time.monotonic() - asked < 30:
+            continue  # asking takes seconds of the cores that train
+        status, asked = shell("ray job status first", environment, repository, 60).stdout, time.monotonic()
+        if "FAILED" in status or time.monotonic() > deadline:
+            logs = shell("ray job logs first", environment, repository, 60)
+            pytest.fail(f"{status}\n{logs.stdout[-5000:]}")
 
 
 @pytest.mark.slow
@@ -100,7 +127,6 @@ def record_corpus(environment: dict[str, str], repository: Path) -> None:
 def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_after_a_stop(
     environment: dict[str, str], repository: Path, head: None
 ) -> None:
-    record_corpus(environment, repository)
     submit = the_one("On a cluster", "ray job submit")
     stranger = {**environment, "RAY_AUTH_MODE": "disabled", "HOME": f"{environment['HOME']}/nobody"}
     refused = shell("ray job list", stranger, repository, 120)
@@ -110,13 +136,7 @@ def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_
     submitted = shell(without_wait, environment, repository, 120)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     run = Path(environment["DEFI_HOME"]) / "demo" / "gfdm"
-    deadline = time.monotonic() + 400
-    while not list(run.glob("checkpoints/*/")):
-        status = shell("ray job status first", environment, repository, 60).stdout
-        if "FAILED" in status or time.monotonic() > deadline:
-            logs = shell("ray job logs first", environment, repository, 60)
-            pytest.fail(f"{status}\n{logs.stdout[-5000:]}")
-        time.sleep(2)
+    wait_for_checkpoint(run, environment, repository)
     stopped = shell("ray job stop first", environment, repository, 120)
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
 
@@ -149,8 +169,6 @@ SMALL = {
 def test_the_jobs_of_the_readme_run_one_after_the_other(
     environment: dict[str, str], repository: Path, tmp_path: Path
 ) -> None:
-    Path(environment["HOME"]).mkdir()
-    record_corpus(environment, repository)
     for job, small in SMALL.items():
         command = the_one("Step by step", f"python jobs/{job}.py")
         done = shell(f"{command} {small}", environment, repository, 300)

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 
 def free_port() -> int:
@@ -21,11 +22,18 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def s3_server(port: int = 0, **environment: str) -> Iterator[str]:
-    """Yields the endpoint of a moto server in a process of its own, on a free port unless one is given."""
+def s3_server(port: int = 0, filled: tuple[str, int] | None = None, **environment: str) -> Iterator[str]:
+    """Yields the endpoint of a moto server in a process of its own, on a free port unless one is given.
+
+    Args:
+        filled: a bucket that is there already and how many objects it holds; see filled_s3_server.py.
+    """
     port = port or free_port()
+    program = ["-m", "moto.server"]
+    if filled:
+        program = [str(Path(__file__).with_name("filled_s3_server.py")), *map(str, filled)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        [sys.executable, *program, "-H", "127.0.0.1", "-p", str(port)],
         env=os.environ | environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

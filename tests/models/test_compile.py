@@ -6,8 +6,18 @@ import pytest
 import torch
 from model_samples import TEXTS, generators, labelled, observation, pixels
 
+from defi_models import presets
+from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics
 from defi_models.policy import DeFIPolicy
+
+
+@pytest.fixture
+def policy(gfdm: ForwardDynamics, gidm: InverseDynamics) -> DeFIPolicy:
+    """One block of each sort: every further one is captured and compiled again."""
+    head = {"dim": 32, "context_blocks": 1, "action_blocks": 1}
+    adapter = {"frame_pair": [0, 2], "video_former": {"dim": 32, "depth": 1}, "head": head}
+    return DeFIPolicy.fuse(presets.policy("nano", views=2, adapter=adapter), gfdm, gidm).eval()
 
 
 @pytest.mark.slow

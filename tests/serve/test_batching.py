@@ -32,15 +32,20 @@ class Doubling:
 def test_a_lone_item_starts_at_once() -> None:
     batcher: GreedyBatcher[int, int] = GreedyBatcher(Doubling(), max_batch_size=8)
 
-    async def one() -> Batched[int]:
-        await batcher.submit(1)  # starts the thread
+    async def one() -> tuple[float, Batched[int]]:
         started = time.perf_counter()
         answer = await batcher.submit(21)
-        assert time.perf_counter() - started < 0.1
-        return answer
+        return time.perf_counter() - started, answer
 
-    answer = asyncio.run(one())
-    assert (answer.result, answer.batch_size) == (42, 1) and answer.queue_ms < 50
+    async def several() -> list[tuple[float, Batched[int]]]:
+        await batcher.submit(1)  # starts the thread
+        return [await one() for _ in range(5)]
+
+    answers = asyncio.run(several())
+    assert all((answer.result, answer.batch_size) == (42, 1) for _, answer in answers)
+    # The quickest: a busy machine may keep one from its core for long, a batcher that waits keeps them all.
+    assert min(seconds for seconds, _ in answers) < 0.1
+    assert min(answer.queue_ms for _, answer in answers) < 50
 
 
 def test_what_queues_while_a_forward_runs_is_the_next_batch() -> None:

@@ -37,8 +37,8 @@ def run_config() -> Callable[..., PretrainConfig]:
             # Validation losses are the average's, so that a run that loses it is found out.
             "ema_decay": 0.9,
             "threads": 1,
-            # Four workers at once, and room for decoders, on the four logical CPUs of the tests' Ray.
-            "resources_per_worker": {"CPU": 0.9},
+            # Five workers at once, and room for decoders, on the four logical CPUs of the tests' Ray.
+            "resources_per_worker": {"CPU": 0.7},
         }
         config = PretrainConfig(train=TrainConfig(output=str(output), **{**small, **changes}))  # type: ignore[arg-type]
         config.tracking.wandb = False

@@ -26,7 +26,8 @@ class Killed:
         row = super().after_update(engine, step)  # type: ignore[misc]
         marker = Path(self.config.train.output) / "killed"  # type: ignore[attr-defined]
         if step == self.kill_at and torch.distributed.get_rank() == 0 and not marker.exists():
-            tiny.die_after_checkpoint(marker.parent, marker)
+            every = self.config.train.checkpoint_every  # type: ignore[attr-defined]
+            tiny.die_after_checkpoint(marker.parent, marker, step // every * every)
         return row
 
 

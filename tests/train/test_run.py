@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,29 +20,27 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two workers, twelve steps, nothing happens."""
-    folder = tmp_path_factory.mktemp("runs") / "a"
-    (summary,) = train(RayConfig(), [tiny.TinyRecipe(run_config(folder, num_workers=2, zero_stage=2))])
-    assert summary.values["steps"] == 12
-    return folder
-
-
-@pytest.fixture(scope="module")
-def given_up(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `uninterrupted`, but a worker is killed after step 8 and no failure is allowed; beside it a healthy run."""
+def together(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs side by side. healthy: two workers, twelve steps, nothing happens. killed: the same, but a worker dies
+    after step 8 and no failure is allowed. diverging: its weights are ruined after step 7."""
     folder = tmp_path_factory.mktemp("runs")
-    killed = tiny.TinyRecipe(
-        run_config(folder / "killed", num_workers=2, zero_stage=2, max_failures=0), "killed", kill_at=8
-    )
-    healthy = tiny.TinyRecipe(run_config(folder / "healthy"), "healthy")
-    diverging = tiny.TinyRecipe(run_config(folder / "diverging"), "diverging", diverge_at=7)
+    two = {"num_workers": 2, "zero_stage": 2}
+    recipes = [
+        tiny.TinyRecipe(run_config(folder / "killed", **two, max_failures=0), "killed", kill_at=8),
+        tiny.TinyRecipe(run_config(folder / "healthy", **two), "healthy"),
+        tiny.TinyRecipe(run_config(folder / "diverging"), "diverging", diverge_at=7),
+    ]
     with pytest.raises(TrainingFailed) as failed:
-        train(RayConfig(), [killed, healthy, diverging])
+        train(RayConfig(), recipes)
     message = str(failed.value)
     assert "killed failed" in message and "diverging failed" in message and "Complete: healthy" in message
     assert "samples 56 to 79" in message and "learning_rate (0.01)" in message
     return folder
+
+
+@pytest.fixture
+def uninterrupted(together: Path) -> Path:
+    return together / "healthy"
 
 
 def test_a_run_leaves_all_that_its_folder_promises(uninterrupted: Path) -> None:
@@ -56,7 +55,9 @@ def test_a_run_leaves_all_that_its_folder_promises(uninterrupted: Path) -> None:
 
 def test_a_complete_run_started_again_does_nothing(uninterrupted: Path, run_config: Make) -> None:
     before = (uninterrupted / "metrics.jsonl").stat().st_mtime_ns
-    (summary,) = train(RayConfig(), [tiny.TinyRecipe(run_config(uninterrupted, num_workers=2, zero_stage=2))])
+    (summary,) = train(
+        RayConfig(), [tiny.TinyRecipe(run_config(uninterrupted, num_workers=2, zero_stage=2), "healthy")]
+    )
     assert summary.reused
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
@@ -74,24 +75,24 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert tiny.final_count(tmp_path / "b") == tiny.final_count(uninterrupted) == 96
 
 
-def test_one_of_two_trainings_failing_leaves_the_other_alone(given_up: Path) -> None:
-    assert (given_up / "healthy" / "summary.json").exists()
-    assert not (given_up / "killed" / "summary.json").exists()
+def test_one_of_two_trainings_failing_leaves_the_other_alone(together: Path) -> None:
+    assert (together / "healthy" / "summary.json").exists()
+    assert not (together / "killed" / "summary.json").exists()
 
 
 def test_losses_that_are_no_number_stop_a_run_with_the_checkpoint_before_them_whole(
-    given_up: Path,
+    together: Path,
 ) -> None:
-    run = given_up / "diverging"
+    run = together / "diverging"
     assert max(tiny.losses(run)) == 7
     assert [row["samples"] for row in tiny.rows(run, "skipped")] == [[56, 63], [64, 71]]
     assert [found.step for found in checkpoints.committed(str(run))] == [5]
 
 
 def test_a_run_goes_on_with_one_worker_and_zero_3_from_the_checkpoint_before_a_damaged_one(
-    uninterrupted: Path, given_up: Path, run_config: Make, capfd: pytest.CaptureFixture[str]
+    uninterrupted: Path, together: Path, run_config: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = given_up / "killed"
+    run = together / "killed"
     newest = checkpoints.committed(str(run))[0]
     assert newest.step == 5
     copy = run / "checkpoints" / checkpoints.folder_name(6, "abcdef")
@@ -111,19 +112,23 @@ def test_a_run_goes_on_with_one_worker_and_zero_3_from_the_checkpoint_before_a_d
 
 def test_a_run_folder_of_another_model_is_refused(uninterrupted: Path, run_config: Make) -> None:
     config = run_config(uninterrupted, num_workers=2, zero_stage=2, steps=20)
-    with pytest.raises(CheckpointError, match="kind 'tiny' there, 'other' in the config"):
+    with pytest.raises(CheckpointError, match="kind 'healthy' there, 'other' in the config"):
         train(RayConfig(), [tiny.TinyRecipe(config, "other")])
 
 
 def test_settings_that_would_change_the_data_order_are_refused(uninterrupted: Path, run_config: Make) -> None:
     config = run_config(uninterrupted, num_workers=2, zero_stage=2, steps=20, global_batch=16)
     with pytest.raises(ConfigError, match=r"train\.global_batch=8, now it is 16"):
-        train(RayConfig(), [tiny.TinyRecipe(config)])
+        train(RayConfig(), [tiny.TinyRecipe(config, "healthy")])
 
 
-def test_a_complete_run_can_be_extended(given_up: Path, ray_cluster: None, run_config: Make) -> None:
-    folder = given_up / "healthy"
-    (summary,) = train(RayConfig(), [tiny.TinyRecipe(run_config(folder, steps=14), "healthy")])
+def test_a_complete_run_can_be_extended_and_moved(
+    uninterrupted: Path, ray_cluster: None, run_config: Make, tmp_path: Path
+) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(uninterrupted, folder)
+    config = run_config(folder, zero_stage=2, steps=14)
+    (summary,) = train(RayConfig(), [tiny.TinyRecipe(config, "healthy")])
     assert summary.values["resumed_from"] == 12
     assert sorted(tiny.losses(folder)) == list(range(1, 15))
 

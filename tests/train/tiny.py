@@ -83,10 +83,11 @@ class TinyRecipe(Recipe):
         return {"seen": float(engine.module.seen.item())}
 
 
-def die_after_checkpoint(run: Path, marker: Path) -> None:
-    """Kills this process once a checkpoint stands in the run folder; it gets there behind the steps."""
+def die_after_checkpoint(run: Path, marker: Path, step: int = 1) -> None:
+    """Kills this process once a checkpoint of `step` or later stands in the run folder; it gets there behind the
+    steps."""
     deadline = time.monotonic() + 60
-    while not checkpoints.committed(str(run)):
+    while not any(found.step >= step for found in checkpoints.committed(str(run))):
         assert time.monotonic() < deadline, "no checkpoint to go on from"
         time.sleep(0.05)
     marker.touch()

@@ -185,7 +185,7 @@ def _refuse_other_model(recipe: Recipe, there: dict[str, Any]) -> None:
 def _run_all(recipes: Sequence[Recipe]) -> None:
     outcomes: dict[str, BaseException | None] = {}
     for recipe in recipes:
-        _prepare_folder(recipe)
+        prepare_folder(recipe)
 
     def drive(recipe: Recipe) -> None:
         try:
@@ -227,7 +227,8 @@ def _stop_on_interrupt(
         raise
 
 
-def _prepare_folder(recipe: Recipe) -> None:
+def prepare_folder(recipe: Recipe) -> None:
+    """Writes the run's config, and clears what an earlier attempt left for others to read."""
     folder = recipe.config.train.output
     storage.write_text(storage.join(folder, CONFIG), to_yaml(recipe.config))
     for name in (STOP, STATUS, SUMMARY):
