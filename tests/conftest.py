@@ -36,6 +36,7 @@ processes these all run in the same one."""
 SHARED = REPOSITORY.parent / "shared"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: the tests of a file share fixtures and stay together."""
     for item in items:
