@@ -35,7 +35,7 @@ demo: setup
 
 # Two processes: most of the time goes into starting Ray, its workers and jobs, which leaves a core idle.
 test: setup
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

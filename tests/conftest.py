@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before torch or Ray are imported, so that their worker processes inherit it.
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -36,12 +37,17 @@ processes these all run in the same one."""
 SHARED = REPOSITORY.parent / "shared"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: the tests of a file share fixtures and stay together."""
-    for item in items:
-        file = item.path.relative_to(Path(__file__).parent).as_posix()
-        item.add_marker(pytest.mark.xdist_group("own ray" if file in OWN_RAY else file))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `pytest -n`: the tests of a file share fixtures and stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0].removeprefix("tests/")
+            return "own Ray" if file in OWN_RAY else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
