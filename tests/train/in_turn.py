@@ -37,7 +37,6 @@ def work(config: dict[str, bytes]) -> dict[str, Any]:
     for recipe in settings["recipes"]:
         if storage.exists(storage.join(recipe.config.train.output, SUMMARY)):
             continue  # complete before this worker was started again
-        one = cloudpickle.dumps({"recipe": recipe, "started": settings["started"]})
-        if outcome := train_worker({"pickled": one}):
+        if outcome := train_worker({"pickled": cloudpickle.dumps({**settings, "recipe": recipe})}):
             return outcome
     return {}
