@@ -280,8 +280,7 @@ class Training:
 
     def _take_over_validation(self, wait_s: float = 0.0) -> None:
         """Logs what was found out beside training, when there is something new."""
-        found = self.beside.finished(wait_s) if self.beside else None
-        if found:
+        if self.beside and (found := self.beside.finished(wait_s)):
             step, concluded = found
             self._log({"step": self.step, "split": "async_validation", "of_step": step, **concluded.figures})
             self._track_media(concluded.media)
@@ -289,9 +288,9 @@ class Training:
             self.saver.spared_step = self.beside.step
 
     def _track_media(self, names: list[str]) -> None:
-        for name in names if self.tracker else ():
-            assert self.tracker
-            self.tracker.media(name, self._path(name), self.step)
+        if self.tracker:
+            for name in names:
+                self.tracker.media(name, self._path(name), self.step)
 
     def _log(self, entry: dict[str, Any]) -> None:
         if self.log:
@@ -344,7 +343,7 @@ class Training:
             assert self.log
             if self.beside and self.beside.step is not None:
                 self._tell(phase="waiting for the validation beside training", force=True)
-                self._take_over_validation(WAIT_AT_THE_END_S)
+            self._take_over_validation(WAIT_AT_THE_END_S)
             self._tell(phase="exporting the model", force=True)
             model = export_model(self.recipe, storage.join(self.run_folder, MODEL)).to(self.engine.device)
             batch = self.validator.batches()[0]
