@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -58,8 +57,6 @@ def announce(cluster: Cluster, node: Any) -> None:
 
 def main() -> int:
     output = Path(sys.argv[1])
-    # Ray asks for as many workers as before until it knows that the node is gone, and waits a minute for each answer.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "5"
     # The agent's own fixed port may be another Ray's.
     head = {"num_cpus": 1, "include_dashboard": False, "dashboard_agent_listen_port": 0}
     cluster = Cluster(initialize_head=True, head_node_args=head)

@@ -36,6 +36,10 @@ class RunTrainer(TorchTrainer):
         if not settings["preemptible"]:
             # One process less to start. Where nodes come and go it is needed.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        if train.min_workers is not None:
+            # After a loss Ray asks for as many workers as before until it knows that the node is gone; a minute per
+            # answer is long for a run that could go on with fewer.
+            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
         # The end of a run, or a dead worker, is noticed at a poll; two seconds is much for short runs.
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         # Ray Train repeats what is printed in its log, which goes to the same place.
