@@ -24,9 +24,9 @@ def test_a_node_that_is_announced_to_go_loses_no_step_and_a_new_one_grows_the_ru
     attempts = tiny.rows(run, "attempt")
     workers = [row["workers"] for row in attempts]
     assert workers[0] == 2 and 1 in workers and workers[-1] == 2, workers
-    assert [row["step"] for row in tiny.rows(run, "preemption")] == [7]
-    assert attempts[workers.index(1)]["step"] == 7, "between the checkpoints of every fourth step"
+    (notice,) = tiny.rows(run, "preemption")
+    assert attempts[workers.index(1)]["step"] == notice["step"] > 6, "there is no other checkpoint"
     rows = tiny.rows(run, "train")
-    assert [row["samples"] for row in rows] == [4 * step for step in range(1, 16)]
-    assert json.loads((run / "summary.json").read_text())["steps"] == 15
-    assert tiny.final_count(run) == 60, "every sample was learned from once"
+    assert [row["samples"] for row in rows] == [4 * step for step in range(1, 29)]
+    assert json.loads((run / "summary.json").read_text())["steps"] == 28
+    assert tiny.final_count(run) == 112, "every sample was learned from once"
