@@ -33,9 +33,9 @@ class RunTrainer(TorchTrainer):
         resources: dict[str, float],
     ):
         settings["preemptible"] = _preemptible(train)
-        if not settings["preemptible"]:
-            # One process less to start. Where nodes come and go it is needed.
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        # One process less to start where no node can go. Set either way: an earlier run of this process, or of the one
+        # that started it, may have been on another cluster.
+        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = str(int(settings["preemptible"]))
         if train.min_workers is not None:
             # After a loss Ray asks for as many workers as before until it knows that the node is gone; a minute per
             # answer is long for a run that could go on with fewer.
