@@ -31,9 +31,10 @@ OWN_RAY = {
     "serve/test_commands.py",
     "test_demo.py",
     "train/test_interruption.py",
+    "train/test_recipes.py",
 }
 """Files whose tests start jobs with a Ray of their own. Its job agent has one fixed port, so with several test
-processes these all run in the same one."""
+processes these all run in the same one; and test_recipes, beside whose workers a new Ray did not start in a minute."""
 SHARED = REPOSITORY.parent / "shared"
 
 
