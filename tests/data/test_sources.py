@@ -6,7 +6,6 @@ import io
 import json
 import os
 import shutil
-import struct
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import numbers_of, picture, write_lerobot, write_video
 from PIL import Image
+from tfrecords import bytes_list, example, float_list, int_list, write_tfrecord
 
 from defi_platform import storage
 from defi_platform.config import CorpusConfig, DecodeConfig
-from defi_platform.data.crc32c import crc32c, masked
 from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.reasons import BadVideo
@@ -234,40 +233,6 @@ RLDS_FEATURES = {
 }
 
 
-def message(number: int, content: bytes) -> bytes:
-    """One field of a protocol buffer."""
-    size, digits = len(content), b""
-    while size >= 0x80:
-        digits += bytes([size & 0x7F | 0x80])
-        size >>= 7
-    return bytes([number << 3 | 2]) + digits + bytes([size]) + content
-
-
-def bytes_list(values: list[bytes]) -> bytes:
-    return message(1, b"".join(message(1, value) for value in values))
-
-
-def float_list(values: list[float]) -> bytes:
-    return message(2, message(1, np.array(values, "<f4").tobytes()))
-
-
-def int_list(values: list[int]) -> bytes:
-    return message(3, message(1, bytes(values)))
-
-
-def example(features: dict[str, bytes]) -> bytes:
-    entries = (message(1, message(1, name.encode()) + message(2, value)) for name, value in features.items())
-    return message(1, b"".join(entries))
-
-
-def write_tfrecord(place: Path, records: list[bytes]) -> None:
-    with place.open("wb") as file:
-        for record in records:
-            head = struct.pack("<Q", len(record))
-            file.write(head + struct.pack("<I", masked(crc32c(head))))
-            file.write(record + struct.pack("<I", masked(crc32c(record))))
-
-
 def test_lerobot_metadata_of_zero_bytes_is_one_clear_error(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "c", [10, 10])
     (root / "meta" / "info.json").write_bytes(b"")
@@ -424,21 +389,3 @@ def test_hdf5_without_a_rate_asks_for_one(tmp_path: Path) -> None:
         file["observations/images/front"] = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(CorpusError, match=r"data\.corpora\.NAME\.fps"):
         listed(tmp_path)
-
-
-# --------------------------------------------------------------------------- checksums
-
-
-@pytest.mark.parametrize(
-    ("data", "checksum"),
-    [(b"", 0), (b"123456789", 0xE3069283), (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43)],
-)
-def test_crc32c_agrees_with_published_values(data: bytes, checksum: int) -> None:
-    assert crc32c(data) == checksum
-
-
-def test_crc32c_of_long_data_agrees_with_the_checksums_in_a_real_file(shared_data: Path) -> None:
-    place = shared_data / "rlds/bridge_dataset/1.0.0/bridge_dataset-train.tfrecord-00000-of-00001"
-    content = place.read_bytes()
-    (length,) = struct.unpack_from("<Q", content)
-    assert struct.unpack_from("<I", content, 12 + length)[0] == masked(crc32c(content[12 : 12 + length]))
