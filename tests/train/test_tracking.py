@@ -43,3 +43,10 @@ def test_what_is_tracked_offline_lands_in_a_remote_run_folder_at_its_end(
     (name,) = storage.names("memory://tracked/run/wandb")
     assert name.startswith("offline-run-")
     assert any(one.endswith(".wandb") for one in storage.names(f"memory://tracked/run/wandb/{name}"))
+
+
+def test_a_remote_run_without_tracking_ends_like_any_other() -> None:
+    tracker = Tracker(TrackingConfig(wandb=False), "memory://untracked/run", "gidm", {})
+    tracker.log({"split": "train", "step": 1, "loss": 0.5})
+    tracker.finish()
+    assert storage.names("memory://untracked/run") == []

@@ -32,22 +32,23 @@ class Tracker:
 
     def __init__(self, config: TrackingConfig, run: str, kind: str, settings: dict[str, Any]):
         self._run: Any = None
-        self._target = run if storage.is_remote(run) else None
+        self._scratch: str | None = None
+        """Where the data of a remote run folder lies until the end."""
+        self._target = storage.join(run, FOLDER)
         if not config.wandb or os.environ.get("WANDB_MODE") == "disabled":
             return
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-        self._folder = (
-            tempfile.mkdtemp(prefix="defi-wandb-") if self._target else str(storage.local_path(run))
-        )
+        if storage.is_remote(run):
+            self._scratch = tempfile.mkdtemp(prefix="defi-wandb-")
         options = {
             "project": config.project,
             "name": config.name or f"{kind}-{run.rstrip('/').rsplit('/', 1)[-1]}",
             "id": _run_id(run),
             "config": settings,
-            "dir": self._folder,
+            "dir": self._scratch or str(storage.local_path(run)),
         }
         try:
-            self._run = _init(mode, options)
+            self._run = _init(mode, options, self._target)
         except Exception as error:  # noqa: BLE001 - whatever W&B raises, training goes on without it
             log.warning("W&B is off for this run: %s: %s", type(error).__name__, error)
 
@@ -74,13 +75,23 @@ class Tracker:
         """Ends the attempt; the run can be continued by the next one."""
         offline = self._run is not None and self._run.offline
         self._guard("finish")
-        if self._target is None:
+        if self._scratch is None:
             return
-        if offline:
-            for path in sorted(Path(self._folder).rglob("*")):
-                if path.is_file() and not path.is_symlink():
-                    storage.put_file(path, storage.join(self._target, *path.relative_to(self._folder).parts))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        try:
+            if offline:
+                self._bring_home(Path(self._scratch) / FOLDER)
+            shutil.rmtree(self._scratch)
+        except (OSError, storage.StorageError) as error:
+            log.warning("W&B's data of this attempt stays in %s: %s", self._scratch, error)
+
+    def _bring_home(self, folder: Path) -> None:
+        import wandb
+
+        # Only when its service has ended is everything written.
+        wandb.teardown()
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                storage.put_file(path, storage.join(self._target, *path.relative_to(folder).parts))
 
     def _guard(self, method: str, *arguments: Any, **options: Any) -> None:
         if self._run is None:
@@ -92,8 +103,12 @@ class Tracker:
             self._run = None
 
 
-def _init(mode: str, options: dict[str, Any]) -> Any:
-    """A W&B run; offline where it should be online and the server does not answer."""
+def _init(mode: str, options: dict[str, Any], kept: str) -> Any:
+    """A W&B run; offline where it should be online and the server does not answer.
+
+    Args:
+        kept: where the data of an offline one ends up.
+    """
     import wandb
 
     settings = wandb.Settings(
@@ -105,7 +120,7 @@ def _init(mode: str, options: dict[str, Any]) -> Any:
         if mode != "online":
             raise
         print(
-            f"W&B cannot be reached ({error}); this attempt is kept in {options['dir']}/{FOLDER}, from where "
+            f"W&B cannot be reached ({error}); this attempt is kept in {kept}, from where "
             "`wandb sync` brings it to the server",
             flush=True,
         )
