@@ -59,6 +59,7 @@ def forget_connections() -> None:
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path in it. Raises: StorageError when its driver is not installed."""
     fs = _remote(uri.split("://", 1)[0], os.getpid())
     return fs, cast(str, fs._strip_protocol(uri))
 
@@ -101,4 +102,5 @@ def _bucket_is_missing(error: FileNotFoundError) -> bool:
 
 
 def protocols(fs: Any) -> tuple[str, ...]:
+    """What a file system's URLs can begin with."""
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

@@ -29,10 +29,7 @@ class AsyncValidation:
     """
 
     def __init__(self, recipe: Recipe):
-        self._kind, train = recipe.kind, recipe.config.train
-        self._every, self._resources = train.async_validation_every, dict(train.async_validation_resources)
-        self._patience_s = train.storage_patience_s
-        self._recipe = cloudpickle.dumps(recipe)
+        self._recipe, self._train = recipe, recipe.config.train
         self._task: ray.ObjectRef[bytes] | None = None
         self.step: int | None = None
         """Of the checkpoint that is being validated."""
@@ -40,12 +37,13 @@ class AsyncValidation:
 
     def consider(self, step: int) -> None:
         """Starts on the checkpoint of this step when one is due; leaves it out while the last one is under way."""
-        if not self._every or step % self._every:
+        every = self._train.async_validation_every
+        if not every or step % every:
             return
         if self.step is not None:
             self.counts["left_out"] += 1
             return
-        resources = dict(self._resources)
+        resources = dict(self._train.async_validation_resources)
         task = ray.remote(validate_checkpoint).options(
             num_cpus=resources.pop("CPU", 0.0),
             num_gpus=resources.pop("GPU", 0.0),
@@ -54,7 +52,7 @@ class AsyncValidation:
             scheduling_strategy="DEFAULT",
             max_retries=0,
         )
-        self.step, self._task = step, task.remote(self._recipe, step, self._patience_s)
+        self.step, self._task = step, task.remote(cloudpickle.dumps(self._recipe), step)
 
     def finished(self, wait_s: float = 0.0) -> tuple[int, Conclusion] | None:
         """The step and what was found, once, of a validation that has ended well.
@@ -75,26 +73,29 @@ class AsyncValidation:
             found = cloudpickle.loads(ray.get(task))
         except Exception as error:  # noqa: BLE001 - whatever ends it, training goes on
             self.counts["failed"] += 1
-            print(f"{self._kind}: validation beside training, step {step}: {told(unwrap(error))}", flush=True)
+            print(
+                f"{self._recipe.kind}: validation beside training, step {step}: {told(unwrap(error))}",
+                flush=True,
+            )
             return None
         assert step is not None
         self.counts["done"] += 1
         return step, found
 
 
-def validate_checkpoint(pickled: bytes, step: int, patience_s: float) -> bytes:
+def validate_checkpoint(pickled: bytes, step: int) -> bytes:
     """What the recipe finds out about the model of one checkpoint, on the GPU where the task was given one.
 
     Args:
-        pickled: the recipe.
-        patience_s: how long the checkpoint may take to reach the run folder.
+        pickled: the recipe; the checkpoint may take its `storage_patience_s` to reach the run folder.
     Returns: the Conclusion, pickled. Raises: TimeoutError when the checkpoint does not come.
     """
     recipe: Recipe = cloudpickle.loads(pickled)
-    found = _committed(recipe.config.train.output, step, patience_s)
+    train = recipe.config.train
+    found = _committed(train.output, step, train.storage_patience_s)
     model = load_model(recipe, found).to("cuda" if ray.get_gpu_ids() else "cpu")
     batch = held_out_batches(recipe, 0, 1)[0]
-    return cloudpickle.dumps(recipe.conclude(model, batch, recipe.config.train.output, step))
+    return cloudpickle.dumps(recipe.conclude(model, batch, train.output, step))
 
 
 def _committed(run: str, step: int, patience_s: float) -> checkpoints.Found:
