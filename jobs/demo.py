@@ -4,12 +4,15 @@ import sys
 
 from defi_platform.config import DemoConfig
 from defi_platform.config_file import parse_arguments
-from defi_platform.demo import run_demo
 from defi_platform.errors import exit_code
 
 
 def main() -> int:
-    print(f"report: {run_demo(parse_arguments(DemoConfig))}")
+    config = parse_arguments(DemoConfig)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.demo import run_demo
+
+    print(f"report: {run_demo(config)}")
     return 0
 
 

@@ -7,11 +7,14 @@ import source_tree  # noqa: F401 - first: the packages may be those of this chec
 from defi_platform.config import EncodeConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.train.encode_latents import encode_latents
 
 
 def main() -> int:
-    print(encode_latents(parse_arguments(EncodeConfig)).text())
+    config = parse_arguments(EncodeConfig)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.train.encode_latents import encode_latents
+
+    print(encode_latents(config).text())
     return 0
 
 

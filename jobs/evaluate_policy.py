@@ -5,11 +5,14 @@ import sys
 from defi_platform.config import EvaluateConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.evaluate.rollouts import evaluate
 
 
 def main() -> int:
-    print(evaluate(parse_arguments(EvaluateConfig)).summary())
+    config = parse_arguments(EvaluateConfig)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.evaluate.rollouts import evaluate
+
+    print(evaluate(config).summary())
     return 0
 
 

@@ -7,11 +7,14 @@ import source_tree  # noqa: F401 - first: the packages may be those of this chec
 from defi_platform.config import ExportConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.train.export_run import export_run
 
 
 def main() -> int:
-    print(f"model: {export_run(parse_arguments(ExportConfig))}")
+    config = parse_arguments(ExportConfig)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.train.export_run import export_run
+
+    print(f"model: {export_run(config)}")
     return 0
 
 

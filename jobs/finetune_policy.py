@@ -7,13 +7,16 @@ import source_tree  # noqa: F401 - first: the packages may be those of this chec
 from defi_platform.config import FinetuneConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.train.finetune import finetune
 
 FLAGS = {"--dry-run": "dry_run=true"}
 
 
 def main() -> int:
-    print(finetune(parse_arguments(FinetuneConfig, flags=FLAGS)).text())
+    config = parse_arguments(FinetuneConfig, flags=FLAGS)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.train.finetune import finetune
+
+    print(finetune(config).text())
     return 0
 
 

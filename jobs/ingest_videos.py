@@ -6,14 +6,17 @@ import source_tree  # noqa: F401 - first: the packages may be those of this chec
 
 from defi_platform.config import IngestConfig
 from defi_platform.config_file import parse_arguments
-from defi_platform.data.ingest import run_ingest
 from defi_platform.errors import exit_code
 
 FLAGS = {"--strict": "data.strict=true", "--retry-quarantined": "data.retry_quarantined=true"}
 
 
 def main() -> int:
-    print(run_ingest(parse_arguments(IngestConfig, flags=FLAGS)))
+    config = parse_arguments(IngestConfig, flags=FLAGS)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.data.ingest import run_ingest
+
+    print(run_ingest(config))
     return 0
 
 

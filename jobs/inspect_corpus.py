@@ -7,11 +7,14 @@ import source_tree  # noqa: F401 - first: the packages may be those of this chec
 from defi_platform.config import InspectConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.evaluate.corpus_page import inspect_corpora
 
 
 def main() -> int:
-    print(f"corpora: {inspect_corpora(parse_arguments(InspectConfig))}")
+    config = parse_arguments(InspectConfig)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.evaluate.corpus_page import inspect_corpora
+
+    print(f"corpora: {inspect_corpora(config)}")
     return 0
 
 

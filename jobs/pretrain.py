@@ -7,13 +7,16 @@ import source_tree  # noqa: F401 - first: the packages may be those of this chec
 from defi_platform.config import PretrainBothConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.train.pretrain import pretrain_both
 
 FLAGS = {"--dry-run": "dry_run=true"}
 
 
 def main() -> int:
-    for summary in pretrain_both(parse_arguments(PretrainBothConfig, flags=FLAGS)).values():
+    config = parse_arguments(PretrainBothConfig, flags=FLAGS)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.train.pretrain import pretrain_both
+
+    for summary in pretrain_both(config).values():
         print(summary.text())
     return 0
 

@@ -7,13 +7,16 @@ import source_tree  # noqa: F401 - first: the packages may be those of this chec
 from defi_platform.config import PretrainConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.train.pretrain import pretrain
 
 FLAGS = {"--dry-run": "dry_run=true"}
 
 
 def main() -> int:
-    print(pretrain("gidm", parse_arguments(PretrainConfig, flags=FLAGS)).text())
+    config = parse_arguments(PretrainConfig, flags=FLAGS)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.train.pretrain import pretrain
+
+    print(pretrain("gidm", config).text())
     return 0
 
 

@@ -5,11 +5,14 @@ import sys
 from defi_platform.config import RecordConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.evaluate.recording import record
 
 
 def main() -> int:
-    print(record(parse_arguments(RecordConfig)).summary())
+    config = parse_arguments(RecordConfig)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.evaluate.recording import record
+
+    print(record(config).summary())
     return 0
 
 

@@ -7,11 +7,14 @@ import source_tree  # noqa: F401 - first: the packages may be those of this chec
 from defi_platform.config import ServeConfig
 from defi_platform.config_file import parse_arguments
 from defi_platform.errors import exit_code
-from defi_platform.serve.app import serve_policy
 
 
 def main() -> int:
-    return serve_policy(parse_arguments(ServeConfig))
+    config = parse_arguments(ServeConfig)
+    # Only now: it imports for seconds, and a mistake in the config is told before.
+    from defi_platform.serve.app import serve_policy
+
+    return serve_policy(config)
 
 
 if __name__ == "__main__":

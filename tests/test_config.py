@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +23,18 @@ from defi_platform.config import (
 from defi_platform.config_file import data_home, load_config, parse_arguments, to_mapping, to_yaml
 from defi_platform.errors import ConfigError
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+REPOSITORY = Path(__file__).parents[1]
+CONFIGS = REPOSITORY / "configs"
+JOBS = sorted(path for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "source_tree")
+WITHOUT_TORCH_AND_RAY = """
+import runpy, sys
+sys.modules.update(torch=None, ray=None)
+_, job, *arguments = sys.argv
+sys.argv = [job, *arguments]
+sys.path.insert(0, job.rpartition("/")[0])
+runpy.run_path(job, run_name="__main__")
+"""
+"""Starts a job where an import of either is an error."""
 SCHEMAS = {
     "record_demos": RecordConfig,
     "ingest_videos": IngestConfig,
@@ -80,6 +92,17 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_named(
 ) -> None:
     with pytest.raises(ConfigError, match=f"'{named}'.*Did you mean '{fix}'"):
         load_config(PretrainConfig, files / "run.yaml", [override])
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_a_job_tells_a_mistake_in_its_config_before_it_imports_for_seconds(job: Path) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH_AND_RAY, str(job), "no_such_key=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 2 and "ConfigError: " in told.stderr and "no_such_key" in told.stderr
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_its_key_and_place(files: Path) -> None:

@@ -1,4 +1,4 @@
-"""From sample numbers to a decoded micro-batch: the class that Ray Data's decode actors hold.
+"""From sample numbers to a decoded micro-batch: what Ray Data's decode actors hold, and what reads a few batches.
 
 A bad video goes to quarantine and the plan's fallback stands in; every such skip is counted in the batch.
 """
@@ -49,15 +49,14 @@ class SampleDecoder:
     """Decodes the samples it is given by number.
 
     Args:
-        data: frame size, limits, strictness.
+        data: frame size, limits, strictness; `decode.processes` of its own decode.
         cache: where encoded frames are; a micro-batch whose videos are all there is read instead of decoded.
     """
 
     def __init__(self, plan: Plan, data: DataConfig, cache: CachePlace | None = None) -> None:
         self._plan = plan
         self._data = data
-        limits = type(data.decode)(**{**data.decode.__dict__, "processes": 1})
-        self._pool = DecoderPool(limits)
+        self._pool = DecoderPool(data.decode)
         self._cache = LatentCache(cache, plan.manifest) if cache else None
         if self._cache is None:
             self._pool.start()
@@ -86,6 +85,10 @@ class SampleDecoder:
         if isinstance(self._plan.rule, ChunkRule):
             return columns | {"images": frames} | self._chunks(samples, self._plan.rule.chunk)
         return columns | {"frames": frames}
+
+    def close(self) -> None:
+        """Ends the decoder processes."""
+        self._pool.close()
 
     # ----------------------------------------------------------------------- inside
 

@@ -6,16 +6,15 @@ is read from that was never learned. N pairs, K latent action tokens, A action d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from defi_platform.config import DataConfig, ProbeConfig
-from defi_platform.data.dataset import stream
+from defi_platform.data.dataset import few_batches
 from defi_platform.data.episodes import SignalReader
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan
@@ -62,10 +61,7 @@ def _pairs(
     found: dict[str, list[Tensor]] = {name: [] for name in encoders}
     actions: list[Tensor] = []
     reader = SignalReader()
-    batches: Iterable[dict[str, Any]] = stream(
-        plan, data, start=0, stop=number, rank=0, world_size=1, global_batch=BATCH, micro_batch=BATCH
-    )
-    for batch in batches:
+    for batch in few_batches(plan, data, 0, number, BATCH):
         # A sample that stands in for a bad video is not the one that the plan names, so its actions are unknown.
         whole = [place for place, reason in enumerate(batch["skipped"]) if not reason]
         texts = [batch["text"][place] for place in whole]

@@ -75,6 +75,11 @@ class Recipe(ABC):
     ) -> Iterable[dict[str, Any]]:
         """Batches of samples start..stop of a plan, as `defi_platform.data.dataset.stream` gives them."""
 
+    def held_out(self, plan: Any, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
+        """The few batches of samples start..stop of the validation plan that training waits for."""
+        sizes = {"global_batch": size, "micro_batch": size}
+        return self.stream(plan, start=start, stop=stop, rank=0, world_size=1, **sizes)
+
     def cost(self) -> Cost | None:
         """Parameters, operations and activations of the model; None where they are not known."""
         return None

@@ -47,17 +47,7 @@ def scalars(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def held_out_batches(recipe: Recipe, first: int, last: int) -> list[dict[str, Any]]:
     """Micro-batches number first..last of the validation split, in memory."""
     size = recipe.config.train.micro_batch
-    return list(
-        recipe.stream(
-            recipe.plan("validation"),
-            start=first * size,
-            stop=last * size,
-            rank=0,
-            world_size=1,
-            global_batch=size,
-            micro_batch=size,
-        )
-    )
+    return list(recipe.held_out(recipe.plan("validation"), first * size, last * size, size))
 
 
 class Validator:

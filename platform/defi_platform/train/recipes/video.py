@@ -14,7 +14,7 @@ from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.folder import CONFIG_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig
-from defi_platform.data.dataset import stream
+from defi_platform.data.dataset import few_batches, stream
 from defi_platform.data.ingest import ingest
 from defi_platform.data.manifest import Manifest, read_committed
 from defi_platform.data.plan import Plan
@@ -110,8 +110,7 @@ class VideoRecipe(Recipe):
         global_batch: int,
         micro_batch: int,
     ) -> Iterable[dict[str, Any]]:
-        # Validation is on pictures: it shows them, and it is decoded only once.
-        cache = self._cache if plan.split == TRAIN else None
+        cache = self._cache
         batches = stream(
             plan,
             self.config.data,
@@ -122,9 +121,13 @@ class VideoRecipe(Recipe):
             global_batch=global_batch,
             micro_batch=micro_batch,
             cache=cache.place if cache else None,
-            keep_stats=self._keep_stats if rank == 0 and plan.split == TRAIN else None,
+            keep_stats=self._keep_stats if rank == 0 else None,
         )
         return cache.counted(batches, tell=rank == 0) if cache else batches
+
+    def held_out(self, plan: Plan, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
+        # On pictures, whether there is a cache or not: they are shown, and decoded only once.
+        return few_batches(plan, self.config.data, start, stop, size)
 
     def _keep_stats(self, text: str) -> None:
         """What Ray Data tells of rank 0's stream; each attempt at a run overwrites it, none depends on it."""
