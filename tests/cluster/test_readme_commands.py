@@ -132,6 +132,7 @@ def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_
     refused = shell("ray job list", stranger, repository, 120)
     assert refused.returncode != 0, "a client without the token is refused"
 
+    submit = f"{submit} train.checkpoint_every=3 train.validation_batches=1"
     without_wait = submit.replace("ray job submit", "ray job submit --no-wait --submission-id first")
     submitted = shell(without_wait, environment, repository, 120)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
@@ -145,8 +146,8 @@ def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_
         for line in (run / "metrics.jsonl").read_text().splitlines()
         if '"train"' in line
     )
-    # The rest of the run would take minutes: ten steps past the checkpoint show that it goes on.
-    again = shell(f"{submit} train.steps={reached + 10}", environment, repository, 400)
+    # The rest of the run would take minutes: a few steps past the checkpoint show that it goes on.
+    again = shell(f"{submit} train.steps={reached + 3}", environment, repository, 400)
     assert again.returncode == 0, again.stdout[-5000:] + again.stderr[-2000:]
     assert re.search(r"goes on from step \d+", again.stdout)
     assert json.loads((run / "summary.json").read_text())["resumed_from"] >= 1

@@ -18,6 +18,7 @@ from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.errors import ConfigError
 from defi_platform.train.checks import check_train_config
 from defi_platform.train.recipe import Conclusion
+from defi_platform.train.recipes.gidm import GIDMRecipe
 from defi_platform.train.run import train
 
 
@@ -75,3 +76,13 @@ def test_a_rhythm_that_meets_no_checkpoints_is_refused(run_config: Callable[...,
         ConfigError, match=r"async_validation_every=7 is no multiple of .*checkpoint_every=5.*Set it to 5"
     ):
         check_train_config(config.train)
+
+
+def test_a_gidm_that_has_nothing_to_be_probed_on_is_refused(
+    run_config: Callable[..., PretrainConfig],
+) -> None:
+    config = run_config(Path("run"), async_validation_every=5)
+    with pytest.raises(
+        ConfigError, match=r"async_validation_every=5 without train\.probe.*train\.probe\.corpora"
+    ):
+        GIDMRecipe(config)

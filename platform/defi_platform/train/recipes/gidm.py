@@ -14,6 +14,7 @@ from defi_platform import storage
 from defi_platform.config import PretrainConfig, ProbeConfig
 from defi_platform.data.ingest import ingest
 from defi_platform.data.rules import PairRule, Rule
+from defi_platform.errors import ConfigError
 from defi_platform.train.draws import seed_of
 from defi_platform.train.probe import linear_probe, probe_data
 from defi_platform.train.recipe import Conclusion
@@ -38,6 +39,12 @@ class GIDMRecipe(VideoRecipe):
             probe.manifest = storage.absolute(probe.manifest)
             for corpus in probe.corpora.values():
                 corpus.path = storage.absolute(corpus.path)
+        if config.train.async_validation_every and not self._probe:
+            raise ConfigError(
+                f"gidm: train.async_validation_every={config.train.async_validation_every} without train.probe: beside "
+                "training, GIDM is only probed for actions. Name a labelled corpus "
+                "(train.probe.corpora.NAME.path=FOLDER), or set train.async_validation_every=0."
+            )
 
     def rule(self) -> Rule:
         return PairRule(self.config.data.pair_interval_s)
