@@ -94,6 +94,8 @@ class DecodeConfig:
     memory_mb: int = 2048
     recycle_after: int = 500
     """Videos after which a decoder process is replaced."""
+    storage_patience_s: float = 600.0
+    """How long a store that gives no video any more is waited for before the run ends."""
 
 
 @dataclass

@@ -22,6 +22,10 @@ class StorageError(UserError):
     """A path that cannot be read or written: absent, forbidden, or its store does not answer."""
 
 
+class StoreAway(StorageError):
+    """A store that did not answer, also when asked again; it may come back."""
+
+
 @functools.lru_cache(maxsize=16)
 def _remote(protocol: str, process: int) -> Any:
     # A file system holds sockets and an event loop, which do not survive a fork: hence one per process.
@@ -86,7 +90,7 @@ def attempt(uri: str, request: Callable[[], Answer]) -> Answer:
                     f"{uri}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
                 ) from error
             if number == ATTEMPTS - 1:
-                raise StorageError(
+                raise StoreAway(
                     f"{uri}: the store failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. "
                     "Check the network and the endpoint (AWS_ENDPOINT_URL)."
                 ) from error

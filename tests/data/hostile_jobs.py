@@ -13,7 +13,8 @@ from defi_platform.data.reasons import BadVideo
 
 
 class HostileJobs(Jobs):
-    """Behaves by the name of the file: hang, abort, exit, allocate, leak, storage, or fill every frame with 7."""
+    """Behaves by the name of the file: hang, abort, exit, allocate, leak, storage, away until there is a
+    file `back` beside it, or fill every frame with 7."""
 
     def __init__(self, memory_bytes: int) -> None:
         super().__init__(memory_bytes)
@@ -39,7 +40,8 @@ class HostileJobs(Jobs):
             self._kept.append(np.ones(32 << 20, np.uint8))
         if name.startswith("leak"):
             self._kept.append(np.ones(48 << 20, np.uint8))
-        if name.startswith("storage"):
+        away = name.startswith("away") and not os.path.exists(os.path.join(os.path.dirname(job.uri), "back"))
+        if name.startswith("storage") or away:
             raise BadVideo("storage", "503 Slow Down")
         if name.startswith("pid"):
             out[...] = np.frombuffer(np.uint32(os.getpid()).tobytes(), np.uint8)[:4].reshape(

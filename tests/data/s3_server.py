@@ -66,7 +66,13 @@ class FlakyProxy:
         b'<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Reduce your rate.</Message></Error>\n'
     )
 
-    def __init__(self, port: int, reset_every: int = 0, throttle_every: int = 0, refuse: bytes = b"") -> None:
+    def __init__(
+        self,
+        port: int,
+        reset_every: int = 0,
+        throttle_every: int = 0,
+        refuse: bytes | tuple[bytes, ...] = b"",
+    ) -> None:
         self._target = port
         self._reset_every, self._throttle_every = reset_every, throttle_every
         self.refuse = refuse

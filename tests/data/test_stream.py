@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import ray
 from corpora import FPS, numbers_of, write_lerobot, write_video
 
-from defi_platform.config import CorpusConfig, DataConfig
+from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
 from defi_platform.data.dataset import stream
 from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.ingest import ingest
@@ -167,23 +169,54 @@ def test_a_decode_actor_killed_in_mid_stream_loses_and_repeats_nothing(
     assert told[-1].startswith("240 samples in") and "MapBatches(SampleDecoder)" in told[-1]
 
 
-def test_a_store_that_is_down_stops_the_stream_instead_of_emptying_the_corpus() -> None:
-    names = ["fine0", "storage1", "storage2", "storage3", "storage4", "storage5"]
+def hostile(names: list[str], patience_s: float) -> SampleDecoder:
+    """A decoder of videos that behave by their names; see hostile_jobs.py."""
     rows = [
-        {"corpus": "toy", "video_id": name, "uri": f"s3://b/{name}", "version": "1", "split": "train"}
+        {"corpus": "toy", "video_id": name, "uri": name, "version": "1", "split": "train"}
         | {"camera": "", "text": "", "num_frames": 9, "fps": 3.0, "width": 8, "height": 8}
         | {"first_frame": 0, "decoder": "pyav", "num_actions": 0}
         for name in names
     ]
-    data = DataConfig(height=8, width=8)
-    plan = Plan(Manifest.from_rows(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0)
-    decoder = SampleDecoder(plan, data)
+    data = DataConfig(height=8, width=8, decode=DecodeConfig(storage_patience_s=patience_s))
+    decoder = SampleDecoder(Plan(Manifest.from_rows(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0), data)
     decoder._pool.close()
     decoder._pool = DecoderPool(data.decode, "hostile_jobs:HostileJobs")
-    with pytest.raises(CorpusError, match=r"3 videos in a row.*s3://b/storage.*503 Slow Down"):
+    return decoder
+
+
+def micro_batch(start: int, stop: int) -> dict[str, np.ndarray]:
+    return {"start": np.array([start]), "stop": np.array([stop])}
+
+
+def test_a_store_that_stays_away_stops_the_stream_instead_of_emptying_the_corpus() -> None:
+    names = ["fine0", "storage1", "storage2", "storage3", "storage4", "storage5"]
+    decoder = hostile([f"s3://b/{name}" for name in names], patience_s=0.5)
+    with (
+        contextlib.closing(decoder),
+        pytest.raises(
+            CorpusError, match=r"gives no video any more.*s3://b/storage.*503 Slow Down.*0 s \(data\."
+        ),
+    ):
         for k in range(6):
-            decoder({"start": np.array([k]), "stop": np.array([k + 1])})
-    decoder._pool.close()
+            decoder(micro_batch(k, k + 1))
+
+
+def test_a_store_that_comes_back_costs_no_sample(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    decoder = hostile([str(tmp_path / f"away{number}") for number in range(6)], patience_s=60.0)
+    back = threading.Timer(1.5, (tmp_path / "back").touch)
+    back.start()
+    with contextlib.closing(decoder):
+        batch = decoder(micro_batch(0, 6))
+    assert back.finished.is_set()
+    assert batch["skipped"].tolist() == [""] * 6 and (batch["frames"] == 7).all()
+    assert capfd.readouterr().out.count("It is tried again for 60 s") == 1
+
+
+def test_one_video_that_the_store_does_not_give_is_left_out_while_it_gives_others() -> None:
+    decoder = hostile(["fine0", "fine1", "fine2", "storage3", "fine4"], patience_s=60.0)
+    with contextlib.closing(decoder):
+        batch = decoder(micro_batch(0, 5))
+    assert sorted(batch["skipped"].tolist()) == ["", "", "", "", "storage"]
 
 
 @pytest.mark.slow

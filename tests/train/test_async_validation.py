@@ -28,7 +28,7 @@ class ExaminedRecipe(tiny.TinyRecipe):
     def after_update(self, engine: Any, step: int) -> dict[str, float]:
         run = Path(self.config.train.output)
         if step == 9:
-            wait_for(run / "media" / "5.txt")
+            tiny.wait_for(run / "media" / "5.txt")
             time.sleep(1.0)  # the answer is on its way to the worker
         if step == 16:
             (run / "past_15").touch()
@@ -36,20 +36,13 @@ class ExaminedRecipe(tiny.TinyRecipe):
 
     def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
         if step == 10:
-            wait_for(Path(folder) / "past_15")
+            tiny.wait_for(Path(folder) / "past_15")
             raise ValueError("no opinion on step 10")
         assert not model.training and batch["x"].shape == (2, tiny.WIDTH)
         with torch.no_grad():
             loss = float(model(batch, [torch.Generator().manual_seed(0)] * 2)["loss"])
         storage.write_text(storage.join(folder, f"media/{step}.txt"), str(loss))
         return Conclusion([f"media/{step}.txt"], {"examined_loss": loss})
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path}"
-        time.sleep(0.1)
 
 
 @pytest.mark.slow

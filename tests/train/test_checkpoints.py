@@ -53,6 +53,15 @@ def test_a_shard_without_its_marker_is_never_picked(tmp_path: Path) -> None:
     assert checkpoints.committed(str(tmp_path)) == []
 
 
+def test_a_checkpoint_that_goes_while_it_is_looked_at_is_passed_over(tmp_path: Path) -> None:
+    """Runs delete old ones while a validation beside them, or an export, looks for its own."""
+    write(tmp_path, 10)
+    marker = next(write(tmp_path, 5).glob("shard_00001*.json"))
+    marker.unlink()
+    marker.symlink_to(tmp_path / "gone")  # still listed, but not there to be read
+    assert [found.step for found in checkpoints.committed(str(tmp_path))] == [10]
+
+
 @pytest.mark.parametrize("damage", ["flipped byte", "truncated", "gone"])
 def test_a_damaged_shard_is_told_from_a_whole_one(tmp_path: Path, damage: str) -> None:
     shard = next(write(tmp_path, 5).glob("shard_00001*.safetensors"))

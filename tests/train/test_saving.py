@@ -156,7 +156,7 @@ def test_a_store_that_is_away_is_waited_for_behind_the_steps(
         save(saver, step)
     assert time.monotonic() - began < 2.0, "training goes on while the store is away"
     told = ""
-    while "cannot be written, trying again" not in told:
+    while "cannot be used, trying again" not in told:
         assert time.monotonic() - began < 60, "nobody has noticed that the store is away"
         time.sleep(0.2)
         told += capfd.readouterr().out
@@ -165,5 +165,5 @@ def test_a_store_that_is_away_is_waited_for_behind_the_steps(
         fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}").mkdir("runs")
         saver.wait()
         assert steps(run)[0] == 1 + MOST_WAITING
-    assert "takes checkpoints again" in capfd.readouterr().out
+    assert "can be used again" in capfd.readouterr().out
     storage.forget_connections()

@@ -83,6 +83,14 @@ class TinyRecipe(Recipe):
         return {"seen": float(engine.module.seen.item())}
 
 
+def wait_for(path: Path) -> None:
+    """Until there is such a file."""
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.1)
+
+
 def die_after_checkpoint(run: Path, marker: Path, step: int = 1) -> None:
     """Kills this process once a checkpoint of `step` or later stands in the run folder; it gets there behind the
     steps."""

@@ -5,15 +5,16 @@ A bad video goes to quarantine and the plan's fallback stands in; every such ski
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from defi_platform.config import DataConfig
 from defi_platform.data.decode import DecodeJob
-from defi_platform.data.decoder_pool import DecoderPool
+from defi_platform.data.decoder_pool import Answer, DecoderPool
 from defi_platform.data.episodes import SignalReader
 from defi_platform.data.latent_cache import CachePlace, LatentCache
 from defi_platform.data.manifest import Manifest
@@ -22,15 +23,19 @@ from defi_platform.data.quarantine import add_to_quarantine, read_quarantine, st
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.rules import ChunkRule
 from defi_platform.errors import CorpusError
+from defi_platform.patience import LONGEST_PAUSE_S, patiently
 
 STAGE = "decode"
+PATIENCE = "data.decode.storage_patience_s"
+
+Result = TypeVar("Result")
 
 MOST_FALLBACKS = 100
 """Bad videos in a row for one sample after which the corpus, and not the video, is taken to be bad."""
 
 MOST_STORAGE_FAILURES = 3
 """Videos in a row that the store does not give, each after several tries, after which the store is taken to be
-down: going on would fill the quarantine and train on whatever is left."""
+away and waited for: going on would fill the quarantine and train on whatever is left."""
 
 PASSING = frozenset({"storage", "timeout", "crash"})
 """Reasons that may lie in the moment rather than in the file: such videos are tried again by the next process."""
@@ -62,8 +67,8 @@ class SampleDecoder:
             self._pool.start()
         self._signals = SignalReader()
         self._bad = self._known_bad()
-        self._storage_failures = 0
-        """Videos in a row, up to now, that the store did not give."""
+        self._not_given: set[int] = set()
+        """Manifest rows that the store did not give since it last gave one."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """{"start": (1,), "stop": (1,)}, a range of sample numbers -> columns of its micro-batch; see `dataset.stream`."""
@@ -74,8 +79,11 @@ class SampleDecoder:
         if self._cache is not None:
             samples = [self._past_known_bad(s, skip) for s, skip in zip(samples, skips, strict=True)]
             if self._cache.holds(np.array([sample.row for sample in samples])).all():
-                encoded = np.stack([self._cache.read(s.row, s.indices) for s in samples])
-                return self._columns(ks, samples, skips) | {self._cache.place.info.column: encoded}
+                cache = self._cache
+                encoded = self._patiently(
+                    lambda: np.stack([cache.read(s.row, s.indices) for s in samples]), "the latent cache"
+                )
+                return self._columns(ks, samples, skips) | {cache.place.info.column: encoded}
         frames = np.empty((len(samples), *self._frames_shape(samples[0])), np.uint8)
         while todo:
             for i in todo:
@@ -83,7 +91,9 @@ class SampleDecoder:
             todo = self._decode(samples, todo, frames)
         columns = self._columns(ks, samples, skips)
         if isinstance(self._plan.rule, ChunkRule):
-            return columns | {"images": frames} | self._chunks(samples, self._plan.rule.chunk)
+            chunk = self._plan.rule.chunk
+            chunks = self._patiently(lambda: self._chunks(samples, chunk), "the table of actions")
+            return columns | {"images": frames} | chunks
         return columns | {"frames": frames}
 
     def close(self) -> None:
@@ -91,6 +101,15 @@ class SampleDecoder:
         self._pool.close()
 
     # ----------------------------------------------------------------------- inside
+
+    def _patiently(self, read: Callable[[], Result], place: str) -> Result:
+        return patiently(
+            read,
+            place,
+            name="data",
+            patience_s=self._data.decode.storage_patience_s,
+            setting=PATIENCE,
+        )
 
     def _columns(self, ks: np.ndarray, samples: list[Sample], skips: list[_Skips]) -> dict[str, Any]:
         """What a micro-batch has besides its frames."""
@@ -132,26 +151,50 @@ class SampleDecoder:
                 places.append(i)
                 out.append(frames[i, view * step : (view + 1) * step])
         failed = set()
-        for place, row, answer in zip(places, rows, self._pool.run(jobs, out), strict=True):
+        for place, row, answer in zip(places, rows, self._answers(jobs, rows, out), strict=True):
             if isinstance(answer, BadVideo):
                 failed.add(place)
-                self._count_storage_failure(row, answer)
                 if row not in self._bad:
                     self._reject(row, answer)
-            else:
-                self._storage_failures = 0
         return sorted(failed)
 
-    def _count_storage_failure(self, row: int, problem: BadVideo) -> None:
-        if problem.reason != "storage":
-            return
-        self._storage_failures += 1
-        if self._storage_failures >= MOST_STORAGE_FAILURES:
-            raise CorpusError(
-                f"the store failed for {self._storage_failures} videos in a row, last for "
-                f"{self._plan.manifest.row(row)['uri']}: {problem.message}. When it answers again, the same command "
-                "goes on from the last checkpoint."
-            )
+    def _answers(self, jobs: list[DecodeJob], rows: list[int], out: list[np.ndarray]) -> list[Answer]:
+        """What becomes of the jobs; a store that is away is waited for, so that no sample changes by it.
+
+        Raises: CorpusError when it stays away.
+        """
+        answers: list[Answer] = [BadVideo("storage", "not asked yet")] * len(jobs)
+        lost = list(range(len(jobs)))
+        waiting_since, pause = None, 0.5
+        while True:
+            asked = len(lost)
+            again = self._pool.run([jobs[i] for i in lost], [out[i] for i in lost])
+            for i, answer in zip(lost, again, strict=True):
+                answers[i] = answer
+            lost = [i for i in lost if _not_given(answers[i])]
+            if len(lost) < asked:
+                self._not_given.clear()
+            if not lost:
+                return answers
+            self._not_given.update(rows[i] for i in lost)
+            if len(lost) < asked:
+                continue  # it answers: what it did not give, it may give now
+            if len(self._not_given) < MOST_STORAGE_FAILURES:
+                return answers  # these files may be to blame
+            row, problem = self._plan.manifest.row(rows[lost[0]]), answers[lost[0]]
+            assert isinstance(problem, BadVideo)
+            told = f"corpus {row['corpus']}: the store gives no video any more, last {row['uri']}: {problem.message}"
+            patience_s = self._data.decode.storage_patience_s
+            if waiting_since is None:
+                waiting_since = time.monotonic()
+                print(f"{told}. It is tried again for {patience_s:.0f} s.", flush=True)
+            if time.monotonic() - waiting_since >= patience_s:
+                raise CorpusError(
+                    f"{told}. It was tried again for {patience_s:.0f} s ({PATIENCE}); when it "
+                    "answers again, the same command goes on from the last checkpoint."
+                )
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE_S, 2 * pause)
 
     def _reject(self, row: int, problem: BadVideo) -> None:
         video = self._plan.manifest.row(row)
@@ -159,8 +202,9 @@ class SampleDecoder:
         if self._data.strict:
             raise strict_error(entry)
         self._bad[row] = problem.reason
-        if self._plan.manifest.folder is not None:
-            add_to_quarantine(self._plan.manifest.folder, [entry], STAGE)
+        folder = self._plan.manifest.folder
+        if folder is not None:
+            self._patiently(lambda: add_to_quarantine(folder, [entry], STAGE), "the quarantine table")
 
     def _known_bad(self) -> dict[int, str]:
         """Manifest row -> reason, from what earlier decoders put into quarantine."""
@@ -209,6 +253,10 @@ def quarantine_entry(video: dict[str, Any], problem: BadVideo) -> dict[str, Any]
     """The quarantine row of a manifest row that turned out bad."""
     entry = {key: video[key] for key in ("corpus", "video_id", "uri", "decoder", "version")}
     return entry | {"reason": problem.reason, "message": problem.message, "attempts": 1}
+
+
+def _not_given(answer: Answer) -> bool:
+    return isinstance(answer, BadVideo) and answer.reason == "storage"
 
 
 def _texts(values: Iterable[str]) -> np.ndarray:

@@ -162,7 +162,8 @@ def _markers(uri: str) -> list[dict[str, Any]] | None:
         return [
             json.loads(storage.read_text(storage.join(uri, match[0]))) for match in sorted(names, key=str)
         ]
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, FileNotFoundError):
+        # Cut off while it was written, or deleted by the run while somebody else looks.
         return None
 
 

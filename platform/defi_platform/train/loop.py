@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -18,20 +19,20 @@ from torch import Tensor
 from defi_platform import storage
 from defi_platform.config_file import to_mapping
 from defi_platform.errors import UserError
+from defi_platform.patience import patiently
+from defi_platform.remote import StoreAway
 from defi_platform.train.async_validation import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.checkpoints import Position
-from defi_platform.train.curves import write_curves
 from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict
 from defi_platform.train.draws import seed_of
 from defi_platform.train.engine import prepare_process
-from defi_platform.train.export import export_model
 from defi_platform.train.metrics import MetricsLog
 from defi_platform.train.peak import known_peak_tflops
 from defi_platform.train.preemption import PreemptionNotices
 from defi_platform.train.ranks import Ranks
-from defi_platform.train.recipe import Conclusion, Recipe
+from defi_platform.train.recipe import Recipe
 from defi_platform.train.restoring import restored
-from defi_platform.train.run_card import write_run_card
+from defi_platform.train.results import CURVES, METRICS, SUMMARY, write_results
 from defi_platform.train.saving import CheckpointSaver
 from defi_platform.train.schedules import learning_rate
 from defi_platform.train.status import StatusWriter
@@ -39,8 +40,6 @@ from defi_platform.train.step_clock import StepClock
 from defi_platform.train.stopping import StopRequest
 from defi_platform.train.tracking import Tracker
 from defi_platform.train.validation import Validator, forward_pass, scalars, to_device
-
-METRICS, CURVES, SUMMARY, MODEL = "metrics.jsonl", "curves.png", "summary.json", "model"
 
 
 def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
@@ -56,13 +55,26 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
     # Ray Train tells of every report under a logger named after its own file.
     logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
     prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
+    # After a death the store may be away: every rank waits for it, before any of them waits for another.
+    output = recipe.config.train.output
+    _patient(recipe)(lambda: storage.is_folder(output))
     try:
         training = Training(recipe, settings["started"], settings["preemptible"])
+    except StoreAway:
+        raise  # it may come back: Ray Train tries again
     except UserError as error:
         # Found by every rank alike, before any of them waits for another: raising it would only make Ray
         # Train try again.
         return {"error": [type(error).__name__, str(error)]}
     return training.run()
+
+
+def _patient(recipe: Recipe) -> Any:
+    """`patiently` for requests to the run folder."""
+    train = recipe.config.train
+    return functools.partial(
+        patiently, place=train.output, name=recipe.kind, patience_s=train.storage_patience_s
+    )
 
 
 class Training:
@@ -345,37 +357,27 @@ class Training:
                 self._tell(phase="waiting for the validation beside training", force=True)
             self._take_over_validation(WAIT_AT_THE_END_S)
             self._tell(phase="exporting the model", force=True)
-            model = export_model(self.recipe, storage.join(self.run_folder, MODEL)).to(self.engine.device)
-            batch = self.validator.batches()[0]
-            concluded = self.recipe.conclude(model, batch, self.run_folder, self.step)
-            rows = self.log.rows()
-            write_curves(rows, self._path(CURVES), f"{self.recipe.kind} ({self.recipe.config.model.preset})")
-            self._track_media([CURVES, *concluded.media])
-            summary = self._summary(rows, concluded)
-            write_run_card(self.recipe, self.fingerprint, summary, rows)
+            batch, rows = self.validator.batches()[0], self.log.rows()
+            summary = _patient(self.recipe)(
+                lambda: write_results(
+                    self.recipe, rows, self._facts(), batch, self.engine.device, self.fingerprint
+                )
+            )
+            self._track_media([CURVES, *summary["media"]])
             self._close("complete")
-            storage.write_text(self._path(SUMMARY), json.dumps(summary, indent=1))
+            _patient(self.recipe)(
+                lambda: storage.write_text(self._path(SUMMARY), json.dumps(summary, indent=1))
+            )
         self.ranks.barrier()
 
-    def _summary(self, rows: list[dict[str, Any]], concluded: Conclusion) -> dict[str, Any]:
-        validations = [row for row in rows if row["split"] == "validation"]
-        samples = self.step * self.train.global_batch
+    def _facts(self) -> dict[str, Any]:
         return {
-            "kind": self.recipe.kind,
-            "model": self.recipe.identity(),
             "steps": self.step,
-            "samples": samples,
+            "samples": self.step * self.train.global_batch,
             "wall_s": self._wall(),
-            "samples_per_s": samples / max(self._wall(), 1e-9),
             "workers": self.ranks.world_size,
             "async_validations": self.beside.counts if self.beside else None,
-            "skipped_updates": sum(row["split"] == "skipped" for row in rows),
-            "validation": {"first": validations[0], "last": validations[-1]},
-            "skipped": self.recipe.skipped(),
             "resumed_from": self.resumed_from,
-            "media": concluded.media,
-            **concluded.figures,
-            **self.recipe.summary(validations[-1]),
         }
 
     def _close(self, phase: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import threading
 import time
@@ -18,6 +19,7 @@ from defi_platform.config import RayConfig
 from defi_platform.config_file import to_mapping, to_yaml
 from defi_platform.data.dataset import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
+from defi_platform.patience import patiently
 from defi_platform.train import checkpoints
 from defi_platform.train.checks import (
     check_cluster,
@@ -28,9 +30,10 @@ from defi_platform.train.checks import (
 )
 from defi_platform.train.dry_run import DryRun, dry_run
 from defi_platform.train.failures import root_cause, told, unwrap
-from defi_platform.train.loop import MODEL, SUMMARY, train_worker
+from defi_platform.train.loop import train_worker
 from defi_platform.train.ray_trainer import RunTrainer
 from defi_platform.train.recipe import Recipe
+from defi_platform.train.results import MODEL, SUMMARY
 from defi_platform.train.status import FILE as STATUS
 from defi_platform.train.status import StatusView
 from defi_platform.train.stopping import STOP, request_stop
@@ -102,7 +105,13 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
                 recipe.prepare()
             _run_all(pending)
         for recipe in pending:
-            summaries[recipe.kind] = _summary(recipe.config.train.output)
+            settings = recipe.config.train
+            summaries[recipe.kind] = patiently(
+                functools.partial(_summary, settings.output),
+                settings.output,
+                name=recipe.kind,
+                patience_s=settings.storage_patience_s,
+            )
     return [summaries[recipe.kind] for recipe in recipes]
 
 

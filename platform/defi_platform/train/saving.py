@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from defi_platform import storage
-from defi_platform.storage import StorageError
+from defi_platform.patience import patiently
 from defi_platform.train import checkpoints
 from defi_platform.train.checkpoints import Position
 from defi_platform.train.engine import Piece
@@ -24,7 +23,6 @@ Result = TypeVar("Result")
 
 MOST_WAITING = 2
 """Checkpoints on local disk that are not yet in the run folder; then training waits for the first of them."""
-LONGEST_PAUSE_S = 5.0
 
 
 class CheckpointSaver:
@@ -122,29 +120,12 @@ class CheckpointSaver:
         )
 
     def _patiently(self, write: Callable[[], Result], place: str) -> Result:
-        began, told, pause = time.monotonic(), False, 0.2
-        while True:
-            try:
-                done = write()
-                if told:
-                    print(f"{self._name}: {place} takes checkpoints again", flush=True)
-                return done
-            except (OSError, StorageError) as error:
-                if time.monotonic() - began > self._patience_s:
-                    raise StorageError(
-                        f"{place} could not be written for {self._patience_s:.0f} s "
-                        f"(train.storage_patience_s): {error}. Make room or bring the store back; the same "
-                        "command goes on from the last checkpoint."
-                    ) from error
-                if not told:
-                    print(f"{self._name}: {place} cannot be written, trying again: {error}", flush=True)
-                told = True
-                if self._ranks.first and getattr(error, "errno", None) == errno.ENOSPC:
-                    self._make_room()
-            time.sleep(pause)
-            pause = min(LONGEST_PAUSE_S, 2 * pause)
+        return patiently(
+            write, place, name=self._name, patience_s=self._patience_s, after_failure=self._make_room
+        )
 
-    def _make_room(self) -> None:
+    def _make_room(self, error: Exception) -> None:
         """A full disk may be full of checkpoints: all but the newest can be done without."""
-        if not storage.is_remote(self._run):
+        full = self._ranks.first and getattr(error, "errno", None) == errno.ENOSPC
+        if full and not storage.is_remote(self._run):
             checkpoints.prune(self._run, 1, unfinished=False)

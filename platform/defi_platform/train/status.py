@@ -89,6 +89,14 @@ def line(name: str, status: dict[str, Any] | None) -> str:
     return " | ".join(parts)
 
 
+def _newest_line(name: str, run: str) -> str:
+    try:
+        return line(name, read_status(run))
+    except (OSError, StorageError):
+        # The workers wait for a store that is away, and go on; so does whoever watches them.
+        return f"{name}: its status cannot be read for now, {run} does not answer"
+
+
 class StatusView:
     """The driver's side: one view of all runs that train at the same time.
 
@@ -109,7 +117,7 @@ class StatusView:
         if now - self._shown < (1.0 if terminal else self._interval):
             return
         self._shown = now
-        lines = {name: line(name, read_status(run)) for name, run in self._runs.items()}
+        lines = {name: _newest_line(name, run) for name, run in self._runs.items()}
         if terminal:
             if self._drawn:
                 sys.stdout.write(f"\x1b[{self._drawn}F")

@@ -68,8 +68,11 @@ class Tracker:
         import wandb
 
         kind = wandb.Video if name.endswith(".mp4") else wandb.Image
-        with storage.local_copy(path) as local:
-            self._guard("log", {name: kind(str(local))}, step=step)
+        try:
+            with storage.local_copy(path) as local:
+                self._guard("log", {name: kind(str(local))}, step=step)
+        except (OSError, storage.StorageError) as error:
+            log.warning("%s is not sent to W&B: %s", name, error)
 
     def finish(self) -> None:
         """Ends the attempt; the run can be continued by the next one."""

@@ -1,0 +1,53 @@
+"""What a complete run leaves in its folder besides checkpoints and figures: the model, pictures, curves, the run card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from defi_platform import storage
+from defi_platform.train.curves import write_curves
+from defi_platform.train.export import export_model
+from defi_platform.train.recipe import Recipe
+from defi_platform.train.run_card import write_run_card
+
+METRICS, CURVES, SUMMARY, MODEL = "metrics.jsonl", "curves.png", "summary.json", "model"
+
+
+def write_results(
+    recipe: Recipe,
+    rows: list[dict[str, Any]],
+    facts: dict[str, Any],
+    batch: dict[str, Any],
+    device: torch.device,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """Writes all of it but the summary, which is the sign that a run is complete; the same when it is done again.
+
+    Args:
+        rows: of metrics.jsonl.
+        facts: what the loop knows of the run: `steps`, `samples`, `wall_s`, `workers` and so on.
+        batch: of the validation split, on CPU.
+        device: to look at the model on.
+    Returns: the summary.
+    """
+    run = recipe.config.train.output
+    model = export_model(recipe, storage.join(run, MODEL)).to(device)
+    concluded = recipe.conclude(model, batch, run, facts["steps"])
+    write_curves(rows, storage.join(run, CURVES), f"{recipe.kind} ({recipe.config.model.preset})")
+    validations = [row for row in rows if row["split"] == "validation"]
+    summary = {
+        "kind": recipe.kind,
+        "model": recipe.identity(),
+        **facts,
+        "samples_per_s": facts["samples"] / max(facts["wall_s"], 1e-9),
+        "skipped_updates": sum(row["split"] == "skipped" for row in rows),
+        "validation": {"first": validations[0], "last": validations[-1]},
+        "skipped": recipe.skipped(),
+        "media": concluded.media,
+        **concluded.figures,
+        **recipe.summary(validations[-1]),
+    }
+    write_run_card(recipe, fingerprint, summary, rows)
+    return summary
