@@ -191,7 +191,9 @@ def _store_to_blame(uri: str) -> Iterator[None]:
         _look_for_failed_ranges(uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadVideo("missing", f"{uri} is not there") from error
-    except (PermissionError, storage.StorageError) as error:
+    except storage.StorageError as error:
+        raise BadVideo("storage", str(error)) from error
+    except PermissionError as error:
         raise BadVideo("storage", f"{uri}: {error}") from error
     except Exception as error:
         # Codec libraries tell a failed read as damage, or as anything else.

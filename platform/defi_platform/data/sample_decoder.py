@@ -33,9 +33,12 @@ Result = TypeVar("Result")
 MOST_FALLBACKS = 100
 """Bad videos in a row for one sample after which the corpus, and not the video, is taken to be bad."""
 
-MOST_STORAGE_FAILURES = 3
-"""Videos in a row that the store does not give, each after several tries, after which the store is taken to be
-away and waited for: going on would fill the quarantine and train on whatever is left."""
+MOST_NOT_GIVEN = 3
+"""Videos that the store does not give, and no other meanwhile, after which it is taken to be away and waited for as
+long as the config says: going on would fill the quarantine and train on whatever is left."""
+
+ONE_VIDEO_PATIENCE_S = 120.0
+"""For fewer, which may themselves be to blame; then stand-ins take their places."""
 
 PASSING = frozenset({"storage", "timeout", "crash"})
 """Reasons that may lie in the moment rather than in the file: such videos are tried again by the next process."""
@@ -177,21 +180,22 @@ class SampleDecoder:
             if not lost:
                 return answers
             self._not_given.update(rows[i] for i in lost)
-            if len(lost) < asked:
-                continue  # it answers: what it did not give, it may give now
-            if len(self._not_given) < MOST_STORAGE_FAILURES:
-                return answers  # these files may be to blame
+            away = len(self._not_given) >= MOST_NOT_GIVEN
+            patience_s = self._data.decode.storage_patience_s
+            if not away:
+                patience_s = min(patience_s, ONE_VIDEO_PATIENCE_S)
             row, problem = self._plan.manifest.row(rows[lost[0]]), answers[lost[0]]
             assert isinstance(problem, BadVideo)
-            told = f"corpus {row['corpus']}: the store gives no video any more, last {row['uri']}: {problem.message}"
-            patience_s = self._data.decode.storage_patience_s
+            told = f"corpus {row['corpus']}: the store does not give {row['uri']}: {problem.message}"
             if waiting_since is None:
                 waiting_since = time.monotonic()
-                print(f"{told}. It is tried again for {patience_s:.0f} s.", flush=True)
+                print(f"{told}. It is tried again for {patience_s:g} s.", flush=True)
             if time.monotonic() - waiting_since >= patience_s:
+                if not away:
+                    return answers
                 raise CorpusError(
-                    f"{told}. It was tried again for {patience_s:.0f} s ({PATIENCE}); when it "
-                    "answers again, the same command goes on from the last checkpoint."
+                    f"{told}. It gave none of {len(self._not_given)} videos in {patience_s:g} s ({PATIENCE}); when "
+                    "it answers again, the same command goes on from the last checkpoint."
                 )
             time.sleep(pause)
             pause = min(LONGEST_PAUSE_S, 2 * pause)
