@@ -84,8 +84,8 @@ def ray_cluster() -> Iterator[None]:
     # wait four seconds for that port before it goes on without.
     node = {"num_cpus": 4, "object_store_memory": 1 << 30, "dashboard_agent_listen_port": 0}
     # What workers print is not shown, so nobody has to look through their files for it either.
-    node |= {"include_log_monitor": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    without = {"include_dashboard": False, "include_log_monitor": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, **without})
     ray.init(address=cluster.address, log_to_driver=False)
     yield
     ray.shutdown()

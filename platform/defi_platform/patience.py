@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from defi_platform.config import TrainConfig
 from defi_platform.storage import StorageError
 
 LONGEST_PAUSE_S = 5.0
@@ -53,3 +55,8 @@ def patiently(
                 after_failure(error)
         time.sleep(pause)
         pause = min(LONGEST_PAUSE_S, 2 * pause)
+
+
+def run_patience(name: str, train: TrainConfig) -> Any:
+    """`patiently` for requests to the folder of a run, for as long as its config says."""
+    return functools.partial(patiently, place=train.output, name=name, patience_s=train.storage_patience_s)

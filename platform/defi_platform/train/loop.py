@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import time
@@ -19,7 +18,7 @@ from torch import Tensor
 from defi_platform import storage
 from defi_platform.config_file import to_mapping
 from defi_platform.errors import UserError
-from defi_platform.patience import patiently
+from defi_platform.patience import run_patience
 from defi_platform.remote import StoreAway
 from defi_platform.train.async_validation import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.checkpoints import Position
@@ -56,8 +55,8 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
     logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
     prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
     # After a death the store may be away: every rank waits for it, before any of them waits for another.
-    output = recipe.config.train.output
-    _patient(recipe)(lambda: storage.is_folder(output))
+    train = recipe.config.train
+    run_patience(recipe.kind, train)(lambda: storage.is_folder(train.output))
     try:
         training = Training(recipe, settings["started"], settings["preemptible"])
     except StoreAway:
@@ -67,14 +66,6 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
         # Train try again.
         return {"error": [type(error).__name__, str(error)]}
     return training.run()
-
-
-def _patient(recipe: Recipe) -> Any:
-    """`patiently` for requests to the run folder."""
-    train = recipe.config.train
-    return functools.partial(
-        patiently, place=train.output, name=recipe.kind, patience_s=train.storage_patience_s
-    )
 
 
 class Training:
@@ -358,16 +349,15 @@ class Training:
             self._take_over_validation(WAIT_AT_THE_END_S)
             self._tell(phase="exporting the model", force=True)
             batch, rows = self.validator.batches()[0], self.log.rows()
-            summary = _patient(self.recipe)(
+            patient = run_patience(self.recipe.kind, self.train)
+            summary = patient(
                 lambda: write_results(
                     self.recipe, rows, self._facts(), batch, self.engine.device, self.fingerprint
                 )
             )
             self._track_media([CURVES, *summary["media"]])
             self._close("complete")
-            _patient(self.recipe)(
-                lambda: storage.write_text(self._path(SUMMARY), json.dumps(summary, indent=1))
-            )
+            patient(lambda: storage.write_text(self._path(SUMMARY), json.dumps(summary, indent=1)))
         self.ranks.barrier()
 
     def _facts(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from defi_platform.config import RayConfig
 from defi_platform.config_file import to_mapping, to_yaml
 from defi_platform.data.dataset import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
-from defi_platform.patience import patiently
+from defi_platform.patience import run_patience
 from defi_platform.train import checkpoints
 from defi_platform.train.checks import (
     check_cluster,
@@ -105,13 +105,8 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
                 recipe.prepare()
             _run_all(pending)
         for recipe in pending:
-            settings = recipe.config.train
-            summaries[recipe.kind] = patiently(
-                functools.partial(_summary, settings.output),
-                settings.output,
-                name=recipe.kind,
-                patience_s=settings.storage_patience_s,
-            )
+            patient = run_patience(recipe.kind, recipe.config.train)
+            summaries[recipe.kind] = patient(functools.partial(_summary, recipe.config.train.output))
     return [summaries[recipe.kind] for recipe in recipes]
 
 
