@@ -13,7 +13,6 @@ import os
 import posixpath
 import shutil
 import stat
-import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from defi_platform.range_file import RangeFile
 from defi_platform.remote import StorageError as StorageError
 from defi_platform.remote import attempt, filesystem, protocols
 from defi_platform.remote import forget_connections as forget_connections
+from defi_platform.scratch import scratch
 
 MARKER = "_COMMITTED"
 """Empty file written last into a committed folder."""
@@ -243,9 +243,9 @@ def committed_folder(uri: str) -> Iterator[Path]:
     `is_committed` first, since an upload to an object store can be cut short.
     """
     if is_remote(uri):
-        with tempfile.TemporaryDirectory() as staging:
-            yield Path(staging)
-            _upload(Path(staging), uri)
+        with scratch("upload") as staging:
+            yield staging
+            _upload(staging, uri)
         return
     target = local_path(uri).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -278,8 +278,8 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield local_path(uri)
         return
     fs, path = filesystem(uri)
-    with tempfile.TemporaryDirectory() as scratch:
-        target = Path(scratch) / (posixpath.basename(uri.rstrip("/")) or "root")
+    with scratch("download") as folder:
+        target = folder / (posixpath.basename(uri.rstrip("/")) or "root")
         recursive = attempt(uri, lambda: fs.isdir(path))
         attempt(uri, lambda: fs.get(path, str(target), recursive=recursive))
         yield target

@@ -1,13 +1,10 @@
-"""The README's commands, run as they are written there."""
+"""The README's way to a cluster, run as it is written there."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import runpy
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,25 +16,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from readme import the_one
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from corpora import write_lerobot
-
-README = (Path(__file__).parents[2] / "README.md").read_text()
-
-
-def commands(section: str) -> list[str]:
-    """The shell commands of one README section, comments dropped."""
-    body = README.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0]
-    blocks = re.findall(r"```bash\n(.*?)```", body, flags=re.DOTALL)
-    lines = [re.sub(r"\s+#.*$", "", line).strip() for line in "".join(blocks).splitlines()]
-    return [line for line in lines if line]
-
-
-def the_one(section: str, start: str) -> str:
-    found = [command for command in commands(section) if command.startswith(start)]
-    assert len(found) == 1, f"README section '{section}' has {len(found)} commands that start with '{start}'"
-    return found[0]
 
 
 def shell(
@@ -68,21 +50,10 @@ def user(folder: Path) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def recorded(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's folder after the README's recording, smaller."""
-    environment = user(tmp_path_factory.mktemp("recorder"))
-    command = the_one("Step by step", "python jobs/record_demos.py")
-    small = "tasks=[drawer-close-v3] episodes_per_task=12 labelled_per_task=2"
-    done = shell(f"{command} {small}", environment, repository, 300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Path(environment["DEFI_HOME"]) / "demo"
-
-
 @pytest.fixture
-def environment(recorded: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A user who has recorded."""
-    shutil.copytree(recorded, tmp_path / "runs" / "demo")
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """A user who has a corpus where the README's recording puts it."""
+    write_lerobot(tmp_path / "runs" / "demo" / "corpus" / "video", [12] * 12, actions=False)
     # A short path, for sockets lie there. Ray's commands find a cluster by a file in it, which is not to be that of
     # another Ray on this machine.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as scratch:
@@ -152,64 +123,3 @@ def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_
     assert re.search(r"goes on from step \d+", again.stdout)
     assert json.loads((run / "summary.json").read_text())["resumed_from"] >= 1
     assert (run / "model" / "config.json").exists()
-
-
-TINY_RUN = (
-    "train.steps=2 train.global_batch=4 train.micro_batch=4 train.validation_batches=1 data.holdout=0.3"
-)
-SMALL = {
-    "pretrain_gidm": TINY_RUN,
-    "pretrain": " ".join(f"gfdm.{setting} gidm.{setting}" for setting in TINY_RUN.split()),
-    "finetune_policy": TINY_RUN,
-    "evaluate_policy": "tasks=[drawer-close-v3] arms=[policy] episodes_per_task=1 max_steps=10 serve.port=0",
-}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_jobs_of_the_readme_run_one_after_the_other(
-    environment: dict[str, str], repository: Path, tmp_path: Path
-) -> None:
-    for job, small in SMALL.items():
-        command = the_one("Step by step", f"python jobs/{job}.py")
-        done = shell(f"{command} {small}", environment, repository, 300)
-        assert done.returncode == 0, f"{command} {small}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    demo = tmp_path / "runs" / "demo"
-    assert (
-        json.loads((demo / "evaluation" / "summary.json").read_text())["arms"]["policy"]["pooled"]["episodes"]
-        == 1
-    )
-
-
-OWN_VIDEO = {
-    "python jobs/inspect_corpus.py": "samples=100 videos_per_corpus=1",
-    "python jobs/encode_latents.py": "",
-    "python jobs/pretrain_gfdm.py --config configs/demo/pretrain_gfdm.yaml data.cache": TINY_RUN,
-}
-
-
-@pytest.mark.slow
-def test_the_jobs_around_ones_own_video_run_as_written(
-    repository: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    ray_cluster: None,
-) -> None:
-    """In this process: four more starts of Ray and torch would take a minute."""
-    write_lerobot(tmp_path / "runs" / "demo" / "corpus" / "video", [12] * 6, actions=False)
-    for name in ("jobs", "configs"):
-        (tmp_path / name).symlink_to(repository / name)
-    monkeypatch.setenv("DEFI_HOME", str(tmp_path / "runs"))
-    monkeypatch.setenv("PYTHONPATH", "")  # the jobs add to it
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(repository / "jobs")
-    lines = [f"{the_one('Your own video', start)} {small}" for start, small in OWN_VIDEO.items()]
-    for line in [*lines, the_one("Long runs", "python jobs/pretrain.py")]:
-        arguments = shlex.split(line.replace("/tmp/gfdm", str(tmp_path / "gfdm")))[1:]
-        monkeypatch.setattr(sys, "argv", arguments)
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(arguments[0], run_name="__main__")
-        assert not ended.value.code, line
-    assert json.loads((tmp_path / "gfdm" / "summary.json").read_text())["cache"]["samples_read"] > 0
-    assert "gidm" in capsys.readouterr().out and not (tmp_path / "runs" / "demo" / "gfdm").exists()

@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
+from two_ranks import run_on_two_ranks
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.draws import sample_generators
-from defi_platform.train.engine import TrainingEngine, prepare_process
+from defi_platform.train.engine import TrainingEngine
 
 DECAY = 0.4
 
@@ -104,17 +104,11 @@ def test_weights_set_by_hand_start_their_average_anew(process_group: None) -> No
     assert torch.equal(engine.average.whole("out.bias", bias.shape), expected)
 
 
-def rank_of_two(rank: int, store: str) -> None:
-    import os
-
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    prepare_process(use_gpu=False, threads=1)
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def follow_on_two_ranks() -> None:
     for stage in (0, 2, 3):
         follow_three_updates(stage, world_size=2)
-    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_hold_one_average_between_them(tmp_path: Path) -> None:
-    multiprocessing.start_processes(rank_of_two, (str(tmp_path / "store"),), nprocs=2, start_method="spawn")
+    run_on_two_ranks(follow_on_two_ranks, tmp_path / "store")

@@ -7,7 +7,7 @@ import pytest
 from defi_platform.cluster import ClusterError
 from defi_platform.config import TrainConfig
 from defi_platform.errors import ConfigError
-from defi_platform.train.checks import check_cluster, check_train_config, world_sizes
+from defi_platform.train.checks import check_cluster, check_device, check_train_config, world_sizes
 
 CONFLICTS: list[tuple[dict[str, Any], list[str]]] = [
     ({"global_batch": 10, "micro_batch": 4, "num_workers": 2}, ["global_batch=10", "micro_batch=4", "=8"]),
@@ -32,6 +32,15 @@ def test_conflicting_settings_are_refused_naming_the_values_and_the_fix(
         check_train_config(TrainConfig(output="somewhere", **settings))
     for part in told:
         assert part in str(refused.value)
+
+
+def test_bf16_is_refused_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "Tesla T4")
+    with pytest.raises(ConfigError, match=r"precision=bf16, but Tesla T4.*precision=fp16"):
+        check_device(TrainConfig(output="", use_gpu=True, precision="bf16"))
+    check_device(TrainConfig(output="", use_gpu=True, precision="fp16"))
+    check_device(TrainConfig(output="", precision="bf16"))
 
 
 def test_more_workers_than_the_cluster_can_ever_hold_are_refused_instead_of_waited_for() -> None:

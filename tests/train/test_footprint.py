@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 from torch import nn
+from two_ranks import run_on_two_ranks
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.draws import sample_generators
-from defi_platform.train.engine import TrainingEngine, prepare_process
+from defi_platform.train.engine import TrainingEngine
 from defi_platform.train.footprint import footprint
 
 WIDTH = 256
@@ -113,18 +112,12 @@ def test_memory_of_one_worker(process_group: None, stage: int, precision: str) -
         compare(stage, precision, 1, monkey)
 
 
-def rank_of_two(rank: int, store: str) -> None:
-    import os
-
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    prepare_process(use_gpu=False, threads=1)
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def compare_on_two_ranks() -> None:
     for stage, precision in ((0, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")):
         with pytest.MonkeyPatch.context() as monkey:
             compare(stage, precision, 2, monkey)
-    distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_memory_and_traffic_of_two_workers(tmp_path: Path) -> None:
-    multiprocessing.start_processes(rank_of_two, (str(tmp_path / "store"),), nprocs=2, start_method="spawn")
+    run_on_two_ranks(compare_on_two_ranks, tmp_path / "store")

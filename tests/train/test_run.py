@@ -21,19 +21,23 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def together(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs side by side. healthy: two workers, twelve steps, nothing happens. killed: the same, but a worker dies
-    after step 8 and no failure is allowed. diverging: its weights are ruined after step 7."""
+    """Four runs side by side. healthy: two workers, twelve steps, nothing happens. killed: the same, but a worker dies
+    after step 8 and no failure is allowed. again: the same, and one is. diverging: its weights are ruined after step 7."""
     folder = tmp_path_factory.mktemp("runs")
-    two = {"num_workers": 2, "zero_stage": 2}
+    # Seven workers at once.
+    two = {"num_workers": 2, "zero_stage": 2, "resources_per_worker": {"CPU": 0.5}}
     recipes = [
         tiny.TinyRecipe(run_config(folder / "killed", **two, max_failures=0), "killed", kill_at=8),
+        tiny.TinyRecipe(run_config(folder / "again", **two), "again", kill_at=8),
         tiny.TinyRecipe(run_config(folder / "healthy", **two), "healthy"),
         tiny.TinyRecipe(run_config(folder / "diverging"), "diverging", diverge_at=7),
     ]
     with pytest.raises(TrainingFailed) as failed:
         train(RayConfig(), recipes)
     message = str(failed.value)
-    assert "killed failed" in message and "diverging failed" in message and "Complete: healthy" in message
+    assert (
+        "killed failed" in message and "diverging failed" in message and "Complete: again, healthy" in message
+    )
     assert "samples 56 to 79" in message and "learning_rate (0.01)" in message
     return folder
 
@@ -62,17 +66,14 @@ def test_a_complete_run_started_again_does_nothing(uninterrupted: Path, run_conf
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_killed_worker_costs_nothing_but_time(
-    uninterrupted: Path, ray_cluster: None, run_config: Make, tmp_path: Path
-) -> None:
-    config = run_config(tmp_path / "b", num_workers=2, zero_stage=2)
-    (summary,) = train(RayConfig(), [tiny.TinyRecipe(config, kill_at=8)])
-    assert (tmp_path / "b" / "killed_8").exists()
-    assert summary.values["resumed_from"] == 5
-    assert tiny.losses(tmp_path / "b") == tiny.losses(uninterrupted)
-    assert tiny.losses(tmp_path / "b", "validation") == tiny.losses(uninterrupted, "validation")
+def test_a_killed_worker_costs_nothing_but_time(uninterrupted: Path, together: Path) -> None:
+    run = together / "again"
+    assert (run / "killed_8").exists()
+    assert json.loads((run / "summary.json").read_text())["resumed_from"] == 5
+    assert tiny.losses(run) == tiny.losses(uninterrupted)
+    assert tiny.losses(run, "validation") == tiny.losses(uninterrupted, "validation")
     # Buffers that each rank counts for itself were summed into the checkpoint and not counted twice.
-    assert tiny.final_count(tmp_path / "b") == tiny.final_count(uninterrupted) == 96
+    assert tiny.final_count(run) == tiny.final_count(uninterrupted) == 96
 
 
 def test_one_of_two_trainings_failing_leaves_the_other_alone(together: Path) -> None:
@@ -86,6 +87,7 @@ def test_losses_that_are_no_number_stop_a_run_with_the_checkpoint_before_them_wh
     run = together / "diverging"
     assert max(tiny.losses(run)) == 7
     assert [row["samples"] for row in tiny.rows(run, "skipped")] == [[56, 63], [64, 71]]
+    assert [row["samples"] for row in tiny.rows(run, "diverged")] == [[56, 79]]
     assert [found.step for found in checkpoints.committed(str(run))] == [5]
 
 

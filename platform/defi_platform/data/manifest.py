@@ -14,10 +14,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from defi_platform import storage
 from defi_platform.data.mapped_table import MappedTable, text_bytes, write_mappable
 from defi_platform.data.parquet import ROWS_PER_GROUP, read_parts, read_table, write_rows
 from defi_platform.errors import CorpusError
+from defi_platform.scratch import scratch
 
 NAMES = pa.dictionary(pa.int16(), pa.string())
 """Texts of which a corpus has few: two bytes per row."""
@@ -319,8 +318,8 @@ def commit_corpus(
     # The layout to be mapped is not that of Parquet, where 64 bits per text would be for nothing.
     rows = (batch.cast(SCHEMA) for batch in videos.to_batches(max_chunksize=ROWS_PER_GROUP))
     file = write_rows(place, "videos", pa.RecordBatchReader.from_batches(SCHEMA, rows))
-    with tempfile.TemporaryDirectory() as scratch:
-        laid_out = Path(scratch) / "videos.arrow"
+    with scratch("manifest") as staging:
+        laid_out = staging / "videos.arrow"
         write_mappable(videos, laid_out)
         storage.put_file(laid_out, storage.join(place, _arrow_name(file)))
     counts = {"videos": videos.num_rows}

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from defi_platform import storage
 from defi_platform.errors import CorpusError
+from defi_platform.scratch import scratch
 
 ROWS_PER_GROUP = 100_000
 """Of files that are written from a table; the format's own million would take the memory of a million to read."""
@@ -22,8 +21,8 @@ ROWS_PER_PART = 4_000
 
 def write_rows(folder: str, kind: str, rows: pa.RecordBatchReader) -> str:
     """Stores rows, a row group per batch. Returns: the name of the file, `<kind>-<hash>.parquet`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        place = Path(scratch) / f"{kind}.parquet"
+    with scratch("rows") as staging:
+        place = staging / f"{kind}.parquet"
         with pq.ParquetWriter(place, rows.schema, compression="zstd") as writer:
             for batch in rows:
                 writer.write_batch(batch)

@@ -7,7 +7,6 @@ import errno
 import functools
 import io
 import posixpath
-import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from types import ModuleType
@@ -32,6 +31,7 @@ from defi_platform.data.decode import (
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.screening import Screener
 from defi_platform.range_file import RangeFile
+from defi_platform.scratch import scratch
 
 OPEN_FILES = 8
 """Files kept open: many episodes of a LeRobot dataset share one file, and opening indexes all of it."""
@@ -85,10 +85,10 @@ class Jobs:
                 with storage.local_copy(where.path) as path:
                     return probe(str(path), job.thorough, self._memory_bytes, job.screen)
             if where.kind == "range":
-                with tempfile.NamedTemporaryFile(suffix=posixpath.splitext(where.where[-1])[1]) as file:
-                    file.write(_slice(where))
-                    file.flush()
-                    return probe(file.name, job.thorough, self._memory_bytes, job.screen)
+                with scratch("member") as folder:
+                    path = folder / f"video{posixpath.splitext(where.where[-1])[1]}"
+                    path.write_bytes(_slice(where))
+                    return probe(str(path), job.thorough, self._memory_bytes, job.screen)
             return _probe_store(where, job, self._memory_bytes)
 
     def _frames(self, job: DecodeJob, decoder: str) -> np.ndarray:

@@ -37,11 +37,10 @@ class AsyncValidation:
 
     def consider(self, step: int) -> None:
         """Starts on the checkpoint of this step when one is due; leaves it out while the last one is under way."""
-        every = self._train.async_validation_every
-        if not every or step % every:
+        if not self._due(step):
             return
         if self.step is not None:
-            self.counts["left_out"] += 1
+            self.leave_out(step)
             return
         resources = dict(self._train.async_validation_resources)
         task = ray.remote(validate_checkpoint).options(
@@ -53,6 +52,14 @@ class AsyncValidation:
             max_retries=0,
         )
         self.step, self._task = step, task.remote(cloudpickle.dumps(self._recipe), step)
+
+    def leave_out(self, step: int) -> None:
+        """Counts the one of this step, when it is due, as left out."""
+        self.counts["left_out"] += self._due(step)
+
+    def _due(self, step: int) -> bool:
+        every = self._train.async_validation_every
+        return bool(every) and step % every == 0
 
     def finished(self, wait_s: float = 0.0) -> tuple[int, Conclusion] | None:
         """The step and what was found, once, of a validation that has ended well.

@@ -14,7 +14,6 @@ import hashlib
 import json
 import re
 import shutil
-import tempfile
 import uuid
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
+from defi_platform.scratch import scratch_folder
 from defi_platform.train.engine import Piece
 
 FOLDER = "checkpoints"
@@ -176,10 +176,10 @@ class Reader:
     def __init__(self, checkpoint: Found):
         self.position = checkpoint.position
         self._uri = checkpoint.uri
-        self._scratch: str | None = None
+        self._scratch: Path | None = None
         self._pieces: dict[tuple[str, str], list[tuple[int, Path, str]]] = {}
         if storage.is_remote(checkpoint.uri):
-            self._scratch = tempfile.mkdtemp(prefix="defi-checkpoint-")
+            self._scratch = scratch_folder("checkpoint")
         try:
             for marker in checkpoint.markers:
                 self._index(self._local(marker))
@@ -228,7 +228,7 @@ class Reader:
         uri = storage.join(self._uri, marker["file"])
         try:
             if self._scratch:
-                path = Path(self._scratch) / marker["file"]
+                path = self._scratch / marker["file"]
                 storage.get_file(uri, path)
             else:
                 path = storage.local_path(uri)

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 
 import ray
+import torch
 
 from defi_platform import storage
 from defi_platform.cluster import ClusterError
@@ -78,6 +79,17 @@ def check_train_config(train: TrainConfig, place: str = "train") -> None:
         raise ConfigError(
             f"{place}.use_gpu=true but {place}.resources_per_worker.GPU="
             f"{train.resources_per_worker['GPU']:g}. Leave GPU out, or set it to 1."
+        )
+
+
+def check_device(train: TrainConfig) -> None:
+    """In a worker: refuses a precision that its GPU does not compute in. Raises: ConfigError."""
+    if not train.use_gpu or train.precision != "bf16":
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigError(
+            f"train.precision=bf16, but {torch.cuda.get_device_name()} has no bf16 arithmetic. "
+            "Set train.precision=fp16, or train on newer GPUs (Ampere and later)."
         )
 
 

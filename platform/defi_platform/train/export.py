@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
+from defi_platform.scratch import scratch
 from defi_platform.train import checkpoints
 from defi_platform.train.draws import seed_of
 from defi_platform.train.recipe import Recipe
@@ -59,6 +58,6 @@ def save_model(model: nn.Module, target: str) -> None:
     if not storage.is_remote(target):
         model.save_pretrained(storage.local_path(target))  # type: ignore[operator]
         return
-    with tempfile.TemporaryDirectory() as scratch, storage.committed_folder(target) as folder:
-        model.save_pretrained(Path(scratch) / "model")  # type: ignore[operator]
-        shutil.copytree(Path(scratch) / "model", folder, dirs_exist_ok=True)
+    with scratch("export") as staging, storage.committed_folder(target) as folder:
+        model.save_pretrained(staging / "model")  # type: ignore[operator]
+        shutil.copytree(staging / "model", folder, dirs_exist_ok=True)

@@ -1,30 +1,24 @@
-"""The one training loop: what every Ray Train worker runs, for any recipe."""
+"""The one training loop, for any recipe."""
 
 from __future__ import annotations
 
 import json
-import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
-import ray.train
-import ray.train.v2._internal.execution.context
 import torch
-from ray import cloudpickle
 from ray.train.torch import get_device
 from torch import Tensor
 
 from defi_platform import storage
 from defi_platform.config_file import to_mapping
-from defi_platform.errors import UserError
 from defi_platform.patience import run_patience
-from defi_platform.remote import StoreAway
 from defi_platform.train.async_validation import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.checkpoints import Position
+from defi_platform.train.code_version import code_version
 from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict
 from defi_platform.train.draws import seed_of
-from defi_platform.train.engine import prepare_process
 from defi_platform.train.metrics import MetricsLog
 from defi_platform.train.peak import known_peak_tflops
 from defi_platform.train.preemption import PreemptionNotices
@@ -39,33 +33,6 @@ from defi_platform.train.step_clock import StepClock
 from defi_platform.train.stopping import StopRequest
 from defi_platform.train.tracking import Tracker
 from defi_platform.train.validation import Validator, forward_pass, scalars, to_device
-
-
-def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
-    """Entry point of a Ray Train worker.
-
-    Args:
-        config: "pickled": the recipe, the time when the driver started it, and whether its nodes are preemptible.
-    Returns: {} after a complete run, {"stopped": step} after a stop request, {"error": [type, message]} for what
-        a user has caused and no retry can cure.
-    """
-    settings = cloudpickle.loads(config["pickled"])
-    recipe: Recipe = settings["recipe"]
-    # Ray Train tells of every report under a logger named after its own file.
-    logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
-    prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
-    # After a death the store may be away: every rank waits for it, before any of them waits for another.
-    train = recipe.config.train
-    run_patience(recipe.kind, train)(lambda: storage.is_folder(train.output))
-    try:
-        training = Training(recipe, settings["started"], settings["preemptible"])
-    except StoreAway:
-        raise  # it may come back: Ray Train tries again
-    except UserError as error:
-        # Found by every rank alike, before any of them waits for another: raising it would only make Ray
-        # Train try again.
-        return {"error": [type(error).__name__, str(error)]}
-    return training.run()
 
 
 class Training:
@@ -96,8 +63,9 @@ class Training:
         self.log = MetricsLog(self._path(METRICS), self.step) if first else None
         self.stop_request = StopRequest(self.run_folder) if first else None
         self.notices = PreemptionNotices(preemptible, first)
+        self._code = code_version() if first else {}
         self.tracker = (
-            Tracker(recipe.config.tracking, self.run_folder, recipe.kind, to_mapping(recipe.config))
+            Tracker(recipe.config.tracking, self.run_folder, recipe.kind, self._provenance())
             if first
             else None
         )
@@ -109,6 +77,7 @@ class Training:
             keep_best=self.train.keep_best,
             patience_s=self.train.storage_patience_s,
         )
+        self._owes_checkpoint = False
         self.validator = Validator(recipe, self.engine, self.ranks)
         self.beside = AsyncValidation(recipe) if first else None
         self._validated: dict[int, float] = {}
@@ -131,12 +100,13 @@ class Training:
             self._validate()
         self._tell(phase="training", step=self.step, samples=self.step * train.global_batch, force=True)
         while self.step < train.steps:
-            stop, look, row = self._update(batches)
+            told, row = self._update(batches)
+            stop = told["stop"]
             self.step += 1
             verdict = self._judge.judge(self._applied, row["loss"], row.get("grad_norm"))
             if verdict is Verdict.STOP or (verdict is Verdict.SKIP and self.step == train.steps):
                 # The same on every rank, and it would come out the same again: no retry.
-                message = self._diverged(row)
+                message = self._report_diverged(row)
                 self.saver.wait()
                 self._close(f"stopped: {message}")
                 return {"error": [Diverged.__name__, message]}
@@ -147,14 +117,11 @@ class Training:
                 self._report(row)
             if self.step % train.validate_every == 0 or self.step == train.steps:
                 self._validate()
-            leaving = look and self.notices.new()
+            leaving = told["look"] and self.notices.new()
             last = stop or self.step == train.steps
             # A state that may be ruined is not worth a checkpoint: the next whole update shows whether it is.
-            if verdict is Verdict.KEEP and (self.step % train.checkpoint_every == 0 or last or leaving):
-                self._checkpoint(needed=last)
-                if leaving and self.log:
-                    self.log.append({"step": self.step, "split": "preemption"})
-            self.saver.check()
+            if verdict is Verdict.KEEP:
+                self._checkpoint_when_due(told["full"], last, leaving)
             self._take_over_validation()
             if stop and self.step < train.steps:
                 self.saver.wait()
@@ -163,11 +130,11 @@ class Training:
         self._finish()
         return {}
 
-    def _update(self, batches: Iterator[dict[str, Any]]) -> tuple[bool, bool, dict[str, float]]:
+    def _update(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, bool], dict[str, float]]:
         """One global batch.
 
-        Returns: whether the run is asked to stop and whether all ranks should look for notices, the same on all of
-            them; the mean loss, and what the model reports besides.
+        Returns: what some rank tells and all have to heed: "stop" (the run is asked to), "look" (for notices), "full"
+            (enough checkpoints wait for the run folder); the mean loss, and what the model reports besides.
         """
         train, clock = self.train, self._clock
         rate = learning_rate(train.schedule, train.learning_rate, self.step, train.steps, train.warmup_steps)
@@ -193,12 +160,16 @@ class Training:
             clock.end("optimizer")
         row = {name: value / self.engine.accumulation for name, value in sums.items()}
         # All that the ranks have to agree on goes in one exchange: each one makes the fast wait for the slow.
-        flags = (self.stop_request is not None and self.stop_request.made(), self.notices.due())
-        told = dict(zip(("stop", "look"), torch.tensor(flags, device=self.engine.device), strict=True))
-        means = self.ranks.mean(row | told)
-        stop, look = (means.pop(name) > 0 for name in told)
+        flags = {
+            "stop": self.stop_request is not None and self.stop_request.made(),
+            "look": self.notices.due(),
+            "full": self.saver.full(),
+        }
+        values = torch.tensor(list(flags.values()), device=self.engine.device)
+        means = self.ranks.mean(row | dict(zip(flags, values, strict=True)))
+        told = {name: means.pop(name) > 0 for name in flags}
         norm = self.engine.grad_norm()
-        return stop, look, means | {"lr": rate} | ({} if norm is None else {"grad_norm": norm})
+        return told, means | {"lr": rate} | ({} if norm is None else {"grad_norm": norm})
 
     def _expected(self, micro: int) -> list[int]:
         per_rank = self.train.global_batch // self.ranks.world_size
@@ -224,6 +195,14 @@ class Training:
 
     # ----------------------------------------------------------------- what is told
 
+    def _provenance(self) -> dict[str, Any]:
+        """What W&B shows of where the figures come from."""
+        return {
+            **to_mapping(self.recipe.config),
+            "code": self._code,
+            "data_fingerprint": self.fingerprint,
+        }
+
     def _log_attempt(self) -> None:
         if self.log:
             self.log.append(
@@ -233,6 +212,7 @@ class Training:
                     "workers": self.ranks.world_size,
                     "zero_stage": self.train.zero_stage,
                     "accumulation": self.engine.accumulation,
+                    "source": self._code["source"],
                     "time": time.time(),
                 }
             )
@@ -264,11 +244,15 @@ class Training:
             self.log.append({"step": self.step, "split": "skipped", "samples": [first, last]})
         self._tell(step=self.step, samples=last + 1, skipped_in_a_row=self._judge.in_a_row)
 
-    def _diverged(self, row: dict[str, float]) -> str:
-        first = (self.step - self._judge.in_a_row - (self._judge.in_a_row == 0)) * self.train.global_batch
+    def _report_diverged(self, row: dict[str, float]) -> str:
+        """Keeps what a replay needs of all updates in a row that were bad. Returns: what to tell."""
+        first = (self.step - max(1, self._judge.in_a_row)) * self.train.global_batch
+        last = self.step * self.train.global_batch - 1
+        if self.log:
+            self.log.append({"step": self.step, "split": "diverged", "samples": [first, last]})
         return (
             f"{self.recipe.kind}: loss {row['loss']}, gradient norm {row.get('grad_norm')} in step {self.step}, "
-            f"samples {first} to {self.step * self.train.global_batch - 1}. The last checkpoint is from before them. "
+            f"samples {first} to {last}. The last checkpoint is from before them. "
             f"Lower train.learning_rate ({self.train.learning_rate:g}) or set train.clip_grad_norm "
             f"({self.train.clip_grad_norm:g}), and start again."
         )
@@ -303,6 +287,29 @@ class Training:
                 self.tracker.log(entry)
 
     # ----------------------------------------------------------------- checkpoints
+
+    def _checkpoint_when_due(self, full: bool, last: bool, leaving: bool) -> None:
+        """Writes one where it is due, or at the end, or because a node will go. Training waits no more than a moment for
+        a store that is slow or away: what is left out then is written as soon as there is room (collective).
+
+        Args:
+            full: some rank has no room for another one.
+        """
+        due = self.step % self.train.checkpoint_every == 0
+        owed = due or self._owes_checkpoint
+        if last or leaving or (owed and not full) or (due and self.saver.makes_room()):
+            self._owes_checkpoint = False
+            self._checkpoint(needed=last)
+            if leaving and self.log:
+                self.log.append({"step": self.step, "split": "preemption"})
+        elif due:
+            self._owes_checkpoint = True
+            if self.beside:
+                self.beside.leave_out(self.step)
+            if self.log:
+                self.log.append({"step": self.step, "split": "checkpoint_left_out"})
+                waiting = f"earlier ones still wait for {self.run_folder}"
+                print(f"{self.recipe.kind}: no checkpoint of step {self.step}: {waiting}", flush=True)
 
     def _checkpoint(self, needed: bool) -> None:
         self._clock.end("other")

@@ -43,6 +43,7 @@ def write_results(
         **facts,
         "samples_per_s": facts["samples"] / max(facts["wall_s"], 1e-9),
         "skipped_updates": sum(row["split"] == "skipped" for row in rows),
+        "checkpoints_left_out": sum(row["split"] == "checkpoint_left_out" for row in rows),
         "validation": {"first": validations[0], "last": validations[-1]},
         "skipped": recipe.skipped(),
         "media": concluded.media,

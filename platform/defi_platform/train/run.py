@@ -30,13 +30,13 @@ from defi_platform.train.checks import (
 )
 from defi_platform.train.dry_run import DryRun, dry_run
 from defi_platform.train.failures import root_cause, told, unwrap
-from defi_platform.train.loop import train_worker
 from defi_platform.train.ray_trainer import RunTrainer
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.results import MODEL, SUMMARY
 from defi_platform.train.status import FILE as STATUS
 from defi_platform.train.status import StatusView
 from defi_platform.train.stopping import STOP, request_stop
+from defi_platform.train.worker import train_worker
 
 CONFIG = "config.yaml"
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import platform
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-import defi_platform
 from defi_platform import storage
 from defi_platform.config_file import to_mapping, to_yaml
+from defi_platform.train.code_version import code_version, installed_version
 from defi_platform.train.peak import known_peak_tflops
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.step_clock import PHASES
@@ -59,7 +56,7 @@ def make_card(
         / 2**30,
         "data_fingerprint": fingerprint,
         "code": code_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed_version(name) for name in PACKAGES},
         "machine": {
             "python": platform.python_version(),
             "system": platform.platform(),
@@ -106,34 +103,6 @@ def speed(
     }
 
 
-def code_version() -> dict[str, Any]:
-    """Version of the package, and the commit where it runs from a checkout."""
-    root = Path(defi_platform.__path__[0]).resolve().parents[1]
-    found: dict[str, Any] = {"version": _version("defi-platform"), "commit": None, "changed": None}
-    if not (root / ".git").exists():
-        return found
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return found | {"commit": commit, "changed": bool(_git(root, "status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
-        # No git here, or a checkout of another user: the version has to do.
-        return found
-
-
-def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-    )
-    return done.stdout.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def as_markdown(card: dict[str, Any], config: str) -> str:
     """The card for people.
 
@@ -143,7 +112,7 @@ def as_markdown(card: dict[str, Any], config: str) -> str:
     summary, code, rate = card["summary"], card["code"], card["speed"]
     first, last = summary["validation"]["first"], summary["validation"]["last"]
     commit = (
-        f"commit {code['commit']}" + (" with changes" if code["changed"] else "") if code["commit"] else ""
+        f", commit {code['commit']}" + (" with changes" if code["changed"] else "") if code["commit"] else ""
     )
     total = sum(card["phase_s"].values()) or 1.0
     mfu = f"{rate['mfu']:.1%}" if rate["mfu"] is not None else "not known (no peak for this device)"
@@ -158,10 +127,11 @@ def as_markdown(card: dict[str, Any], config: str) -> str:
         ("MFU", mfu),
         ("GPU memory, peak", f"{card['gpu_peak_gib']:.2f} GiB" if card["machine"]["gpu"] else "no GPU"),
         ("updates left out", str(len(card["skipped_updates"]))),
+        ("checkpoints left out", str(summary["checkpoints_left_out"])),
         ("videos left out", ", ".join(f"{n} {why}" for why, n in summary["skipped"].items()) or "none"),
         ("resumed from", str(summary["resumed_from"])),
         ("data", f"fingerprint {card['data_fingerprint'] or 'none'}"),
-        ("code", f"defi-platform {code['version']} {commit}".strip()),
+        ("code", f"defi-platform {code['version']}, source {code['source'][:12]}{commit}"),
         ("machine", ", ".join(f"{k} {v}" for k, v in card["machine"].items() if v)),
     ]  # fmt: skip
     phases = [

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from defi_platform import storage
 from defi_platform.patience import patiently
+from defi_platform.scratch import scratch_folder
 from defi_platform.train import checkpoints
 from defi_platform.train.checkpoints import Position
 from defi_platform.train.engine import Piece
@@ -22,7 +25,9 @@ from defi_platform.train.ranks import Ranks
 Result = TypeVar("Result")
 
 MOST_WAITING = 2
-"""Checkpoints on local disk that are not yet in the run folder; then training waits for the first of them."""
+"""Checkpoints on local disk that are not yet in the run folder. With so many the next one waits for the first of them."""
+LONGEST_WAIT_S = 5.0
+"""Age of a checkpoint on local disk from which on its store is slow or away, and training does not wait for it."""
 
 
 class CheckpointSaver:
@@ -44,7 +49,8 @@ class CheckpointSaver:
         self._keep, self._keep_best, self._patience_s = keep, keep_best, patience_s
         self._attempt = ranks.from_first(checkpoints.new_attempt())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._waiting: list[Future[None]] = []
+        self._waiting: list[tuple[float, Future[None]]] = []
+        """When each was taken, oldest first."""
         self.committed_step: int | None = None
         """Of the newest checkpoint that this rank has brought to the run folder."""
         self.spared_step: int | None = None
@@ -60,9 +66,9 @@ class CheckpointSaver:
         Raises: StorageError when this or an earlier one could not be written in time.
         """
         while len(self._waiting) >= MOST_WAITING:
-            self._waiting.pop(0).result()
-        self.check()
-        scratch = Path(tempfile.mkdtemp(prefix="defi-shard-"))
+            self._oldest().result()
+        self._check()
+        scratch = scratch_folder("shard")
         held = list(pieces)
 
         def write() -> Path:
@@ -80,20 +86,40 @@ class CheckpointSaver:
                 flush=True,
             )
             return
-        self._waiting.append(self._thread.submit(self._commit, scratch, shard, position))
+        self._waiting.append((time.monotonic(), self._thread.submit(self._commit, scratch, shard, position)))
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raises what has gone wrong behind the steps."""
-        while self._waiting and self._waiting[0].done():
-            self._waiting.pop(0).result()
+        while self._waiting and self._waiting[0][1].done():
+            self._oldest().result()
+
+    def full(self) -> bool:
+        """Whether one more checkpoint would have to wait for an earlier one; asked after every step.
+
+        Raises: StorageError when an earlier one could not be written in time.
+        """
+        self._check()
+        return len(self._waiting) >= MOST_WAITING
+
+    def makes_room(self) -> bool:
+        """Waits a little for earlier checkpoints. Returns: whether no rank would have to wait for them any longer
+        (collective)."""
+        if self.full():
+            taken, oldest = self._waiting[0]
+            concurrent.futures.wait([oldest], max(0.0, taken + LONGEST_WAIT_S - time.monotonic()))
+        return not self._ranks.sum(torch.tensor(float(self.full())))
 
     def wait(self) -> None:
         """Returns when all checkpoints of all ranks are in the run folder (collective)."""
         while self._waiting:
-            self._waiting.pop(0).result()
+            self._oldest().result()
         self._ranks.barrier()
         if self._ranks.first:
             self._prune()
+
+    def _oldest(self) -> Future[None]:
+        """Takes it off the list."""
+        return self._waiting.pop(0)[1]
 
     def _commit(self, scratch: Path, shard: Path, position: Position) -> None:
         target = storage.join(

@@ -6,12 +6,12 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from defi_platform import storage
 from defi_platform.config import TrackingConfig
+from defi_platform.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -27,25 +27,25 @@ class Tracker:
 
     Args:
         run: run folder; the W&B run id is kept there, and the offline data (of a remote one: once the run ends).
-        settings: the resolved config of the job.
+        settings: the resolved config of the job, and what else says where the figures come from.
     """
 
     def __init__(self, config: TrackingConfig, run: str, kind: str, settings: dict[str, Any]):
         self._run: Any = None
-        self._scratch: str | None = None
+        self._scratch: Path | None = None
         """Where the data of a remote run folder lies until the end."""
         self._target = storage.join(run, FOLDER)
         if not config.wandb or os.environ.get("WANDB_MODE") == "disabled":
             return
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
         if storage.is_remote(run):
-            self._scratch = tempfile.mkdtemp(prefix="defi-wandb-")
+            self._scratch = scratch_folder("wandb")
         options = {
             "project": config.project,
             "name": config.name or f"{kind}-{run.rstrip('/').rsplit('/', 1)[-1]}",
             "id": _run_id(run),
             "config": settings,
-            "dir": self._scratch or str(storage.local_path(run)),
+            "dir": str(self._scratch or storage.local_path(run)),
         }
         try:
             self._run = _init(mode, options, self._target)
@@ -82,7 +82,7 @@ class Tracker:
             return
         try:
             if offline:
-                self._bring_home(Path(self._scratch) / FOLDER)
+                self._bring_home(self._scratch / FOLDER)
             shutil.rmtree(self._scratch)
         except (OSError, storage.StorageError) as error:
             log.warning("W&B's data of this attempt stays in %s: %s", self._scratch, error)

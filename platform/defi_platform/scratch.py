@@ -1,0 +1,70 @@
+"""Folders on local disk for what only passes through. What a killed process has left there, gigabytes perhaps, the next
+process that needs one removes."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import functools
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def scratch(purpose: str) -> Iterator[Path]:
+    """A new folder below TMPDIR, removed at the end."""
+    folder = scratch_folder(purpose)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def scratch_folder(purpose: str) -> Path:
+    """A new folder below TMPDIR that the caller removes.
+
+    Raises: OSError, ENOSPC for a full disk too.
+    """
+    return Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=_own(tempfile.gettempdir(), os.getpid())))
+
+
+@functools.cache
+def _own(temporary: str, process: int) -> Path:
+    """The folder of this process; as long as it lives it holds the lock on the file beside."""
+    place = Path(temporary) / f"defi-{os.getuid()}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    _sweep(place)
+    while True:
+        lock = place / f"{process}-{uuid.uuid4().hex[:8]}.lock"
+        file = lock.open("x")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        # Another process may have taken it for left over before it was locked.
+        if lock.exists():
+            break
+        file.close()
+    folder = lock.with_suffix("")
+    folder.mkdir()
+    atexit.register(_remove, folder, lock, process, file)
+    return folder
+
+
+def _sweep(place: Path) -> None:
+    """Removes what processes have left that are no more: the lock goes with its process, however that ends."""
+    for lock in place.glob("*.lock"):
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink()
+
+
+def _remove(folder: Path, lock: Path, process: int, file: IO[str]) -> None:
+    if os.getpid() == process:  # not in a fork of it
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.unlink(missing_ok=True)
+    file.close()

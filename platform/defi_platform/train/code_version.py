@@ -1,0 +1,60 @@
+"""Which code a run was made by."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import defi_models
+import defi_platform
+
+
+def code_version() -> dict[str, Any]:
+    """`version` of the package, `source` (digest of both packages' code, also where nothing else tells: `ray job submit`
+    leaves out .git), and `commit` and `changed` where it runs from a checkout."""
+    packages = [Path(package.__path__[0]).resolve() for package in (defi_platform, defi_models)]
+    root = packages[0].parents[1]
+    found: dict[str, Any] = {
+        "version": installed_version("defi-platform"),
+        "source": source_digest(packages),
+        "commit": None,
+        "changed": None,
+    }
+    if not (root / ".git").exists():
+        return found
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return found | {"commit": commit, "changed": bool(_git(root, "status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError, subprocess.TimeoutExpired):
+        # No git here, or a checkout of another user: the version and the digest have to do.
+        return found
+
+
+def source_digest(packages: Iterable[Path]) -> str:
+    """SHA-256 of the Python files of packages, by their names and bytes; the same wherever the packages lie."""
+    digest = hashlib.sha256()
+    for package in packages:
+        for path in sorted(package.rglob("*.py")):
+            content = path.read_bytes()
+            name = path.relative_to(package.parent).as_posix()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def installed_version(package: str) -> str | None:
+    """None when it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()

@@ -1,0 +1,46 @@
+"""What every Ray Train worker runs."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray.train.v2._internal.execution.context
+from ray import cloudpickle
+
+from defi_platform import storage
+from defi_platform.errors import UserError
+from defi_platform.patience import run_patience
+from defi_platform.remote import StoreAway
+from defi_platform.train.checks import check_device
+from defi_platform.train.engine import prepare_process
+from defi_platform.train.loop import Training
+from defi_platform.train.recipe import Recipe
+
+
+def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
+    """Entry point of a Ray Train worker.
+
+    Args:
+        config: "pickled": the recipe, the time when the driver started it, and whether its nodes are preemptible.
+    Returns: {} after a complete run, {"stopped": step} after a stop request, {"error": [type, message]} for what
+        a user has caused and no retry can cure.
+    """
+    settings = cloudpickle.loads(config["pickled"])
+    recipe: Recipe = settings["recipe"]
+    # Ray Train tells of every report under a logger named after its own file.
+    logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
+    prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
+    # After a death the store may be away: every rank waits for it, before any of them waits for another.
+    train = recipe.config.train
+    run_patience(recipe.kind, train)(lambda: storage.is_folder(train.output))
+    try:
+        check_device(train)
+        training = Training(recipe, settings["started"], settings["preemptible"])
+    except StoreAway:
+        raise  # it may come back: Ray Train tries again
+    except UserError as error:
+        # Found by every rank alike, before any of them waits for another: raising it would only make Ray
+        # Train try again.
+        return {"error": [type(error).__name__, str(error)]}
+    return training.run()

@@ -1,0 +1,31 @@
+"""An elastic run on several raylets, hit by one failure after the other: benchmarks/failures.py, as anyone can run it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(850)
+def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned_from_once(
+    repository: Path,
+) -> None:
+    script = repository / "benchmarks" / "failures.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = {
+        name.strip(): (int(again), int(workers))
+        for name, again, workers in re.findall(
+            r"^\| ([^|]+) \| (\d+) \| [\d.]+ s \| (\d) \|$", done.stdout, re.M
+        )
+    }
+    assert table.pop("local disk full for two checkpoints", (0, 2)) == (0, 2)
+    assert table.pop("store away for 60 s") == (0, 2), "training goes on meanwhile"
+    assert table.pop("a spot node is announced to go, and goes")[0] <= 10, "a checkpoint was made for it"
+    assert [workers for _, workers in table.values()] == [2, 2, 2, 1, 2]
+    assert re.search(r"[1-9]\d* checkpoints left out; W&B kept offline", done.stdout), done.stdout
