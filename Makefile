@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-data bench-train clean
+.PHONY: help setup demo test lint bench bench-data bench-train bench-failures clean
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench  the measured comparisons in benchmarks/"
 	@echo "make bench-data  the data engine beside raw decord and Ray's own readers (about 15 minutes)"
 	@echo "make bench-train  our training loop beside bare PyTorch, and what the paper's runs need on many GPUs"
+	@echo "make bench-failures  what each failure costs a run on several raylets (about 5 minutes)"
 	@echo "make setup  only install: .venv and the system libraries for rendering"
 	@echo "make clean  remove .venv (runs/ is kept)"
 
@@ -51,6 +52,9 @@ bench-data: setup
 bench-train: setup
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/scaling.py
+
+bench-failures: setup
+	$(BIN)/python benchmarks/failures.py
 
 clean:
 	rm -rf .venv

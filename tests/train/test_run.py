@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ def together(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempP
     after step 8 and no failure is allowed. again: the same, and one is. diverging: its weights are ruined after step 7."""
     folder = tmp_path_factory.mktemp("runs")
     # Seven workers at once.
-    two = {"num_workers": 2, "zero_stage": 2, "resources_per_worker": {"CPU": 0.5}}
+    two = {"num_workers": 2, "zero_stage": 2, "resources_per_worker": {"CPU": 0.45}}
     recipes = [
         tiny.TinyRecipe(run_config(folder / "killed", **two, max_failures=0), "killed", kill_at=8),
         tiny.TinyRecipe(run_config(folder / "again", **two), "again", kill_at=8),
@@ -39,6 +40,7 @@ def together(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempP
         "killed failed" in message and "diverging failed" in message and "Complete: again, healthy" in message
     )
     assert "samples 56 to 79" in message and "learning_rate (0.01)" in message
+    assert not [name for name in os.environ if name.startswith("RAY_TRAIN_")], "of one run, seen by all"
     return folder
 
 

@@ -12,6 +12,7 @@ import ray
 import ray.train
 from ray import cloudpickle
 from ray._private.worker import get_dashboard_url
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
@@ -34,17 +35,6 @@ class RunTrainer(TorchTrainer):
         resources: dict[str, float],
     ):
         settings["preemptible"] = _preemptible(train)
-        # One process less to start where no node can go. Set either way: an earlier run of this process, or of the one
-        # that started it, may have been on another cluster.
-        os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = str(int(settings["preemptible"]))
-        if train.min_workers is not None:
-            # After a loss Ray asks for as many workers as before until it knows that the node is gone; a minute per
-            # answer is long for a run that could go on with fewer.
-            os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "10")
-        # The end of a run, or a dead worker, is noticed at a poll; two seconds is much for short runs.
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-        # Ray Train repeats what is printed in its log, which goes to the same place.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
         sizes = world_sizes(train)
         workers = train.num_workers if train.min_workers is None else (sizes[0], train.num_workers)
         super().__init__(
@@ -65,7 +55,7 @@ class RunTrainer(TorchTrainer):
                 storage_path=str(Path(tempfile.gettempdir()) / "defi-ray-train"),
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-                callbacks=[FailureLines(kind)],  # type: ignore[list-item]
+                callbacks=[FailureLines(kind), ControllerEnvironment(train, settings["preemptible"])],  # type: ignore[list-item]
             ),
         )
 
@@ -86,6 +76,30 @@ class RunTrainer(TorchTrainer):
             needless += (PlacementGroupCleanerCallback,)
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
         return [one for one in callbacks if not isinstance(one, needless)]
+
+
+class ControllerEnvironment(UserCallback):
+    """What Ray Train reads from the environment, set in the controller's process when this is unpacked there: runs that
+    one driver starts want it otherwise. What the user has set counts."""
+
+    def __init__(self, train: TrainConfig, preemptible: bool):
+        self._values = {
+            # The end of a run, or a dead worker, is noticed at a poll; two seconds is much for short runs.
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            # Ray Train repeats what is printed in its log, which goes to the same place.
+            "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+            # One process less to start where no node can go.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(preemptible)),
+        }
+        if train.min_workers is not None:
+            # After a loss Ray asks for as many workers as before until it knows that the node is gone; a minute per
+            # answer is long for a run that could go on with fewer.
+            self._values["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for name, value in self._values.items():
+            os.environ.setdefault(name, value)
 
 
 class WholeBatchPolicy(ElasticScalingPolicy):
