@@ -242,6 +242,7 @@ def test_the_run_card_tells_how_to_repeat_the_run(runs: Path) -> None:
     assert card["phase_s"]["forward"] > 0 and card["phase_s"]["backward"] > 0
     assert card["speed"]["model_tflops_per_worker"] > 0 and card["speed"]["mfu"] is None
     assert card["packages"]["ray"] and card["data_fingerprint"]
+    assert {row["source"] for row in card["attempts"]} == {card["code"]["source"]}
     assert card["config"]["train"]["zero_stage"] == 2
     text = (runs / "gidm" / "run_card.md").read_text()
     assert "python jobs/pretrain_gidm.py --config run.yaml" in text
@@ -253,7 +254,10 @@ def test_the_run_card_tells_how_to_repeat_the_run(runs: Path) -> None:
 
 def test_tracking_is_offline_and_keeps_its_run_id(runs: Path) -> None:
     assert (runs / "gidm" / "wandb_run_id").read_text()
-    assert list((runs / "gidm" / "wandb").glob("offline-run-*"))
+    (kept,) = (runs / "gidm" / "wandb").glob("offline-run-*/run-*.wandb")
+    card = json.loads((runs / "gidm" / "run_card.json").read_text())
+    for origin in (card["code"]["source"], card["data_fingerprint"]):
+        assert origin.encode() in kept.read_bytes()
 
 
 def test_data_cut_otherwise_than_the_model_needs_it_is_refused(runs: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import Enum
 
+from defi_platform.config import TrainConfig
 from defi_platform.errors import UserError
 
 MOST_SKIPPED = {"fp32": 3, "bf16": 3, "fp16": 50}
@@ -49,3 +51,19 @@ class UpdateJudge:
             return Verdict.KEEP if finite else Verdict.STOP
         self.in_a_row += 1
         return Verdict.SKIP if self.in_a_row < self._most else Verdict.STOP
+
+
+def divergence_told(
+    kind: str, train: TrainConfig, step: int, samples: tuple[int, int], row: Mapping[str, float]
+) -> str:
+    """What a user reads when a run stops.
+
+    Args:
+        samples: first and last of all updates in a row that were bad.
+        row: loss and gradient norm of the last of them.
+    """
+    return (
+        f"{kind}: loss {row['loss']}, gradient norm {row.get('grad_norm')} in step {step}, samples {samples[0]} to "
+        f"{samples[1]}. The last checkpoint is from before them. Lower train.learning_rate "
+        f"({train.learning_rate:g}) or set train.clip_grad_norm ({train.clip_grad_norm:g}), and start again."
+    )

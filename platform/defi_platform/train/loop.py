@@ -17,7 +17,7 @@ from defi_platform.patience import run_patience
 from defi_platform.train.async_validation import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.checkpoints import Position
 from defi_platform.train.code_version import code_version
-from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict
+from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict, divergence_told
 from defi_platform.train.draws import seed_of
 from defi_platform.train.metrics import MetricsLog
 from defi_platform.train.peak import known_peak_tflops
@@ -64,11 +64,9 @@ class Training:
         self.stop_request = StopRequest(self.run_folder) if first else None
         self.notices = PreemptionNotices(preemptible, first)
         self._code = code_version() if first else {}
-        self.tracker = (
-            Tracker(recipe.config.tracking, self.run_folder, recipe.kind, self._provenance())
-            if first
-            else None
-        )
+        origin = {**to_mapping(recipe.config), "code": self._code, "data_fingerprint": self.fingerprint}
+        tracking = recipe.config.tracking
+        self.tracker = Tracker(tracking, self.run_folder, recipe.kind, origin) if first else None
         self.saver = CheckpointSaver(
             recipe.kind,
             self.run_folder,
@@ -122,6 +120,8 @@ class Training:
             # A state that may be ruined is not worth a checkpoint: the next whole update shows whether it is.
             if verdict is Verdict.KEEP:
                 self._checkpoint_when_due(told["full"], last, leaving)
+            if told["missed"]:
+                self._count_left_out()
             self._take_over_validation()
             if stop and self.step < train.steps:
                 self.saver.wait()
@@ -134,7 +134,8 @@ class Training:
         """One global batch.
 
         Returns: what some rank tells and all have to heed: "stop" (the run is asked to), "look" (for notices), "full"
-            (enough checkpoints wait for the run folder); the mean loss, and what the model reports besides.
+            (enough checkpoints wait for the run folder), "missed" (there was no disk for the last one); the mean
+            loss, and what the model reports besides.
         """
         train, clock = self.train, self._clock
         rate = learning_rate(train.schedule, train.learning_rate, self.step, train.steps, train.warmup_steps)
@@ -164,6 +165,7 @@ class Training:
             "stop": self.stop_request is not None and self.stop_request.made(),
             "look": self.notices.due(),
             "full": self.saver.full(),
+            "missed": self.saver.missed(),
         }
         values = torch.tensor(list(flags.values()), device=self.engine.device)
         means = self.ranks.mean(row | dict(zip(flags, values, strict=True)))
@@ -194,14 +196,6 @@ class Training:
         )
 
     # ----------------------------------------------------------------- what is told
-
-    def _provenance(self) -> dict[str, Any]:
-        """What W&B shows of where the figures come from."""
-        return {
-            **to_mapping(self.recipe.config),
-            "code": self._code,
-            "data_fingerprint": self.fingerprint,
-        }
 
     def _log_attempt(self) -> None:
         if self.log:
@@ -250,12 +244,7 @@ class Training:
         last = self.step * self.train.global_batch - 1
         if self.log:
             self.log.append({"step": self.step, "split": "diverged", "samples": [first, last]})
-        return (
-            f"{self.recipe.kind}: loss {row['loss']}, gradient norm {row.get('grad_norm')} in step {self.step}, "
-            f"samples {first} to {last}. The last checkpoint is from before them. "
-            f"Lower train.learning_rate ({self.train.learning_rate:g}) or set train.clip_grad_norm "
-            f"({self.train.clip_grad_norm:g}), and start again."
-        )
+        return divergence_told(self.recipe.kind, self.train, self.step, (first, last), row)
 
     def _validate(self) -> None:
         self._clock.end("other")
@@ -306,10 +295,14 @@ class Training:
             self._owes_checkpoint = True
             if self.beside:
                 self.beside.leave_out(self.step)
-            if self.log:
-                self.log.append({"step": self.step, "split": "checkpoint_left_out"})
+            self._count_left_out()
+            if self.ranks.first:
                 waiting = f"earlier ones still wait for {self.run_folder}"
                 print(f"{self.recipe.kind}: no checkpoint of step {self.step}: {waiting}", flush=True)
+
+    def _count_left_out(self) -> None:
+        if self.log:
+            self.log.append({"step": self.step, "split": "checkpoint_left_out"})
 
     def _checkpoint(self, needed: bool) -> None:
         self._clock.end("other")

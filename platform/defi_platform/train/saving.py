@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import errno
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,6 +52,7 @@ class CheckpointSaver:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._waiting: list[tuple[float, Future[None]]] = []
         """When each was taken, oldest first."""
+        self._missed = False
         self.committed_step: int | None = None
         """Of the newest checkpoint that this rank has brought to the run folder."""
         self.spared_step: int | None = None
@@ -68,25 +70,37 @@ class CheckpointSaver:
         while len(self._waiting) >= MOST_WAITING:
             self._oldest().result()
         self._check()
-        scratch = scratch_folder("shard")
         held = list(pieces)
 
         def write() -> Path:
-            return checkpoints.write_shard(scratch, self._ranks.rank, self._ranks.world_size, held, buffers)
+            folder = scratch_folder("shard")
+            try:
+                return checkpoints.write_shard(
+                    folder, self._ranks.rank, self._ranks.world_size, held, buffers
+                )
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
 
+        disk = f"local disk ({tempfile.gettempdir()})"
         try:
-            shard = write() if not needed else self._patiently(write, f"local disk ({scratch.parent})")
+            shard = write() if not needed else self._patiently(write, disk)
         except OSError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
             if error.errno != errno.ENOSPC:
                 raise
             print(
-                f"{self._name}: no room on local disk ({scratch.parent}) for the checkpoint of step "
-                f"{position.step}; training goes on to the next one",
+                f"{self._name}: no room on {disk} for the checkpoint of step {position.step}; training goes on "
+                "to the next one",
                 flush=True,
             )
+            self._missed = True
             return
-        self._waiting.append((time.monotonic(), self._thread.submit(self._commit, scratch, shard, position)))
+        self._waiting.append((time.monotonic(), self._thread.submit(self._commit, shard, position)))
+
+    def missed(self) -> bool:
+        """Whether a checkpoint was left out for want of room on this rank's disk; told once."""
+        told, self._missed = self._missed, False
+        return told
 
     def _check(self) -> None:
         """Raises what has gone wrong behind the steps."""
@@ -121,14 +135,14 @@ class CheckpointSaver:
         """Takes it off the list."""
         return self._waiting.pop(0)[1]
 
-    def _commit(self, scratch: Path, shard: Path, position: Position) -> None:
+    def _commit(self, shard: Path, position: Position) -> None:
         target = storage.join(
             self._run, checkpoints.FOLDER, checkpoints.folder_name(position.step, self._attempt)
         )
         try:
             self._patiently(lambda: checkpoints.commit_shard(shard, target, position), target)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(shard.parent, ignore_errors=True)
         self.committed_step = position.step
         if self._ranks.first:
             self._prune()
