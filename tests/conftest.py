@@ -6,7 +6,6 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 # Before torch or Ray are imported, so that their worker processes inherit it.
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -15,6 +14,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Threads that spin while they wait for one that has no core make a busy machine a hundred times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Beside other test processes a new Ray may need more than the minute that it gives itself.
+os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "180")
 
 import pytest
 
@@ -23,32 +24,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-OWN_RAY = {
+LONGEST = (
+    "train/test_failures.py",
     "cluster/test_readme_commands.py",
-    "data/test_ingest_job.py",
-    "data/test_storage.py",
-    "evaluate/test_recording.py",
-    "serve/test_commands.py",
-    "test_demo.py",
-    "train/test_interruption.py",
     "train/test_recipes.py",
-}
-"""Files whose tests start jobs with a Ray of their own. Its job agent has one fixed port, so with several test
-processes these all run in the same one; and test_recipes, beside whose workers a new Ray did not start in a minute."""
+    "cluster/test_readme_jobs.py",
+    "serve/test_commands.py",
+    "data/test_ingest_job.py",
+    "evaluate/test_served_policy.py",
+    "test_demo.py",
+    "train/test_run.py",
+    "train/test_interruption.py",
+)
+"""Files of a minute and more: the first to begin, so that test processes end at about the same time."""
 SHARED = REPOSITORY.parent / "shared"
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For `pytest -n`: the tests of a file share fixtures and stay together."""
-    from xdist.scheduler import LoadScopeScheduling
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::", 1)[0].removeprefix("tests/")
-            return "own Ray" if file in OWN_RAY else file
-
-    return ByFile(config, log)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {REPOSITORY / "tests" / file: rank for rank, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")

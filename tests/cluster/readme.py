@@ -12,7 +12,7 @@ def commands(section: str) -> list[str]:
     """The shell commands of one section, comments dropped and continued lines joined."""
     body = README.split(f"## {section}\n", 1)[1].split("\n## ", 1)[0]
     blocks = re.findall(r"```bash\n(.*?)```", body, flags=re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = re.sub(r"\\\n\s*", "", "".join(blocks)).splitlines()
     lines = [re.sub(r"\s+#.*$", "", line).strip() for line in lines]
     return [line for line in lines if line]
 

@@ -4,6 +4,7 @@ minutes. Jobs as processes of their own are in test_demo, test_readme_commands a
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shlex
 import sys
@@ -25,8 +26,10 @@ TINY_RUN = (
 )
 STEP_BY_STEP = {
     "record_demos": "tasks=[drawer-close-v3] episodes_per_task=12 labelled_per_task=2",
-    "pretrain_gidm": TINY_RUN,
+    # Both first: what the lines of one alone find complete they leave as it is.
     "pretrain": " ".join(f"gfdm.{setting} gidm.{setting}" for setting in TINY_RUN.split()),
+    "pretrain_gfdm": TINY_RUN,
+    "pretrain_gidm": TINY_RUN,
     "finetune_policy": TINY_RUN,
     "evaluate_policy": "tasks=[drawer-close-v3] arms=[policy] episodes_per_task=1 max_steps=10 serve.port=0",
 }
@@ -60,9 +63,10 @@ def run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_c
 
 
 @pytest.mark.timeout(900)
-def test_the_jobs_step_by_step(run: Run, tmp_path: Path) -> None:
+def test_the_jobs_step_by_step(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for job, small in STEP_BY_STEP.items():
         run(f"{the_one('Step by step', f'python jobs/{job}.py')} {small}")
+    assert len(re.findall(r"is complete, nothing to do", capsys.readouterr().out)) == 2
     summary = json.loads((tmp_path / "runs" / "demo" / "evaluation" / "summary.json").read_text())
     assert summary["arms"]["policy"]["pooled"]["episodes"] == 1
 
@@ -73,7 +77,7 @@ def test_the_jobs_around_ones_own_video(run: Run, tmp_path: Path, capsys: pytest
     lines = [f"{the_one('Your own video', start)} {small}" for start, small in OWN_VIDEO.items()]
     for line in [*lines, the_one("Long runs", "python jobs/pretrain.py")]:
         # S3 itself is in tests/data/test_storage.py; the workers of this Ray would not know where it is.
-        run(line.replace("s3://bucket/videos", str(tmp_path / "mine")).replace("/tmp/", f"{tmp_path}/"))
+        run(line.replace("/tmp/", f"{tmp_path}/").replace("s3://bucket/videos", str(tmp_path / "mine")))
     assert "mine" in (tmp_path / "gfdm" / "config.yaml").read_text()
     assert json.loads((tmp_path / "cached" / "summary.json").read_text())["cache"]["samples_read"] > 0
     assert "gidm" in capsys.readouterr().out and not (tmp_path / "runs" / "demo" / "gfdm").exists()

@@ -227,7 +227,8 @@ def test_the_job_without_egl_says_so_and_leaves_nothing_that_looks_finished(
         text=True,
     )
     assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if "Error" in line]
+    # On a busy machine a line of Ray's own process may be among them.
+    errors = [line for line in done.stderr.splitlines() if "Error" in line and "(pid=gcs_server)" not in line]
     assert len(errors) == 1 and errors[0].startswith("SimulatorError: EGL") and "apt-get" in errors[0]
     assert not (tmp_path / "corpus/video").exists()
     assert not (tmp_path / "corpus/recording.json").exists()
