@@ -34,10 +34,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python jobs/demo.py --config configs/demo/demo.yaml
 
-# Three processes: much of the time is waiting for Ray and its workers to start, to end or to be missed. The tests of a
-# file share fixtures and stay together; the longest files begin (tests/conftest.py).
+# Two processes: most of the time goes into starting Ray, its workers and jobs, which leaves a core idle; a third one
+# only makes everything slower. The tests of a file share fixtures and stay together.
 test: setup
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -43,7 +43,9 @@ def _own(temporary: str, process: int) -> Path:
     while True:
         lock = place / f"{process}-{uuid.uuid4().hex[:8]}.lock"
         file = lock.open("x")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        # Some network file systems have no locks: nothing is ever swept there.
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
         # Another process may have taken it for left over before it was locked.
         if lock.exists():
             break
@@ -57,7 +59,8 @@ def _own(temporary: str, process: int) -> Path:
 def _sweep(place: Path) -> None:
     """Removes what processes have left that are no more: the lock goes with its process, however that ends."""
     for lock in place.glob("*.lock"):
-        with contextlib.suppress(FileNotFoundError, BlockingIOError), lock.open() as file:
+        # It is held, or somebody else has just removed it.
+        with contextlib.suppress(OSError), lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
             lock.unlink()

@@ -123,6 +123,18 @@ def test_a_second_policy_on_the_same_cluster_is_refused(server: PolicyServer, po
         deploy(ServeConfig(policy=str(policy_folder), port=0))
 
 
+def wait_until_free(port: int) -> None:
+    """The process that held it ends behind the call that stops Serve."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, f"port {port} is still held"
+            time.sleep(0.2)
+
+
 def test_shutdown_closes_sockets_politely_and_frees_the_port(
     server: PolicyServer, policy_folder: Path
 ) -> None:
@@ -144,4 +156,4 @@ def test_shutdown_closes_sockets_politely_and_frees_the_port(
             assert last.result(timeout=30)["actions"].shape == (10, 4)
         with pytest.raises(websockets.exceptions.ConnectionClosed, match="1001"):
             client.infer(observation(1))
-    socket.create_server(("127.0.0.1", port)).close()
+    wait_until_free(port)

@@ -16,7 +16,9 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
     repository: Path,
 ) -> None:
     script = repository / "benchmarks" / "failures.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=800)
+    done = subprocess.run(
+        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=800
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     table = {
         name.strip(): (int(again), int(workers))
@@ -27,5 +29,8 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
     assert table.pop("local disk full for two checkpoints", (0, 2)) == (0, 2)
     assert table.pop("store away for 60 s") == (0, 2), "training goes on meanwhile"
     assert table.pop("a spot node is announced to go, and goes")[0] <= 10, "a checkpoint was made for it"
-    assert [workers for _, workers in table.values()] == [2, 2, 2, 1, 2]
+    assert {name: workers for name, (_, workers) in table.items()} == {
+        "a worker gets SIGKILL, the newest checkpoint is damaged": 2,
+        "a node comes": 2,
+    }
     assert re.search(r"[1-9]\d* checkpoints left out; W&B kept offline", done.stdout), done.stdout

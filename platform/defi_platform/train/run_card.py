@@ -129,7 +129,7 @@ def as_markdown(card: dict[str, Any], config: str) -> str:
         ("updates left out", str(len(card["skipped_updates"]))),
         ("checkpoints left out", str(summary["checkpoints_left_out"])),
         ("videos left out", ", ".join(f"{n} {why}" for why, n in summary["skipped"].items()) or "none"),
-        ("resumed from", str(summary["resumed_from"])),
+        ("resumed from", f"step {summary['resumed_from'] or 0}"),
         ("data", f"fingerprint {card['data_fingerprint'] or 'none'}"),
         ("code", f"defi-platform {code['version']}, source {code['source'][:12]}{commit}"),
         ("machine", ", ".join(f"{k} {v}" for k, v in card["machine"].items() if v)),
