@@ -234,7 +234,9 @@ def inflict_all(
     def kill_and_damage() -> None:
         kill()
         time.sleep(0.5)
-        damage(checkpoints.committed(RUN)[0])
+        found = checkpoints.committed(RUN)[0]
+        damage(found)
+        damaged.append(found.step)
 
     def spot_node_goes() -> None:
         announce(cluster, nodes[-1])
@@ -249,6 +251,7 @@ def inflict_all(
         nodes.append(cluster.add_node(num_cpus=1))
 
     costs: list[Cost] = []
+    damaged: list[int] = []
 
     def hit(failure: str, inflict: Callable[[], Any], over: Callable[[], bool]) -> None:
         costs.append(watch.cost(failure, inflict, over))
@@ -261,6 +264,7 @@ def inflict_all(
     if not quick:
         hit("a worker gets SIGKILL", kill, attempted())
     hit("a worker gets SIGKILL, the newest checkpoint is damaged", kill_and_damage, attempted())
+    assert watch.attempts()[-1]["from"] < damaged[0], "it went on from a damaged checkpoint"
     hit("a spot node is announced to go, and goes", spot_node_goes, attempted(1))
     hit("a node comes", node_comes, attempted(2))
     if not quick:

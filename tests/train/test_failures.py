@@ -21,16 +21,18 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
     )
     assert done.returncode == 0, done.stdout + done.stderr
     table = {
-        name.strip(): (int(again), int(workers))
-        for name, again, workers in re.findall(
-            r"^\| ([^|]+) \| (\d+) \| [\d.]+ s \| (\d) \|$", done.stdout, re.M
+        name: (int(again), float(pause), int(workers))
+        for name, again, pause, workers in re.findall(
+            r"^\| ([^|]+) \| (\d+) \| ([\d.]+) s \| (\d) \|$", done.stdout, re.M
         )
     }
-    assert table.pop("local disk full for two checkpoints", (0, 2)) == (0, 2)
-    assert table.pop("store away for 20 s") == (0, 2), "training goes on meanwhile"
+    if disk := table.pop("local disk full for two checkpoints", None):
+        assert disk[0] == 0 and disk[1] < 10
+    again, pause, _ = table.pop("store away for 20 s")
+    assert again == 0 and pause < 10, "training goes on meanwhile"
     assert table.pop("a spot node is announced to go, and goes")[0] <= 10, "a checkpoint was made for it"
-    assert {name: workers for name, (_, workers) in table.items()} == {
+    assert {name: workers for name, (_, _, workers) in table.items()} == {
         "a worker gets SIGKILL, the newest checkpoint is damaged": 2,
         "a node comes": 2,
     }
-    assert re.search(r"[1-9]\d* checkpoints left out; W&B kept offline", done.stdout), done.stdout
+    assert "every sample learned from exactly once" in done.stdout and "W&B kept offline" in done.stdout
