@@ -29,16 +29,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST = (
     "train/test_failures.py",
     "cluster/test_readme_commands.py",
-    "train/test_recipes.py",
     "cluster/test_readme_jobs.py",
-    "serve/test_commands.py",
-    "data/test_ingest_job.py",
-    "evaluate/test_served_policy.py",
-    "test_demo.py",
+    "train/test_recipes.py",
     "train/test_run.py",
+    "evaluate/test_served_policy.py",
+    "serve/test_commands.py",
+    "test_demo.py",
+    "data/test_ingest_job.py",
     "train/test_interruption.py",
 )
-"""Files of a minute and more: the first to begin, so that test processes end at about the same time."""
+"""Files of a minute and more: the first to begin, so that test processes end at about the same time. Those that start
+a Ray of their own do not follow test_recipes, beside whose five workers one may not start in time."""
 SHARED = REPOSITORY.parent / "shared"
 
 

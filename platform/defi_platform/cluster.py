@@ -16,6 +16,9 @@ import ray
 from defi_platform.config import RayConfig
 from defi_platform.errors import UserError
 
+STARTS = 3
+"""Tries to start a Ray of our own."""
+
 
 class ClusterError(UserError):
     """A Ray cluster that cannot be reached or lacks what a job asks for."""
@@ -46,11 +49,29 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         # Train workers, decoders and simulators each hold a share of a CPU, so a two-core machine
         # needs more logical CPUs than it has cores.
         cpus = config.local_cpus or max(4, os.cpu_count() or 1)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False)
+        _start_here(cpus)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_here(cpus: int) -> None:
+    """Ray gives itself half a minute to start, which is short on a machine that is busy with something else."""
+    for _ in range(STARTS):
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False)
+            return
+        except Exception as error:
+            # Ray has no type of its own for it.
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            print("Ray has not started in its half minute, trying again", file=sys.stderr, flush=True)
+    raise ClusterError(
+        f"Ray did not start on this machine in {STARTS} tries of half a minute. Is it busy, or out of memory? "
+        "Start one beforehand with `ray start --head` and set ray.address=auto."
+    )
 
 
 def source_roots() -> list[str]:

