@@ -29,7 +29,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "train"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "data"))
 
 import tiny
-from s3_server import FlakyProxy, s3_server
+from s3_server import EVERYTHING, FlakyProxy, s3_server
 
 from defi_platform import storage
 from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, TrainConfig
@@ -43,7 +43,6 @@ STEPS, CHECKPOINT_EVERY, BATCH, PACE_S = 1000, 10, 4, 0.2
 PATIENCE_S = 180.0
 """For what has to happen after a failure."""
 DISK_BYTES = 1 << 20
-EVERYTHING = (b"GET", b"PUT", b"HEAD", b"POST", b"DELETE")
 
 
 class PacedRecipe(tiny.TinyRecipe):

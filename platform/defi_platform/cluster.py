@@ -58,7 +58,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 def _start_here(cpus: int) -> None:
     """Ray gives itself half a minute to start, which is short on a machine that is busy with something else."""
-    for _ in range(STARTS):
+    for number in range(1, STARTS + 1):
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False)
             return
@@ -67,7 +67,8 @@ def _start_here(cpus: int) -> None:
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
-            print("Ray has not started in its half minute, trying again", file=sys.stderr, flush=True)
+            if number < STARTS:
+                print("Ray has not started in its half minute, trying again", file=sys.stderr, flush=True)
     raise ClusterError(
         f"Ray did not start on this machine in {STARTS} tries of half a minute. Is it busy, or out of memory? "
         "Start one beforehand with `ray start --head` and set ray.address=auto."

@@ -55,6 +55,10 @@ def s3_server(port: int = 0, filled: tuple[str, int] | None = None, **environmen
         process.wait()
 
 
+EVERYTHING = (b"GET", b"PUT", b"HEAD", b"POST", b"DELETE")
+"""For `FlakyProxy.refuse`: the store is away."""
+
+
 class FlakyProxy:
     """Passes connections on to `port`, except every so many, which it resets or answers with 503 Slow Down.
 

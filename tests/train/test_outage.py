@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ending import EndingRecipe
-from s3_server import FlakyProxy, s3_server
+from s3_server import EVERYTHING, FlakyProxy, s3_server
 from tiny import wait_for
 
 from defi_platform import storage
@@ -17,7 +17,6 @@ from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.train.run import train
 from defi_platform.train.status import StatusView
 
-EVERYTHING = (b"GET", b"PUT", b"HEAD", b"POST", b"DELETE")
 AWAY_S = 12.0
 """Longer than one request is tried again."""
 
