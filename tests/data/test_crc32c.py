@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from defi_platform.data.crc32c import crc32c, masked
+from defi_platform.data.sources.rlds.crc32c import crc32c, masked
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from defi_platform import s3_listing, storage
 from defi_platform.data.progress import Progress
-from defi_platform.data.sources import rows
+from defi_platform.data.sources import records as rows
 from defi_platform.range_file import RangeFile
 from defi_platform.side_by_side import side_by_side
 

@@ -20,7 +20,7 @@ from defi_platform.data.keyed_rows import TEXT, KeyedRows
 from defi_platform.data.listed import CLAIMS, Listed
 from defi_platform.data.quarantine import read_quarantine
 from defi_platform.data.reasons import BadVideo
-from defi_platform.data.sources.rows import Claim, files_below
+from defi_platform.data.sources.records import Claim, files_below
 from defi_platform.data.split import held_out, place
 from defi_platform.data.spool import Spool
 from defi_platform.data.verdicts import Verdict, table_of

@@ -25,8 +25,8 @@ from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decoder_pool import DecoderPool
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sources.formats import format_of, listing, read_signals
-from defi_platform.data.sources.rows import Claim, Refused
-from defi_platform.data.tfrecord import parse_example, read_features, record_spans
+from defi_platform.data.sources.records import Claim, Refused
+from defi_platform.data.sources.rlds.tfrecord import parse_example, read_features, record_spans
 from defi_platform.errors import CorpusError
 from defi_platform.range_file import RangeFile
 

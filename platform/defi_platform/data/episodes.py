@@ -14,7 +14,7 @@ import numpy as np
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan
 from defi_platform.data.sources.formats import read_signals
-from defi_platform.data.sources.rows import Signals
+from defi_platform.data.sources.records import Signals
 from defi_platform.errors import CorpusError
 
 OPEN_EPISODES = 256

@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from defi_platform import storage
-from defi_platform.data.address import Address
 from defi_platform.data.reasons import BadVideo
-from defi_platform.data.tfrecord import DamagedRecord, parse_example, read_record
+from defi_platform.data.sources.rlds.tfrecord import DamagedRecord, parse_example, read_record
+from defi_platform.data.sources.uri import Address
 
 
 class FrameStore(abc.ABC):

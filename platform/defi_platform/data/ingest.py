@@ -24,7 +24,7 @@ from defi_platform.data.progress import Progress
 from defi_platform.data.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.reasons import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.sources import formats
-from defi_platform.data.sources.rows import Refused, Seen
+from defi_platform.data.sources.records import Refused, Seen
 from defi_platform.data.verdicts import Blocks
 from defi_platform.data.windows import check_windows
 from defi_platform.errors import CorpusError, UserError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from defi_platform.data.sources.rows import Claim, Refused
+from defi_platform.data.sources.records import Claim, Refused
 from defi_platform.data.spool import ROWS_AT_ONCE, Spool
 
 CLAIMS = pa.schema(

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.address import Address, parse
 from defi_platform.data.decode import (
     DecodeJob,
     DecordReader,
@@ -30,6 +29,7 @@ from defi_platform.data.decode import (
 )
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.screening import Screener
+from defi_platform.data.sources.uri import Address, parse
 from defi_platform.range_file import RangeFile
 from defi_platform.scratch import scratch
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.lerobot_signals import matrix
-from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals, claim_or_missing, files_below
+from defi_platform.data.sources.lerobot.signals import matrix
+from defi_platform.data.sources.records import Claim, Listing, Refused, Signals, claim_or_missing, files_below
 from defi_platform.errors import CorpusError
 from defi_platform.side_by_side import side_by_side
 

@@ -8,18 +8,11 @@ from typing import Final
 
 from defi_platform import storage
 from defi_platform.config import CorpusConfig
-from defi_platform.data.sources import (
-    annotated,
-    calvin,
-    hdf5,
-    lerobot,
-    lerobot_v21,
-    plain,
-    rlds,
-    something,
-    webdataset,
-)
-from defi_platform.data.sources.rows import Listing, Signals
+from defi_platform.data.sources import annotated, calvin, hdf5, plain, something, webdataset
+from defi_platform.data.sources.lerobot import v3 as lerobot
+from defi_platform.data.sources.lerobot import v21 as lerobot_v21
+from defi_platform.data.sources.records import Listing, Signals
+from defi_platform.data.sources.rlds import builders as rlds
 from defi_platform.errors import CorpusError
 
 FORMATS: Final[dict[str, ModuleType]] = {

@@ -11,8 +11,8 @@ from typing import IO, Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.address import address, parse
-from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals
+from defi_platform.data.sources.records import Claim, Listing, Refused, Signals
+from defi_platform.data.sources.uri import address, parse
 from defi_platform.errors import CorpusError
 from defi_platform.range_file import RangeFile
 from defi_platform.side_by_side import side_by_side

@@ -7,7 +7,7 @@ import posixpath
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.rows import Claim, Listing, Refused, files_below
+from defi_platform.data.sources.records import Claim, Listing, Refused, files_below
 from defi_platform.data.sources.texts import read_texts
 
 VIDEO_SUFFIXES = frozenset(

@@ -12,7 +12,7 @@ from typing import Any
 
 from defi_platform import storage
 from defi_platform.data.sources.plain import is_video
-from defi_platform.data.sources.rows import Claim, Listing, Refused, files_below
+from defi_platform.data.sources.records import Claim, Listing, Refused, files_below
 from defi_platform.errors import CorpusError
 
 

@@ -11,9 +11,9 @@ import tarfile
 from typing import IO
 
 from defi_platform import storage
-from defi_platform.data.address import address
 from defi_platform.data.sources.plain import is_video
-from defi_platform.data.sources.rows import Claim, Listing, Refused
+from defi_platform.data.sources.records import Claim, Listing, Refused
+from defi_platform.data.sources.uri import address
 from defi_platform.side_by_side import side_by_side
 
 TEXT_KEYS = ("text", "caption", "label", "instruction", "task")

@@ -9,9 +9,9 @@ import json
 from typing import Any
 
 from defi_platform import storage
-from defi_platform.data.sources.lerobot import is_v3, read_info
-from defi_platform.data.sources.lerobot_signals import read_signals
-from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing, files_below
+from defi_platform.data.sources.lerobot.signals import read_signals
+from defi_platform.data.sources.lerobot.v3 import is_v3, read_info
+from defi_platform.data.sources.records import Claim, Listing, Refused, claim_or_missing, files_below
 
 __all__ = ["detect", "listing", "read_signals"]
 

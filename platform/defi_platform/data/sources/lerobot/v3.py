@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from defi_platform import storage
-from defi_platform.data.sources.lerobot_signals import read_signals
-from defi_platform.data.sources.rows import Claim, Listing, Refused, claim_or_missing, files_below
+from defi_platform.data.sources.lerobot.signals import read_signals
+from defi_platform.data.sources.records import Claim, Listing, Refused, claim_or_missing, files_below
 from defi_platform.data.spool import ROWS_AT_ONCE
 from defi_platform.errors import CorpusError
 

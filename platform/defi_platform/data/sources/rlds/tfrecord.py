@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from defi_platform.data.crc32c import crc32c, masked
+from defi_platform.data.sources.rlds.crc32c import crc32c, masked
 
 HEAD = struct.Struct("<QI")
 TAIL = struct.Struct("<I")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from defi_platform import storage
-from defi_platform.data.sources.rows import Signals
+from defi_platform.data.sources.records import Signals
 from defi_platform.errors import CorpusError
 
 ACTION = "action"

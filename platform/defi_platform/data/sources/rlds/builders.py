@@ -15,9 +15,8 @@ from typing import IO, Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.address import address, parse
-from defi_platform.data.sources.rows import Claim, Listing, Refused, Signals, files_below
-from defi_platform.data.tfrecord import (
+from defi_platform.data.sources.records import Claim, Listing, Refused, Signals, files_below
+from defi_platform.data.sources.rlds.tfrecord import (
     DamagedRecord,
     Value,
     parse_example,
@@ -25,6 +24,7 @@ from defi_platform.data.tfrecord import (
     read_record,
     record_spans,
 )
+from defi_platform.data.sources.uri import address, parse
 from defi_platform.errors import CorpusError
 from defi_platform.side_by_side import side_by_side
 
