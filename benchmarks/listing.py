@@ -35,7 +35,7 @@ def measure(folder: str, videos: int) -> None:
     from defi_platform import storage
     from defi_platform.config import CorpusConfig, DataConfig
     from defi_platform.data import ingest
-    from defi_platform.data.decode import Probe
+    from defi_platform.data.decode.video_readers import Probe
     from defi_platform.data.verdicts import Verdict
 
     walked, root = storage.walk, str(Path(folder) / "corpus")

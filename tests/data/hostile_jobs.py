@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 
-from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
-from defi_platform.data.reading import Jobs
+from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decode.worker_jobs import Jobs
 from defi_platform.data.reasons import BadVideo
 
 

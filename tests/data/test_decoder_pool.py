@@ -14,9 +14,9 @@ import pytest
 from corpora import numbers_of, write_video
 
 from defi_platform.config import DecodeConfig
-from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
-from defi_platform.data.decoder_pool import Answer, DecoderPool
-from defi_platform.data.reading import Jobs
+from defi_platform.data.decode.pool import Answer, DecoderPool
+from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decode.worker_jobs import Jobs
 from defi_platform.data.reasons import BadVideo
 
 HOSTILE = "hostile_jobs:HostileJobs"

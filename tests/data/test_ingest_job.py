@@ -25,8 +25,8 @@ from test_storage import KEYS
 from defi_platform import storage
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig
 from defi_platform.config_file import parse_arguments
-from defi_platform.data.decode import DecodeJob
-from defi_platform.data.decoder_pool import DecoderPool
+from defi_platform.data.decode.pool import DecoderPool
+from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest import ingest
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.probing import StoragePatience

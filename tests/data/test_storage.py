@@ -17,8 +17,8 @@ from s3_server import FlakyProxy, s3_server
 
 from defi_platform import remote, storage
 from defi_platform.config import DecodeConfig
-from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
-from defi_platform.data.decoder_pool import DecoderPool
+from defi_platform.data.decode.pool import DecoderPool
+from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
 from defi_platform.data.reasons import BadVideo
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from defi_platform.config import CorpusConfig
-from defi_platform.data.decode import Probe
+from defi_platform.data.decode.video_readers import Probe
 from defi_platform.data.filters import Scores, left_out, scores_of
 from defi_platform.data.probing import opened_with
 from defi_platform.data.reasons import BadVideo

@@ -13,8 +13,8 @@ import ray
 
 from defi_platform.cluster import ray_session
 from defi_platform.config import DecodeConfig, RayConfig
-from defi_platform.data.decode import ProbeJob, pyav_release
-from defi_platform.data.decoder_pool import DecoderPool
+from defi_platform.data.decode.pool import DecoderPool
+from defi_platform.data.decode.video_readers import ProbeJob, pyav_release
 from defi_platform.data.reasons import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.sources.uri import parse
 from defi_platform.data.verdicts import Blocks, Verdict

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from defi_platform.config import DataConfig
-from defi_platform.data.decode import DecodeJob
-from defi_platform.data.decoder_pool import Answer, DecoderPool
+from defi_platform.data.decode.pool import Answer, DecoderPool
+from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.episodes import SignalReader
 from defi_platform.data.latent_cache import CachePlace, LatentCache
 from defi_platform.data.manifest import Manifest

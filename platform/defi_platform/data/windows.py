@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from defi_platform.config import WindowConfig
-from defi_platform.data.screening import CHANGE_UNIT
+from defi_platform.data.decode.frame_scores import CHANGE_UNIT
 from defi_platform.errors import ConfigError
 
 MODES = ("none", "shots", "stride")

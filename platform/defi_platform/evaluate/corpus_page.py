@@ -17,8 +17,8 @@ from PIL import Image
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import DataConfig, InspectConfig
-from defi_platform.data.decode import DecodeJob
-from defi_platform.data.decoder_pool import DecoderPool
+from defi_platform.data.decode.pool import DecoderPool
+from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest import ingest
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from defi_platform.data.decode import centre_crop, fitted
+from defi_platform.data.decode.video_readers import centre_crop, fitted
 
 IMAGE_PREFIX = "observation/images/"
 STATE_KEY = "observation/state"

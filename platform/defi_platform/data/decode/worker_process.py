@@ -1,4 +1,4 @@
-"""The process that decodes, seen from inside: `python -m defi_platform.data.decoder_process`.
+"""The process that decodes, seen from inside: `python -m defi_platform.data.decode.worker_process`.
 
 It reads pickled jobs from one pipe, writes pickled answers to another and puts frames into a shared memory
 file. Nothing else of the platform is imported here: it has to start fast and be cheap to kill.
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from defi_platform.data.decode import DecodeJob, ProbeJob
+from defi_platform.data.decode.video_readers import DecodeJob, ProbeJob
 from defi_platform.data.reasons import BadVideo
 
 HEADER = struct.Struct("<I")

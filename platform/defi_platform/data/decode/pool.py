@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from defi_platform.config import DecodeConfig
-from defi_platform.data.decode import DecodeJob, Probe, ProbeJob
-from defi_platform.data.decoder_process import read_message, write_message
+from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decode.worker_process import read_message, write_message
 from defi_platform.data.reasons import BadVideo
 
 Job = DecodeJob | ProbeJob
 Answer = np.ndarray | Probe | BadVideo
 
-CARRIER = "defi_platform.data.reading:Jobs"
+CARRIER = "defi_platform.data.decode.worker_jobs:Jobs"
 
 POLL_S = 0.25
 """How often a waiting pool looks at the clock and at the memory of its processes."""
@@ -59,7 +59,7 @@ class _Process:
             [
                 sys.executable,
                 "-m",
-                "defi_platform.data.decoder_process",
+                "defi_platform.data.decode.worker_process",
                 *(str(fd) for fd in fds),
                 str(memory_mb << 20),
                 carrier,

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.decode import (
+from defi_platform.data.decode.frame_scores import Screener
+from defi_platform.data.decode.video_readers import (
     DecodeJob,
     DecordReader,
     Probe,
@@ -28,7 +29,6 @@ from defi_platform.data.decode import (
     probe,
 )
 from defi_platform.data.reasons import BadVideo
-from defi_platform.data.screening import Screener
 from defi_platform.data.sources.uri import Address, parse
 from defi_platform.range_file import RangeFile
 from defi_platform.scratch import scratch
@@ -132,7 +132,7 @@ class Jobs:
 
 def frame_stores() -> ModuleType:
     """Its imports (Pillow) are left out of processes that decode video files alone."""
-    from defi_platform.data import frame_stores
+    from defi_platform.data.decode import frame_stores
 
     return frame_stores
 
