@@ -14,7 +14,7 @@ from defi_platform.data.filters import Scores, left_out, scores_of
 from defi_platform.data.probing import opened_with
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sources.records import Claim, Refused
-from defi_platform.data.spool import ROWS_AT_ONCE
+from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
 from defi_platform.data.verdicts import Verdict
 from defi_platform.data.windows import seconds_of, spans
 

@@ -12,10 +12,10 @@ import pyarrow.compute as pc
 from defi_platform.data.claimed_rows import Rows
 from defi_platform.data.duplicates import BITS, WORDS, near_duplicates
 from defi_platform.data.manifest import NAMES, SCHEMA
-from defi_platform.data.mapped_table import plain
 from defi_platform.data.quarantine import QUARANTINE_SCHEMA
 from defi_platform.data.split import TRAIN, VALIDATION, held_out, place
-from defi_platform.data.spool import Spool
+from defi_platform.data.tables.arrow_spill import Spool
+from defi_platform.data.tables.mmap_table import plain
 
 FEW = [field.name for field in SCHEMA if field.type == NAMES]
 """Columns of few texts, which are kept by number."""

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from defi_platform.data.listed import claims_of
-from defi_platform.data.mapped_table import plain
 from defi_platform.data.probing import Opening
 from defi_platform.data.reasons import ALWAYS_AGAIN
 from defi_platform.data.sources.records import Claim
-from defi_platform.data.spool import ROWS_AT_ONCE, Spool
+from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE, Spool
+from defi_platform.data.tables.mmap_table import plain
 from defi_platform.data.verdicts import SCHEMA, Verdict, table_of, verdicts_of
 
 KEY = np.dtype("V16")

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from defi_platform.data.sources.records import Claim, Refused
-from defi_platform.data.spool import ROWS_AT_ONCE, Spool
+from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE, Spool
 
 CLAIMS = pa.schema(
     [

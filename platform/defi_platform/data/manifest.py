@@ -23,8 +23,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from defi_platform import storage
-from defi_platform.data.mapped_table import MappedTable, text_bytes, write_mappable
-from defi_platform.data.parquet import ROWS_PER_GROUP, read_parts, read_table, write_rows
+from defi_platform.data.tables.mmap_table import MappedTable, text_bytes, write_mappable
+from defi_platform.data.tables.parquet_io import ROWS_PER_GROUP, read_parts, read_table, write_rows
 from defi_platform.errors import CorpusError
 from defi_platform.scratch import scratch
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from defi_platform import storage
 from defi_platform.data.manifest import corpus_folder, read_committed
-from defi_platform.data.parquet import encoded, read_table
+from defi_platform.data.tables.parquet_io import encoded, read_table
 from defi_platform.errors import CorpusError
 
 QUARANTINE_SCHEMA = pa.schema(

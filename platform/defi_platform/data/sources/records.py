@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from defi_platform import storage
-from defi_platform.data.keyed_rows import TEXT, KeyedRows
+from defi_platform.data.tables.file_index import TEXT, KeyedRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

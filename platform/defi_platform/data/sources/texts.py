@@ -12,8 +12,8 @@ from typing import IO, Any, Final
 import pyarrow.parquet as pq
 
 from defi_platform import storage
-from defi_platform.data.keyed_rows import TEXT, KeyedRows
-from defi_platform.data.spool import ROWS_AT_ONCE
+from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
+from defi_platform.data.tables.file_index import TEXT, KeyedRows
 from defi_platform.errors import CorpusError
 
 VIDEO_COLUMNS = ("video", "file", "file_name", "filename", "path", "video_path", "id", "video_id", "key")

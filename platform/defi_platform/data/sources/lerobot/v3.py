@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from defi_platform import storage
 from defi_platform.data.sources.lerobot.signals import read_signals
 from defi_platform.data.sources.records import Claim, Listing, Refused, claim_or_missing, files_below
-from defi_platform.data.spool import ROWS_AT_ONCE
+from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
 from defi_platform.errors import CorpusError
 
 __all__ = ["Info", "detect", "episodes", "is_v3", "listing", "read_info", "read_signals"]
