@@ -36,7 +36,7 @@ from videos import write_corpus
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, EncodeConfig, ModelConfig
 from defi_platform.data.dataset import stream
-from defi_platform.data.ingest import ingest
+from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latent_cache import CachePlace
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan

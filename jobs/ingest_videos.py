@@ -14,7 +14,7 @@ FLAGS = {"--strict": "data.strict=true", "--retry-quarantined": "data.retry_quar
 def main() -> int:
     config = parse_arguments(IngestConfig, flags=FLAGS)
     # Only now: it imports for seconds, and a mistake in the config is told before.
-    from defi_platform.data.ingest import run_ingest
+    from defi_platform.data.ingest.pipeline import run_ingest
 
     print(run_ingest(config))
     return 0

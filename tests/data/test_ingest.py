@@ -11,7 +11,7 @@ import pytest
 from corpora import write_lerobot, write_video
 
 from defi_platform.config import CorpusConfig, DataConfig
-from defi_platform.data.ingest import ingest
+from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.quarantine import read_quarantine, skipped
 from defi_platform.errors import CorpusError

@@ -13,10 +13,14 @@ from corpora import write_lerobot, write_video
 from test_ingest import configured
 
 from defi_platform.config import DataConfig, FilterConfig, WindowConfig
-from defi_platform.data import claimed_rows, judging, listed, verdicts
-from defi_platform.data.ingest import ingest
-from defi_platform.data.judging import Judged
-from defi_platform.data.listed import CLAIMS, Listed
+from defi_platform.data.ingest import listing as listed
+from defi_platform.data.ingest import manifest_rows as claimed_rows
+from defi_platform.data.ingest import probe_results as verdicts
+from defi_platform.data.ingest import probe_state as judging
+from defi_platform.data.ingest.listing import CLAIMS, Listed
+from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.data.ingest.probe_results import Verdict, table_of
+from defi_platform.data.ingest.probe_state import Judged
 from defi_platform.data.quarantine import read_quarantine
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sources.records import Claim, files_below
@@ -25,7 +29,6 @@ from defi_platform.data.tables import arrow_spill as spool
 from defi_platform.data.tables import file_index as keyed_rows
 from defi_platform.data.tables.arrow_spill import Spool
 from defi_platform.data.tables.file_index import TEXT, KeyedRows
-from defi_platform.data.verdicts import Verdict, table_of
 from defi_platform.storage import StorageError
 
 CHUNKED: list[ModuleType] = [spool, listed, judging, claimed_rows, verdicts]

@@ -260,7 +260,7 @@ SCRIPT = """
 import sys, ray
 from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.dataset import stream
-from defi_platform.data.ingest import ingest
+from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.plan import Plan
 from defi_platform.data.rules import ClipRule
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)

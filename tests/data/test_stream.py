@@ -17,7 +17,7 @@ from corpora import FPS, numbers_of, write_lerobot, write_video
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
 from defi_platform.data.dataset import stream
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.ingest import ingest
+from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan
 from defi_platform.data.quarantine import skipped

@@ -10,7 +10,7 @@ import torch
 from corpora import write_lerobot, write_video
 
 from defi_platform.config import CorpusConfig, DataConfig, EncodeConfig, PretrainConfig, TrainConfig
-from defi_platform.data.ingest import ingest
+from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latent_cache import CacheError
 from defi_platform.data.quarantine import skipped
 from defi_platform.errors import ConfigError

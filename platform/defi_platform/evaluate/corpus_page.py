@@ -19,7 +19,7 @@ from defi_platform.cluster import ray_session
 from defi_platform.config import DataConfig, InspectConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob
-from defi_platform.data.ingest import ingest
+from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest import Manifest
 from defi_platform.data.plan import Plan
 from defi_platform.data.quarantine import read_quarantine

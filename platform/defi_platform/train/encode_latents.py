@@ -18,7 +18,7 @@ from defi_platform.cluster import ray_session
 from defi_platform.config import EncodeConfig, PretrainConfig, TrainConfig
 from defi_platform.data.dataset import ACTOR_CPUS
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.ingest import ingest
+from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latent_cache import (
     EncoderInfo,
     begin,

@@ -15,7 +15,7 @@ from defi_models.folder import CONFIG_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig
 from defi_platform.data.dataset import few_batches, stream
-from defi_platform.data.ingest import ingest
+from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest import Manifest, read_committed
 from defi_platform.data.plan import Plan
 from defi_platform.data.quarantine import skipped

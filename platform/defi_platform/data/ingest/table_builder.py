@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from defi_platform.data.claimed_rows import Rows
-from defi_platform.data.duplicates import BITS, WORDS, near_duplicates
+from defi_platform.data.ingest.manifest_rows import Rows
+from defi_platform.data.ingest.near_duplicates import BITS, WORDS, near_duplicates
 from defi_platform.data.manifest import NAMES, SCHEMA
 from defi_platform.data.quarantine import QUARANTINE_SCHEMA
 from defi_platform.data.split import TRAIN, VALIDATION, held_out, place

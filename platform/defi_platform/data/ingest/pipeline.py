@@ -12,21 +12,21 @@ from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import CorpusConfig, DataConfig, IngestConfig
 from defi_platform.config_file import to_mapping
-from defi_platform.data.claimed_rows import rejection, rows_of
-from defi_platform.data.corpus_tables import CorpusTables
-from defi_platform.data.filters import needs_scores
-from defi_platform.data.ingest_table import ingest_table
-from defi_platform.data.judging import Judged
-from defi_platform.data.listed import Listed
+from defi_platform.data.ingest.listing import Listed
+from defi_platform.data.ingest.manifest_rows import rejection, rows_of
+from defi_platform.data.ingest.probe_actors import probe_files
+from defi_platform.data.ingest.probe_results import Blocks
+from defi_platform.data.ingest.probe_state import Judged
+from defi_platform.data.ingest.quality_filters import needs_scores
+from defi_platform.data.ingest.segmentation import check_windows
+from defi_platform.data.ingest.summary import ingest_table
+from defi_platform.data.ingest.table_builder import CorpusTables
 from defi_platform.data.manifest import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
-from defi_platform.data.probing import probe_files
 from defi_platform.data.progress import Progress
 from defi_platform.data.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.reasons import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import Refused, Seen
-from defi_platform.data.verdicts import Blocks
-from defi_platform.data.windows import check_windows
 from defi_platform.errors import CorpusError, UserError
 
 

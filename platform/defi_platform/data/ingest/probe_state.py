@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from defi_platform.data.listed import claims_of
-from defi_platform.data.probing import Opening
+from defi_platform.data.ingest.listing import claims_of
+from defi_platform.data.ingest.probe_actors import Opening
+from defi_platform.data.ingest.probe_results import SCHEMA, Verdict, table_of, verdicts_of
 from defi_platform.data.reasons import ALWAYS_AGAIN
 from defi_platform.data.sources.records import Claim
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE, Spool
 from defi_platform.data.tables.mmap_table import plain
-from defi_platform.data.verdicts import SCHEMA, Verdict, table_of, verdicts_of
 
 KEY = np.dtype("V16")
 """Half a SHA-256 of uri and version: ten million files fit into 160 MB, and two that share one would be a wonder."""
