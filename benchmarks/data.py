@@ -38,7 +38,7 @@ from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, EncodeC
 from defi_platform.data.dataset import stream
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latent_cache import CachePlace
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.plan import Plan
 from defi_platform.data.rules import ClipRule, PairRule, Rule
 from defi_platform.train.encode_latents import encode_latents

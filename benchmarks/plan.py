@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from defi_platform.data.ingest.probe_results import SCHEMA as VERDICTS
-from defi_platform.data.manifest import SCHEMA, Manifest, commit_corpus
+from defi_platform.data.manifest.table import SCHEMA, Manifest, commit_corpus
 from defi_platform.data.plan import Plan
 from defi_platform.data.rules import PairRule
 

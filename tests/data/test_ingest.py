@@ -12,8 +12,8 @@ from corpora import write_lerobot, write_video
 
 from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.manifest import Manifest
-from defi_platform.data.quarantine import read_quarantine, skipped
+from defi_platform.data.manifest.quarantine import read_quarantine, skipped
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.errors import CorpusError
 
 EXPECTED = {

@@ -30,8 +30,8 @@ from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.ingest.probe_actors import StoragePatience
 from defi_platform.data.ingest.probe_results import Verdict
-from defi_platform.data.manifest import Manifest
-from defi_platform.data.quarantine import add_to_quarantine, read_quarantine, skipped
+from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, skipped
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.rules import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError

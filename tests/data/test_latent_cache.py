@@ -18,7 +18,7 @@ from defi_platform.data.latent_cache import (
     remove_leftovers,
     write_shard,
 )
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.table import Manifest
 
 INFO = EncoderInfo("gfdm", "latents", "aaaa", "TestCodec at 8x8 as float32", (2, 3), "float32")
 LENGTHS = {"a": 4, "b": 7, "c": 2}

@@ -18,9 +18,9 @@ from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
 from defi_platform.data.dataset import stream
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.quarantine import skipped
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.plan import Plan
-from defi_platform.data.quarantine import skipped
 from defi_platform.data.rules import ChunkRule, ClipRule, PairRule
 from defi_platform.data.sample_decoder import SampleDecoder
 from defi_platform.errors import CorpusError

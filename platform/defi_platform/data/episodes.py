@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.plan import Plan
 from defi_platform.data.sources.formats import read_signals
 from defi_platform.data.sources.records import Signals

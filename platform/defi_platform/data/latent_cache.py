@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from defi_platform import storage
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.errors import UserError
 
 ENCODER = "encoder.json"

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from defi_platform.config import DataConfig
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.split import TRAIN, is_split, mask
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.mixture import Mixture
 from defi_platform.data.rules import ChunkRule, Rule
 from defi_platform.data.shuffle import key_of, permuted, uniform
-from defi_platform.data.split import TRAIN, is_split, mask
 from defi_platform.data.tables.mmap_table import MappedTable
 from defi_platform.errors import CorpusError
 

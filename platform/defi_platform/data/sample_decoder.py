@@ -17,9 +17,9 @@ from defi_platform.data.decode.pool import Answer, DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.episodes import SignalReader
 from defi_platform.data.latent_cache import CachePlace, LatentCache
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, strict_error
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.plan import Plan, Sample
-from defi_platform.data.quarantine import add_to_quarantine, read_quarantine, strict_error
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.rules import ChunkRule
 from defi_platform.errors import CorpusError

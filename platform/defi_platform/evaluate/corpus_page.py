@@ -20,9 +20,9 @@ from defi_platform.config import DataConfig, InspectConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.quarantine import read_quarantine
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.plan import Plan
-from defi_platform.data.quarantine import read_quarantine
 from defi_platform.data.reasons import REASONS
 from defi_platform.data.rules import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError

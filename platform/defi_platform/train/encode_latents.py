@@ -26,8 +26,8 @@ from defi_platform.data.latent_cache import (
     remove_leftovers,
     write_shard,
 )
-from defi_platform.data.manifest import Manifest
-from defi_platform.data.quarantine import add_to_quarantine, strict_error
+from defi_platform.data.manifest.quarantine import add_to_quarantine, strict_error
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.reasons import BadVideo
 from defi_platform.data.sample_decoder import STAGE, decode_job, quarantine_entry
 from defi_platform.errors import ConfigError

@@ -16,7 +16,7 @@ from torch import Tensor
 from defi_platform.config import DataConfig, ProbeConfig
 from defi_platform.data.dataset import few_batches
 from defi_platform.data.episodes import SignalReader
-from defi_platform.data.manifest import Manifest
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.plan import Plan
 from defi_platform.data.rules import PairRule
 

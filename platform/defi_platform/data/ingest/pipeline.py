@@ -21,9 +21,9 @@ from defi_platform.data.ingest.quality_filters import needs_scores
 from defi_platform.data.ingest.segmentation import check_windows
 from defi_platform.data.ingest.summary import ingest_table
 from defi_platform.data.ingest.table_builder import CorpusTables
-from defi_platform.data.manifest import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
+from defi_platform.data.manifest.quarantine import forget_quarantined, read_quarantined_later, strict_error
+from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
 from defi_platform.data.progress import Progress
-from defi_platform.data.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.reasons import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import Refused, Seen

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from defi_platform.data.manifest import Manifest, read_committed
+from defi_platform.data.manifest.table import Manifest, read_committed
 from defi_platform.data.reasons import REASONS
 
 

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from defi_platform.data.ingest.manifest_rows import Rows
 from defi_platform.data.ingest.near_duplicates import BITS, WORDS, near_duplicates
-from defi_platform.data.manifest import NAMES, SCHEMA
-from defi_platform.data.quarantine import QUARANTINE_SCHEMA
-from defi_platform.data.split import TRAIN, VALIDATION, held_out, place
+from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA
+from defi_platform.data.manifest.split import TRAIN, VALIDATION, held_out, place
+from defi_platform.data.manifest.table import NAMES, SCHEMA
 from defi_platform.data.tables.arrow_spill import Spool
 from defi_platform.data.tables.mmap_table import plain
 

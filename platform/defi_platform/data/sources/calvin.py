@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from defi_platform import storage
+from defi_platform.data.manifest.split import VALIDATION
 from defi_platform.data.sources.records import Claim, Listing, Refused, Signals, files_below
 from defi_platform.data.sources.uri import address, parse
-from defi_platform.data.split import VALIDATION
 from defi_platform.errors import CorpusError
 
 FPS = 30.0

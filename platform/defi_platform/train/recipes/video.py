@@ -16,12 +16,12 @@ from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig
 from defi_platform.data.dataset import few_batches, stream
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.manifest import Manifest, read_committed
+from defi_platform.data.manifest.quarantine import skipped
+from defi_platform.data.manifest.split import TRAIN
+from defi_platform.data.manifest.table import Manifest, read_committed
 from defi_platform.data.plan import Plan
-from defi_platform.data.quarantine import skipped
 from defi_platform.data.rules import Rule
 from defi_platform.data.sources.formats import format_of
-from defi_platform.data.split import TRAIN
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.storage import StorageError
 from defi_platform.train.recipe import Recipe
