@@ -39,8 +39,8 @@ from defi_platform.data.dataset import stream
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latent_cache import CachePlace
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import ClipRule, PairRule, Rule
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
 from defi_platform.train.encode_latents import encode_latents
 
 PROCESSES = 2

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from defi_platform.data.ingest.probe_results import SCHEMA as VERDICTS
 from defi_platform.data.manifest.table import SCHEMA, Manifest, commit_corpus
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import PairRule
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import PairRule
 
 CORPORA = 2
 MEASURE = "measure"

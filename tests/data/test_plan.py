@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from defi_platform.data.ingest.probe_results import SCHEMA as VERDICTS
 from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA
 from defi_platform.data.manifest.table import Manifest, commit_corpus
-from defi_platform.data.mixture import Mixture
-from defi_platform.data.order import micro_batches
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import ChunkRule, ClipRule, PairRule, Rule
-from defi_platform.data.shuffle import permuted
+from defi_platform.data.sampling.mixture import Mixture
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule, Rule
+from defi_platform.data.sampling.sharding import micro_batches
+from defi_platform.data.sampling.shuffle import permuted
 from defi_platform.errors import CorpusError
 
 

@@ -261,8 +261,8 @@ import sys, ray
 from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.dataset import stream
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import ClipRule
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ClipRule
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 root = sys.argv[1]
 data = DataConfig(corpora={"c": CorpusConfig(path=root + "/v")}, manifest=root + "/m", holdout=0.0)

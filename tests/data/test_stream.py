@@ -20,9 +20,9 @@ from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import ChunkRule, ClipRule, PairRule
 from defi_platform.data.sample_decoder import SampleDecoder
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule
 from defi_platform.errors import CorpusError
 
 LENGTHS = (20, 31, 25, 40, 22, 28)

@@ -19,8 +19,8 @@ from defi_platform.data.ingest.near_duplicates import near_duplicates
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.ingest.segmentation import cuts, spans
 from defi_platform.data.manifest.quarantine import read_quarantine, skipped
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import ChunkRule, ClipRule, PairRule
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule
 from defi_platform.errors import UserError
 
 

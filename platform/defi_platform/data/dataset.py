@@ -18,9 +18,9 @@ import torch
 
 from defi_platform.config import DataConfig
 from defi_platform.data.latent_cache import CachePlace
-from defi_platform.data.order import micro_batches
-from defi_platform.data.plan import Plan
 from defi_platform.data.sample_decoder import SampleDecoder
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.sharding import micro_batches
 
 ACTOR_CPUS = 0.05
 """Logical CPUs of a decode actor. Train workers hold whole ones; a decoder that had to wait for a whole CPU

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.plan import Plan
+from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sources.formats import read_signals
 from defi_platform.data.sources.records import Signals
 from defi_platform.errors import CorpusError

@@ -19,9 +19,9 @@ from defi_platform.data.episodes import SignalReader
 from defi_platform.data.latent_cache import CachePlace, LatentCache
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, strict_error
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.plan import Plan, Sample
 from defi_platform.data.reasons import BadVideo
-from defi_platform.data.rules import ChunkRule
+from defi_platform.data.sampling.plan import Plan, Sample
+from defi_platform.data.sampling.samplers import ChunkRule
 from defi_platform.errors import CorpusError
 from defi_platform.patience import LONGEST_PAUSE_S, patiently
 

@@ -22,9 +22,9 @@ from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.plan import Plan
 from defi_platform.data.reasons import REASONS
-from defi_platform.data.rules import ClipRule, PairRule, Rule
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError
 from defi_platform.evaluate import corpus_figures as figures
 from defi_platform.evaluate.page import document, figure, picture, section, table

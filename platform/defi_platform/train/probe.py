@@ -17,8 +17,8 @@ from defi_platform.config import DataConfig, ProbeConfig
 from defi_platform.data.dataset import few_batches
 from defi_platform.data.episodes import SignalReader
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import PairRule
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import PairRule
 
 if TYPE_CHECKING:
     from defi_models.gidm import InverseDynamics

@@ -10,7 +10,7 @@ from torch import nn
 
 from defi_platform.config import DataConfig
 from defi_platform.data.latent_cache import CachePlace, LatentCache, stored_dtype
-from defi_platform.data.plan import Plan
+from defi_platform.data.sampling.plan import Plan
 
 
 class CacheUse:

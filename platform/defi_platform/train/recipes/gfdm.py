@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform import storage
-from defi_platform.data.rules import ClipRule, Rule
+from defi_platform.data.sampling.samplers import ClipRule, Rule
 from defi_platform.train.clip_media import film, strips
 from defi_platform.train.draws import sample_generators
 from defi_platform.train.picture_quality import gmsd, psnr, ssim

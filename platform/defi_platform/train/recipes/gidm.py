@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from defi_platform import storage
 from defi_platform.config import PretrainConfig, ProbeConfig
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.rules import PairRule, Rule
+from defi_platform.data.sampling.samplers import PairRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.draws import seed_of
 from defi_platform.train.probe import linear_probe, probe_data

@@ -12,8 +12,8 @@ from torch import nn
 from defi_platform import storage
 from defi_platform.config import FinetuneConfig
 from defi_platform.data.episodes import dimensions, statistics
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import ChunkRule, Rule
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ChunkRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.recipes.video import VideoRecipe, folder_config, load_folder, model_errors
 

@@ -19,8 +19,8 @@ from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.split import TRAIN
 from defi_platform.data.manifest.table import Manifest, read_committed
-from defi_platform.data.plan import Plan
-from defi_platform.data.rules import Rule
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import Rule
 from defi_platform.data.sources.formats import format_of
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.storage import StorageError

@@ -14,9 +14,9 @@ import numpy as np
 from defi_platform.config import DataConfig
 from defi_platform.data.manifest.split import TRAIN, is_split, mask
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.mixture import Mixture
-from defi_platform.data.rules import ChunkRule, Rule
-from defi_platform.data.shuffle import key_of, permuted, uniform
+from defi_platform.data.sampling.mixture import Mixture
+from defi_platform.data.sampling.samplers import ChunkRule, Rule
+from defi_platform.data.sampling.shuffle import key_of, permuted, uniform
 from defi_platform.data.tables.mmap_table import MappedTable
 from defi_platform.errors import CorpusError
 
