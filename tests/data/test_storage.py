@@ -259,7 +259,7 @@ class CountingProxy(FlakyProxy):
 SCRIPT = """
 import sys, ray
 from defi_platform.config import CorpusConfig, DataConfig
-from defi_platform.data.dataset import stream
+from defi_platform.data.loader.stream import stream
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule

@@ -15,12 +15,12 @@ import ray
 from corpora import FPS, numbers_of, write_lerobot, write_video
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
-from defi_platform.data.dataset import stream
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.data.loader.sample_decoder import SampleDecoder
+from defi_platform.data.loader.stream import stream
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.sample_decoder import SampleDecoder
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule
 from defi_platform.errors import CorpusError

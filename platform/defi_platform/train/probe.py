@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from defi_platform.config import DataConfig, ProbeConfig
-from defi_platform.data.dataset import few_batches
-from defi_platform.data.episodes import SignalReader
+from defi_platform.data.loader.robot_signals import SignalReader
+from defi_platform.data.loader.stream import few_batches
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import PairRule

@@ -73,7 +73,7 @@ class Recipe(ABC):
         global_batch: int,
         micro_batch: int,
     ) -> Iterable[dict[str, Any]]:
-        """Batches of samples start..stop of a plan, as `defi_platform.data.dataset.stream` gives them."""
+        """Batches of samples start..stop of a plan, as `defi_platform.data.loader.stream.stream` gives them."""
 
     def held_out(self, plan: Any, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
         """The few batches of samples start..stop of the validation plan that training waits for."""

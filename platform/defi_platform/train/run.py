@@ -17,7 +17,7 @@ from defi_platform import errors, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import RayConfig
 from defi_platform.config_file import to_mapping, to_yaml
-from defi_platform.data.dataset import ACTOR_CPUS
+from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.patience import run_patience
 from defi_platform.train import checkpoints

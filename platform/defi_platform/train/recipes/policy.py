@@ -11,7 +11,7 @@ from torch import nn
 
 from defi_platform import storage
 from defi_platform.config import FinetuneConfig
-from defi_platform.data.episodes import dimensions, statistics
+from defi_platform.data.loader.robot_signals import dimensions, statistics
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, Rule
 from defi_platform.errors import ConfigError

@@ -14,8 +14,8 @@ from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.folder import CONFIG_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig
-from defi_platform.data.dataset import few_batches, stream
 from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.data.loader.stream import few_batches, stream
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.split import TRAIN
 from defi_platform.data.manifest.table import Manifest, read_committed

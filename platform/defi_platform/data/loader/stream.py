@@ -18,7 +18,7 @@ import torch
 
 from defi_platform.config import DataConfig
 from defi_platform.data.latent_cache import CachePlace
-from defi_platform.data.sample_decoder import SampleDecoder
+from defi_platform.data.loader.sample_decoder import SampleDecoder
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.sharding import micro_batches
 

@@ -15,8 +15,8 @@ import numpy as np
 from defi_platform.config import DataConfig
 from defi_platform.data.decode.pool import Answer, DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob
-from defi_platform.data.episodes import SignalReader
 from defi_platform.data.latent_cache import CachePlace, LatentCache
+from defi_platform.data.loader.robot_signals import SignalReader
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, strict_error
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.reasons import BadVideo
