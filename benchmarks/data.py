@@ -36,7 +36,7 @@ from videos import write_corpus
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, EncodeConfig, ModelConfig
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.latent_cache import CachePlace
+from defi_platform.data.latents.cache import CachePlace
 from defi_platform.data.loader.stream import stream
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan

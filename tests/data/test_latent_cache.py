@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defi_platform.data.latent_cache import (
+from defi_platform.data.latents.cache import (
     CacheError,
     CachePlace,
     EncoderInfo,

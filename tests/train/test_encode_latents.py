@@ -11,7 +11,7 @@ from corpora import write_lerobot, write_video
 
 from defi_platform.config import CorpusConfig, DataConfig, EncodeConfig, PretrainConfig, TrainConfig
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.latent_cache import CacheError
+from defi_platform.data.latents.cache import CacheError
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.errors import ConfigError
 from defi_platform.train.draws import sample_generators

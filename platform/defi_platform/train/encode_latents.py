@@ -18,13 +18,14 @@ from defi_platform.cluster import ray_session
 from defi_platform.config import EncodeConfig, PretrainConfig, TrainConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.latent_cache import (
+from defi_platform.data.latents.cache import (
     EncoderInfo,
     begin,
     missing_rows,
     remove_leftovers,
     write_shard,
 )
+from defi_platform.data.latents.frame_encoder import DTYPES, FrameEncoder
 from defi_platform.data.loader.sample_decoder import STAGE, decode_job, quarantine_entry
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.data.manifest.quarantine import add_to_quarantine, strict_error
@@ -32,7 +33,6 @@ from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.reasons import BadVideo
 from defi_platform.errors import ConfigError
 from defi_platform.train.draws import seed_of
-from defi_platform.train.frame_encoder import DTYPES, FrameEncoder
 from defi_platform.train.pretrain import RECIPES
 
 

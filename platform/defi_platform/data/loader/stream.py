@@ -17,7 +17,7 @@ import ray.data
 import torch
 
 from defi_platform.config import DataConfig
-from defi_platform.data.latent_cache import CachePlace
+from defi_platform.data.latents.cache import CachePlace
 from defi_platform.data.loader.sample_decoder import SampleDecoder
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.sharding import micro_batches

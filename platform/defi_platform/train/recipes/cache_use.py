@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from defi_platform.config import DataConfig
-from defi_platform.data.latent_cache import CachePlace, LatentCache, stored_dtype
+from defi_platform.data.latents.cache import CachePlace, LatentCache, stored_dtype
 from defi_platform.data.sampling.plan import Plan
 
 
@@ -20,7 +20,7 @@ class CacheUse:
     """
 
     def __init__(self, model: nn.Module, data: DataConfig, plan: Plan) -> None:
-        from defi_platform.train.frame_encoder import FrameEncoder
+        from defi_platform.data.latents.frame_encoder import FrameEncoder
 
         assert data.cache is not None
         encoder = FrameEncoder(cast(Any, model))

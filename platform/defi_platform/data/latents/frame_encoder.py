@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from defi_models.configuration import to_mapping
-from defi_platform.data.latent_cache import EncoderInfo
+from defi_platform.data.latents.cache import EncoderInfo
 from defi_platform.errors import ConfigError
 
 if TYPE_CHECKING:
