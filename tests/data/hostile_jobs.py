@@ -9,7 +9,7 @@ import numpy as np
 
 from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.worker_jobs import Jobs
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 
 
 class HostileJobs(Jobs):

@@ -17,7 +17,7 @@ from defi_platform.config import DecodeConfig
 from defi_platform.data.decode.pool import Answer, DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.worker_jobs import Jobs
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 
 HOSTILE = "hostile_jobs:HostileJobs"
 

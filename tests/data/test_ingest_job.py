@@ -32,7 +32,7 @@ from defi_platform.data.ingest.probe_actors import StoragePatience
 from defi_platform.data.ingest.probe_results import Verdict
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, skipped
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError
 

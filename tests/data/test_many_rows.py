@@ -23,7 +23,7 @@ from defi_platform.data.ingest.probe_results import Verdict, table_of
 from defi_platform.data.ingest.probe_state import Judged
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.split import held_out, place
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.records import Claim, files_below
 from defi_platform.data.tables import arrow_spill as spool
 from defi_platform.data.tables import file_index as keyed_rows

@@ -23,7 +23,7 @@ from defi_platform import storage
 from defi_platform.config import CorpusConfig, DecodeConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.formats import format_of, listing, read_signals
 from defi_platform.data.sources.records import Claim, Refused
 from defi_platform.data.sources.rlds.tfrecord import parse_example, read_features, record_spans

@@ -22,7 +22,7 @@ from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.reasons import REASONS
+from defi_platform.data.rejection import REASONS
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defi_platform.config import EvaluateConfig
-from defi_platform.data.encode import encode_h264
+from defi_platform.data.writers.h264 import encode_h264
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.policy_client import PolicyClient
 

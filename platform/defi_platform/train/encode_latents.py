@@ -30,7 +30,7 @@ from defi_platform.data.loader.sample_decoder import STAGE, decode_job, quaranti
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.data.manifest.quarantine import add_to_quarantine, strict_error
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.errors import ConfigError
 from defi_platform.train.draws import seed_of
 from defi_platform.train.pretrain import RECIPES

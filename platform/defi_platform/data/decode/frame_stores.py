@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from defi_platform import storage
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.rlds.tfrecord import DamagedRecord, parse_example, read_record
 from defi_platform.data.sources.uri import Address
 

@@ -22,7 +22,7 @@ import numpy as np
 from defi_platform.config import DecodeConfig
 from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.worker_process import read_message, write_message
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 
 Job = DecodeJob | ProbeJob
 Answer = np.ndarray | Probe | BadVideo

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from defi_platform.data.decode.frame_scores import Screener, Screening
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 
 BYTES_PER_PIXEL = 12
 """Working memory of a decoder per pixel: reference pictures, the picture itself and its RGB copy."""

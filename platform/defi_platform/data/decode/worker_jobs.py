@@ -28,7 +28,7 @@ from defi_platform.data.decode.video_readers import (
     fitted,
     probe,
 )
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.uri import Address, parse
 from defi_platform.range_file import RangeFile
 from defi_platform.scratch import scratch

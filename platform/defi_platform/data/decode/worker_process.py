@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from defi_platform.data.decode.video_readers import DecodeJob, ProbeJob
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 
 HEADER = struct.Struct("<I")
 

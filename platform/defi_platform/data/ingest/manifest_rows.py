@@ -14,7 +14,7 @@ from defi_platform.data.ingest.probe_actors import opened_with
 from defi_platform.data.ingest.probe_results import Verdict
 from defi_platform.data.ingest.quality_filters import Scores, left_out, scores_of
 from defi_platform.data.ingest.segmentation import seconds_of, spans
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.records import Claim, Refused
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
 

@@ -24,7 +24,7 @@ from defi_platform.data.ingest.table_builder import CorpusTables
 from defi_platform.data.manifest.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
 from defi_platform.data.progress import Progress
-from defi_platform.data.reasons import ALWAYS_AGAIN, BadVideo
+from defi_platform.data.rejection import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import Refused, Seen
 from defi_platform.errors import CorpusError, UserError

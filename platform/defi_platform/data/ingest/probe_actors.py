@@ -16,7 +16,7 @@ from defi_platform.config import DecodeConfig, RayConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import ProbeJob, pyav_release
 from defi_platform.data.ingest.probe_results import Blocks, Verdict
-from defi_platform.data.reasons import ALWAYS_AGAIN, BadVideo
+from defi_platform.data.rejection import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.sources.uri import parse
 from defi_platform.errors import CorpusError, UserError
 from defi_platform.storage import StorageError

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from defi_platform import storage
 from defi_platform.data.decode.frame_scores import Screening
 from defi_platform.data.decode.video_readers import Probe
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
 from defi_platform.side_by_side import side_by_side
 

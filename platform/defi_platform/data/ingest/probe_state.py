@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from defi_platform.data.ingest.listing import claims_of
 from defi_platform.data.ingest.probe_actors import Opening
 from defi_platform.data.ingest.probe_results import SCHEMA, Verdict, table_of, verdicts_of
-from defi_platform.data.reasons import ALWAYS_AGAIN
+from defi_platform.data.rejection import ALWAYS_AGAIN
 from defi_platform.data.sources.records import Claim
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE, Spool
 from defi_platform.data.tables.mmap_table import plain

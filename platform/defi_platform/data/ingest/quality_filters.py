@@ -8,7 +8,7 @@ import numpy as np
 
 from defi_platform.config import FilterConfig
 from defi_platform.data.decode.frame_scores import Screening
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 
 SIGNATURE_PLACES = (0.25, 0.5, 0.75)
 """Where in a video the pictures are taken by which it is compared with others."""

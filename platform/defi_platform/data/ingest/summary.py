@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from defi_platform.data.manifest.table import Manifest, read_committed
-from defi_platform.data.reasons import REASONS
+from defi_platform.data.rejection import REASONS
 
 
 def ingest_table(folder: str, names: Sequence[str]) -> str:

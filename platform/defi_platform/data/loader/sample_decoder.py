@@ -19,7 +19,7 @@ from defi_platform.data.latents.cache import CachePlace, LatentCache
 from defi_platform.data.loader.robot_signals import SignalReader
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, strict_error
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.reasons import BadVideo
+from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sampling.plan import Plan, Sample
 from defi_platform.data.sampling.samplers import ChunkRule
 from defi_platform.errors import CorpusError

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from defi_platform.data.encode import GOP, Mp4Joiner
+from defi_platform.data.writers.h264 import GOP, Mp4Joiner
 
 FILES_PER_CHUNK = 1000
 DATA_FILE_MB = 100
