@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from defi_platform.errors import CheckpointError
-from defi_platform.train import checkpoints
-from defi_platform.train.checkpoints import DamagedCheckpoint, Position, Reader
+from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint.format import DamagedCheckpoint, Position, Reader
 from defi_platform.train.engine import Piece
 
 WHOLE = torch.arange(10.0)

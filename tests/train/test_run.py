@@ -13,7 +13,7 @@ import tiny
 
 from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.errors import CheckpointError, ConfigError
-from defi_platform.train import checkpoints
+from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.run import TrainingFailed, train
 
 Make = Callable[..., PretrainConfig]

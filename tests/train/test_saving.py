@@ -15,12 +15,12 @@ from s3_server import free_port, s3_server
 
 from defi_platform import storage
 from defi_platform.storage import StorageError
-from defi_platform.train import checkpoints
-from defi_platform.train.checkpoints import Position, Reader
+from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint.async_saver import LONGEST_WAIT_S, MOST_WAITING, CheckpointSaver
+from defi_platform.train.checkpoint.format import Position, Reader
 from defi_platform.train.engine import Piece
 from defi_platform.train.metrics import MetricsLog, read_metrics
 from defi_platform.train.ranks import Ranks
-from defi_platform.train.saving import LONGEST_WAIT_S, MOST_WAITING, CheckpointSaver
 
 Save = Callable[..., None]
 

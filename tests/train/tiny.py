@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform.config import PretrainConfig
-from defi_platform.train import checkpoints
+from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.recipe import Recipe
 
 WIDTH = 6

@@ -11,8 +11,8 @@ import time
 import ray
 from ray import cloudpickle
 
-from defi_platform.train import checkpoints
-from defi_platform.train.export import load_model
+from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint.export import load_model
 from defi_platform.train.failures import told, unwrap
 from defi_platform.train.recipe import Conclusion, Recipe
 from defi_platform.train.validation import held_out_batches

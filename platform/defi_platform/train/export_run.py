@@ -8,8 +8,8 @@ from defi_platform import storage
 from defi_platform.config import ExportConfig, FinetuneConfig, PretrainConfig
 from defi_platform.config_file import from_mapping
 from defi_platform.errors import CheckpointError
-from defi_platform.train import checkpoints
-from defi_platform.train.export import export_model
+from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint.export import export_model
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe

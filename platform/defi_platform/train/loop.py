@@ -15,7 +15,9 @@ from defi_platform import storage
 from defi_platform.config_file import to_mapping
 from defi_platform.patience import run_patience
 from defi_platform.train.async_validation import WAIT_AT_THE_END_S, AsyncValidation
-from defi_platform.train.checkpoints import Position
+from defi_platform.train.checkpoint.async_saver import CheckpointSaver
+from defi_platform.train.checkpoint.format import Position
+from defi_platform.train.checkpoint.restore import restored
 from defi_platform.train.code_version import code_version
 from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict, divergence_told
 from defi_platform.train.draws import seed_of
@@ -24,9 +26,7 @@ from defi_platform.train.peak import known_peak_tflops
 from defi_platform.train.preemption import PreemptionNotices
 from defi_platform.train.ranks import Ranks
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.restoring import restored
 from defi_platform.train.results import CURVES, METRICS, SUMMARY, write_results
-from defi_platform.train.saving import CheckpointSaver
 from defi_platform.train.schedules import learning_rate
 from defi_platform.train.status import StatusWriter
 from defi_platform.train.step_clock import StepClock

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from defi_platform import storage
+from defi_platform.train.checkpoint.export import export_model
 from defi_platform.train.curves import write_curves
-from defi_platform.train.export import export_model
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.run_card import write_run_card
 

@@ -20,7 +20,7 @@ from defi_platform.config_file import to_mapping, to_yaml
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.patience import run_patience
-from defi_platform.train import checkpoints
+from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checks import (
     check_cluster,
     check_train_config,

@@ -6,8 +6,8 @@ from torch import nn
 
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
-from defi_platform.train import checkpoints
-from defi_platform.train.checkpoints import Position
+from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.engine import TrainingEngine
 from defi_platform.train.ranks import Ranks
 from defi_platform.train.recipe import Recipe

@@ -18,8 +18,8 @@ from torch import Tensor
 from defi_platform import storage
 from defi_platform.patience import patiently
 from defi_platform.scratch import scratch_folder
-from defi_platform.train import checkpoints
-from defi_platform.train.checkpoints import Position
+from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.engine import Piece
 from defi_platform.train.ranks import Ranks
 
