@@ -34,9 +34,9 @@ from s3_server import EVERYTHING, FlakyProxy, s3_server
 from defi_platform import storage
 from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, TrainConfig
 from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.driver.run import train
 from defi_platform.train.metrics import read_metrics
 from defi_platform.train.results import METRICS, SUMMARY
-from defi_platform.train.run import train
 
 RUN = "s3://runs/hit"
 STEPS, CHECKPOINT_EVERY, BATCH, PACE_S = 1000, 10, 4, 0.2

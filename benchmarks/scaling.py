@@ -18,7 +18,7 @@ from defi_models import presets
 from defi_models.describe import Cost, cost_of
 from defi_platform.config import FinetuneConfig, PretrainConfig, TrainConfig
 from defi_platform.config_file import load_config
-from defi_platform.train.footprint import footprint
+from defi_platform.train.driver.memory_estimate import footprint
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"
 GIB, GB = 2**30, 1e9

@@ -45,12 +45,12 @@ from defi_platform.config import (
     TrainConfig,
 )
 from defi_platform.train.draws import sample_generators
+from defi_platform.train.driver.run import train
 from defi_platform.train.encode_latents import encode_latents
 from defi_platform.train.metrics import read_metrics
 from defi_platform.train.recipe import Conclusion, Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
-from defi_platform.train.run import train
 from defi_platform.train.step_clock import PHASES
 
 BATCH = {"gfdm": 8, "gidm": 32}

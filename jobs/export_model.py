@@ -12,7 +12,7 @@ from defi_platform.errors import exit_code
 def main() -> int:
     config = parse_arguments(ExportConfig)
     # Only now: it imports for seconds, and a mistake in the config is told before.
-    from defi_platform.train.export_run import export_run
+    from defi_platform.train.driver.export_run import export_run
 
     print(f"model: {export_run(config)}")
     return 0

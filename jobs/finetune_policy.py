@@ -14,7 +14,7 @@ FLAGS = {"--dry-run": "dry_run=true"}
 def main() -> int:
     config = parse_arguments(FinetuneConfig, flags=FLAGS)
     # Only now: it imports for seconds, and a mistake in the config is told before.
-    from defi_platform.train.finetune import finetune
+    from defi_platform.train.driver.finetune import finetune
 
     print(finetune(config).text())
     return 0

@@ -14,7 +14,7 @@ FLAGS = {"--dry-run": "dry_run=true"}
 def main() -> int:
     config = parse_arguments(PretrainBothConfig, flags=FLAGS)
     # Only now: it imports for seconds, and a mistake in the config is told before.
-    from defi_platform.train.pretrain import pretrain_both
+    from defi_platform.train.driver.pretrain import pretrain_both
 
     for summary in pretrain_both(config).values():
         print(summary.text())

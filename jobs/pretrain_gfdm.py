@@ -14,7 +14,7 @@ FLAGS = {"--dry-run": "dry_run=true"}
 def main() -> int:
     config = parse_arguments(PretrainConfig, flags=FLAGS)
     # Only now: it imports for seconds, and a mistake in the config is told before.
-    from defi_platform.train.pretrain import pretrain
+    from defi_platform.train.driver.pretrain import pretrain
 
     print(pretrain("gfdm", config).text())
     return 0

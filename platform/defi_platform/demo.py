@@ -22,8 +22,8 @@ from defi_platform.config_file import to_mapping
 from defi_platform.evaluate.recording import record
 from defi_platform.evaluate.report import ReportInputs, write_report
 from defi_platform.evaluate.rollouts import evaluate
-from defi_platform.train.finetune import finetune
-from defi_platform.train.pretrain import pretrain_both
+from defi_platform.train.driver.finetune import finetune
+from defi_platform.train.driver.pretrain import pretrain_both
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from ray import cloudpickle
 
 from defi_platform import storage
 from defi_platform.train.checks import worker_resources
-from defi_platform.train.ray_trainer import RunTrainer
+from defi_platform.train.driver.ray_trainer import RunTrainer
+from defi_platform.train.driver.run import check_resumable, prepare_folder
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.results import SUMMARY
-from defi_platform.train.run import check_resumable, prepare_folder
 from defi_platform.train.worker import train_worker
 
 

@@ -15,8 +15,8 @@ from defi_platform.config_file import load_config
 from defi_platform.errors import CheckpointError, ConfigError, CorpusError
 from defi_platform.storage import StorageError
 from defi_platform.train.checks import check_writable
-from defi_platform.train.finetune import finetune
-from defi_platform.train.pretrain import pretrain, pretrain_both
+from defi_platform.train.driver.finetune import finetune
+from defi_platform.train.driver.pretrain import pretrain, pretrain_both
 
 SMALL = ["model.preset=nano", "model.init_from=null", "data.height=64", "data.width=64", "data.clip_frames=8"]
 

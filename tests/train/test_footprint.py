@@ -12,8 +12,8 @@ from two_ranks import run_on_two_ranks
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.draws import sample_generators
+from defi_platform.train.driver.memory_estimate import footprint
 from defi_platform.train.engine import TrainingEngine
-from defi_platform.train.footprint import footprint
 
 WIDTH = 256
 

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from defi_platform.config import TrainConfig
-from defi_platform.train.ray_trainer import ControllerEnvironment
+from defi_platform.train.driver.ray_trainer import ControllerEnvironment
 
 
 def told(train: TrainConfig, preemptible: bool) -> dict[str, str]:

@@ -14,7 +14,7 @@ import tiny
 from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.checkpoint import format as checkpoints
-from defi_platform.train.run import TrainingFailed, train
+from defi_platform.train.driver.run import TrainingFailed, train
 
 Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.slow

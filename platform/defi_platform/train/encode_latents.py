@@ -33,7 +33,7 @@ from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import BadVideo
 from defi_platform.errors import ConfigError
 from defi_platform.train.draws import seed_of
-from defi_platform.train.pretrain import RECIPES
+from defi_platform.train.driver.pretrain import RECIPES
 
 
 @dataclass(frozen=True)

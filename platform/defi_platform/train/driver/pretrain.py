@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from defi_platform.config import PretrainBothConfig, PretrainConfig
 from defi_platform.errors import ConfigError
-from defi_platform.train.dry_run import DryRun
+from defi_platform.train.driver.dry_run import DryRun
+from defi_platform.train.driver.run import RunSummary, plan_only, train
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
-from defi_platform.train.run import RunSummary, plan_only, train
 
 RECIPES: dict[str, type[GFDMRecipe] | type[GIDMRecipe]] = {"gfdm": GFDMRecipe, "gidm": GIDMRecipe}
 

@@ -10,7 +10,7 @@ from defi_models.describe import Cost
 from defi_platform import storage
 from defi_platform.config import TrainConfig
 from defi_platform.train.checks import check_writable, fewest_workers, worker_resources, world_sizes
-from defi_platform.train.footprint import footprint
+from defi_platform.train.driver.memory_estimate import footprint
 from defi_platform.train.metrics import read_metrics
 from defi_platform.train.peak import known_peak_tflops
 from defi_platform.train.recipe import Recipe

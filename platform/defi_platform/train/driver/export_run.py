@@ -10,11 +10,11 @@ from defi_platform.config_file import from_mapping
 from defi_platform.errors import CheckpointError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import export_model
+from defi_platform.train.driver.run import CONFIG, MODEL
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
 from defi_platform.train.recipes.policy import PolicyRecipe
-from defi_platform.train.run import CONFIG, MODEL
 
 KINDS = ("gfdm", "gidm", "policy")
 

@@ -28,9 +28,9 @@ from defi_platform.train.checks import (
     fewest_workers,
     worker_resources,
 )
-from defi_platform.train.dry_run import DryRun, dry_run
+from defi_platform.train.driver.dry_run import DryRun, dry_run
+from defi_platform.train.driver.ray_trainer import RunTrainer
 from defi_platform.train.failures import root_cause, told, unwrap
-from defi_platform.train.ray_trainer import RunTrainer
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.results import MODEL, SUMMARY
 from defi_platform.train.status import FILE as STATUS

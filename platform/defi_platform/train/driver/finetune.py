@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from defi_platform.config import FinetuneConfig
-from defi_platform.train.dry_run import DryRun
+from defi_platform.train.driver.dry_run import DryRun
+from defi_platform.train.driver.run import RunSummary, plan_only, train
 from defi_platform.train.recipes.policy import PolicyRecipe
-from defi_platform.train.run import RunSummary, plan_only, train
 
 
 def finetune(config: FinetuneConfig) -> RunSummary | DryRun:
