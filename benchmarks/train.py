@@ -44,9 +44,9 @@ from defi_platform.config import (
     TrackingConfig,
     TrainConfig,
 )
-from defi_platform.train.draws import sample_generators
 from defi_platform.train.driver.run import train
 from defi_platform.train.encode_latents import encode_latents
+from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.metrics import read_metrics
 from defi_platform.train.recipe import Conclusion, Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe

@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as distributed
 
 from defi_platform.config import PretrainConfig, TrainConfig
-from defi_platform.train.engine import prepare_process
+from defi_platform.train.engine.deepspeed_engine import prepare_process
 
 # Before Ray starts: its processes have to import the recipes that lie beside this file.
 HERE = Path(__file__).parent

@@ -11,8 +11,8 @@ import torch.distributed as distributed
 from two_ranks import run_on_two_ranks
 
 from defi_platform.config import TrainConfig
-from defi_platform.train.draws import sample_generators
-from defi_platform.train.engine import TrainingEngine
+from defi_platform.train.engine.deepspeed_engine import TrainingEngine
+from defi_platform.train.engine.seeds import sample_generators
 
 DECAY = 0.4
 

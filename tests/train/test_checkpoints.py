@@ -8,7 +8,7 @@ import torch
 from defi_platform.errors import CheckpointError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.format import DamagedCheckpoint, Position, Reader
-from defi_platform.train.engine import Piece
+from defi_platform.train.engine.deepspeed_engine import Piece
 
 WHOLE = torch.arange(10.0)
 MODEL = {"kind": "tiny", "preset": "nano", "overrides": {}}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform.config import TrainConfig
-from defi_platform.train.draws import sample_generators
-from defi_platform.train.engine import TrainingEngine
+from defi_platform.train.engine.deepspeed_engine import TrainingEngine
+from defi_platform.train.engine.seeds import sample_generators
 
 
 def engine_of(

@@ -11,9 +11,9 @@ from torch import nn
 from two_ranks import run_on_two_ranks
 
 from defi_platform.config import TrainConfig
-from defi_platform.train.draws import sample_generators
 from defi_platform.train.driver.memory_estimate import footprint
-from defi_platform.train.engine import TrainingEngine
+from defi_platform.train.engine.deepspeed_engine import TrainingEngine
+from defi_platform.train.engine.seeds import sample_generators
 
 WIDTH = 256
 

@@ -18,9 +18,9 @@ from defi_platform.storage import StorageError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.async_saver import LONGEST_WAIT_S, MOST_WAITING, CheckpointSaver
 from defi_platform.train.checkpoint.format import Position, Reader
-from defi_platform.train.engine import Piece
+from defi_platform.train.engine.collectives import Ranks
+from defi_platform.train.engine.deepspeed_engine import Piece
 from defi_platform.train.metrics import MetricsLog, read_metrics
-from defi_platform.train.ranks import Ranks
 
 Save = Callable[..., None]
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from defi_platform.train.schedules import SCHEDULES, learning_rate
+from defi_platform.train.engine.lr_schedule import SCHEDULES, learning_rate
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
-from defi_platform.train.engine import prepare_process
+from defi_platform.train.engine.deepspeed_engine import prepare_process
 
 
 def run_on_two_ranks(work: Callable[[], None], store: Path) -> None:

@@ -13,7 +13,7 @@ from defi_platform.cluster import ClusterError
 from defi_platform.config import TrainConfig
 from defi_platform.errors import ConfigError
 from defi_platform.storage import StorageError
-from defi_platform.train.schedules import SCHEDULES
+from defi_platform.train.engine.lr_schedule import SCHEDULES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 

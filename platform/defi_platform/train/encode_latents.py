@@ -32,8 +32,8 @@ from defi_platform.data.manifest.quarantine import add_to_quarantine, strict_err
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import BadVideo
 from defi_platform.errors import ConfigError
-from defi_platform.train.draws import seed_of
 from defi_platform.train.driver.pretrain import RECIPES
+from defi_platform.train.engine.seeds import seed_of
 
 
 @dataclass(frozen=True)

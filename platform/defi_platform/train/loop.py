@@ -20,14 +20,14 @@ from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restored
 from defi_platform.train.code_version import code_version
 from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict, divergence_told
-from defi_platform.train.draws import seed_of
+from defi_platform.train.engine.collectives import Ranks
+from defi_platform.train.engine.lr_schedule import learning_rate
+from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.metrics import MetricsLog
 from defi_platform.train.peak import known_peak_tflops
 from defi_platform.train.preemption import PreemptionNotices
-from defi_platform.train.ranks import Ranks
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.results import CURVES, METRICS, SUMMARY, write_results
-from defi_platform.train.schedules import learning_rate
 from defi_platform.train.status import StatusWriter
 from defi_platform.train.step_clock import StepClock
 from defi_platform.train.stopping import StopRequest

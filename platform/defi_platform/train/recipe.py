@@ -13,7 +13,7 @@ from defi_platform.config import PretrainConfig
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
-    from defi_platform.train.engine import TrainingEngine
+    from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defi_platform.train.draws import sample_generators, seed_of
-from defi_platform.train.engine import TrainingEngine
-from defi_platform.train.ranks import Ranks
+from defi_platform.train.engine.collectives import Ranks
+from defi_platform.train.engine.deepspeed_engine import TrainingEngine
+from defi_platform.train.engine.seeds import sample_generators, seed_of
 from defi_platform.train.recipe import Recipe
 
 Forward = Callable[[dict[str, Any], list[int], str], dict[str, Tensor]]

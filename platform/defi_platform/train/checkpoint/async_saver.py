@@ -20,8 +20,8 @@ from defi_platform.patience import patiently
 from defi_platform.scratch import scratch_folder
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.format import Position
-from defi_platform.train.engine import Piece
-from defi_platform.train.ranks import Ranks
+from defi_platform.train.engine.collectives import Ranks
+from defi_platform.train.engine.deepspeed_engine import Piece
 
 Result = TypeVar("Result")
 

@@ -8,8 +8,8 @@ from defi_platform import storage
 from defi_platform.errors import CheckpointError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.format import Position
-from defi_platform.train.engine import TrainingEngine
-from defi_platform.train.ranks import Ranks
+from defi_platform.train.engine.collectives import Ranks
+from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 from defi_platform.train.recipe import Recipe
 
 

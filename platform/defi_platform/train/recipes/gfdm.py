@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from defi_platform import storage
 from defi_platform.data.sampling.samplers import ClipRule, Rule
 from defi_platform.train.clip_media import film, strips
-from defi_platform.train.draws import sample_generators
+from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.picture_quality import gmsd, psnr, ssim
 from defi_platform.train.recipe import Conclusion
 from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors, starting_config

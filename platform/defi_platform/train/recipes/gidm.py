@@ -15,7 +15,7 @@ from defi_platform.config import PretrainConfig, ProbeConfig
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.sampling.samplers import PairRule, Rule
 from defi_platform.errors import ConfigError
-from defi_platform.train.draws import seed_of
+from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.probe import linear_probe, probe_data
 from defi_platform.train.recipe import Conclusion
 from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors, starting_config
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from defi_models.codebook import Codebook
     from defi_models.describe import Cost
     from defi_models.gidm import InverseDynamics
-    from defi_platform.train.engine import TrainingEngine
+    from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 
 
 class GIDMRecipe(VideoRecipe):

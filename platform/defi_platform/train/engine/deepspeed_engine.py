@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform.config import TrainConfig
-from defi_platform.train.average import WeightAverage
+from defi_platform.train.engine.ema import WeightAverage
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state per parameter, by torch's names."""
