@@ -35,7 +35,7 @@ from defi_platform import storage
 from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, TrainConfig
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.driver.run import train
-from defi_platform.train.metrics import read_metrics
+from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.results import METRICS, SUMMARY
 
 RUN = "s3://runs/hit"
@@ -59,7 +59,7 @@ class PacedRecipe(tiny.TinyRecipe):
         self.told_attempt = False
 
     def build(self) -> Any:
-        from defi_platform.train import tracking
+        from defi_platform.train.observability import wandb_tracker as tracking
 
         tempfile.tempdir = str(self.disk)
         tracking.INIT_TIMEOUT_S = 2.0

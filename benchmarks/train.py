@@ -47,11 +47,11 @@ from defi_platform.config import (
 from defi_platform.train.driver.run import train
 from defi_platform.train.encode_latents import encode_latents
 from defi_platform.train.engine.seeds import sample_generators
-from defi_platform.train.metrics import read_metrics
+from defi_platform.train.observability.metrics_log import read_metrics
+from defi_platform.train.observability.phase_timer import PHASES
 from defi_platform.train.recipe import Conclusion, Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
-from defi_platform.train.step_clock import PHASES
 
 BATCH = {"gfdm": 8, "gidm": 32}
 """Samples per worker; at nano, steps of about half a second."""

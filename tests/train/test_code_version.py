@@ -4,7 +4,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from defi_platform.train.code_version import code_version, source_digest
+from defi_platform.train.observability.code_version import code_version, source_digest
 
 PACKAGES = (Path("platform/defi_platform"), Path("defi_models"))
 

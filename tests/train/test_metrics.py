@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from defi_platform.train.metrics import MetricsLog, read_metrics
+from defi_platform.train.observability.metrics_log import MetricsLog, read_metrics
 
 
 def test_a_resumed_log_drops_what_will_be_done_again(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tiny import wait_for
 from defi_platform import storage
 from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.train.driver.run import train
-from defi_platform.train.status import StatusView
+from defi_platform.train.observability.status import StatusView
 
 AWAY_S = 12.0
 """Longer than one request is tried again."""

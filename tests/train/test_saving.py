@@ -20,7 +20,7 @@ from defi_platform.train.checkpoint.async_saver import LONGEST_WAIT_S, MOST_WAIT
 from defi_platform.train.checkpoint.format import Position, Reader
 from defi_platform.train.engine.collectives import Ranks
 from defi_platform.train.engine.deepspeed_engine import Piece
-from defi_platform.train.metrics import MetricsLog, read_metrics
+from defi_platform.train.observability.metrics_log import MetricsLog, read_metrics
 
 Save = Callable[..., None]
 

@@ -9,8 +9,8 @@ import pytest
 
 from defi_platform import storage
 from defi_platform.config import TrackingConfig
-from defi_platform.train import tracking
-from defi_platform.train.tracking import Tracker
+from defi_platform.train.observability import wandb_tracker as tracking
+from defi_platform.train.observability.wandb_tracker import Tracker
 
 
 def tracked(run: str, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from defi_platform import storage
 from defi_platform.evaluate import report_figures as figures
 from defi_platform.evaluate.page import data_url, document, section, table
-from defi_platform.train.metrics import read_metrics
+from defi_platform.train.observability.metrics_log import read_metrics
 
 LOSS_GOAL = 0.70
 """Held-out loss at the end, as a share of the one at step 0, that counts as learned."""

@@ -18,20 +18,20 @@ from defi_platform.train.async_validation import WAIT_AT_THE_END_S, AsyncValidat
 from defi_platform.train.checkpoint.async_saver import CheckpointSaver
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restored
-from defi_platform.train.code_version import code_version
 from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict, divergence_told
 from defi_platform.train.engine.collectives import Ranks
 from defi_platform.train.engine.lr_schedule import learning_rate
 from defi_platform.train.engine.seeds import seed_of
-from defi_platform.train.metrics import MetricsLog
-from defi_platform.train.peak import known_peak_tflops
+from defi_platform.train.observability.code_version import code_version
+from defi_platform.train.observability.metrics_log import MetricsLog
+from defi_platform.train.observability.peak_flops import known_peak_tflops
+from defi_platform.train.observability.phase_timer import StepClock
+from defi_platform.train.observability.status import StatusWriter
+from defi_platform.train.observability.wandb_tracker import Tracker
 from defi_platform.train.preemption import PreemptionNotices
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.results import CURVES, METRICS, SUMMARY, write_results
-from defi_platform.train.status import StatusWriter
-from defi_platform.train.step_clock import StepClock
 from defi_platform.train.stopping import StopRequest
-from defi_platform.train.tracking import Tracker
 from defi_platform.train.validation import Validator, forward_pass, scalars, to_device
 
 

@@ -8,9 +8,9 @@ import torch
 
 from defi_platform import storage
 from defi_platform.train.checkpoint.export import export_model
-from defi_platform.train.curves import write_curves
+from defi_platform.train.observability.loss_curves import write_curves
+from defi_platform.train.observability.run_card import write_run_card
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.run_card import write_run_card
 
 METRICS, CURVES, SUMMARY, MODEL = "metrics.jsonl", "curves.png", "summary.json", "model"
 

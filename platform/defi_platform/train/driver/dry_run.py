@@ -11,11 +11,11 @@ from defi_platform import storage
 from defi_platform.config import TrainConfig
 from defi_platform.train.checks import check_writable, fewest_workers, worker_resources, world_sizes
 from defi_platform.train.driver.memory_estimate import footprint
-from defi_platform.train.metrics import read_metrics
-from defi_platform.train.peak import known_peak_tflops
+from defi_platform.train.observability.metrics_log import read_metrics
+from defi_platform.train.observability.peak_flops import known_peak_tflops
+from defi_platform.train.observability.phase_timer import PHASES
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.results import METRICS
-from defi_platform.train.step_clock import PHASES
 
 GIB = 2**30
 ASSUMED_MFU = 0.35

@@ -31,10 +31,10 @@ from defi_platform.train.checks import (
 from defi_platform.train.driver.dry_run import DryRun, dry_run
 from defi_platform.train.driver.ray_trainer import RunTrainer
 from defi_platform.train.failures import root_cause, told, unwrap
+from defi_platform.train.observability.status import FILE as STATUS
+from defi_platform.train.observability.status import StatusView
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.results import MODEL, SUMMARY
-from defi_platform.train.status import FILE as STATUS
-from defi_platform.train.status import StatusView
 from defi_platform.train.stopping import STOP, request_stop
 from defi_platform.train.worker import train_worker
 

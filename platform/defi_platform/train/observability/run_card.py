@@ -11,10 +11,10 @@ import torch
 
 from defi_platform import storage
 from defi_platform.config_file import to_mapping, to_yaml
-from defi_platform.train.code_version import code_version, installed_version
-from defi_platform.train.peak import known_peak_tflops
+from defi_platform.train.observability.code_version import code_version, installed_version
+from defi_platform.train.observability.peak_flops import known_peak_tflops
+from defi_platform.train.observability.phase_timer import PHASES
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.step_clock import PHASES
 
 JSON, MARKDOWN = "run_card.json", "run_card.md"
 PACKAGES = (

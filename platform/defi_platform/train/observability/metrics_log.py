@@ -8,7 +8,7 @@ from typing import Any
 
 from defi_platform import storage
 from defi_platform.storage import StorageError
-from defi_platform.train.background import BackgroundWriter
+from defi_platform.train.observability.background_writer import BackgroundWriter
 
 REMOTE_FLUSH_S = 30.0
 """Object stores cannot append: there the whole file is written again this often."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from defi_platform import storage
 from defi_platform.storage import StorageError
-from defi_platform.train.background import BackgroundWriter
+from defi_platform.train.observability.background_writer import BackgroundWriter
 
 FILE = "status.json"
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 15.0
