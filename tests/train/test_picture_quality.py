@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from defi_platform.train.picture_quality import gmsd, psnr, ssim
+from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
 
 
 def test_psnr_and_ssim_tell_near_pictures_from_far_ones() -> None:

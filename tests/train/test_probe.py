@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from defi_platform.train.probe import ridge_r2
+from defi_platform.train.validation.linear_probe import ridge_r2
 
 
 def test_actions_that_are_a_linear_map_of_the_latents_are_read_off_them() -> None:

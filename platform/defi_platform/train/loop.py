@@ -14,7 +14,6 @@ from torch import Tensor
 from defi_platform import storage
 from defi_platform.config_file import to_mapping
 from defi_platform.patience import run_patience
-from defi_platform.train.async_validation import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.checkpoint.async_saver import CheckpointSaver
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restored
@@ -32,7 +31,8 @@ from defi_platform.train.preemption import PreemptionNotices
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.results import CURVES, METRICS, SUMMARY, write_results
 from defi_platform.train.stopping import StopRequest
-from defi_platform.train.validation import Validator, forward_pass, scalars, to_device
+from defi_platform.train.validation.async_task import WAIT_AT_THE_END_S, AsyncValidation
+from defi_platform.train.validation.loss import Validator, forward_pass, scalars, to_device
 
 
 class Training:

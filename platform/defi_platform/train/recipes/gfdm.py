@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from defi_platform import storage
 from defi_platform.data.sampling.samplers import ClipRule, Rule
-from defi_platform.train.clip_media import film, strips
 from defi_platform.train.engine.seeds import sample_generators
-from defi_platform.train.picture_quality import gmsd, psnr, ssim
 from defi_platform.train.recipe import Conclusion
 from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors, starting_config
+from defi_platform.train.validation.clip_grid import film, strips
+from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost

@@ -15,7 +15,7 @@ from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import load_model
 from defi_platform.train.failures import told, unwrap
 from defi_platform.train.recipe import Conclusion, Recipe
-from defi_platform.train.validation import held_out_batches
+from defi_platform.train.validation.loss import held_out_batches
 
 WAIT_AT_THE_END_S = 600.0
 """For the validation that is still under way when training ends."""
