@@ -36,7 +36,7 @@ from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, Trai
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.driver.run import train
 from defi_platform.train.observability.metrics_log import read_metrics
-from defi_platform.train.results import METRICS, SUMMARY
+from defi_platform.train.worker.run_results import METRICS, SUMMARY
 
 RUN = "s3://runs/hit"
 STEPS, CHECKPOINT_EVERY, BATCH, PACE_S = 1000, 10, 4, 0.2

@@ -13,8 +13,8 @@ from defi_platform.train.checks import worker_resources
 from defi_platform.train.driver.ray_trainer import RunTrainer
 from defi_platform.train.driver.run import check_resumable, prepare_folder
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.results import SUMMARY
-from defi_platform.train.worker import train_worker
+from defi_platform.train.worker.entry import train_worker
+from defi_platform.train.worker.run_results import SUMMARY
 
 
 def train_in_turn(recipes: Sequence[Recipe]) -> None:

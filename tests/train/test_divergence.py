@@ -4,7 +4,7 @@ from math import inf, nan
 
 import pytest
 
-from defi_platform.train.divergence import MOST_SKIPPED, UpdateJudge, Verdict
+from defi_platform.train.worker.divergence_policy import MOST_SKIPPED, UpdateJudge, Verdict
 
 
 def test_an_update_that_was_left_out_is_skipped_and_a_row_of_them_stops_the_run() -> None:

@@ -15,7 +15,7 @@ from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.observability.peak_flops import known_peak_tflops
 from defi_platform.train.observability.phase_timer import PHASES
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.results import METRICS
+from defi_platform.train.worker.run_results import METRICS
 
 GIB = 2**30
 ASSUMED_MFU = 0.35

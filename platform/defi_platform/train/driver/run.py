@@ -34,9 +34,9 @@ from defi_platform.train.failures import root_cause, told, unwrap
 from defi_platform.train.observability.status import FILE as STATUS
 from defi_platform.train.observability.status import StatusView
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.results import MODEL, SUMMARY
 from defi_platform.train.stopping import STOP, request_stop
-from defi_platform.train.worker import train_worker
+from defi_platform.train.worker.entry import train_worker
+from defi_platform.train.worker.run_results import MODEL, SUMMARY
 
 CONFIG = "config.yaml"
 

@@ -17,7 +17,6 @@ from defi_platform.patience import run_patience
 from defi_platform.train.checkpoint.async_saver import CheckpointSaver
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restored
-from defi_platform.train.divergence import Diverged, UpdateJudge, Verdict, divergence_told
 from defi_platform.train.engine.collectives import Ranks
 from defi_platform.train.engine.lr_schedule import learning_rate
 from defi_platform.train.engine.seeds import seed_of
@@ -27,12 +26,13 @@ from defi_platform.train.observability.peak_flops import known_peak_tflops
 from defi_platform.train.observability.phase_timer import StepClock
 from defi_platform.train.observability.status import StatusWriter
 from defi_platform.train.observability.wandb_tracker import Tracker
-from defi_platform.train.preemption import PreemptionNotices
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.results import CURVES, METRICS, SUMMARY, write_results
 from defi_platform.train.stopping import StopRequest
 from defi_platform.train.validation.async_task import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.validation.loss import Validator, forward_pass, scalars, to_device
+from defi_platform.train.worker.divergence_policy import Diverged, UpdateJudge, Verdict, divergence_told
+from defi_platform.train.worker.preemption import PreemptionNotices
+from defi_platform.train.worker.run_results import CURVES, METRICS, SUMMARY, write_results
 
 
 class Training:

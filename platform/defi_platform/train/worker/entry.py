@@ -14,8 +14,8 @@ from defi_platform.patience import run_patience
 from defi_platform.remote import StoreAway
 from defi_platform.train.checks import check_device
 from defi_platform.train.engine.deepspeed_engine import prepare_process
-from defi_platform.train.loop import Training
 from defi_platform.train.recipe import Recipe
+from defi_platform.train.worker.loop import Training
 
 
 def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
