@@ -41,7 +41,7 @@ from defi_platform.data.loader.stream import stream
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
-from defi_platform.train.encode_latents import encode_latents
+from defi_platform.encode_latents import encode_latents
 
 PROCESSES = 2
 FRAMES, SIZE = 16, 256

@@ -44,8 +44,8 @@ from defi_platform.config import (
     TrackingConfig,
     TrainConfig,
 )
+from defi_platform.encode_latents import encode_latents
 from defi_platform.train.driver.run import train
-from defi_platform.train.encode_latents import encode_latents
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.observability.phase_timer import PHASES

@@ -12,7 +12,7 @@ from defi_platform.errors import exit_code
 def main() -> int:
     config = parse_arguments(EncodeConfig)
     # Only now: it imports for seconds, and a mistake in the config is told before.
-    from defi_platform.train.encode_latents import encode_latents
+    from defi_platform.encode_latents import encode_latents
 
     print(encode_latents(config).text())
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 from ray import cloudpickle
 
 from defi_platform import storage
-from defi_platform.train.checks import worker_resources
+from defi_platform.train.config_checks import worker_resources
 from defi_platform.train.driver.ray_trainer import RunTrainer
 from defi_platform.train.driver.run import check_resumable, prepare_folder
 from defi_platform.train.recipe import Recipe

@@ -16,7 +16,7 @@ from torch import nn
 from defi_platform import storage
 from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.errors import ConfigError
-from defi_platform.train.checks import check_train_config
+from defi_platform.train.config_checks import check_train_config
 from defi_platform.train.driver.run import train
 from defi_platform.train.recipe import Conclusion
 from defi_platform.train.recipes.gidm import GIDMRecipe

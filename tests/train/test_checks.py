@@ -7,7 +7,7 @@ import pytest
 from defi_platform.cluster import ClusterError
 from defi_platform.config import TrainConfig
 from defi_platform.errors import ConfigError
-from defi_platform.train.checks import check_cluster, check_device, check_train_config, world_sizes
+from defi_platform.train.config_checks import check_cluster, check_device, check_train_config, world_sizes
 
 CONFLICTS: list[tuple[dict[str, Any], list[str]]] = [
     ({"global_batch": 10, "micro_batch": 4, "num_workers": 2}, ["global_batch=10", "micro_batch=4", "=8"]),

@@ -13,11 +13,11 @@ from defi_platform.config import CorpusConfig, DataConfig, EncodeConfig, Pretrai
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latents.cache import CacheError
 from defi_platform.data.manifest.quarantine import skipped
+from defi_platform.encode_latents import encode_latents
 from defi_platform.errors import ConfigError
 from defi_platform.train.driver.pretrain import RECIPES
-from defi_platform.train.encode_latents import encode_latents
 from defi_platform.train.engine.seeds import sample_generators
-from defi_platform.train.recipes.video import VideoRecipe
+from defi_platform.train.recipes.video_base import VideoRecipe
 
 SIZES = {"rank": 0, "world_size": 1, "global_batch": 2, "micro_batch": 2}
 

@@ -33,9 +33,9 @@ from defi_platform.config import (
     TrainConfig,
 )
 from defi_platform.config_file import load_config, to_mapping
+from defi_platform.encode_latents import encode_latents
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.driver.export_run import export_run
-from defi_platform.train.encode_latents import encode_latents
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from defi_platform.train.stopping import StopRequest, request_stop
+from defi_platform.train.stop_request import StopRequest, request_stop
 
 
 @pytest.mark.parametrize("remote", [False, True])

@@ -16,7 +16,7 @@ from tiny import TinyRecipe
 from defi_platform.config import PretrainConfig, RayConfig, TrackingConfig, TrainConfig
 from defi_platform.errors import exit_code
 from defi_platform.train.driver.run import train
-from defi_platform.train.stopping import STOP
+from defi_platform.train.stop_request import STOP
 
 LONGEST_HOLD_S = 300.0
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from defi_models.describe import Cost
 from defi_platform import storage
 from defi_platform.config import TrainConfig
-from defi_platform.train.checks import check_writable, fewest_workers, worker_resources, world_sizes
+from defi_platform.train.config_checks import check_writable, fewest_workers, worker_resources, world_sizes
 from defi_platform.train.driver.memory_estimate import footprint
 from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.observability.peak_flops import known_peak_tflops

@@ -19,8 +19,8 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from defi_platform.config import TrainConfig
-from defi_platform.train.checks import world_sizes
-from defi_platform.train.failures import FailureLines
+from defi_platform.train.config_checks import world_sizes
+from defi_platform.train.ray_errors import FailureLines
 
 
 class RunTrainer(TorchTrainer):

@@ -21,7 +21,7 @@ from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.patience import run_patience
 from defi_platform.train.checkpoint import format as checkpoints
-from defi_platform.train.checks import (
+from defi_platform.train.config_checks import (
     check_cluster,
     check_train_config,
     check_writable,
@@ -30,11 +30,11 @@ from defi_platform.train.checks import (
 )
 from defi_platform.train.driver.dry_run import DryRun, dry_run
 from defi_platform.train.driver.ray_trainer import RunTrainer
-from defi_platform.train.failures import root_cause, told, unwrap
 from defi_platform.train.observability.status import FILE as STATUS
 from defi_platform.train.observability.status import StatusView
+from defi_platform.train.ray_errors import root_cause, told, unwrap
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.stopping import STOP, request_stop
+from defi_platform.train.stop_request import STOP, request_stop
 from defi_platform.train.worker.entry import train_worker
 from defi_platform.train.worker.run_results import MODEL, SUMMARY
 

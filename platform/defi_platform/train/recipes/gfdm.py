@@ -11,7 +11,7 @@ from defi_platform import storage
 from defi_platform.data.sampling.samplers import ClipRule, Rule
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.recipe import Conclusion
-from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors, starting_config
+from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
 from defi_platform.train.validation.clip_grid import film, strips
 from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
 

@@ -17,7 +17,7 @@ from defi_platform.data.sampling.samplers import PairRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import Conclusion
-from defi_platform.train.recipes.video import VideoRecipe, load_folder, model_errors, starting_config
+from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
 from defi_platform.train.validation.linear_probe import linear_probe, probe_data
 
 if TYPE_CHECKING:

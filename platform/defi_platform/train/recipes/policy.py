@@ -15,7 +15,7 @@ from defi_platform.data.loader.robot_signals import dimensions, statistics
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, Rule
 from defi_platform.errors import ConfigError
-from defi_platform.train.recipes.video import VideoRecipe, folder_config, load_folder, model_errors
+from defi_platform.train.recipes.video_base import VideoRecipe, folder_config, load_folder, model_errors
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost

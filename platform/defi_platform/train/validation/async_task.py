@@ -13,7 +13,7 @@ from ray import cloudpickle
 
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import load_model
-from defi_platform.train.failures import told, unwrap
+from defi_platform.train.ray_errors import told, unwrap
 from defi_platform.train.recipe import Conclusion, Recipe
 from defi_platform.train.validation.loss import held_out_batches
 

@@ -27,7 +27,7 @@ from defi_platform.train.observability.phase_timer import StepClock
 from defi_platform.train.observability.status import StatusWriter
 from defi_platform.train.observability.wandb_tracker import Tracker
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.stopping import StopRequest
+from defi_platform.train.stop_request import StopRequest
 from defi_platform.train.validation.async_task import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.validation.loss import Validator, forward_pass, scalars, to_device
 from defi_platform.train.worker.divergence_policy import Diverged, UpdateJudge, Verdict, divergence_told

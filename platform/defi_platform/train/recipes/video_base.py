@@ -25,7 +25,7 @@ from defi_platform.data.sources.formats import format_of
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.storage import StorageError
 from defi_platform.train.recipe import Recipe
-from defi_platform.train.recipes.cache_use import CacheUse
+from defi_platform.train.recipes.latent_cache_use import CacheUse
 
 DATA_STATS = "data_stats.txt"
 
