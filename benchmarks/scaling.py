@@ -17,7 +17,7 @@ from pathlib import Path
 from defi_models import presets
 from defi_models.describe import Cost, cost_of
 from defi_platform.config import FinetuneConfig, PretrainConfig, TrainConfig
-from defi_platform.config_file import load_config
+from defi_platform.config.loader import load_config
 from defi_platform.train.driver.memory_estimate import footprint
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"

@@ -28,7 +28,7 @@ from defi_models import presets
 from defi_models.policy import DeFIPolicy
 from defi_platform.cluster import ray_session
 from defi_platform.config import RayConfig, ServeConfig
-from defi_platform.config_file import load_config
+from defi_platform.config.loader import load_config
 from defi_platform.serve.app import PolicyServer, deploy
 from defi_platform.serve.protocols import openpi
 

@@ -3,7 +3,7 @@
 import sys
 
 from defi_platform.config import EvaluateConfig
-from defi_platform.config_file import parse_arguments
+from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import exit_code
 
 

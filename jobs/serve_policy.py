@@ -5,7 +5,7 @@ import sys
 import source_tree  # noqa: F401 - first: the packages may be those of this checkout
 
 from defi_platform.config import ServeConfig
-from defi_platform.config_file import parse_arguments
+from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import exit_code
 
 

@@ -20,7 +20,7 @@ from defi_platform.config import (
     RecordConfig,
     ServeConfig,
 )
-from defi_platform.config_file import data_home, load_config, parse_arguments, to_mapping, to_yaml
+from defi_platform.config.loader import data_home, load_config, parse_arguments, to_mapping, to_yaml
 from defi_platform.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import pytest
 
 HOLD = """
 import sys
-from defi_platform.scratch import scratch_folder
+from defi_platform.storage.scratch import scratch_folder
 folder = scratch_folder("shard")
 (folder / "gigabytes").write_text("x")
 print(folder, flush=True)

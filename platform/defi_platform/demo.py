@@ -18,7 +18,7 @@ from typing import Any
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import DemoConfig
-from defi_platform.config_file import to_mapping
+from defi_platform.config.loader import to_mapping
 from defi_platform.evaluate.recording import record
 from defi_platform.evaluate.report import ReportInputs, write_report
 from defi_platform.evaluate.rollouts import evaluate

@@ -24,7 +24,7 @@ from test_storage import KEYS
 
 from defi_platform import storage
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig
-from defi_platform.config_file import parse_arguments
+from defi_platform.config.loader import parse_arguments
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest.pipeline import ingest

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from defi_platform import s3_listing, storage
-from defi_platform.data.progress import Progress
+from defi_platform import storage
 from defi_platform.data.sources import records as rows
-from defi_platform.range_file import RangeFile
-from defi_platform.side_by_side import side_by_side
+from defi_platform.progress import Progress
+from defi_platform.storage import s3_listing
+from defi_platform.storage.parallel_read import side_by_side
+from defi_platform.storage.range_file import RangeFile
 
 
 class Bucket:

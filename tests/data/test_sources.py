@@ -28,7 +28,7 @@ from defi_platform.data.sources.formats import format_of, listing, read_signals
 from defi_platform.data.sources.records import Claim, Refused
 from defi_platform.data.sources.rlds.tfrecord import parse_example, read_features, record_spans
 from defi_platform.errors import CorpusError
-from defi_platform.range_file import RangeFile
+from defi_platform.storage.range_file import RangeFile
 
 
 def listed(root: Path, fps: float | None = None) -> tuple[str, dict[str, Claim], dict[str, str]]:

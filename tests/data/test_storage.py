@@ -15,11 +15,12 @@ import pytest
 from corpora import numbers_of, write_video
 from s3_server import FlakyProxy, s3_server
 
-from defi_platform import remote, storage
+from defi_platform import storage
 from defi_platform.config import DecodeConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
 from defi_platform.data.rejection import BadVideo
+from defi_platform.storage import remote
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 MANY = "many-objects"

@@ -11,7 +11,7 @@ from corpora import write_lerobot
 from defi_models import presets
 from defi_models.folder import make_header
 from defi_platform.config import FinetuneConfig, PretrainBothConfig, PretrainConfig
-from defi_platform.config_file import load_config
+from defi_platform.config.loader import load_config
 from defi_platform.errors import CheckpointError, ConfigError, CorpusError
 from defi_platform.storage import StorageError
 from defi_platform.train.config_checks import check_writable

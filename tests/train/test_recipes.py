@@ -32,7 +32,7 @@ from defi_platform.config import (
     TrackingConfig,
     TrainConfig,
 )
-from defi_platform.config_file import load_config, to_mapping
+from defi_platform.config.loader import load_config, to_mapping
 from defi_platform.encode_latents import encode_latents
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.driver.export_run import export_run

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import RecordConfig
-from defi_platform.config_file import to_mapping
+from defi_platform.config.loader import to_mapping
 from defi_platform.data.writers.h264 import encode_h264
 from defi_platform.data.writers.lerobot import Camera, Episode, LeRobotWriter, Stats, Vector, frame_stats
 from defi_platform.errors import ConfigError, SimulatorError

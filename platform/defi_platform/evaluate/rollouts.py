@@ -19,7 +19,7 @@ import ray
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import EvaluateConfig
-from defi_platform.config_file import to_mapping
+from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks

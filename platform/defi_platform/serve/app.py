@@ -22,7 +22,7 @@ from ray.serve.handle import DeploymentHandle
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import ServeConfig
-from defi_platform.config_file import from_mapping
+from defi_platform.config.loader import from_mapping
 from defi_platform.errors import ConfigError, ServeError, UserError
 from defi_platform.serve.gateway import Gateway
 from defi_platform.serve.observation import ANY_CAMERA, IMAGE_PREFIX, PROMPT_KEY, SEED_KEY, STATE_KEY

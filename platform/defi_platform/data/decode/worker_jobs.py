@@ -30,8 +30,8 @@ from defi_platform.data.decode.video_readers import (
 )
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.uri import Address, parse
-from defi_platform.range_file import RangeFile
-from defi_platform.scratch import scratch
+from defi_platform.storage.range_file import RangeFile
+from defi_platform.storage.scratch import scratch
 
 OPEN_FILES = 8
 """Files kept open: many episodes of a LeRobot dataset share one file, and opening indexes all of it."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import CorpusConfig, DataConfig, IngestConfig
-from defi_platform.config_file import to_mapping
+from defi_platform.config.loader import to_mapping
 from defi_platform.data.ingest.listing import Listed
 from defi_platform.data.ingest.manifest_rows import rejection, rows_of
 from defi_platform.data.ingest.probe_actors import probe_files
@@ -23,11 +23,11 @@ from defi_platform.data.ingest.summary import ingest_table
 from defi_platform.data.ingest.table_builder import CorpusTables
 from defi_platform.data.manifest.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
-from defi_platform.data.progress import Progress
 from defi_platform.data.rejection import ALWAYS_AGAIN, BadVideo
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import Refused, Seen
 from defi_platform.errors import CorpusError, UserError
+from defi_platform.progress import Progress
 
 
 def run_ingest(config: IngestConfig) -> str:

@@ -22,7 +22,7 @@ from defi_platform.data.decode.frame_scores import Screening
 from defi_platform.data.decode.video_readers import Probe
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
-from defi_platform.side_by_side import side_by_side
+from defi_platform.storage.parallel_read import side_by_side
 
 SCHEMA = pa.schema(
     [

@@ -23,7 +23,7 @@ from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sampling.plan import Plan, Sample
 from defi_platform.data.sampling.samplers import ChunkRule
 from defi_platform.errors import CorpusError
-from defi_platform.patience import LONGEST_PAUSE_S, patiently
+from defi_platform.retry import LONGEST_PAUSE_S, patiently
 
 STAGE = "decode"
 PATIENCE = "data.decode.storage_patience_s"

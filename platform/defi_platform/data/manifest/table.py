@@ -26,7 +26,7 @@ from defi_platform import storage
 from defi_platform.data.tables.mmap_table import MappedTable, text_bytes, write_mappable
 from defi_platform.data.tables.parquet_io import ROWS_PER_GROUP, read_parts, read_table, write_rows
 from defi_platform.errors import CorpusError
-from defi_platform.scratch import scratch
+from defi_platform.storage.scratch import scratch
 
 NAMES = pa.dictionary(pa.int16(), pa.string())
 """Texts of which a corpus has few: two bytes per row."""

@@ -14,7 +14,7 @@ from defi_platform import storage
 from defi_platform.data.sources.lerobot.signals import matrix
 from defi_platform.data.sources.records import Claim, Listing, Refused, Signals, claim_or_missing, files_below
 from defi_platform.errors import CorpusError
-from defi_platform.side_by_side import side_by_side
+from defi_platform.storage.parallel_read import side_by_side
 
 FRAME_LISTS = ("state", "states", "action", "actions")
 """Per-frame lists, of n or n - 1 entries, that tell how long the video is."""

@@ -14,8 +14,8 @@ from defi_platform import storage
 from defi_platform.data.sources.records import Claim, Listing, Refused, Signals
 from defi_platform.data.sources.uri import address, parse
 from defi_platform.errors import CorpusError
-from defi_platform.range_file import RangeFile
-from defi_platform.side_by_side import side_by_side
+from defi_platform.storage.parallel_read import side_by_side
+from defi_platform.storage.range_file import RangeFile
 
 SUFFIXES = (".hdf5", ".h5")
 PROPRIO = ("qpos", "state", "proprio")

@@ -14,7 +14,7 @@ from defi_platform import storage
 from defi_platform.data.sources.plain import is_video
 from defi_platform.data.sources.records import Claim, Listing, Refused
 from defi_platform.data.sources.uri import address
-from defi_platform.side_by_side import side_by_side
+from defi_platform.storage.parallel_read import side_by_side
 
 TEXT_KEYS = ("text", "caption", "label", "instruction", "task")
 

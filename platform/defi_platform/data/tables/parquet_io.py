@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from defi_platform import storage
 from defi_platform.errors import CorpusError
-from defi_platform.scratch import scratch
+from defi_platform.storage.scratch import scratch
 
 ROWS_PER_GROUP = 100_000
 """Of files that are written from a table; the format's own million would take the memory of a million to read."""

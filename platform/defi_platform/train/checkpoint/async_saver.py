@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from defi_platform import storage
-from defi_platform.patience import patiently
-from defi_platform.scratch import scratch_folder
+from defi_platform.retry import patiently
+from defi_platform.storage.scratch import scratch_folder
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.engine.collectives import Ranks

@@ -9,7 +9,7 @@ from torch import nn
 
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
-from defi_platform.scratch import scratch
+from defi_platform.storage.scratch import scratch
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import Recipe

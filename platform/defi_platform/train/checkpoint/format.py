@@ -27,7 +27,7 @@ from torch import Tensor
 
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
-from defi_platform.scratch import scratch_folder
+from defi_platform.storage.scratch import scratch_folder
 from defi_platform.train.engine.deepspeed_engine import Piece
 
 FOLDER = "checkpoints"

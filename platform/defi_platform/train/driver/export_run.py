@@ -6,7 +6,7 @@ from omegaconf import OmegaConf
 
 from defi_platform import storage
 from defi_platform.config import ExportConfig, FinetuneConfig, PretrainConfig
-from defi_platform.config_file import from_mapping
+from defi_platform.config.loader import from_mapping
 from defi_platform.errors import CheckpointError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import export_model

@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from defi_platform import errors, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import RayConfig
-from defi_platform.config_file import to_mapping, to_yaml
+from defi_platform.config.loader import to_mapping, to_yaml
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
-from defi_platform.patience import run_patience
+from defi_platform.retry import run_patience
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.config_checks import (
     check_cluster,

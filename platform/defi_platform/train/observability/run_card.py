@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from defi_platform import storage
-from defi_platform.config_file import to_mapping, to_yaml
+from defi_platform.config.loader import to_mapping, to_yaml
 from defi_platform.train.observability.code_version import code_version, installed_version
 from defi_platform.train.observability.peak_flops import known_peak_tflops
 from defi_platform.train.observability.phase_timer import PHASES

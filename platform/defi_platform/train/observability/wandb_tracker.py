@@ -11,7 +11,7 @@ from typing import Any
 
 from defi_platform import storage
 from defi_platform.config import TrackingConfig
-from defi_platform.scratch import scratch_folder
+from defi_platform.storage.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 

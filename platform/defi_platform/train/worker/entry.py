@@ -10,8 +10,8 @@ from ray import cloudpickle
 
 from defi_platform import storage
 from defi_platform.errors import UserError
-from defi_platform.patience import run_patience
-from defi_platform.remote import StoreAway
+from defi_platform.retry import run_patience
+from defi_platform.storage.remote import StoreAway
 from defi_platform.train.config_checks import check_device
 from defi_platform.train.engine.deepspeed_engine import prepare_process
 from defi_platform.train.recipe import Recipe

@@ -12,8 +12,8 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from defi_platform import storage
-from defi_platform.config_file import to_mapping
-from defi_platform.patience import run_patience
+from defi_platform.config.loader import to_mapping
+from defi_platform.retry import run_patience
 from defi_platform.train.checkpoint.async_saver import CheckpointSaver
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restored

@@ -26,7 +26,7 @@ from defi_platform.data.sources.rlds.tfrecord import (
 )
 from defi_platform.data.sources.uri import address, parse
 from defi_platform.errors import CorpusError
-from defi_platform.side_by_side import side_by_side
+from defi_platform.storage.parallel_read import side_by_side
 
 RATES = {"bridge": 5.0, "fractal": 3.0}
 """Control rates of datasets by the start of their name; the files do not hold them."""

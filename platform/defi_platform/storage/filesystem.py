@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from defi_platform import s3_listing
-from defi_platform.range_file import RangeFile
-from defi_platform.remote import StorageError as StorageError
-from defi_platform.remote import attempt, filesystem, protocols
-from defi_platform.remote import forget_connections as forget_connections
-from defi_platform.scratch import scratch
+from defi_platform.storage import s3_listing
+from defi_platform.storage.range_file import RangeFile
+from defi_platform.storage.remote import StorageError as StorageError
+from defi_platform.storage.remote import attempt, filesystem, protocols
+from defi_platform.storage.remote import forget_connections as forget_connections
+from defi_platform.storage.scratch import scratch
 
 MARKER = "_COMMITTED"
 """Empty file written last into a committed folder."""
