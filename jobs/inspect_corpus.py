@@ -12,7 +12,7 @@ from defi_platform.errors import exit_code
 def main() -> int:
     config = parse_arguments(InspectConfig)
     # Only now: it imports for seconds, and a mistake in the config is told before.
-    from defi_platform.evaluate.corpus_page import inspect_corpora
+    from defi_platform.evaluate.html.corpus_page import inspect_corpora
 
     print(f"corpora: {inspect_corpora(config)}")
     return 0

@@ -10,7 +10,7 @@ from defi_platform.errors import exit_code
 def main() -> int:
     config = parse_arguments(RecordConfig)
     # Only now: it imports for seconds, and a mistake in the config is told before.
-    from defi_platform.evaluate.recording import record
+    from defi_platform.evaluate.record import record
 
     print(record(config).summary())
     return 0

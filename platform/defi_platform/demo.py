@@ -19,8 +19,8 @@ from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import DemoConfig
 from defi_platform.config.loader import to_mapping
-from defi_platform.evaluate.recording import record
-from defi_platform.evaluate.report import ReportInputs, write_report
+from defi_platform.evaluate.html.report import ReportInputs, write_report
+from defi_platform.evaluate.record import record
 from defi_platform.evaluate.rollouts import evaluate
 from defi_platform.train.driver.finetune import finetune
 from defi_platform.train.driver.pretrain import pretrain_both

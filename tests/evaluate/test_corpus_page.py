@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from defi_platform.config import CorpusConfig, DataConfig, InspectConfig
-from defi_platform.evaluate.corpus_page import inspect_corpora
-from defi_platform.evaluate.page import document, section, table
+from defi_platform.evaluate.html.corpus_page import inspect_corpora
+from defi_platform.evaluate.html.page import document, section, table
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from corpora import write_video

@@ -20,7 +20,7 @@ from defi_platform import storage
 from defi_platform.config import RayConfig, RecordConfig
 from defi_platform.errors import ConfigError, SimulatorError
 from defi_platform.evaluate.benchmarks.metaworld import Environment
-from defi_platform.evaluate.recording import record
+from defi_platform.evaluate.record import record
 
 BUTTON, COFFEE = "button-press-v3", "coffee-button-v3"
 

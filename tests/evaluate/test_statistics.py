@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from defi_platform.evaluate.statistics import latency_quantiles, wilson
+from defi_platform.evaluate.confidence import latency_quantiles, wilson
 
 
 @given(st.integers(1, 300).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))

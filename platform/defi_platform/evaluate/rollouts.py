@@ -21,14 +21,14 @@ from defi_platform.cluster import ray_session
 from defi_platform.config import EvaluateConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError
+from defi_platform.evaluate.actor_pool import Crew
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
-from defi_platform.evaluate.kept_settings import check_same, claim
+from defi_platform.evaluate.confidence import Rate, latency_quantiles, wilson
 from defi_platform.evaluate.policy_client import PolicyClient, check_metadata
 from defi_platform.evaluate.progress import progress
+from defi_platform.evaluate.resume_guard import check_same, claim
 from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
-from defi_platform.evaluate.statistics import Rate, latency_quantiles, wilson
-from defi_platform.evaluate.workers import Crew
 
 SUMMARY = "summary.json"
 RESULTS = "results.jsonl"

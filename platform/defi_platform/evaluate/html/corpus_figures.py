@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from defi_platform.evaluate.report_figures import panels, svg
+from defi_platform.evaluate.html.report_figures import panels, svg
 
 COLOUR = "#2563a8"
 WANTED, REALISED = "#9aa3ad", "#2563a8"

@@ -26,8 +26,8 @@ from defi_platform.data.rejection import REASONS
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError
-from defi_platform.evaluate import corpus_figures as figures
-from defi_platform.evaluate.page import document, figure, picture, section, table
+from defi_platform.evaluate.html import corpus_figures as figures
+from defi_platform.evaluate.html.page import document, figure, picture, section, table
 
 FILE = "corpora.html"
 THUMBNAIL_HEIGHT = 84

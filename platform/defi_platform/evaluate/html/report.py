@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from defi_platform import storage
-from defi_platform.evaluate import report_figures as figures
-from defi_platform.evaluate.page import data_url, document, section, table
+from defi_platform.evaluate.html import report_figures as figures
+from defi_platform.evaluate.html.page import data_url, document, section, table
 from defi_platform.train.observability.metrics_log import read_metrics
 
 LOSS_GOAL = 0.70

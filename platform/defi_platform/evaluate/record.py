@@ -24,11 +24,11 @@ from defi_platform.config.loader import to_mapping
 from defi_platform.data.writers.h264 import encode_h264
 from defi_platform.data.writers.lerobot import Camera, Episode, LeRobotWriter, Stats, Vector, frame_stats
 from defi_platform.errors import ConfigError, SimulatorError
+from defi_platform.evaluate.actor_pool import Crew
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
-from defi_platform.evaluate.kept_settings import check_same, claim
 from defi_platform.evaluate.progress import progress
-from defi_platform.evaluate.workers import Crew
+from defi_platform.evaluate.resume_guard import check_same, claim
 
 SUMMARY = "recording.json"
 _ATTEMPTS = ".attempts"
