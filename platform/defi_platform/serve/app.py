@@ -24,9 +24,7 @@ from defi_platform.cluster import ray_session
 from defi_platform.config import ServeConfig
 from defi_platform.config.loader import from_mapping
 from defi_platform.errors import ConfigError, ServeError, UserError
-from defi_platform.serve.gateway import Gateway
-from defi_platform.serve.observation import ANY_CAMERA, IMAGE_PREFIX, PROMPT_KEY, SEED_KEY, STATE_KEY
-from defi_platform.serve.preflight import (
+from defi_platform.serve.capacity_check import (
     QUIET_LOGS,
     check_policy_folder,
     claim_port,
@@ -36,6 +34,8 @@ from defi_platform.serve.preflight import (
     start_serve,
     start_serve_for_command,
 )
+from defi_platform.serve.gateway import Gateway
+from defi_platform.serve.observation import ANY_CAMERA, IMAGE_PREFIX, PROMPT_KEY, SEED_KEY, STATE_KEY
 from defi_platform.serve.replica import PolicyReplica
 
 APPLICATION = "policy"

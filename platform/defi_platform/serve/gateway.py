@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from defi_platform.serve.conversation import Conversations
+from defi_platform.serve.websocket_session import Conversations
 
 api = FastAPI(title="DeFI policy", docs_url=None, redoc_url=None, openapi_url=None)
 
