@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from defi_models import presets
-from defi_models.draws import normal
 from defi_models.encoders.dino import DinoPatches
 from defi_models.errors import ConfigurationError
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics
 from defi_models.policy import DeFIPolicy
+from defi_models.rng import normal
 
 META = torch.device("meta")
 ModelConfig = ForwardDynamics.Config | InverseDynamics.Config | DeFIPolicy.Config

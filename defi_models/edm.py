@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from defi_models.draws import Generators, uniform
+from defi_models.rng import Generators, uniform
 
 
 class Preconditioning(NamedTuple):

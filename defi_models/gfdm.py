@@ -13,8 +13,6 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from defi_models.diffusers_class import diffusers_class
-from defi_models.draws import Generators, normal, uniform
 from defi_models.edm import velocity_preconditioning
 from defi_models.encoders.block_dct import BlockDctCodec
 from defi_models.encoders.clip_text import ClipText
@@ -22,11 +20,9 @@ from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.public_folder import load_backbone
 from defi_models.encoders.vae import VaeCodec
 from defi_models.errors import ModelFolderError
-from defi_models.folder import ModelFolder
-from defi_models.precision import to_signed_unit
-from defi_models.recompute import set_recompute
-from defi_models.unet_features import feature_channels, up_block_features
-from defi_models.video_unet import (
+from defi_models.layers.activation_checkpointing import set_recompute
+from defi_models.layers.unet_features import feature_channels, up_block_features
+from defi_models.layers.video_unet import (
     DiffusersScheduler,
     DiffusersUNet,
     SchedulerConfig,
@@ -36,6 +32,10 @@ from defi_models.video_unet import (
     read_scheduler,
     unet_config,
 )
+from defi_models.precision import to_signed_unit
+from defi_models.pretrained.folder import ModelFolder
+from defi_models.pretrained.lazy_diffusers import diffusers_class
+from defi_models.rng import Generators, normal, uniform
 
 
 class FirstStep(NamedTuple):

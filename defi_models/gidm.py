@@ -12,18 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defi_models.augmentation import Augmentation
-from defi_models.codebook import Codebook
-from defi_models.draws import Generators
 from defi_models.encoders.block_dct import BlockDctPatches
 from defi_models.encoders.dino import DinoPatches
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
 from defi_models.encoders.text_cache import TextStates
-from defi_models.folder import ModelFolder
-from defi_models.latent_actions import LatentActionEncoder, LatentActions
-from defi_models.recompute import run, set_recompute
-from defi_models.spacetime import SpaceBlock, Stem
+from defi_models.inputs.augmentation import Augmentation
+from defi_models.layers.activation_checkpointing import run, set_recompute
+from defi_models.layers.codebook import Codebook
+from defi_models.layers.latent_actions import LatentActionEncoder, LatentActions
+from defi_models.layers.spacetime import SpaceBlock, Stem
+from defi_models.pretrained.folder import ModelFolder
+from defi_models.rng import Generators
 
 
 class FeatureDecoder(nn.Module):

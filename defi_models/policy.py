@@ -14,17 +14,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from defi_models.adapter import Perception, PolicyAdapter
-from defi_models.configuration import did_you_mean
-from defi_models.draws import Generators, normal
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
 from defi_models.errors import ConfigurationError, ModelFolderError
-from defi_models.folder import ModelFolder
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics, build_gidm_text
-from defi_models.normalization import FieldStatistics, Normalizer, Statistics
-from defi_models.recompute import set_recompute
+from defi_models.inputs.normalization import FieldStatistics, Normalizer, Statistics
+from defi_models.layers.activation_checkpointing import set_recompute
+from defi_models.layers.adapter import Perception, PolicyAdapter
+from defi_models.pretrained.configuration import did_you_mean
+from defi_models.pretrained.folder import ModelFolder
+from defi_models.rng import Generators, normal
 
 TRAINABLE = ("adapter", "gidm+adapter", "gfdm+adapter", "all")
 STATISTICS_FILE = "statistics.json"

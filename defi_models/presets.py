@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from defi_models.action_head import ActionHead
-from defi_models.adapter import PolicyAdapter
-from defi_models.augmentation import Augmentation
-from defi_models.codebook import Codebook
-from defi_models.configuration import did_you_mean, override
 from defi_models.encoders.block_dct import BlockDctCodec, BlockDctPatches
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.errors import ConfigurationError
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import FeatureDecoder, InverseDynamics
-from defi_models.latent_actions import LatentActionEncoder
+from defi_models.inputs.augmentation import Augmentation
+from defi_models.layers.action_head import ActionHead
+from defi_models.layers.adapter import PolicyAdapter
+from defi_models.layers.codebook import Codebook
+from defi_models.layers.latent_actions import LatentActionEncoder
+from defi_models.layers.video_former import VideoFormer
+from defi_models.layers.video_unet import SchedulerConfig, UNetConfig
 from defi_models.policy import DeFIPolicy
-from defi_models.video_former import VideoFormer
-from defi_models.video_unet import SchedulerConfig, UNetConfig
+from defi_models.pretrained.configuration import did_you_mean, override
 
 Config = TypeVar("Config")
 

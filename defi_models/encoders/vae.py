@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from defi_models.diffusers_class import diffusers_class
 from defi_models.encoders.frozen import Frozen
 from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.precision import to_uint8
+from defi_models.pretrained.lazy_diffusers import diffusers_class
 
 
 class VaeCodec(Frozen):

@@ -7,8 +7,8 @@ import torch
 from model_samples import TEXTS, generators, pixels
 
 from defi_models import presets
-from defi_models.augmentation import Augmentation, _from_hsv, _to_hsv
 from defi_models.gidm import InverseDynamics
+from defi_models.inputs.augmentation import Augmentation, _from_hsv, _to_hsv
 
 NOTHING = {"crop_area": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
 

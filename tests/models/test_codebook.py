@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from defi_models.codebook import Codebook
+from defi_models.layers.codebook import Codebook
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import torch
 from model_samples import generators, observation
 from safetensors.torch import load_file, save_file
 
-from defi_models import convert
+from defi_models.conversion import cli as convert
+from defi_models.conversion.name_map import policy_rules, to_released
 from defi_models.errors import ModelFolderError
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics
 from defi_models.policy import DeFIPolicy
-from defi_models.released_names import policy_rules, to_released
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -57,7 +57,7 @@ def test_the_published_dino_inside_a_checkpoint_is_used(shared_parity: Path, tmp
         "dino_encoder.blocks.0.attn.qkv.weight": torch.randn(3 * width, width),
         "dino_encoder.blocks.0.ls1.gamma": torch.randn(width),
     }
-    from defi_models.released_names import gidm_rules, to_ours
+    from defi_models.conversion.name_map import gidm_rules, to_ours
 
     found = to_ours(state | frozen, gidm_rules())
     prefix = "patch_encoder.model.encoder.layer.0."
@@ -114,10 +114,10 @@ def released_policy(
     *, frames: int, feature_dim: int, text_dim: int, goal_dim: int, frame_pair_last: int
 ) -> dict:
     """A random policy under the released names."""
-    from defi_models.action_head import ActionHead
-    from defi_models.adapter import PolicyAdapter
-    from defi_models.latent_actions import LatentActionEncoder
-    from defi_models.video_former import VideoFormer
+    from defi_models.layers.action_head import ActionHead
+    from defi_models.layers.adapter import PolicyAdapter
+    from defi_models.layers.latent_actions import LatentActionEncoder
+    from defi_models.layers.video_former import VideoFormer
 
     adapter = PolicyAdapter(
         PolicyAdapter.Config(
@@ -141,13 +141,13 @@ def test_a_gfdm_folder_comes_back_bit_identical(shared_parity: Path, tmp_path: P
     for part in ("unet", "vae"):
         name = f"{part}/diffusion_pytorch_model.safetensors"
         assert identical(load_file(shared_parity / "gfdm" / name), load_file(tmp_path / "back" / name))
-    from defi_models import parity
+    from defi_models.conversion import parity
 
     assert all(row.passed for row in parity._rows("gfdm", *outputs(tmp_path / "back")))
 
 
 def outputs(folder: Path) -> tuple[dict, dict]:
-    from defi_models import parity
+    from defi_models.conversion import parity
 
     recording, ours = parity.gfdm_outputs(folder)
     return recording.outputs, ours

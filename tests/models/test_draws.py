@@ -4,8 +4,8 @@ import pytest
 import torch
 from model_samples import generators
 
-from defi_models.draws import normal, uniform
 from defi_models.edm import log_logistic
+from defi_models.rng import normal, uniform
 
 CPU = torch.device("cpu")
 

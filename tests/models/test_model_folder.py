@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from defi_models.errors import ModelFolderError
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics
-from defi_models.unset_weights import unset_weights
+from defi_models.pretrained.skip_init import unset_weights
 
 
 @pytest.fixture

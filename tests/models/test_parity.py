@@ -6,7 +6,7 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from defi_models import parity
+from defi_models.conversion import parity
 
 
 def rewrite(path: Path, change: dict) -> None:

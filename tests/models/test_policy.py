@@ -8,7 +8,7 @@ from model_samples import generators, labelled, observation, select
 
 from defi_models import presets
 from defi_models.errors import ConfigurationError
-from defi_models.normalization import FieldStatistics, Statistics
+from defi_models.inputs.normalization import FieldStatistics, Statistics
 from defi_models.policy import DeFIPolicy
 
 
@@ -75,7 +75,7 @@ def test_actions_come_out_in_raw_units(policy: DeFIPolicy) -> None:
 
 @pytest.mark.parametrize("mode", ["mean_std", "min_max", "none"])
 def test_normalisation_undoes_itself_and_survives_a_constant_dimension(mode: str) -> None:
-    from defi_models.normalization import Normalizer
+    from defi_models.inputs.normalization import Normalizer
 
     normalizer = Normalizer(2, mode)
     normalizer.set_statistics(

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from defi_models import presets
-from defi_models.configuration import from_mapping, to_mapping
 from defi_models.encoders.vae import VaeCodec
 from defi_models.errors import ConfigurationError
 from defi_models.gfdm import ForwardDynamics
 from defi_models.policy import DeFIPolicy
+from defi_models.pretrained.configuration import from_mapping, to_mapping
 
 
 @pytest.mark.parametrize("preset", ["nano", "small", "paper"])

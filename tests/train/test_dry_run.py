@@ -9,7 +9,7 @@ import pytest
 from corpora import write_lerobot
 
 from defi_models import presets
-from defi_models.folder import make_header
+from defi_models.pretrained.folder import make_header
 from defi_platform.config import FinetuneConfig, PretrainBothConfig, PretrainConfig
 from defi_platform.config.loader import load_config
 from defi_platform.errors import CheckpointError, ConfigError, CorpusError

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors import SafetensorError, safe_open
 
 from defi_models.errors import ModelFolderError
-from defi_models.folder import CONFIG_FILE, WEIGHTS_FILE, read_header
+from defi_models.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ServeConfig
 from defi_platform.errors import CheckpointError, ServeError

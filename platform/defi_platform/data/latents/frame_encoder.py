@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from defi_models.configuration import to_mapping
+from defi_models.pretrained.configuration import to_mapping
 from defi_platform.data.latents.cache import EncoderInfo
 from defi_platform.errors import ConfigError
 

@@ -21,9 +21,9 @@ from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, mod
 from defi_platform.train.validation.linear_probe import linear_probe, probe_data
 
 if TYPE_CHECKING:
-    from defi_models.codebook import Codebook
     from defi_models.describe import Cost
     from defi_models.gidm import InverseDynamics
+    from defi_models.layers.codebook import Codebook
     from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 
 

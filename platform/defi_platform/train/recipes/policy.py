@@ -19,7 +19,7 @@ from defi_platform.train.recipes.video_base import VideoRecipe, folder_config, l
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
-    from defi_models.normalization import Statistics
+    from defi_models.inputs.normalization import Statistics
     from defi_models.policy import DeFIPolicy
 
 
@@ -118,7 +118,7 @@ def camera_names(plan: Plan) -> tuple[str, ...]:
 
 
 def _as_model_statistics(plan: Plan) -> Statistics:
-    from defi_models.normalization import FieldStatistics, Statistics
+    from defi_models.inputs.normalization import FieldStatistics, Statistics
 
     found = {
         name: FieldStatistics(

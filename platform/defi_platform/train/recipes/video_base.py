@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from defi_models.configuration import from_mapping
 from defi_models.errors import ConfigurationError, ModelFolderError
-from defi_models.folder import CONFIG_FILE, read_header
+from defi_models.pretrained.configuration import from_mapping
+from defi_models.pretrained.folder import CONFIG_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig
 from defi_platform.data.ingest.pipeline import ingest

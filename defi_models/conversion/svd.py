@@ -12,16 +12,22 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from defi_models.configuration import from_mapping
-from defi_models.conversion_report import Report
+from defi_models.conversion.report import Report
 from defi_models.encoders.clip_text import ClipText
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.public_folder import read_public_config
 from defi_models.encoders.tokenizer import load_tokenizer
 from defi_models.encoders.vae import VaeCodec
 from defi_models.errors import ConfigurationError, ModelFolderError
-from defi_models.folder import CONFIG_FILE, TOKENIZERS_FOLDER, WEIGHTS_FILE, make_header, write_folder
 from defi_models.gfdm import ForwardDynamics
+from defi_models.pretrained.configuration import from_mapping
+from defi_models.pretrained.folder import (
+    CONFIG_FILE,
+    TOKENIZERS_FOLDER,
+    WEIGHTS_FILE,
+    make_header,
+    write_folder,
+)
 
 LEFT_FOLDER = "left"
 """Parts of a diffusers folder that ours has no use for."""

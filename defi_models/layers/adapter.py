@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from defi_models.action_head import ActionHead
 from defi_models.errors import ConfigurationError
-from defi_models.latent_actions import LatentActionEncoder, LatentActions
-from defi_models.video_former import VideoFormer
+from defi_models.layers.action_head import ActionHead
+from defi_models.layers.latent_actions import LatentActionEncoder, LatentActions
+from defi_models.layers.video_former import VideoFormer
 
 
 class FeatureProjector(nn.Module):

@@ -9,10 +9,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from defi_models.configuration import from_mapping
-from defi_models.diffusers_class import diffusers_class
 from defi_models.encoders.public_folder import read_public_config
 from defi_models.errors import ConfigurationError, ModelFolderError
+from defi_models.pretrained.configuration import from_mapping
+from defi_models.pretrained.lazy_diffusers import diffusers_class
 
 # A type checker sees empty placeholders for the classes of diffusers.
 DiffusersUNet: TypeAlias = Any

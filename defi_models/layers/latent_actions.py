@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from defi_models.codebook import Codebook
-from defi_models.recompute import run
-from defi_models.spacetime import SpaceTimeBlock, Stem
+from defi_models.layers.activation_checkpointing import run
+from defi_models.layers.codebook import Codebook
+from defi_models.layers.spacetime import SpaceTimeBlock, Stem
 
 
 class LatentActions(NamedTuple):

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from defi_models.attention import Attention
-from defi_models.draws import Generators, normal
 from defi_models.edm import ddim, karras_preconditioning, log_logistic, log_spaced_sigmas
+from defi_models.layers.attention import Attention
+from defi_models.rng import Generators, normal
 
 
 def _mlp(dim: int, dropout: float) -> nn.Sequential:

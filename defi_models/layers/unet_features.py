@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defi_models.video_unet import DiffusersUNet
+from defi_models.layers.video_unet import DiffusersUNet
 
 
 def up_block_features(

@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from defi_models.configuration import from_mapping, to_mapping
 from defi_models.encoders.tokenizer import load_tokenizer
 from defi_models.errors import ConfigurationError, ModelFolderError
-from defi_models.unset_weights import unset_weights
+from defi_models.pretrained.configuration import from_mapping, to_mapping
+from defi_models.pretrained.skip_init import unset_weights
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from defi_models.attention import Attention
+from defi_models.layers.attention import Attention
 
 
 def sinusoidal_position(length: int, dim: int, device: torch.device) -> Tensor:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from defi_models.attention import Attention
-from defi_models.recompute import run
+from defi_models.layers.activation_checkpointing import run
+from defi_models.layers.attention import Attention
 
 
 class VideoFormerLayer(nn.Module):

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from defi_models.action_head import ActionHead
-from defi_models.adapter import PolicyAdapter
-from defi_models.codebook import Codebook
 from defi_models.errors import ModelFolderError
 from defi_models.gidm import FeatureDecoder
-from defi_models.latent_actions import LatentActionEncoder
-from defi_models.video_former import VideoFormer
+from defi_models.layers.action_head import ActionHead
+from defi_models.layers.adapter import PolicyAdapter
+from defi_models.layers.codebook import Codebook
+from defi_models.layers.latent_actions import LatentActionEncoder
+from defi_models.layers.video_former import VideoFormer
 
 Notes = Mapping[str, Any]
 """Configuration that travels with a checkpoint; its names are the reference's."""

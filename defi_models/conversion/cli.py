@@ -22,14 +22,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from defi_models.conversion_report import Report
-from defi_models.convert_svd import ours_to_svd, svd_to_ours
+from defi_models.conversion.infer_sizes import gidm_sizes, policy_sizes
+from defi_models.conversion.name_map import gidm_rules, policy_rules, to_ours, to_released
+from defi_models.conversion.released_checkpoint import ReleasedFile, read_released, write_released
+from defi_models.conversion.report import Report
+from defi_models.conversion.svd import ours_to_svd, svd_to_ours
 from defi_models.encoders.clip_text import ClipText
 from defi_models.encoders.dino import DinoPatches
 from defi_models.encoders.t5_text import T5Text
 from defi_models.encoders.tokenizer import load_tokenizer
 from defi_models.errors import ModelFolderError
-from defi_models.folder import (
+from defi_models.gfdm import ForwardDynamics
+from defi_models.gidm import InverseDynamics, build_gidm_text
+from defi_models.inputs.normalization import Normalizer
+from defi_models.policy import DeFIPolicy
+from defi_models.pretrained.folder import (
     CONFIG_FILE,
     TOKENIZERS_FOLDER,
     WEIGHTS_FILE,
@@ -38,13 +45,6 @@ from defi_models.folder import (
     read_weights,
     write_folder,
 )
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics, build_gidm_text
-from defi_models.normalization import Normalizer
-from defi_models.policy import DeFIPolicy
-from defi_models.released_files import ReleasedFile, read_released, write_released
-from defi_models.released_names import gidm_rules, policy_rules, to_ours, to_released
-from defi_models.released_sizes import gidm_sizes, policy_sizes
 
 LEFT_FILE = "left.safetensors"
 """Released tensors that ours has no use for."""
@@ -274,7 +274,7 @@ def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m defi_models.convert",
+        prog="python -m defi_models.conversion.cli",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

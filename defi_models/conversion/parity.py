@@ -20,15 +20,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from defi_models.conversion.infer_sizes import gidm_sizes, policy_sizes
+from defi_models.conversion.name_map import gidm_rules, policy_rules, to_ours
 from defi_models.encoders.block_dct import BlockDctPatches
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.errors import ModelFolderError
-from defi_models.folder import load_exactly
 from defi_models.gfdm import ForwardDynamics
 from defi_models.gidm import InverseDynamics
-from defi_models.latent_actions import LatentActionEncoder
-from defi_models.released_names import gidm_rules, policy_rules, to_ours
-from defi_models.released_sizes import gidm_sizes, policy_sizes
+from defi_models.layers.latent_actions import LatentActionEncoder
+from defi_models.pretrained.folder import load_exactly
 
 OUTPUT_TOLERANCE = 1e-4
 """Absolute, on outputs of order 1."""
@@ -228,7 +228,7 @@ def _compare(place: Path) -> list[Row]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m defi_models.parity", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m defi_models.conversion.parity", description=__doc__)
     parser.add_argument("folder", help="folder of recorded tensors")
     arguments = parser.parse_args(argv)
     try:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defi_models.draws import Generators, uniform
+from defi_models.rng import Generators, uniform
 
 _DRAWS = 6
 
