@@ -36,7 +36,7 @@ from videos import write_corpus
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, EncodeConfig, ModelConfig
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.latents.cache import CachePlace
+from defi_platform.data.latents.cache import CacheLocation
 from defi_platform.data.loader.stream import stream
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
@@ -85,14 +85,14 @@ def planned(corpus: str, folder: Path, rule: Rule) -> tuple[DataConfig, Plan]:
     return data, Plan.of(ingest(data), data, rule, seed=0)
 
 
-def encoded(corpus: str, folder: Path, cache: str) -> tuple[Plan, DataConfig, CachePlace]:
+def encoded(corpus: str, folder: Path, cache: str) -> tuple[Plan, DataConfig, CacheLocation]:
     """A corpus with all its frames in a latent cache, as nano's GFDM at this size would read them."""
     data = configured(corpus, folder)
     data.cache, data.clip_frames = cache, FRAMES
     model = ModelConfig(overrides={"height": SIZE, "width": SIZE, "frames": FRAMES})
     summary = encode_latents(EncodeConfig(kind="gfdm", model=model, data=data))
     plan = Plan.of(Manifest.open(data.manifest), data, ClipRule(FRAMES), seed=0)
-    return plan, data, CachePlace(cache, summary.info)
+    return plan, data, CacheLocation(cache, summary.info)
 
 
 # --------------------------------------------------------------------------- contenders
@@ -121,13 +121,13 @@ def rate(counts: Iterator[int], samples: int) -> float:
     raise RuntimeError(f"the stream ended after {seen} samples, {WARM + samples} were to come")
 
 
-def ours(plan: Plan, data: DataConfig, cache: CachePlace | None = None, *, samples: int) -> float:
+def ours(plan: Plan, data: DataConfig, cache: CacheLocation | None = None, *, samples: int) -> float:
     """Samples per second that reach a consumer."""
     with contextlib.closing(_stream(plan, data, WARM + samples + AHEAD, cache)) as batches:
         return rate((len(batch["sample"]) for batch in batches), samples)
 
 
-def _stream(plan: Plan, data: DataConfig, stop: int, cache: CachePlace | None = None) -> Any:
+def _stream(plan: Plan, data: DataConfig, stop: int, cache: CacheLocation | None = None) -> Any:
     return stream(
         plan,
         data,

@@ -36,7 +36,7 @@ def measure(folder: str, videos: int) -> None:
     from defi_platform.config import CorpusConfig, DataConfig
     from defi_platform.data.decode.video_readers import Probe
     from defi_platform.data.ingest import pipeline as ingest
-    from defi_platform.data.ingest.probe_results import Verdict
+    from defi_platform.data.ingest.probe_results import ProbeResult
 
     walked, root = storage.walk, str(Path(folder) / "corpus")
 
@@ -48,10 +48,10 @@ def measure(folder: str, videos: int) -> None:
                 size = 1_000_000 + number
                 yield storage.Entry(f"{root}/{name}", name, size, f"{size}-17000000{number:011d}")
 
-    def judged(todo: Iterable[Any], *_: Any, **__: Any) -> Iterator[Verdict]:
+    def judged(todo: Iterable[Any], *_: Any, **__: Any) -> Iterator[ProbeResult]:
         for one in todo:
             probe = Probe(300, 30.0, 640, 480, "h264", 1_000_000, 0, "decord", False)
-            yield Verdict(one.uri, one.version, probe, one.attempts)
+            yield ProbeResult(one.uri, one.version, probe, one.attempts)
 
     storage.walk = walk  # type: ignore[assignment]
     ingest.probe_files = judged  # type: ignore[assignment]

@@ -23,8 +23,8 @@ import torch
 import torch.nn.functional as F
 
 from defi_models import presets
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 from defi_models.policy import DeFIPolicy
 from defi_models.precision import to_signed_unit
 
@@ -124,8 +124,8 @@ def rows(given: argparse.Namespace, preset: str) -> Iterator[tuple[str, dict[str
     # where the weights are random, a text encoder with a tokenizer is needed that no download provides
     words = {} if preset != "paper" else {"text": {"kind": "hashed", "dim": 512, "goal_dim": 512}}
     t5 = {} if preset != "paper" else {"text": {"kind": "hashed", "dim": 768}}
-    gfdm = ForwardDynamics(presets.gfdm(preset, **words))
-    gidm = InverseDynamics(presets.gidm(preset, **t5))
+    gfdm = GFDM(presets.gfdm(preset, **words))
+    gidm = GIDM(presets.gidm(preset, **t5))
     policy = DeFIPolicy.fuse(presets.policy(preset), gfdm, gidm)
     config, head = gfdm.config, policy.adapter.head.config
     batch, size = given.batch, (config.height, config.width, 3)

@@ -49,7 +49,7 @@ from defi_platform.train.driver.run import train
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.observability.phase_timer import PHASES
-from defi_platform.train.recipe import Conclusion, Recipe
+from defi_platform.train.recipe import EvalReport, Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
 
@@ -117,11 +117,11 @@ class FromMemory:
     def skipped(self) -> dict[str, int]:
         return {}
 
-    def conclude(self, *given: Any) -> Conclusion:
+    def conclude(self, *given: Any) -> EvalReport:
         if self.turns:
             # The stream is not asked again after its last batch.
             self.turns.pass_on((given[-1] - 1) // TURN)
-        return Conclusion()
+        return EvalReport()
 
     def stream(
         self,

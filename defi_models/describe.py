@@ -23,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from defi_models import presets
 from defi_models.encoders.dino import DinoPatches
 from defi_models.errors import ConfigurationError
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 from defi_models.policy import DeFIPolicy
 from defi_models.rng import normal
 
 META = torch.device("meta")
-ModelConfig = ForwardDynamics.Config | InverseDynamics.Config | DeFIPolicy.Config
+ModelConfig = GFDM.Config | GIDM.Config | DeFIPolicy.Config
 _TEXT_TOKENS = 20
 _WEIGHT_BYTES = 2
 _GRADIENT_BYTES = 2
@@ -112,22 +112,22 @@ def cost_of(
         height: of the square frames that GIDM's weight-free patches see; others have a size of their own.
         trainable: parts of the policy that train, as `DeFIPolicy.set_trainable` names them.
     """
-    classes: dict[type, Any] = {kind.Config: kind for kind in (ForwardDynamics, InverseDynamics, DeFIPolicy)}
+    classes: dict[type, Any] = {kind.Config: kind for kind in (GFDM, GIDM, DeFIPolicy)}
     with META:
         model: Any = classes[type(config)](config).to(torch.bfloat16)
     model.to(META)  # diffusers builds its mixing factors on the CPU whatever the default device
     model.eval()  # dropout and usage counts change neither size nor operations
     model.set_recompute(recompute)
-    if isinstance(model, ForwardDynamics):
+    if isinstance(model, GFDM):
         return _gfdm_cost(model)
-    if isinstance(model, InverseDynamics):
+    if isinstance(model, GIDM):
         return _gidm_cost(model, height)
     if trainable:
         model.set_trainable(trainable)
     return _policy_cost(model)
 
 
-def _gfdm_cost(model: ForwardDynamics) -> Cost:
+def _gfdm_cost(model: GFDM) -> Cost:
     config = model.config
     frames = _zeros(1, config.frames, config.height, config.width, 3, dtype=torch.uint8)
     latents = _zeros(1, config.frames, config.codec.channels, *config.latent_size)
@@ -140,7 +140,7 @@ def _gfdm_cost(model: ForwardDynamics) -> Cost:
     return Cost("gfdm", _parts(model), _activations(model, train), forward, forward["unet"], {})
 
 
-def _gidm_cost(model: InverseDynamics, height: int) -> Cost:
+def _gidm_cost(model: GIDM, height: int) -> Cost:
     patches = model.config.patches
     # weight-free patches have no size of their own: they see what GFDM sees
     size = patches.image_size if isinstance(patches, DinoPatches.Config) else height

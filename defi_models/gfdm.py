@@ -48,7 +48,7 @@ class FirstStep(NamedTuple):
     """Factor of `scale_model_input`."""
 
 
-class ForwardDynamics(ModelFolder, nn.Module):
+class GFDM(ModelFolder, nn.Module):
     """Stable Video Diffusion conditioned on the present frame and on text; only the UNet trains.
 
     Source: arXiv 2604.16391, section 3.1 and the released CALVIN configuration.
@@ -365,3 +365,7 @@ def _build_codec(config: VaeCodec.Config | BlockDctCodec.Config) -> VaeCodec | B
 
 def _build_text(config: ClipText.Config | HashedText.Config) -> ClipText | HashedText:
     return ClipText(config) if isinstance(config, ClipText.Config) else HashedText(config)
+
+
+ForwardDynamics = GFDM
+"""Former name, which folders exported before 0.2 name in their README."""

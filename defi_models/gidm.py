@@ -66,7 +66,7 @@ class Reconstruction(NamedTuple):
     actions: LatentActions
 
 
-class InverseDynamics(ModelFolder, nn.Module):
+class GIDM(ModelFolder, nn.Module):
     """Two frames about a second apart and a text -> latent action tokens, trained on video alone.
 
     Source: arXiv 2604.16391, section 3.2 and the released latent action model.
@@ -197,3 +197,7 @@ def build_patches(config: DinoPatches.Config | BlockDctPatches.Config) -> DinoPa
 def build_gidm_text(config: T5Text.Config | HashedText.Config) -> T5Text | HashedText:
     """The frozen text encoder of GIDM, which the policy carries too."""
     return T5Text(config) if isinstance(config, T5Text.Config) else HashedText(config)
+
+
+InverseDynamics = GIDM
+"""Former name, which folders exported before 0.2 name in their README."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
 from defi_models.errors import ConfigurationError, ModelFolderError
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics, build_gidm_text
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM, build_gidm_text
 from defi_models.inputs.normalization import FieldStatistics, Normalizer, Statistics
 from defi_models.layers.activation_checkpointing import set_recompute
 from defi_models.layers.adapter import Perception, PolicyAdapter
@@ -45,7 +45,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
         """How many cameras; the first one is also what GIDM compares over time."""
         cameras: tuple[str, ...] = ()
         """Their names, in the order of the views; empty where nobody named them."""
-        gfdm: ForwardDynamics.Config = field(default_factory=ForwardDynamics.Config)
+        gfdm: GFDM.Config = field(default_factory=GFDM.Config)
         gidm_text: T5Text.Config | HashedText.Config = field(default_factory=T5Text.Config)
         patch_dim: int = 768
         """Width of the patch features that GIDM was pretrained on."""
@@ -69,7 +69,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
                 f"cameras names {len(config.cameras)} ({', '.join(config.cameras)}), but views is {config.views}."
             )
         self.config = config
-        self.gfdm = ForwardDynamics(config.gfdm)
+        self.gfdm = GFDM(config.gfdm)
         self.gidm_text = build_gidm_text(config.gidm_text)
         self.adapter = PolicyAdapter(
             config.adapter,
@@ -88,7 +88,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
         self.set_trainable(self.trainable)
 
     @classmethod
-    def fuse(cls, config: Config, gfdm: ForwardDynamics, gidm: InverseDynamics) -> Self:
+    def fuse(cls, config: Config, gfdm: GFDM, gidm: GIDM) -> Self:
         """A policy from two pretrained models; their own sizes take the place of those in `config`.
 
         Returns: a policy with copies of their weights and a fresh projector, Video-Former and head.
@@ -106,9 +106,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
         return policy
 
     @staticmethod
-    def fused_config(
-        config: DeFIPolicy.Config, gfdm: ForwardDynamics.Config, gidm: InverseDynamics.Config
-    ) -> DeFIPolicy.Config:
+    def fused_config(config: DeFIPolicy.Config, gfdm: GFDM.Config, gidm: GIDM.Config) -> DeFIPolicy.Config:
         """`config` with the sizes of two pretrained models in the place of its own."""
         former = replace(config.adapter.video_former, frames=gfdm.frames)
         adapter = replace(config.adapter, latent_actions=gidm.encoder, video_former=former)

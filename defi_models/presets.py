@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from defi_models.encoders.block_dct import BlockDctCodec, BlockDctPatches
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.errors import ConfigurationError
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import FeatureDecoder, InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM, FeatureDecoder
 from defi_models.inputs.augmentation import Augmentation
 from defi_models.layers.action_head import ActionHead
 from defi_models.layers.adapter import PolicyAdapter
@@ -23,7 +23,7 @@ from defi_models.pretrained.configuration import did_you_mean, override
 Config = TypeVar("Config")
 
 
-def gfdm(preset: str, **overrides: Any) -> ForwardDynamics.Config:
+def gfdm(preset: str, **overrides: Any) -> GFDM.Config:
     """A GFDM config; overrides name its fields, nested parts as nested mappings.
 
     Raises: ConfigurationError (a ValueError) naming the nearest preset or field.
@@ -33,7 +33,7 @@ def gfdm(preset: str, **overrides: Any) -> ForwardDynamics.Config:
     )
 
 
-def gidm(preset: str, **overrides: Any) -> InverseDynamics.Config:
+def gidm(preset: str, **overrides: Any) -> GIDM.Config:
     """A GIDM config; see `gfdm`."""
     return _preset(
         "gidm", {"nano": _nano_gidm, "small": _small_gidm, "paper": _paper_gidm}, preset, overrides
@@ -55,8 +55,8 @@ def _preset(
     return override(known[name](), {"preset": name} | overrides, kind)
 
 
-def _nano_gfdm() -> ForwardDynamics.Config:
-    return ForwardDynamics.Config(
+def _nano_gfdm() -> GFDM.Config:
+    return GFDM.Config(
         height=64,
         width=64,
         frames=8,
@@ -77,8 +77,8 @@ def _nano_gfdm() -> ForwardDynamics.Config:
     )
 
 
-def _nano_gidm() -> InverseDynamics.Config:
-    return InverseDynamics.Config(
+def _nano_gidm() -> GIDM.Config:
+    return GIDM.Config(
         patches=BlockDctPatches.Config(),
         text=HashedText.Config(dim=32, max_tokens=12, goal_dim=64),
         encoder=LatentActionEncoder.Config(
@@ -119,8 +119,8 @@ def _nano_policy() -> DeFIPolicy.Config:
     )
 
 
-def _small_gfdm() -> ForwardDynamics.Config:
-    return ForwardDynamics.Config(
+def _small_gfdm() -> GFDM.Config:
+    return GFDM.Config(
         height=128,
         width=128,
         frames=16,
@@ -138,8 +138,8 @@ def _small_gfdm() -> ForwardDynamics.Config:
     )
 
 
-def _small_gidm() -> InverseDynamics.Config:
-    return InverseDynamics.Config(
+def _small_gidm() -> GIDM.Config:
+    return GIDM.Config(
         patches=BlockDctPatches.Config(block=8, luma=36, chroma=10),
         text=HashedText.Config(dim=256, max_tokens=20, goal_dim=512),
         encoder=LatentActionEncoder.Config(dim=512, blocks=8, heads=8, latent_dim=128),
@@ -163,12 +163,12 @@ def _small_policy() -> DeFIPolicy.Config:
     )
 
 
-def _paper_gfdm() -> ForwardDynamics.Config:
-    return ForwardDynamics.Config()
+def _paper_gfdm() -> GFDM.Config:
+    return GFDM.Config()
 
 
-def _paper_gidm() -> InverseDynamics.Config:
-    return InverseDynamics.Config(augmentation=Augmentation())
+def _paper_gidm() -> GIDM.Config:
+    return GIDM.Config(augmentation=Augmentation())
 
 
 def _paper_policy() -> DeFIPolicy.Config:

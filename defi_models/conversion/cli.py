@@ -32,8 +32,8 @@ from defi_models.encoders.dino import DinoPatches
 from defi_models.encoders.t5_text import T5Text
 from defi_models.encoders.tokenizer import load_tokenizer
 from defi_models.errors import ModelFolderError
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics, build_gidm_text
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM, build_gidm_text
 from defi_models.inputs.normalization import Normalizer
 from defi_models.policy import DeFIPolicy
 from defi_models.pretrained.folder import (
@@ -119,7 +119,7 @@ def _gidm_to_ours(released: ReleasedFile, target: Path, backbones: Backbones) ->
     translated = to_ours(released.tensors, gidm_rules())
     patches, patch_tensors = _dino(backbones, sizes.patch_dim)
     text, text_tensors = _t5(backbones, sizes.text_dim)
-    config = InverseDynamics.Config(patches=patches, text=text, encoder=sizes.encoder, decoder=sizes.decoder)
+    config = GIDM.Config(patches=patches, text=text, encoder=sizes.encoder, decoder=sizes.decoder)
     given = _prefixed(patch_tensors, "patch_encoder.") | _prefixed(text_tensors, "text_encoder.")
     tokenizers = {"text_encoder": backbones.t5}
     frozen = ("patch_encoder", "text_encoder")
@@ -127,7 +127,7 @@ def _gidm_to_ours(released: ReleasedFile, target: Path, backbones: Backbones) ->
         target,
         "gidm",
         config,
-        lambda: InverseDynamics(config),
+        lambda: GIDM(config),
         released,
         translated,
         given,
@@ -144,7 +144,7 @@ def _policy_to_ours(released: ReleasedFile, target: Path, backbones: Backbones) 
         translated.tensors[f"adapter.{name}"] = translated.tensors.pop(name)
     text, text_tensors = _t5(backbones, sizes.text_dim)
     frames = sizes.adapter.video_former.frames
-    gfdm_config = ForwardDynamics.Config(frames=frames)
+    gfdm_config = GFDM.Config(frames=frames)
     given = _prefixed(text_tensors, "gidm_text.")
     tokenizers = {"gidm_text": backbones.t5}
     if backbones.gfdm is not None:
@@ -221,13 +221,13 @@ def _write_ours(
     return Report(used=translated.used, left=translated.left, absent=absent)
 
 
-def _read_gfdm(backbones: Backbones) -> ForwardDynamics:
+def _read_gfdm(backbones: Backbones) -> GFDM:
     assert backbones.gfdm is not None
     if (backbones.gfdm / CONFIG_FILE).is_file():
-        return ForwardDynamics.from_pretrained(backbones.gfdm)
+        return GFDM.from_pretrained(backbones.gfdm)
     if backbones.clip is None:
         raise ModelFolderError(f"{backbones.gfdm} is a diffusers folder; name CLIP's folder with --clip too.")
-    return ForwardDynamics.from_svd(backbones.gfdm, ClipText.from_folder(backbones.clip))
+    return GFDM.from_svd(backbones.gfdm, ClipText.from_folder(backbones.clip))
 
 
 def _dino(backbones: Backbones, dim: int) -> tuple[DinoPatches.Config, dict[str, Tensor]]:

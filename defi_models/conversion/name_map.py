@@ -137,7 +137,7 @@ def _module_rules(table: Mapping[str, str], released: str, ours: str) -> list[Ru
 
 
 def gidm_rules() -> list[Rule]:
-    """Of the latent action model; our names are those of `InverseDynamics`."""
+    """Of the latent action model; our names are those of `GIDM`."""
     return [
         Rule("action_latent", ("encoder.queries",), squeeze=2),
         *_module_rules(_LATENT_ACTIONS, "", "encoder."),

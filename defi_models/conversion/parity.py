@@ -25,8 +25,8 @@ from defi_models.conversion.name_map import gidm_rules, policy_rules, to_ours
 from defi_models.encoders.block_dct import BlockDctPatches
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.errors import ModelFolderError
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 from defi_models.layers.latent_actions import LatentActionEncoder
 from defi_models.pretrained.folder import load_exactly
 
@@ -89,8 +89,8 @@ def read_recording(path: Path) -> Recording:
 def gidm_outputs(recording: Recording) -> dict[str, Tensor]:
     """Every output of the latent action model."""
     inputs, sizes = recording.inputs, gidm_sizes(recording.weights, recording.config)
-    model = InverseDynamics(
-        InverseDynamics.Config(
+    model = GIDM(
+        GIDM.Config(
             patches=_stand_in_patches(sizes.patch_dim),
             text=HashedText.Config(dim=sizes.text_dim),
             encoder=_with_quirks(sizes.encoder),
@@ -160,7 +160,7 @@ def gfdm_outputs(folder: Path) -> tuple[Recording, dict[str, Tensor]]:
     recording = read_recording(folder / "tensors.safetensors")
     inputs, config = recording.inputs, recording.config
     height, width = inputs["image"].shape[-2:]
-    model = ForwardDynamics.from_svd(
+    model = GFDM.from_svd(
         folder,
         HashedText(HashedText.Config(dim=inputs["text_features"].shape[-1])),
         height=height,

@@ -19,7 +19,7 @@ from defi_models.encoders.public_folder import read_public_config
 from defi_models.encoders.tokenizer import load_tokenizer
 from defi_models.encoders.vae import VaeCodec
 from defi_models.errors import ConfigurationError, ModelFolderError
-from defi_models.gfdm import ForwardDynamics
+from defi_models.gfdm import GFDM
 from defi_models.pretrained.configuration import from_mapping
 from defi_models.pretrained.folder import (
     CONFIG_FILE,
@@ -45,12 +45,12 @@ def svd_to_ours(source: Path, target: Path, clip: Path | None) -> Report:
     absent = []
     if clip is not None:
         text = ClipText.from_folder(clip)
-        model = ForwardDynamics.from_svd(source, text)
+        model = GFDM.from_svd(source, text)
     else:
         absent = ["text_encoder"]
         config = read_public_config(source / "unet", "UNetSpatioTemporalConditionModel")
         text = HashedText(HashedText.Config(dim=config.get("cross_attention_dim", 1024) // 2))
-        model = ForwardDynamics.from_svd(source, text)
+        model = GFDM.from_svd(source, text)
         model.config = replace(model.config, text=ClipText.Config(hidden_size=text.config.dim))
     tensors = {n: t.contiguous() for n, t in model.state_dict().items() if not n.startswith("text_encoder.")}
     others = [p for p in sorted(source.iterdir()) if p.name not in _SVD_PARTS]
@@ -86,10 +86,10 @@ def ours_to_svd(source: Path, target: Path, header: dict[str, Any], tensors: Map
         )
     # the text encoder is no part of a diffusers folder, so a stand-in of its width does for writing one
     try:
-        config = from_mapping(ForwardDynamics.Config, header["config"], str(source / CONFIG_FILE))
+        config = from_mapping(GFDM.Config, header["config"], str(source / CONFIG_FILE))
     except ConfigurationError as error:
         raise ModelFolderError(str(error)) from error
-    model = ForwardDynamics(replace(config, text=HashedText.Config(dim=config.text.dim)))
+    model = GFDM(replace(config, text=HashedText.Config(dim=config.text.dim)))
     own = {name: t for name, t in tensors.items() if not name.startswith("text_encoder.")}
     missed = [name for name in model.state_dict() if name not in own]
     if missed:

@@ -29,7 +29,7 @@ from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.ingest.probe_actors import StoragePatience
-from defi_platform.data.ingest.probe_results import Verdict
+from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, skipped
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import BadVideo
@@ -97,7 +97,7 @@ def every_good_video_gives_clips_and_pairs(manifest: Manifest) -> None:
         drawn = rule.indices(num_frames, fps, np.full(len(manifest), 0.9))
         for row, frames in enumerate(drawn.tolist()):
             video = manifest.row(row)
-            assert video["num_frames"] >= rule.fewest(fps[row : row + 1])[0], video
+            assert video["num_frames"] >= rule.min_frames(fps[row : row + 1])[0], video
             indices = tuple(video["first_frame"] + frame for frame in frames)
             jobs.append(
                 DecodeJob(video["uri"], indices, 64, 64, video["decoder"], video["height"], video["width"])
@@ -242,7 +242,7 @@ def test_the_store_is_to_blame_after_several_failures_in_a_row_or_when_nothing_e
     answered: bool, reasons: list[str], stops_at: int | None, nothing: bool
 ) -> None:
     patience = StoragePatience(answered, allowed=4)
-    told = [patience.down(Verdict("u", "v", BadVideo(reason, "refused"))) for reason in reasons]
+    told = [patience.down(ProbeResult("u", "v", BadVideo(reason, "refused"))) for reason in reasons]
     assert next((number for number, why in enumerate(told) if why), None) == stops_at
     assert patience.nothing_answered() == nothing
 

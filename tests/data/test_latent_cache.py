@@ -10,7 +10,7 @@ import pytest
 
 from defi_platform.data.latents.cache import (
     CacheError,
-    CachePlace,
+    CacheLocation,
     EncoderInfo,
     LatentCache,
     begin,
@@ -49,7 +49,7 @@ def folder(tmp_path: Path) -> str:
 
 def test_any_frame_of_any_video_is_read_as_it_was_written(folder: str) -> None:
     manifest = Manifest.from_rows([video("c"), video("x"), video("b"), video("a")])
-    cache = LatentCache(CachePlace(folder, INFO), manifest)
+    cache = LatentCache(CacheLocation(folder, INFO), manifest)
     assert cache.holds(np.arange(4)).tolist() == [True, False, True, True]
     for row, name in ((0, "c"), (2, "b"), (3, "a")):
         indices = [LENGTHS[name] - 1, 0, 1, 0]
@@ -60,7 +60,7 @@ def test_frames_are_read_by_range_from_another_store() -> None:
     folder = "memory://cache-by-range"
     begin(folder, INFO)
     add(folder, "a", "b")
-    cache = LatentCache(CachePlace(folder, INFO), Manifest.from_rows([video("b")]))
+    cache = LatentCache(CacheLocation(folder, INFO), Manifest.from_rows([video("b")]))
     assert (cache.read(0, [6, 2]) == frames_of("b")[[6, 2]]).all()
 
 
@@ -77,7 +77,7 @@ def test_a_shard_that_was_not_finished_does_not_count_and_is_removed(folder: str
 def test_the_cache_of_another_encoder_is_refused_with_both_fingerprints(folder: str) -> None:
     other = replace(INFO, fingerprint="bbbb", describes="TestCodec at 16x16 as float32")
     for use in (
-        lambda: LatentCache(CachePlace(folder, other), Manifest.from_rows([video("a")])),
+        lambda: LatentCache(CacheLocation(folder, other), Manifest.from_rows([video("a")])),
         lambda: begin(folder, other),
     ):
         with pytest.raises(CacheError, match=r"fingerprint aaaa \(.*8x8.*bbbb \(.*16x16"):
@@ -87,13 +87,13 @@ def test_the_cache_of_another_encoder_is_refused_with_both_fingerprints(folder: 
 def test_a_video_that_changed_since_is_refused_until_it_is_encoded_again(folder: str) -> None:
     manifest = Manifest.from_rows([video("a", "2"), video("b")])
     with pytest.raises(CacheError, match=r"/a\.mp4 \(version 1 there, 2 now\)"):
-        LatentCache(CachePlace(folder, INFO), manifest)
+        LatentCache(CacheLocation(folder, INFO), manifest)
     assert missing_rows(folder, manifest, np.arange(2)).tolist() == [0]
     fresh = {"corpus": "toy", "video_id": "a", "version": "2", "frames": 1}
     write_shard(folder, np.full((1, 2, 3), 5, np.float32), [fresh])
-    assert (LatentCache(CachePlace(folder, INFO), manifest).read(0, [0]) == 5).all()
+    assert (LatentCache(CacheLocation(folder, INFO), manifest).read(0, [0]) == 5).all()
 
 
 def test_a_folder_without_a_cache_says_which_job_makes_one(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"encode_latents\.py"):
-        LatentCache(CachePlace(str(tmp_path), INFO), Manifest.from_rows([video("a")]))
+        LatentCache(CacheLocation(str(tmp_path), INFO), Manifest.from_rows([video("a")]))

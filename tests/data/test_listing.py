@@ -135,7 +135,7 @@ def test_a_listing_shows_life_before_its_first_claim(monkeypatch: pytest.MonkeyP
     found = [storage.Entry(str(n), str(n), 1, "1") for n in range(2500)]
     monkeypatch.setattr(storage, "walk", lambda root: iter(found))
     signs = rows.files_below("x")
-    assert [next(signs), next(signs)] == [rows.Seen(1000), rows.Seen(2000)]
+    assert [next(signs), next(signs)] == [rows.ListingProgress(1000), rows.ListingProgress(2000)]
     with pytest.raises(StopIteration) as ended:
         next(signs)
     assert len(ended.value.value) == 2500

@@ -19,12 +19,12 @@ from defi_platform.data.ingest import probe_results as verdicts
 from defi_platform.data.ingest import probe_state as judging
 from defi_platform.data.ingest.listing import CLAIMS, Listed
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.ingest.probe_results import Verdict, table_of
+from defi_platform.data.ingest.probe_results import ProbeResult, table_of
 from defi_platform.data.ingest.probe_state import Judged
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.split import held_out, place
 from defi_platform.data.rejection import BadVideo
-from defi_platform.data.sources.records import Claim, files_below
+from defi_platform.data.sources.records import VideoRecord, files_below
 from defi_platform.data.tables import arrow_spill as spool
 from defi_platform.data.tables import file_index as keyed_rows
 from defi_platform.data.tables.arrow_spill import Spool
@@ -91,8 +91,8 @@ def test_files_are_looked_up_by_the_names_they_were_listed_under(tmp_path: Path)
     assert files.get("a/z") is None and "b" in files
 
 
-def claim(number: int, uri: str = "", version: str = "1", **other: object) -> Claim:
-    return Claim(video_id=f"v{number}", uri=uri or f"/{number}", text="", version=version, **other)  # type: ignore[arg-type]
+def claim(number: int, uri: str = "", version: str = "1", **other: object) -> VideoRecord:
+    return VideoRecord(video_id=f"v{number}", uri=uri or f"/{number}", text="", version=version, **other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("odd", [{"uri": "/caf\udce9.mp4"}, {"num_frames": 10**30}])
@@ -106,8 +106,8 @@ def test_a_claim_that_no_table_can_hold_is_refused_alone(odd: dict[str, object])
     assert (refused.video_id, refused.reason) == ("v1", "bad_source") and len(found) == 3
 
 
-def bad(uri: str, reason: str, attempts: int = 1, version: str = "1") -> Verdict:
-    return Verdict(uri, version, BadVideo(reason, ""), attempts)
+def bad(uri: str, reason: str, attempts: int = 1, version: str = "1") -> ProbeResult:
+    return ProbeResult(uri, version, BadVideo(reason, ""), attempts)
 
 
 @pytest.mark.usefixtures("two_at_once")

@@ -25,18 +25,18 @@ from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.formats import format_of, listing, read_signals
-from defi_platform.data.sources.records import Claim, Refused
+from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 from defi_platform.data.sources.rlds.tfrecord import parse_example, read_features, record_spans
 from defi_platform.errors import CorpusError
 from defi_platform.storage.range_file import RangeFile
 
 
-def listed(root: Path, fps: float | None = None) -> tuple[str, dict[str, Claim], dict[str, str]]:
+def listed(root: Path, fps: float | None = None) -> tuple[str, dict[str, VideoRecord], dict[str, str]]:
     """(detected format, claims by id, reason of refusal by id)."""
     found = format_of("c", CorpusConfig(path=str(root)))
     items = list(listing(found, str(root), fps))
-    claims = {item.video_id: item for item in items if isinstance(item, Claim)}
-    refused = {item.video_id: item.reason for item in items if isinstance(item, Refused)}
+    claims = {item.video_id: item for item in items if isinstance(item, VideoRecord)}
+    refused = {item.video_id: item.reason for item in items if isinstance(item, RejectedRecord)}
     assert len(claims) + len(refused) == len(items)
     return found, claims, refused
 

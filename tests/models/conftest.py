@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from defi_models import presets
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 from defi_models.policy import DeFIPolicy
 
 
@@ -23,17 +23,17 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def gfdm() -> ForwardDynamics:
-    return ForwardDynamics(presets.gfdm("nano", frames=4)).eval()
+def gfdm() -> GFDM:
+    return GFDM(presets.gfdm("nano", frames=4)).eval()
 
 
 @pytest.fixture
-def gidm() -> InverseDynamics:
+def gidm() -> GIDM:
     encoder = {"dim": 32, "latent_dim": 8, "blocks": 2}
-    return InverseDynamics(presets.gidm("nano", encoder=encoder, decoder={"blocks": 1})).eval()
+    return GIDM(presets.gidm("nano", encoder=encoder, decoder={"blocks": 1})).eval()
 
 
 @pytest.fixture
-def policy(gfdm: ForwardDynamics, gidm: InverseDynamics) -> DeFIPolicy:
+def policy(gfdm: GFDM, gidm: GIDM) -> DeFIPolicy:
     adapter = {"frame_pair": [0, 2], "video_former": {"dim": 32, "depth": 1}, "head": {"dim": 32}}
     return DeFIPolicy.fuse(presets.policy("nano", views=2, adapter=adapter), gfdm, gidm).eval()

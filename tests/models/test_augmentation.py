@@ -7,7 +7,7 @@ import torch
 from model_samples import TEXTS, generators, pixels
 
 from defi_models import presets
-from defi_models.gidm import InverseDynamics
+from defi_models.gidm import GIDM
 from defi_models.inputs.augmentation import Augmentation, _from_hsv, _to_hsv
 
 NOTHING = {"crop_area": 1.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
@@ -65,8 +65,8 @@ def test_hue_saturation_and_value_are_those_of_pythons_colorsys_and_go_back() ->
     assert torch.allclose(_from_hsv(*_to_hsv(images)), images, atol=1e-6)
 
 
-def test_gidm_augments_in_training_only(gidm: InverseDynamics) -> None:
-    model = InverseDynamics(presets.gidm("nano", augmentation={"brightness": 0.5}))
+def test_gidm_augments_in_training_only(gidm: GIDM) -> None:
+    model = GIDM(presets.gidm("nano", augmentation={"brightness": 0.5}))
     batch = {"frames": pixels(2, 2), "text": TEXTS[:2]}
     plain = model.eval()(batch, generators(2))["loss"]
     assert torch.equal(model.eval()(batch, generators(2, 5))["loss"], plain)
@@ -74,7 +74,7 @@ def test_gidm_augments_in_training_only(gidm: InverseDynamics) -> None:
 
 
 def test_features_encoded_ahead_are_refused_where_training_augments() -> None:
-    model = InverseDynamics(presets.gidm("nano", augmentation={})).train()
+    model = GIDM(presets.gidm("nano", augmentation={})).train()
     features = model.encode_patches(pixels(1, 2))
     with pytest.raises(ValueError, match="augmentation to null"):
         model({"features": features, "text": TEXTS[:1]})

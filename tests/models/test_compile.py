@@ -7,13 +7,13 @@ import torch
 from model_samples import TEXTS, generators, labelled, observation, pixels
 
 from defi_models import presets
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 from defi_models.policy import DeFIPolicy
 
 
 @pytest.fixture
-def policy(gfdm: ForwardDynamics, gidm: InverseDynamics) -> DeFIPolicy:
+def policy(gfdm: GFDM, gidm: GIDM) -> DeFIPolicy:
     """One block of each sort: every further one is captured and compiled again."""
     head = {"dim": 32, "context_blocks": 1, "action_blocks": 1}
     adapter = {"frame_pair": [0, 2], "video_former": {"dim": 32, "depth": 1}, "head": head}
@@ -32,7 +32,7 @@ def test_a_compiled_policy_acts_and_learns_as_the_plain_one(policy: DeFIPolicy) 
 
 
 @pytest.mark.slow
-def test_a_compiled_gidm_has_the_loss_and_gradients_of_the_plain_one(gidm: InverseDynamics) -> None:
+def test_a_compiled_gidm_has_the_loss_and_gradients_of_the_plain_one(gidm: GIDM) -> None:
     compiled = copy.deepcopy(gidm)
     compiled.compile_parts(backend="aot_eager")
     batch = {"frames": pixels(2, 2), "text": TEXTS[:2]}

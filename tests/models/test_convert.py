@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from defi_models.conversion import cli as convert
 from defi_models.conversion.name_map import policy_rules, to_released
 from defi_models.errors import ModelFolderError
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 from defi_models.policy import DeFIPolicy
 
 
@@ -82,7 +82,7 @@ def test_every_key_is_listed(shared_parity: Path, tmp_path: Path, capsys) -> Non
 def test_a_folder_without_its_backbones_says_what_to_do(shared_parity: Path, tmp_path: Path) -> None:
     convert.reference_to_ours(shared_parity / "gidm.safetensors", tmp_path / "ours")
     with pytest.raises(ModelFolderError, match="converted without patch_encoder, text_encoder"):
-        InverseDynamics.from_pretrained(tmp_path / "ours")
+        GIDM.from_pretrained(tmp_path / "ours")
 
 
 def test_a_whole_policy_made_of_public_folders_acts_and_comes_back(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_whole_policy_made_of_public_folders_acts_and_comes_back(tmp_path: Pat
 
     released = released_policy(frames=6, feature_dim=128, text_dim=24, goal_dim=24, frame_pair_last=5)
     save_file(released, tmp_path / "policy.safetensors")
-    gfdm = ForwardDynamics.from_svd(
+    gfdm = GFDM.from_svd(
         svd, convert.ClipText.from_folder(clip), height=64, width=64, frames=6
     ).save_pretrained(tmp_path / "gfdm")
     backbones = convert.Backbones(gfdm=gfdm, t5=t5)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from defi_models import describe, presets
-from defi_models.gidm import InverseDynamics
+from defi_models.gidm import GIDM
 
 
 @pytest.fixture(scope="module")
@@ -13,12 +13,12 @@ def nano() -> dict[str, describe.Cost]:
 
 
 def test_parameters_are_those_of_the_built_model(nano: dict[str, describe.Cost]) -> None:
-    built = InverseDynamics(presets.gidm("nano"))
+    built = GIDM(presets.gidm("nano"))
     assert nano["gidm"].parameters == sum(p.numel() for p in built.parameters())
 
 
 def test_activations_are_those_that_a_real_step_keeps(nano: dict[str, describe.Cost]) -> None:
-    model = InverseDynamics(presets.gidm("nano")).to(torch.bfloat16).eval()
+    model = GIDM(presets.gidm("nano")).to(torch.bfloat16).eval()
     features, text = torch.randn(1, 2, 64, 36), torch.randn(1, 20, 32)
     mask = torch.ones(1, 20, dtype=torch.bool)
     weights = {p.data_ptr() for p in model.parameters()}

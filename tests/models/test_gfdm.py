@@ -5,27 +5,27 @@ import torch
 from model_samples import TEXTS, generators, pixels, select
 
 from defi_models import presets
-from defi_models.gfdm import ForwardDynamics
+from defi_models.gfdm import GFDM
 
 
 def clips(size: int = 3) -> dict:
     return {"frames": pixels(size, 4), "text": [TEXTS[index % 3] for index in range(size)]}
 
 
-def test_pixels_and_cached_latents_give_the_same_loss(gfdm: ForwardDynamics) -> None:
+def test_pixels_and_cached_latents_give_the_same_loss(gfdm: GFDM) -> None:
     batch = clips()
     cached = {"latents": gfdm.encode_frames(batch["frames"]), "text": batch["text"]}
     assert torch.equal(gfdm(batch, generators(3))["loss"], gfdm(cached, generators(3))["loss"])
 
 
-def test_the_loss_does_not_depend_on_the_order_of_the_batch(gfdm: ForwardDynamics) -> None:
+def test_the_loss_does_not_depend_on_the_order_of_the_batch(gfdm: GFDM) -> None:
     batch, order = clips(), [2, 0, 1]
     own = generators(3)
     shuffled = gfdm(select(batch, order), [torch.Generator().manual_seed(index) for index in order])
     assert torch.allclose(gfdm(batch, own)["loss"], shuffled["loss"], rtol=1e-5)
 
 
-def test_micro_batches_add_up_to_the_whole_batch(gfdm: ForwardDynamics) -> None:
+def test_micro_batches_add_up_to_the_whole_batch(gfdm: GFDM) -> None:
     batch = clips(4)
     whole = gfdm(batch, generators(4))["loss"]
     halves = [gfdm(select(batch, part), generators(2, part[0]))["loss"] for part in ([0, 1], [2, 3])]
@@ -33,7 +33,7 @@ def test_micro_batches_add_up_to_the_whole_batch(gfdm: ForwardDynamics) -> None:
 
 
 def test_text_is_dropped_in_training_for_some_samples_and_never_in_evaluation() -> None:
-    model = ForwardDynamics(presets.gfdm("nano", frames=4, text_dropout=1.0))
+    model = GFDM(presets.gfdm("nano", frames=4, text_dropout=1.0))
     batch, others = clips(2), clips(2) | {"text": ["lift the lid", "wave"]}
     losses = {
         (mode, which): model.train(mode)(samples, generators(2))["loss"]
@@ -44,7 +44,7 @@ def test_text_is_dropped_in_training_for_some_samples_and_never_in_evaluation() 
     assert losses[False, "own"] != losses[False, "other"]
 
 
-def test_features_equal_what_the_whole_unet_computes_in_its_up_blocks(gfdm: ForwardDynamics) -> None:
+def test_features_equal_what_the_whole_unet_computes_in_its_up_blocks(gfdm: GFDM) -> None:
     images, text = pixels(2), TEXTS[:2]
     captured = []
     hooks = [
@@ -64,7 +64,7 @@ def test_features_equal_what_the_whole_unet_computes_in_its_up_blocks(gfdm: Forw
 
 
 def test_features_stop_at_the_block_that_is_read() -> None:
-    model = ForwardDynamics(presets.gfdm("nano", frames=4, feature_blocks=[0])).eval()
+    model = GFDM(presets.gfdm("nano", frames=4, feature_blocks=[0])).eval()
     called = []
     model.unet.up_blocks[1].register_forward_hook(lambda *_: called.append(True))
     features = model.features(pixels(1), TEXTS[:1])
@@ -75,18 +75,18 @@ def test_blocks_of_another_size_are_brought_to_that_of_the_last() -> None:
     unet = {"block_out_channels": [32, 32, 64], "num_attention_heads": [2, 2, 2]}
     unet |= {"attention_down_blocks": [True, True, False]}
     config = presets.gfdm("nano", frames=2, unet=unet, feature_blocks=[0, 1])
-    features = ForwardDynamics(config).eval().features(pixels(1), TEXTS[:1])
+    features = GFDM(config).eval().features(pixels(1), TEXTS[:1])
     assert features.shape == (1, 2, 96, 8, 8) and config.feature_size == (8, 8)
 
 
-def test_a_samples_features_do_not_depend_on_the_batch(gfdm: ForwardDynamics) -> None:
+def test_a_samples_features_do_not_depend_on_the_batch(gfdm: GFDM) -> None:
     images = pixels(3)
     together = gfdm.features(images, TEXTS, generators(3))
     alone = gfdm.features(images[1:2], TEXTS[1:2], generators(1, 1))
     assert torch.allclose(together[1:2], alone, atol=1e-5)
 
 
-def test_a_sampled_clip_is_reproducible_and_guidance_changes_it(gfdm: ForwardDynamics) -> None:
+def test_a_sampled_clip_is_reproducible_and_guidance_changes_it(gfdm: GFDM) -> None:
     first, text = pixels(2), TEXTS[:2]
     clip = gfdm.sample(first, text, steps=3, generator=generators(2))
     again = gfdm.sample(first, text, steps=3, generator=generators(2))
@@ -95,7 +95,7 @@ def test_a_sampled_clip_is_reproducible_and_guidance_changes_it(gfdm: ForwardDyn
     assert torch.equal(clip, again) and not torch.equal(clip, guided)
 
 
-def test_recomputed_activations_give_the_same_gradients(gfdm: ForwardDynamics) -> None:
+def test_recomputed_activations_give_the_same_gradients(gfdm: GFDM) -> None:
     gradients = []
     for recompute in (False, True):
         gfdm.train().zero_grad()
@@ -107,16 +107,16 @@ def test_recomputed_activations_give_the_same_gradients(gfdm: ForwardDynamics) -
 
 
 def test_only_the_unet_trains() -> None:
-    model = ForwardDynamics(presets.gfdm("nano"))
+    model = GFDM(presets.gfdm("nano"))
     assert {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad} == {"unet"}
 
 
-def test_pictures_of_another_size_are_refused_with_both_sizes(gfdm: ForwardDynamics) -> None:
+def test_pictures_of_another_size_are_refused_with_both_sizes(gfdm: GFDM) -> None:
     with pytest.raises(ValueError, match=r"32, 32.*64, 64"):
         gfdm({"frames": torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8), "text": ["x"]})
 
 
-def test_the_loss_in_bf16_is_close_to_that_in_float32(gfdm: ForwardDynamics) -> None:
+def test_the_loss_in_bf16_is_close_to_that_in_float32(gfdm: GFDM) -> None:
     exact = gfdm(clips(2), generators(2))["loss"]
     rounded = gfdm.to(torch.bfloat16)(clips(2), generators(2))["loss"]
     assert rounded.dtype == torch.float32

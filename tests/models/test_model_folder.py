@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from defi_models.errors import ModelFolderError
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 from defi_models.pretrained.skip_init import unset_weights
 
 
 @pytest.fixture
-def folder(gidm: InverseDynamics, tmp_path: Path) -> Path:
+def folder(gidm: GIDM, tmp_path: Path) -> Path:
     return gidm.save_pretrained(tmp_path / "gidm")
 
 
@@ -29,8 +29,8 @@ def test_a_folder_holds_config_weights_and_a_model_card(folder: Path) -> None:
     assert "parameters" in (folder / "README.md").read_text()
 
 
-def test_a_loaded_model_has_every_tensor_bit_identical(gidm: InverseDynamics, folder: Path) -> None:
-    loaded = InverseDynamics.from_pretrained(folder)
+def test_a_loaded_model_has_every_tensor_bit_identical(gidm: GIDM, folder: Path) -> None:
+    loaded = GIDM.from_pretrained(folder)
     assert not loaded.training and loaded.config == gidm.config
     assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in gidm.state_dict().items())
 
@@ -46,20 +46,18 @@ def test_weights_that_a_file_will_overwrite_are_not_drawn_at_random() -> None:
 
 def test_the_stored_precision_is_kept_and_another_one_can_be_asked_for(gfdm, tmp_path: Path) -> None:
     folder = gfdm.to(torch.bfloat16).save_pretrained(tmp_path / "gfdm")
-    assert ForwardDynamics.from_pretrained(folder).dtype == torch.bfloat16
-    assert ForwardDynamics.from_pretrained(folder, dtype=torch.float32).dtype == torch.float32
+    assert GFDM.from_pretrained(folder).dtype == torch.bfloat16
+    assert GFDM.from_pretrained(folder, dtype=torch.float32).dtype == torch.float32
 
 
-def test_saving_again_replaces_the_folder_and_leaves_nothing_behind(
-    gidm: InverseDynamics, folder: Path
-) -> None:
+def test_saving_again_replaces_the_folder_and_leaves_nothing_behind(gidm: GIDM, folder: Path) -> None:
     (folder / "stale").write_text("old")
     gidm.save_pretrained(folder)
     assert not (folder / "stale").exists()
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_failed_save_leaves_the_old_folder_whole(gidm: InverseDynamics, folder: Path, monkeypatch) -> None:
+def test_a_failed_save_leaves_the_old_folder_whole(gidm: GIDM, folder: Path, monkeypatch) -> None:
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     monkeypatch.setattr(gidm, "side_files", lambda: {"no/such/place": "x"})
     with pytest.raises(OSError):
@@ -70,38 +68,38 @@ def test_a_failed_save_leaves_the_old_folder_whole(gidm: InverseDynamics, folder
 
 def test_an_absent_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="nowhere does not exist"):
-        InverseDynamics.from_pretrained(tmp_path / "nowhere")
+        GIDM.from_pretrained(tmp_path / "nowhere")
 
 
 def test_a_folder_of_something_else_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "video.mp4").write_bytes(b"")
     with pytest.raises(ModelFolderError, match=r"config\.json.*video\.mp4"):
-        InverseDynamics.from_pretrained(tmp_path)
+        GIDM.from_pretrained(tmp_path)
 
 
 def test_a_model_of_another_kind_is_refused(folder: Path) -> None:
     with pytest.raises(ModelFolderError, match="'gidm' model; 'gfdm' is expected"):
-        ForwardDynamics.from_pretrained(folder)
+        GFDM.from_pretrained(folder)
 
 
 def test_truncated_weights_are_named_with_their_size(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:10_000])
     with pytest.raises(ModelFolderError, match=r"model\.safetensors \(10,000 bytes\)"):
-        InverseDynamics.from_pretrained(folder)
+        GIDM.from_pretrained(folder)
 
 
 def test_absent_weights_are_named(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelFolderError, match=r"model\.safetensors does not exist"):
-        InverseDynamics.from_pretrained(folder)
+        GIDM.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": "other", "config": {}}'])
 def test_a_damaged_config_is_named(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     with pytest.raises(ModelFolderError, match=r"config\.json"):
-        InverseDynamics.from_pretrained(folder)
+        GIDM.from_pretrained(folder)
 
 
 def test_an_unknown_config_field_names_the_nearest(folder: Path) -> None:
@@ -109,13 +107,13 @@ def test_an_unknown_config_field_names_the_nearest(folder: Path) -> None:
     header["config"]["decodr"] = header["config"].pop("decoder")
     (folder / "config.json").write_text(json.dumps(header))
     with pytest.raises(ModelFolderError, match="no field 'decodr'"):
-        InverseDynamics.from_pretrained(folder)
+        GIDM.from_pretrained(folder)
 
 
 def test_another_format_version_is_refused(folder: Path) -> None:
     edit_config(folder, version=99)
     with pytest.raises(ModelFolderError, match="version 99"):
-        InverseDynamics.from_pretrained(folder)
+        GIDM.from_pretrained(folder)
 
 
 def test_missing_unknown_and_reshaped_tensors_are_listed(folder: Path) -> None:
@@ -128,4 +126,4 @@ def test_missing_unknown_and_reshaped_tensors_are_listed(folder: Path) -> None:
     ):
         save_file(damaged, weights)
         with pytest.raises(ModelFolderError, match=message):
-            InverseDynamics.from_pretrained(folder)
+            GIDM.from_pretrained(folder)

@@ -6,7 +6,7 @@ import torch
 from defi_models import presets
 from defi_models.encoders.vae import VaeCodec
 from defi_models.errors import ConfigurationError
-from defi_models.gfdm import ForwardDynamics
+from defi_models.gfdm import GFDM
 from defi_models.policy import DeFIPolicy
 from defi_models.pretrained.configuration import from_mapping, to_mapping
 
@@ -54,7 +54,7 @@ def test_a_wrong_override_names_the_place_and_the_nearest(arguments, message: st
 
 def test_the_papers_unet_has_exactly_the_published_size() -> None:
     with torch.device("meta"):
-        model = ForwardDynamics(presets.gfdm("paper"))
+        model = GFDM(presets.gfdm("paper"))
     assert sum(p.numel() for p in model.unet.parameters()) == 1_524_623_082
 
 
@@ -69,6 +69,6 @@ def test_parts_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="lies outside a clip of 8"):
         DeFIPolicy(presets.policy("nano", adapter={"frame_pair": [0, 9]}))
     with pytest.raises(ConfigurationError, match="up-block 7; the UNet has 2"):
-        ForwardDynamics(presets.gfdm("nano", feature_blocks=[7]))
+        GFDM(presets.gfdm("nano", feature_blocks=[7]))
     with pytest.raises(ConfigurationError, match="cameras names 2"):
         DeFIPolicy(presets.policy("nano", cameras=["a", "b"]))

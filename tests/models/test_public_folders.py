@@ -13,8 +13,8 @@ from defi_models.encoders.clip_text import ClipText
 from defi_models.encoders.dino import DinoPatches
 from defi_models.encoders.t5_text import T5Text
 from defi_models.errors import ModelFolderError
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +74,11 @@ def test_dino_patches_are_the_normalised_patch_tokens_without_registers(public: 
 
 def test_a_gfdm_from_an_svd_folder_trains_saves_and_samples(public: Path, tmp_path: Path) -> None:
     text = ClipText.from_folder(public / "clip")
-    model = ForwardDynamics.from_svd(public / "svd", text, height=64, width=64)
+    model = GFDM.from_svd(public / "svd", text, height=64, width=64)
     batch = {"frames": pixels(1, 4), "text": ["open the drawer"]}
     model.train()(batch, generators(1))["loss"].backward()
     model.eval().save_pretrained(tmp_path / "gfdm")
-    loaded = ForwardDynamics.from_pretrained(tmp_path / "gfdm")
+    loaded = GFDM.from_pretrained(tmp_path / "gfdm")
     first, words = pixels(1), ["close the window"]
     assert torch.equal(
         loaded.features(first, words, generators(1)), model.features(first, words, generators(1))
@@ -91,11 +91,9 @@ def test_a_gidm_with_dino_and_t5_saves_and_loads_with_its_tokenizer(public: Path
     from defi_models import presets
 
     config = presets.gidm("nano", encoder={"dim": 32}, decoder={"blocks": 1})
-    config = InverseDynamics.Config(
-        patches=dino.config, text=t5.config, encoder=config.encoder, decoder=config.decoder
-    )
-    model = InverseDynamics(config, patch_encoder=dino, text_encoder=t5).eval()
-    loaded = InverseDynamics.from_pretrained(model.save_pretrained(tmp_path / "gidm"))
+    config = GIDM.Config(patches=dino.config, text=t5.config, encoder=config.encoder, decoder=config.decoder)
+    model = GIDM(config, patch_encoder=dino, text_encoder=t5).eval()
+    loaded = GIDM.from_pretrained(model.save_pretrained(tmp_path / "gidm"))
     batch = {"frames": pixels(2, 2), "text": ["open the drawer", "press"]}
     assert torch.equal(loaded(batch)["loss"], model(batch)["loss"])
 
@@ -113,7 +111,7 @@ def test_an_svd_folder_without_a_part_names_it(public: Path, tmp_path: Path, par
     folder = copied(public / "svd", tmp_path / "svd")
     shutil.rmtree(folder / part)
     with pytest.raises(ModelFolderError, match=f"{part} does not exist"):
-        ForwardDynamics.from_svd(folder, ClipText.from_folder(public / "clip"))
+        GFDM.from_svd(folder, ClipText.from_folder(public / "clip"))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
@@ -121,7 +119,7 @@ def test_truncated_svd_weights_are_named(public: Path, tmp_path: Path, part: str
     folder = copied(public / "svd", tmp_path / "svd")
     truncate(folder / part / "diffusion_pytorch_model.safetensors")
     with pytest.raises(ModelFolderError, match=rf"{part}.*diffusion_pytorch_model\.safetensors"):
-        ForwardDynamics.from_svd(folder, ClipText.from_folder(public / "clip"))
+        GFDM.from_svd(folder, ClipText.from_folder(public / "clip"))
 
 
 @pytest.mark.parametrize(("name", "encoder"), [("clip", ClipText), ("t5", T5Text), ("dino", DinoPatches)])
@@ -150,7 +148,7 @@ def test_a_clip_without_its_projection_is_refused(public: Path, tmp_path: Path) 
 def test_a_text_encoder_of_the_wrong_width_is_refused_with_both_numbers(public: Path, tmp_path: Path) -> None:
     public_backbones.save_clip(tmp_path / "clip", width=16)
     with pytest.raises(ModelFolderError, match="cross_attention_dim is 64, but 2 copies of 16"):
-        ForwardDynamics.from_svd(public / "svd", ClipText.from_folder(tmp_path / "clip"))
+        GFDM.from_svd(public / "svd", ClipText.from_folder(tmp_path / "clip"))
 
 
 def test_another_scheduler_than_svds_is_refused(public: Path, tmp_path: Path) -> None:
@@ -158,4 +156,4 @@ def test_another_scheduler_than_svds_is_refused(public: Path, tmp_path: Path) ->
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(path.read_text().replace("EulerDiscreteScheduler", "DDIMScheduler"))
     with pytest.raises(ModelFolderError, match="DDIMScheduler; EulerDiscreteScheduler is expected"):
-        ForwardDynamics.from_svd(folder, ClipText.from_folder(public / "clip"))
+        GFDM.from_svd(folder, ClipText.from_folder(public / "clip"))

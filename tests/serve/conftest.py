@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from defi_models import presets
-from defi_models.gfdm import ForwardDynamics
+from defi_models.gfdm import GFDM
 from defi_models.policy import DeFIPolicy
 from defi_platform.config import ServeConfig
 from defi_platform.serve.app import PolicyServer, deploy
@@ -24,7 +24,7 @@ def policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def gfdm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    model = ForwardDynamics(presets.gfdm("nano"))
+    model = GFDM(presets.gfdm("nano"))
     return model.save_pretrained(tmp_path_factory.mktemp("models") / "gfdm")
 
 

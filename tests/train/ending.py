@@ -11,7 +11,7 @@ from torch import nn
 
 from defi_platform import storage
 from defi_platform.config import PretrainConfig
-from defi_platform.train.recipe import Conclusion
+from defi_platform.train.recipe import EvalReport
 
 
 class EndingRecipe(TinyRecipe):
@@ -26,9 +26,9 @@ class EndingRecipe(TinyRecipe):
         self.__dict__.update(state)
         os.environ.update(self.environment)
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         if not (self.marks / "over").exists():
             (self.marks / "over").touch()
             wait_for(self.marks / "away")
         storage.write_text(storage.join(folder, "media/said.txt"), "done")
-        return Conclusion(["media/said.txt"])
+        return EvalReport(["media/said.txt"])

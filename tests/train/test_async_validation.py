@@ -18,7 +18,7 @@ from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.errors import ConfigError
 from defi_platform.train.config_checks import check_train_config
 from defi_platform.train.driver.run import train
-from defi_platform.train.recipe import Conclusion
+from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.gidm import GIDMRecipe
 
 
@@ -34,7 +34,7 @@ class ExaminedRecipe(tiny.TinyRecipe):
             (run / "past_15").touch()
         return super().after_update(engine, step)
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         if step == 10:
             tiny.wait_for(Path(folder) / "past_15")
             raise ValueError("no opinion on step 10")
@@ -42,7 +42,7 @@ class ExaminedRecipe(tiny.TinyRecipe):
         with torch.no_grad():
             loss = float(model(batch, [torch.Generator().manual_seed(0)] * 2)["loss"])
         storage.write_text(storage.join(folder, f"media/{step}.txt"), str(loss))
-        return Conclusion([f"media/{step}.txt"], {"examined_loss": loss})
+        return EvalReport([f"media/{step}.txt"], {"examined_loss": loss})
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ from corpora import write_lerobot
 from in_turn import train_in_turn
 
 from defi_models import presets
-from defi_models.gfdm import ForwardDynamics
-from defi_models.gidm import InverseDynamics
+from defi_models.gfdm import GFDM
+from defi_models.gidm import GIDM
 from defi_models.policy import DeFIPolicy
 from defi_platform.config import (
     CorpusConfig,
@@ -150,8 +150,8 @@ def runs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     write_lerobot(folder / "corpus", [12, 10, 14, 11, 13, 12, 10, 12])
     gfdm, gidm = presets.gfdm("nano", **MODELS["gfdm"]), presets.gidm("nano", **MODELS["gidm"])
-    ForwardDynamics(gfdm).save_pretrained(folder / "pretrained" / "gfdm")
-    InverseDynamics(gidm).save_pretrained(folder / "pretrained" / "gidm")
+    GFDM(gfdm).save_pretrained(folder / "pretrained" / "gfdm")
+    GIDM(gidm).save_pretrained(folder / "pretrained" / "gidm")
     cached = settings(folder, "cached_gfdm", steps=CACHED_STEPS)
     cached.data.cache = str(folder / "cache")
     encode_latents(EncodeConfig(kind="gfdm", model=cached.model, data=cached.data))
@@ -205,8 +205,8 @@ def test_a_run_from_the_latent_cache_has_the_losses_of_one_from_pictures_and_say
 
 
 def test_the_exported_models_load(runs: Path) -> None:
-    ForwardDynamics.from_pretrained(runs / "gfdm" / "model")
-    InverseDynamics.from_pretrained(runs / "gidm" / "model")
+    GFDM.from_pretrained(runs / "gfdm" / "model")
+    GIDM.from_pretrained(runs / "gidm" / "model")
     policy = DeFIPolicy.from_pretrained(runs / "policy" / "model")
     assert policy.config.cameras == ("front",)
     assert policy.action_normalizer.scale.max() > 1, (

@@ -29,7 +29,7 @@ REASONS: Final[dict[str, str]] = {
 """Reason -> what it means, as shown to the user."""
 
 
-ALWAYS_AGAIN = "storage"
+TRANSIENT_REASON = "storage"
 """The one reason that says nothing of the file: such videos are opened again by every ingest."""
 
 

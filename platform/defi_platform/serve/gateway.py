@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from defi_platform.serve.websocket_session import Conversations
+from defi_platform.serve.websocket_session import WebSocketSessions
 
 api = FastAPI(title="DeFI policy", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -20,7 +20,7 @@ class Gateway:
     """Holds the clients' sockets; each is one ongoing request of Serve for as long as it is open."""
 
     def __init__(self, policy: DeploymentHandle, max_connections: int) -> None:
-        self._conversations = Conversations(policy, max_connections)
+        self._conversations = WebSocketSessions(policy, max_connections)
 
     @api.websocket("/")
     async def converse(self, socket: WebSocket) -> None:

@@ -29,7 +29,7 @@ REPLICA_ATTEMPTS = 3
 GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
 
 
-class Conversations:
+class WebSocketSessions:
     """All sockets of one gateway."""
 
     def __init__(self, policy: DeploymentHandle, max_connections: int) -> None:

@@ -22,7 +22,7 @@ class StorageError(UserError):
     """A path that cannot be read or written: absent, forbidden, or its store does not answer."""
 
 
-class StoreAway(StorageError):
+class StorageUnavailable(StorageError):
     """A store that did not answer, also when asked again; it may come back."""
 
 
@@ -90,7 +90,7 @@ def attempt(uri: str, request: Callable[[], Answer]) -> Answer:
                     f"{uri}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
                 ) from error
             if number == ATTEMPTS - 1:
-                raise StoreAway(
+                raise StorageUnavailable(
                     f"{uri}: the store failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. "
                     "Check the network and the endpoint (AWS_ENDPOINT_URL)."
                 ) from error

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Conclusion:
+class EvalReport:
     """What a recipe found out about its finished model."""
 
     media: list[str] = field(default_factory=list)
@@ -106,7 +106,7 @@ class Recipe(ABC):
         """Metrics from the summed counts."""
         return {}
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """What is found out about the model of a checkpoint: of the last one on rank 0, of those before it by a task
         beside training.
 
@@ -115,7 +115,7 @@ class Recipe(ABC):
             batch: of the validation split, on CPU.
             folder: run folder, to write pictures below.
         """
-        return Conclusion()
+        return EvalReport()
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
         """What summary.json tells besides the loop's own figures, from the last validation."""

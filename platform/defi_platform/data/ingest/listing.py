@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from defi_platform.data.sources.records import Claim, Refused
+from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE, Spool
 
 CLAIMS = pa.schema(
@@ -30,9 +30,9 @@ CLAIMS = pa.schema(
         ("split", pa.string()),
     ]
 )
-"""The fields of `Claim`."""
+"""The fields of `VideoRecord`."""
 
-REFUSED = pa.schema([(field.name, pa.string()) for field in dataclasses.fields(Refused)])
+REFUSED = pa.schema([(field.name, pa.string()) for field in dataclasses.fields(RejectedRecord)])
 
 
 class Listed:
@@ -41,14 +41,14 @@ class Listed:
     def __init__(self) -> None:
         self.claims = Spool(CLAIMS)
         self._refused = Spool(REFUSED)
-        self._waiting: list[Claim] = []
-        self._waiting_refused: list[Refused] = []
+        self._waiting: list[VideoRecord] = []
+        self._waiting_refused: list[RejectedRecord] = []
         self._sum = 0
 
-    def add(self, item: Claim | Refused) -> None:
+    def add(self, item: VideoRecord | RejectedRecord) -> None:
         """Takes one item of a listing."""
         self._sum += int.from_bytes(hashlib.sha256(repr(item).encode()).digest()[:16], "big")
-        if isinstance(item, Claim):
+        if isinstance(item, VideoRecord):
             self._waiting.append(item)
             if len(self._waiting) >= ROWS_AT_ONCE:
                 self._put_claims()
@@ -69,10 +69,10 @@ class Listed:
         """Of what is listed, in whatever order: a sum of hashes, since millions of texts need not be sorted."""
         return f"{self._sum % (1 << 128):032x}"
 
-    def refused(self) -> Iterator[list[Refused]]:
+    def refused(self) -> Iterator[list[RejectedRecord]]:
         """Refusals as they came, some at a time."""
         for batch in self._refused.batches():
-            yield [Refused(**row) for row in batch.to_pylist()]
+            yield [RejectedRecord(**row) for row in batch.to_pylist()]
 
     def _put_claims(self) -> None:
         try:
@@ -82,14 +82,14 @@ class Listed:
         self.claims.append(table)
         self._waiting = []
 
-    def _refuse(self, claim: Claim) -> bool:
+    def _refuse(self, claim: VideoRecord) -> bool:
         """Refuses a claim that no table can hold: a file name that is no text, a count beyond all numbers."""
         try:
             _columns([claim], CLAIMS)
         except (UnicodeEncodeError, OverflowError, pa.ArrowInvalid) as error:
             problem = f"{type(error).__name__}: {error}"
             self._waiting_refused.append(
-                Refused(
+                RejectedRecord(
                     video_id=claim.video_id,
                     uri=claim.uri,
                     reason="bad_source",
@@ -113,9 +113,9 @@ class Listed:
         self._waiting_refused = []
 
 
-def claims_of(table: pa.Table) -> list[Claim]:
+def claims_of(table: pa.Table) -> list[VideoRecord]:
     """Rows of `CLAIMS` as claims."""
-    return [Claim(**row) for row in table.to_pylist()]
+    return [VideoRecord(**row) for row in table.to_pylist()]
 
 
 def _columns(items: Sequence[Any], schema: pa.Schema) -> pa.Table:

@@ -11,11 +11,11 @@ import numpy as np
 from defi_platform.config import CorpusConfig
 from defi_platform.data.decode.video_readers import Probe
 from defi_platform.data.ingest.probe_actors import opened_with
-from defi_platform.data.ingest.probe_results import Verdict
+from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.ingest.quality_filters import Scores, left_out, scores_of
 from defi_platform.data.ingest.segmentation import seconds_of, spans
 from defi_platform.data.rejection import BadVideo
-from defi_platform.data.sources.records import Claim, Refused
+from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
 
 
@@ -49,7 +49,7 @@ def rows_of(
     name: str,
     corpus: CorpusConfig,
     format_name: str,
-    judged: Iterable[tuple[Claim, Verdict]],
+    judged: Iterable[tuple[VideoRecord, ProbeResult]],
 ) -> Iterator[Rows]:
     """Yields manifest rows of the good videos and windows, and quarantine rows of the others, some at a time.
 
@@ -78,7 +78,9 @@ def rows_of(
     yield rows
 
 
-def rejection(name: str, item: Claim | Refused, problem: BadVideo, attempts: int) -> dict[str, Any]:
+def rejection(
+    name: str, item: VideoRecord | RejectedRecord, problem: BadVideo, attempts: int
+) -> dict[str, Any]:
     """The quarantine row of a video that ingest rejects."""
     return {
         "corpus": name,
@@ -93,7 +95,7 @@ def rejection(name: str, item: Claim | Refused, problem: BadVideo, attempts: int
     }
 
 
-def _windows(corpus: CorpusConfig, claim: Claim, probe: Probe) -> Iterator[_Window]:
+def _windows(corpus: CorpusConfig, claim: VideoRecord, probe: Probe) -> Iterator[_Window]:
     count = claim.num_frames or probe.num_frames - claim.first_frame
     fps = claim.fps or probe.fps
     times = np.arange(count) / fps if fps > 0 else np.zeros(count)
@@ -125,7 +127,7 @@ def _windows(corpus: CorpusConfig, claim: Claim, probe: Probe) -> Iterator[_Wind
         )
 
 
-def _video(name: str, format_name: str, claim: Claim, probe: Probe, window: _Window) -> dict[str, Any]:
+def _video(name: str, format_name: str, claim: VideoRecord, probe: Probe, window: _Window) -> dict[str, Any]:
     scores = window.scores
     fps = claim.fps or probe.fps
     if window.times is not None and window.times[-1] > 0:
@@ -159,7 +161,7 @@ def _video(name: str, format_name: str, claim: Claim, probe: Probe, window: _Win
     }
 
 
-def _broken_promise(claim: Claim, probe: Probe | BadVideo) -> BadVideo | None:
+def _broken_promise(claim: VideoRecord, probe: Probe | BadVideo) -> BadVideo | None:
     """What the source says against what the file holds: the guard against silent shortening."""
     assert isinstance(probe, Probe)
     if claim.num_frames is not None:

@@ -23,9 +23,9 @@ from defi_platform.data.ingest.summary import ingest_table
 from defi_platform.data.ingest.table_builder import CorpusTables
 from defi_platform.data.manifest.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
-from defi_platform.data.rejection import ALWAYS_AGAIN, BadVideo
+from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources import formats
-from defi_platform.data.sources.records import Refused, Seen
+from defi_platform.data.sources.records import ListingProgress, RejectedRecord
 from defi_platform.errors import CorpusError, UserError
 from defi_platform.progress import Progress
 
@@ -112,7 +112,7 @@ def _ingest_corpus(
     if (
         before is not None
         and before.committed.settings == settings
-        and not before.committed.counts.get(ALWAYS_AGAIN)
+        and not before.committed.counts.get(TRANSIENT_REASON)
         and not (config.retry_quarantined and any(t.num_rows for t in _rejected(config, name, before)))
     ):
         for rejected in before.rejected() if config.strict else ():
@@ -140,7 +140,7 @@ def _list(name: str, corpus: CorpusConfig, format_name: str, root: str) -> Liste
     listed = Listed()
     with Progress(f"ingest: {name}: listing", "videos") as progress:
         for item in formats.listing(format_name, root, corpus.fps):
-            if isinstance(item, Seen):
+            if isinstance(item, ListingProgress):
                 progress.step(0, f"{item.files:,} files seen")
             else:
                 listed.add(item)
@@ -154,7 +154,7 @@ def _list(name: str, corpus: CorpusConfig, format_name: str, root: str) -> Liste
     return listed
 
 
-def _refusal(name: str, item: Refused) -> dict[str, object]:
+def _refusal(name: str, item: RejectedRecord) -> dict[str, object]:
     return rejection(name, item, BadVideo(item.reason, item.message), attempts=1)
 
 

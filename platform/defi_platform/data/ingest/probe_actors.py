@@ -1,4 +1,4 @@
-"""Opening every file once on Ray, in processes that can be killed; what is judged stays judged."""
+"""ProbeRequest every file once on Ray, in processes that can be killed; what is judged stays judged."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from defi_platform.cluster import ray_session
 from defi_platform.config import DecodeConfig, RayConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import ProbeJob, pyav_release
-from defi_platform.data.ingest.probe_results import Blocks, Verdict
-from defi_platform.data.rejection import ALWAYS_AGAIN, BadVideo
+from defi_platform.data.ingest.probe_results import Blocks, ProbeResult
+from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources.uri import parse
 from defi_platform.errors import CorpusError, UserError
 from defi_platform.storage import StorageError
@@ -43,7 +43,7 @@ UNOPENED = frozenset(
 
 
 @dataclass(frozen=True)
-class Opening:
+class ProbeRequest:
     """A file to open."""
 
     uri: str
@@ -67,9 +67,9 @@ class StoragePatience:
         self._row = 0
         self._answered = answered
 
-    def down(self, verdict: Verdict) -> str | None:
+    def down(self, verdict: ProbeResult) -> str | None:
         """Takes note of a verdict. Returns: why to stop, or None to go on."""
-        if verdict.bad is None or verdict.bad.reason != ALWAYS_AGAIN:
+        if verdict.bad is None or verdict.bad.reason != TRANSIENT_REASON:
             self._row, self._answered = 0, True
             return None
         self._row += 1
@@ -81,8 +81,8 @@ class StoragePatience:
 
 
 def probe_files(
-    todo: Iterable[Opening], count: int, limits: DecodeConfig, folder: str, answered: bool
-) -> Iterator[Verdict]:
+    todo: Iterable[ProbeRequest], count: int, limits: DecodeConfig, folder: str, answered: bool
+) -> Iterator[ProbeResult]:
     """Opens files on Ray; yields verdicts as they come, each stored below `folder` before.
 
     Args:
@@ -115,7 +115,9 @@ def _store_is_down(message: str) -> str:
     )
 
 
-def _on_ray(todo: Iterable[Opening], count: int, limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
+def _on_ray(
+    todo: Iterable[ProbeRequest], count: int, limits: DecodeConfig, folder: str
+) -> Iterator[ProbeResult]:
     with ray_session(RayConfig()):
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         probers = min(cpus, -(-count // FEW_FILES))
@@ -147,7 +149,7 @@ def _on_ray(todo: Iterable[Opening], count: int, limits: DecodeConfig, folder: s
                 ray.kill(actor)  # type: ignore[arg-type]
 
 
-def _here(todo: Iterable[Opening], limits: DecodeConfig, folder: str) -> Iterator[Verdict]:
+def _here(todo: Iterable[ProbeRequest], limits: DecodeConfig, folder: str) -> Iterator[ProbeResult]:
     prober = Prober(limits, folder)
     try:
         for opening in todo:
@@ -156,7 +158,7 @@ def _here(todo: Iterable[Opening], limits: DecodeConfig, folder: str) -> Iterato
         prober.close()
 
 
-def _blocks(todo: Iterable[Opening], size: int) -> Iterator[list[Opening]]:
+def _blocks(todo: Iterable[ProbeRequest], size: int) -> Iterator[list[ProbeRequest]]:
     files = iter(todo)
     while block := list(itertools.islice(files, size)):
         yield block
@@ -174,15 +176,15 @@ class Prober:
         """Ends the decoder process."""
         self._pool.close()
 
-    def probe(self, block: list[Opening]) -> list[Verdict]:
+    def probe(self, block: list[ProbeRequest]) -> list[ProbeResult]:
         """Opens the files of a block."""
         answers = self._pool.run([ProbeJob(opening.uri, screen=opening.screen) for opening in block])
         verdicts = [
-            Verdict(opening.uri, opening.version, answer, opening.attempts)  # type: ignore[arg-type]
+            ProbeResult(opening.uri, opening.version, answer, opening.attempts)  # type: ignore[arg-type]
             for opening, answer in zip(block, answers, strict=True)
         ]
         name = hashlib.sha256("\n".join(f"{o.uri}\t{o.version}" for o in block).encode()).hexdigest()[:16]
-        self._blocks.write(name, [v for v in verdicts if v.bad is None or v.bad.reason != ALWAYS_AGAIN])
+        self._blocks.write(name, [v for v in verdicts if v.bad is None or v.bad.reason != TRANSIENT_REASON])
         return verdicts
 
 

@@ -57,7 +57,7 @@ SCREENING_COLUMNS = SCHEMA.names[-6:]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProbeResult:
     """What one file is, in one version of it."""
 
     uri: str
@@ -77,7 +77,7 @@ class Verdict:
         return self.answer if isinstance(self.answer, BadVideo) else None
 
 
-def table_of(verdicts: Iterable[Verdict]) -> pa.Table:
+def table_of(verdicts: Iterable[ProbeResult]) -> pa.Table:
     """Verdicts as a table of `SCHEMA`."""
     rows = (_row(verdict) for verdict in verdicts)
     chunks = [SCHEMA.empty_table()]
@@ -86,7 +86,7 @@ def table_of(verdicts: Iterable[Verdict]) -> pa.Table:
     return pa.concat_tables(chunks)
 
 
-def verdicts_of(table: pa.Table) -> Iterator[Verdict]:
+def verdicts_of(table: pa.Table) -> Iterator[ProbeResult]:
     """The inverse of `table_of`."""
     for batch in table.to_batches(max_chunksize=ROWS_AT_ONCE):
         for row in batch.to_pylist():
@@ -97,10 +97,10 @@ def verdicts_of(table: pa.Table) -> Iterator[Verdict]:
                 values = {name: row[name] for name in PROBE_COLUMNS}
                 values |= {"times": tuple(values["times"] or ()), "screening": _screening(row)}
                 answer = Probe(**values)
-            yield Verdict(row["uri"], row["version"], answer, row["attempts"])
+            yield ProbeResult(row["uri"], row["version"], answer, row["attempts"])
 
 
-def _row(verdict: Verdict) -> dict[str, Any]:
+def _row(verdict: ProbeResult) -> dict[str, Any]:
     row: dict[str, Any] = {
         "uri": verdict.uri,
         "version": verdict.version,
@@ -138,7 +138,7 @@ class Blocks:
     def __init__(self, folder: str) -> None:
         self._folder = storage.join(folder, "probed")
 
-    def write(self, name: str, verdicts: Sequence[Verdict]) -> None:
+    def write(self, name: str, verdicts: Sequence[ProbeResult]) -> None:
         """Stores a block, whole or not at all."""
         sink = io.BytesIO()
         pq.write_table(table_of(verdicts), sink, compression="zstd")

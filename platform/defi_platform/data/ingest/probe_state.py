@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from defi_platform.data.ingest.listing import claims_of
-from defi_platform.data.ingest.probe_actors import Opening
-from defi_platform.data.ingest.probe_results import SCHEMA, Verdict, table_of, verdicts_of
-from defi_platform.data.rejection import ALWAYS_AGAIN
-from defi_platform.data.sources.records import Claim
+from defi_platform.data.ingest.probe_actors import ProbeRequest
+from defi_platform.data.ingest.probe_results import SCHEMA, ProbeResult, table_of, verdicts_of
+from defi_platform.data.rejection import TRANSIENT_REASON
+from defi_platform.data.sources.records import VideoRecord
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE, Spool
-from defi_platform.data.tables.mmap_table import plain
+from defi_platform.data.tables.mmap_table import to_numpy
 
 KEY = np.dtype("V16")
 """Half a SHA-256 of uri and version: ten million files fit into 160 MB, and two that share one would be a wonder."""
@@ -47,7 +47,7 @@ class Judged:
         """Per file how many ingests opened it in vain."""
         self._reopen = np.zeros(len(self._keys), bool)
         self._verdicts = Spool(SCHEMA)
-        self._waiting: list[Verdict] = []
+        self._waiting: list[ProbeResult] = []
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -56,16 +56,18 @@ class Judged:
         """Has files opened again. Args: rejected: rows with `uri`, `version` and `attempts`; before `remember`."""
         files, there = self._find(rejected)
         self._reopen[files] = True
-        np.maximum.at(self._tried, files, plain(rejected.column("attempts"))[there])
+        np.maximum.at(self._tried, files, to_numpy(rejected.column("attempts"))[there])
 
     def remember(self, opened: pa.Table) -> None:
         """Takes verdicts of the last commit. Args: opened: by `verdicts.SCHEMA`."""
         files, there = self._find(opened)
         opened = opened.filter(pa.array(there))
-        bad = plain(pc.is_valid(opened.column("reason")).cast(pa.uint8())).astype(bool)
+        bad = to_numpy(pc.is_valid(opened.column("reason")).cast(pa.uint8())).astype(bool)
         tried = bad & ~self._reopen[files]
-        self._tried[files[tried]] = plain(opened.column("attempts"))[tried]
-        passing = plain(pc.fill_null(pc.equal(opened.column("reason"), ALWAYS_AGAIN), False).cast(pa.uint8()))
+        self._tried[files[tried]] = to_numpy(opened.column("attempts"))[tried]
+        passing = to_numpy(
+            pc.fill_null(pc.equal(opened.column("reason"), TRANSIENT_REASON), False).cast(pa.uint8())
+        )
         self._keep(opened, files, ~self._reopen[files] & ~passing.astype(bool) & self._usable(opened))
 
     def go_on(self, block: pa.Table) -> bool:
@@ -75,17 +77,17 @@ class Judged:
         """
         usable = self._usable(block)
         files, there = self._find(block)
-        newer = plain(block.column("attempts"))[there] > self._tried[files]
+        newer = to_numpy(block.column("attempts"))[there] > self._tried[files]
         self._keep(block.filter(pa.array(there)), files, usable[there] & newer)
         return bool(usable.any())
 
-    def openings(self) -> tuple[int, Iterator[Opening]]:
+    def openings(self) -> tuple[int, Iterator[ProbeRequest]]:
         """(how many files have no verdict, these files in order of their uris)."""
         todo = np.flatnonzero(self._verdict < 0)
         todo = todo[np.argsort(self._claim[todo])]  # as they came, which is nearly their order
         found = self._claims.in_order(self._claim[todo], "uri")
         uris = pa.chunked_array([c for table in found for c in table.column("uri").chunks], pa.string())
-        todo = todo[plain(pc.sort_indices(uris))]
+        todo = todo[to_numpy(pc.sort_indices(uris))]
         return len(todo), self._openings(todo)
 
     @property
@@ -93,7 +95,7 @@ class Judged:
         """Whether any file has a verdict."""
         return bool((self._verdict >= 0).any())
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: ProbeResult) -> None:
         """Takes the verdict of a file that was opened now."""
         self._waiting.append(verdict)
         if len(self._waiting) >= ROWS_AT_ONCE:
@@ -106,14 +108,14 @@ class Judged:
         self._keep(table, files, there)
         self._waiting = []
 
-    def claim_of(self, verdict: Verdict) -> Claim:
+    def claim_of(self, verdict: ProbeResult) -> VideoRecord:
         """The first claim that lies in a file."""
         files, _ = self._find(table_of([verdict]))
         return claims_of(self._claims.take(self._claim[files]))[0]
 
-    def in_order(self) -> Iterator[tuple[Claim, Verdict]]:
+    def in_order(self) -> Iterator[tuple[VideoRecord, ProbeResult]]:
         """Every claim, in order of the ids, with the verdict of its file."""
-        order = plain(pc.sort_indices(self._claims.column("video_id"))).astype(np.int64)
+        order = to_numpy(pc.sort_indices(self._claims.column("video_id"))).astype(np.int64)
         for table in self._claims.in_order(order):
             files, _ = self._find(table)
             # Hundreds of episodes may share a file, and a file's times and scores be long.
@@ -135,18 +137,18 @@ class Judged:
 
         return pa.RecordBatchReader.from_batches(SCHEMA, chosen())
 
-    def _openings(self, files: np.ndarray) -> Iterator[Opening]:
+    def _openings(self, files: np.ndarray) -> Iterator[ProbeRequest]:
         attempts = iter((self._tried[files] + 1).tolist())
         for table in self._claims.in_order(self._claim[files], *KEY_COLUMNS):
             for row in table.to_pylist():
-                yield Opening(**row, attempts=next(attempts), screen=self._screen)
+                yield ProbeRequest(**row, attempts=next(attempts), screen=self._screen)
 
     def _usable(self, table: pa.Table) -> np.ndarray:
         """Which verdicts say all that is asked: the frames of a good file may not have been scored."""
         if not self._screen:
             return np.ones(table.num_rows, bool)
         known = pc.or_(pc.is_valid(table.column("reason")), pc.is_valid(table.column("changes")))
-        return plain(known.cast(pa.uint8())).astype(bool)
+        return to_numpy(known.cast(pa.uint8())).astype(bool)
 
     def _keep(self, table: pa.Table, files: np.ndarray, chosen: np.ndarray) -> None:
         start = len(self._verdicts)

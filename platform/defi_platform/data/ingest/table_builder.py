@@ -15,7 +15,7 @@ from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA
 from defi_platform.data.manifest.split import TRAIN, VALIDATION, held_out, place
 from defi_platform.data.manifest.table import NAMES, SCHEMA
 from defi_platform.data.tables.arrow_spill import Spool
-from defi_platform.data.tables.mmap_table import plain
+from defi_platform.data.tables.mmap_table import to_numpy
 
 FEW = [field.name for field in SCHEMA if field.type == NAMES]
 """Columns of few texts, which are kept by number."""
@@ -76,7 +76,7 @@ class CorpusTables:
         chunks = [c for table in found for c in table.column(field.name).cast(kind).chunks]
         values = pa.chunked_array(chunks, kind).combine_chunks()
         if field.name == "split":
-            return self._splits(plain(values), held[order])
+            return self._splits(to_numpy(values), held[order])
         if field.name in FEW:
             return pa.DictionaryArray.from_arrays(values, pa.array(self._names[field.name], pa.string()))
         return values
@@ -124,4 +124,4 @@ class CorpusTables:
 
 
 def _by_id(rows: Spool) -> np.ndarray:
-    return plain(pc.sort_indices(rows.column("video_id"))).astype(np.int64)
+    return to_numpy(pc.sort_indices(rows.column("video_id"))).astype(np.int64)

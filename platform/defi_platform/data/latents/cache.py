@@ -70,7 +70,7 @@ class EncoderInfo:
 
 
 @dataclass(frozen=True)
-class CachePlace:
+class CacheLocation:
     """A cache and the encoder that it must be of: small, to be sent to decode actors."""
 
     folder: str
@@ -121,7 +121,7 @@ class LatentCache:
         the manifest's and not in that one.
     """
 
-    def __init__(self, place: CachePlace, manifest: Manifest) -> None:
+    def __init__(self, place: CacheLocation, manifest: Manifest) -> None:
         self.place = place
         _check_encoder(place.folder, place.info)
         self._shards, index = _read_index(place.folder)

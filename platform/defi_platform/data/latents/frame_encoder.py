@@ -17,8 +17,8 @@ from defi_platform.data.latents.cache import EncoderInfo
 from defi_platform.errors import ConfigError
 
 if TYPE_CHECKING:
-    from defi_models.gfdm import ForwardDynamics
-    from defi_models.gidm import InverseDynamics
+    from defi_models.gfdm import GFDM
+    from defi_models.gidm import GIDM
 
 COLUMNS = {"gfdm": "latents", "gidm": "features"}
 DTYPES = ("float32", "float16")
@@ -33,7 +33,7 @@ class FrameEncoder:
     Raises: ConfigError for a model that augments its frames in training, which what is encoded ahead does not allow.
     """
 
-    def __init__(self, model: ForwardDynamics | InverseDynamics) -> None:
+    def __init__(self, model: GFDM | GIDM) -> None:
         if getattr(model.config, "augmentation", None) is not None:
             raise ConfigError(
                 f"this {model.kind} augments its frames in training, which frames encoded ahead do not allow. Set "
@@ -68,5 +68,5 @@ class FrameEncoder:
         )
 
 
-def _frozen_part(model: ForwardDynamics | InverseDynamics) -> nn.Module:
+def _frozen_part(model: GFDM | GIDM) -> nn.Module:
     return model.codec if model.kind == "gfdm" else model.patch_encoder  # type: ignore[return-value]

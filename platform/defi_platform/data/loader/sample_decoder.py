@@ -15,7 +15,7 @@ import numpy as np
 from defi_platform.config import DataConfig
 from defi_platform.data.decode.pool import Answer, DecoderPool
 from defi_platform.data.decode.video_readers import DecodeJob
-from defi_platform.data.latents.cache import CachePlace, LatentCache
+from defi_platform.data.latents.cache import CacheLocation, LatentCache
 from defi_platform.data.loader.robot_signals import SignalReader
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, strict_error
 from defi_platform.data.manifest.table import Manifest
@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 MOST_FALLBACKS = 100
 """Bad videos in a row for one sample after which the corpus, and not the video, is taken to be bad."""
 
-MOST_NOT_GIVEN = 3
+MAX_UNREADABLE_VIDEOS = 3
 """Videos that the store does not give, and no other meanwhile, after which it is taken to be away and waited for as
 long as the config says: going on would fill the quarantine and train on whatever is left."""
 
@@ -61,7 +61,7 @@ class SampleDecoder:
         cache: where encoded frames are; a micro-batch whose videos are all there is read instead of decoded.
     """
 
-    def __init__(self, plan: Plan, data: DataConfig, cache: CachePlace | None = None) -> None:
+    def __init__(self, plan: Plan, data: DataConfig, cache: CacheLocation | None = None) -> None:
         self._plan = plan
         self._data = data
         self._pool = DecoderPool(data.decode)
@@ -180,7 +180,7 @@ class SampleDecoder:
             if not lost:
                 return answers
             self._not_given.update(rows[i] for i in lost)
-            away = len(self._not_given) >= MOST_NOT_GIVEN
+            away = len(self._not_given) >= MAX_UNREADABLE_VIDEOS
             patience_s = self._data.decode.storage_patience_s
             if not away:
                 patience_s = min(patience_s, ONE_VIDEO_PATIENCE_S)

@@ -17,7 +17,7 @@ import ray.data
 import torch
 
 from defi_platform.config import DataConfig
-from defi_platform.data.latents.cache import CachePlace
+from defi_platform.data.latents.cache import CacheLocation
 from defi_platform.data.loader.sample_decoder import SampleDecoder
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.sharding import micro_batches
@@ -26,7 +26,7 @@ ACTOR_CPUS = 0.05
 """Logical CPUs of a decode actor. Train workers hold whole ones; a decoder that had to wait for a whole CPU
 beside them would wait for ever on a small machine."""
 
-CHAPTER = 2048
+MAX_BATCHES_PER_EXECUTION = 2048
 """Micro-batches per Ray Data execution. Its input blocks are listed up front, so an endless run is cut."""
 
 STATS_EVERY_S = 60.0
@@ -44,7 +44,7 @@ def stream(
     world_size: int,
     global_batch: int,
     micro_batch: int,
-    cache: CachePlace | None = None,
+    cache: CacheLocation | None = None,
     keep_stats: Callable[[str], None] | None = None,
 ) -> Iterable[dict[str, Any]]:
     """Batches of samples `start` to `stop` - 1 that fall to `rank`, in order.
@@ -52,7 +52,7 @@ def stream(
     Step s consumes the `global_batch` samples from start + s * global_batch on; within it each rank takes one
     contiguous slice, cut into micro-batches. Over all ranks every sample number appears exactly once.
 
-    The decode actors start with the first batch, which takes seconds; see `few_batches`.
+    The decode actors start with the first batch, which takes seconds; see `local_batches`.
 
     Args:
         cache: a micro-batch whose videos are all in it comes without `frames`, with `latents` float (B, T, C, h, w)
@@ -74,7 +74,7 @@ def stream(
     return _chapters(plan, data, cache, keep_stats, pieces)
 
 
-def few_batches(plan: Plan, data: DataConfig, start: int, stop: int, size: int) -> Iterator[dict[str, Any]]:
+def local_batches(plan: Plan, data: DataConfig, start: int, stop: int, size: int) -> Iterator[dict[str, Any]]:
     """Samples `start` to `stop` - 1 in batches of `size`, as `stream` gives them, decoded in processes of this one's.
 
     For a few batches that somebody waits for, such as those of a validation: it starts in a tenth of a second.
@@ -89,11 +89,11 @@ def few_batches(plan: Plan, data: DataConfig, start: int, stop: int, size: int) 
 def _chapters(
     plan: Plan,
     data: DataConfig,
-    cache: CachePlace | None,
+    cache: CacheLocation | None,
     keep_stats: Callable[[str], None] | None,
     pieces: Iterator[range],
 ) -> Iterator[dict[str, Any]]:
-    while chapter := [piece for _, piece in zip(range(CHAPTER), pieces, strict=False)]:
+    while chapter := [piece for _, piece in zip(range(MAX_BATCHES_PER_EXECUTION), pieces, strict=False)]:
         dataset = _decoded(plan, data, cache, chapter)
         batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         yield from map(_torch, _observed(batches, dataset, keep_stats) if keep_stats else batches)
@@ -123,7 +123,9 @@ def _observed(
         tell()
 
 
-def _decoded(plan: Plan, data: DataConfig, cache: CachePlace | None, pieces: list[range]) -> ray.data.Dataset:
+def _decoded(
+    plan: Plan, data: DataConfig, cache: CacheLocation | None, pieces: list[range]
+) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # One block per micro-batch, made here: other constructors send a task of a whole CPU to look at each block.
     items = [{"start": piece.start, "stop": piece.stop} for piece in pieces]

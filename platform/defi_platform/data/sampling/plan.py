@@ -282,7 +282,7 @@ class Plan:
         for first in range(0, len(usable), BLOCK_ROWS):
             # In blocks, since temporaries of all rows would outweigh the plan.
             block = slice(first, first + BLOCK_ROWS)
-            fits = num_frames[block] >= self.rule.fewest(fps[block])
+            fits = num_frames[block] >= self.rule.min_frames(fps[block])
             too_short += int((usable[block] & ~fits).sum())
             usable[block] &= fits
         self._exclude(f"{name}: too short for {self.rule.field}", too_short)

@@ -21,7 +21,7 @@ class ClipRule:
     span_s: float | None = None
     field: str = "data.clip_span_s"
 
-    def fewest(self, fps: np.ndarray) -> np.ndarray:
+    def min_frames(self, fps: np.ndarray) -> np.ndarray:
         """Frames a video must have, per video."""
         if self.span_s is None:
             return np.full(len(fps), 2)
@@ -29,7 +29,7 @@ class ClipRule:
 
     def indices(self, num_frames: np.ndarray, fps: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """(N, T) frame numbers. `draw`: uniform in [0, 1), one per sample, places the span."""
-        span = num_frames - 1 if self.span_s is None else self.fewest(fps) - 1
+        span = num_frames - 1 if self.span_s is None else self.min_frames(fps) - 1
         start = np.floor(draw * (num_frames - span)).astype(np.int64)
         steps = np.linspace(0.0, 1.0, self.frames)
         return np.asarray(start[:, None] + np.rint(steps[None, :] * span[:, None]).astype(np.int64))
@@ -52,7 +52,7 @@ class PairRule:
         """Frames between the two, at least one."""
         return np.maximum(1, np.rint(self.interval_s * fps).astype(np.int64))
 
-    def fewest(self, fps: np.ndarray) -> np.ndarray:
+    def min_frames(self, fps: np.ndarray) -> np.ndarray:
         """Frames a video must have, per video."""
         return self.gap(fps) + 1
 
@@ -87,7 +87,7 @@ class ChunkRule:
     chunk: int
     field: str = "model chunk"
 
-    def fewest(self, fps: np.ndarray) -> np.ndarray:
+    def min_frames(self, fps: np.ndarray) -> np.ndarray:
         """Frames a video must have, per video."""
         return np.ones(len(fps), np.int64)
 

@@ -12,7 +12,14 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.sources.lerobot.signals import matrix
-from defi_platform.data.sources.records import Claim, Listing, Refused, Signals, claim_or_missing, files_below
+from defi_platform.data.sources.records import (
+    Listing,
+    RejectedRecord,
+    Signals,
+    VideoRecord,
+    files_below,
+    record_or_missing,
+)
 from defi_platform.errors import CorpusError
 from defi_platform.storage.parallel_read import side_by_side
 
@@ -43,7 +50,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             texts = annotation.get("texts") or [""]
             text = str(texts[0])
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            yield Refused(
+            yield RejectedRecord(
                 video_id=episode,
                 uri=entry.uri,
                 reason="bad_source",
@@ -52,21 +59,21 @@ def listing(root: str, fps: float | None = None) -> Listing:
             )
             continue
         for camera, video in enumerate(videos):
-            claim = Claim(
+            claim = VideoRecord(
                 video_id=f"{episode}/{camera}",
                 uri="",
                 text=text,
                 camera=str(camera),
                 episode_id=episode,
-                min_frames=_fewest_frames(annotation),
+                min_frames=_min_frames(annotation),
                 fps=fps,
                 num_actions=_actions(annotation),
                 signals_uri=entry.uri if _actions(annotation) else "",
             )
-            yield claim_or_missing(files, video.lstrip("./"), root, claim)
+            yield record_or_missing(files, video.lstrip("./"), root, claim)
 
 
-def _fewest_frames(annotation: dict[str, Any]) -> int | None:
+def _min_frames(annotation: dict[str, Any]) -> int | None:
     length = annotation.get("video_length")
     if isinstance(length, int):
         return length

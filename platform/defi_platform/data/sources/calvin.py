@@ -15,7 +15,7 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.manifest.split import VALIDATION
-from defi_platform.data.sources.records import Claim, Listing, Refused, Signals, files_below
+from defi_platform.data.sources.records import Listing, RejectedRecord, Signals, VideoRecord, files_below
 from defi_platform.data.sources.uri import address, parse
 from defi_platform.errors import CorpusError
 
@@ -50,7 +50,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             frames = [files.get(f"episode_{n:07d}.npz") for n in range(first, last + 1)]
             absent = sum(frame is None for frame in frames)
             if absent:
-                yield Refused(
+                yield RejectedRecord(
                     video_id=episode,
                     uri=storage.join(root, folder),
                     reason="missing",
@@ -60,7 +60,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             present = [frame for frame in frames if frame is not None]
             path = storage.join(root, folder)
             for key, camera in CAMERAS.items():
-                yield Claim(
+                yield VideoRecord(
                     video_id=f"{episode}/{camera}",
                     uri=address(path, "calvin", first, last, key),
                     text=text,

@@ -11,7 +11,7 @@ from typing import IO, Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.records import Claim, Listing, Refused, Signals
+from defi_platform.data.sources.records import Listing, RejectedRecord, Signals, VideoRecord
 from defi_platform.data.sources.uri import address, parse
 from defi_platform.errors import CorpusError
 from defi_platform.storage.parallel_read import side_by_side
@@ -50,13 +50,13 @@ def listing(root: str, fps: float | None = None) -> Listing:
         except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
             if RangeFile.failures:  # HDF5 reports whatever its source raises as damage
                 raise RangeFile.failures.pop() from error
-            yield Refused(
+            yield RejectedRecord(
                 video_id=episode, uri=entry.uri, reason="bad_source",
                 message=f"{type(error).__name__}: {error}", version=entry.version,
             )  # fmt: skip
             continue
         for camera, frames in cameras.items():
-            yield Claim(
+            yield VideoRecord(
                 video_id=f"{episode}/{camera}",
                 uri=address(entry.uri, "hdf5", camera),
                 text=text,

@@ -7,7 +7,7 @@ import posixpath
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.records import Claim, Listing, Refused, files_below
+from defi_platform.data.sources.records import Listing, RejectedRecord, VideoRecord, files_below
 from defi_platform.data.sources.texts import read_texts
 
 VIDEO_SUFFIXES = frozenset(
@@ -38,7 +38,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
         row = next((row for row in map(texts.row, keys) if row >= 0), -1) if len(texts) else -1
         if row >= 0:
             named[row] = True
-        yield Claim(
+        yield VideoRecord(
             video_id=name,
             uri=entry.uri,
             text=texts[row][1] if row >= 0 else "",
@@ -49,6 +49,6 @@ def listing(root: str, fps: float | None = None) -> Listing:
     # A key that comes twice counts where it is found: at its last row.
     absent = {texts[row][0] for row in np.flatnonzero(~named).tolist()}
     for key in sorted(key for key in absent if not named[texts.row(key)]):
-        yield Refused(
+        yield RejectedRecord(
             video_id=key, uri=storage.join(root, key), reason="missing", message="the table of texts names it"
         )

@@ -13,7 +13,7 @@ from defi_platform.data.tables.file_index import TEXT, KeyedRows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Claim:
+class VideoRecord:
     """One video as its source describes it; the probe finds out what is true."""
 
     video_id: str
@@ -42,7 +42,7 @@ class Claim:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refused:
+class RejectedRecord:
     """A claim that fails before its file is opened; goes to quarantine."""
 
     video_id: str
@@ -53,16 +53,16 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ListingProgress:
     """A sign of life of a listing that has no claim yet."""
 
     files: int
     """Found so far."""
 
 
-Listing = Iterator[Claim | Refused | Seen]
+Listing = Iterator[VideoRecord | RejectedRecord | ListingProgress]
 
-SIGN_EVERY = 1000
+PROGRESS_EVERY = 1000
 """Files between two signs of life: a page of an object store."""
 
 
@@ -107,21 +107,21 @@ class Files(Mapping[str, storage.Entry]):
         return storage.Entry(storage.join(self._root, name), name, size, version)
 
 
-def files_below(root: str) -> Generator[Seen, None, Files]:
+def files_below(root: str) -> Generator[ListingProgress, None, Files]:
     """Yields signs of life. Returns: every file below `root`."""
     files = Files(root)
     for entry in storage.walk(root):
         files.add(entry)
-        if len(files) % SIGN_EVERY == 0:
-            yield Seen(len(files))
+        if len(files) % PROGRESS_EVERY == 0:
+            yield ListingProgress(len(files))
     return files
 
 
-def claim_or_missing(files: Files, name: str, root: str, claim: Claim) -> Claim | Refused:
+def record_or_missing(files: Files, name: str, root: str, claim: VideoRecord) -> VideoRecord | RejectedRecord:
     """`claim` with size and version of the file `name`, or a refusal when the listing lacks it."""
     entry = files.get(name)
     if entry is None:
-        return Refused(
+        return RejectedRecord(
             video_id=claim.video_id,
             uri=storage.join(root, name),
             reason="missing",

@@ -12,7 +12,7 @@ from typing import Any
 
 from defi_platform import storage
 from defi_platform.data.sources.plain import is_video
-from defi_platform.data.sources.records import Claim, Listing, Refused, files_below
+from defi_platform.data.sources.records import Listing, RejectedRecord, VideoRecord, files_below
 from defi_platform.errors import CorpusError
 
 
@@ -35,15 +35,17 @@ def listing(root: str, fps: float | None = None) -> Listing:
     for key in sorted(texts.keys() | videos.keys()):
         name = videos.get(key)
         if name is None:
-            yield Refused(video_id=key, uri=root, reason="missing", message=f"no video of the label {key}")
+            yield RejectedRecord(
+                video_id=key, uri=root, reason="missing", message=f"no video of the label {key}"
+            )
         elif not texts.get(key):
             found = files[name]
-            yield Refused(
+            yield RejectedRecord(
                 video_id=key, uri=found.uri, reason="no_text", message="no label", version=found.version
             )
         else:
             found = files[name]
-            yield Claim(
+            yield VideoRecord(
                 video_id=key,
                 uri=found.uri,
                 text=texts[key],

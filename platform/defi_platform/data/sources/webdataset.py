@@ -12,7 +12,7 @@ from typing import IO
 
 from defi_platform import storage
 from defi_platform.data.sources.plain import is_video
-from defi_platform.data.sources.records import Claim, Listing, Refused
+from defi_platform.data.sources.records import Listing, RejectedRecord, VideoRecord
 from defi_platform.data.sources.uri import address
 from defi_platform.storage.parallel_read import side_by_side
 
@@ -52,12 +52,12 @@ def _shard(entry: storage.Entry, fps: float | None) -> Listing:
         except (tarfile.TarError, OSError, ValueError) as error:
             damage = f"{type(error).__name__}: {error}"
     if damage:
-        yield Refused(
+        yield RejectedRecord(
             video_id=f"{shard}/*", uri=entry.uri, reason="bad_source",
             message=f"{damage}; what follows in this tar is lost", version=entry.version,
         )  # fmt: skip
     for key, member in videos.items():
-        yield Claim(
+        yield VideoRecord(
             video_id=f"{shard}/{key}",
             uri=address(
                 entry.uri, "range", member.offset_data, member.size, posixpath.splitext(member.name)[1]

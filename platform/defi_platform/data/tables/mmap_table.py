@@ -42,18 +42,18 @@ class MappedTable:
 
     def numbers(self, column: str) -> np.ndarray:
         """A numeric column, where it lies; nulls are 0."""
-        return plain(self.table.column(column))
+        return to_numpy(self.table.column(column))
 
     def where(self, column: str) -> np.ndarray:
         """int64: rows whose flag is set, in order."""
-        return plain(pc.indices_nonzero(self.table.column(column))).astype(np.int64)
+        return to_numpy(pc.indices_nonzero(self.table.column(column))).astype(np.int64)
 
     def codes(self, column: str) -> tuple[np.ndarray, list[str]]:
         """A text column as (code per row, texts by code)."""
         values = self.table.column(column).combine_chunks()
         if not pa.types.is_dictionary(values.type):
             values = pc.dictionary_encode(values)
-        return plain(values.indices), values.dictionary.to_pylist()
+        return to_numpy(values.indices), values.dictionary.to_pylist()
 
     def take(self, column: str, rows: np.ndarray) -> list[Any]:
         """Values of a column at `rows`."""
@@ -94,7 +94,7 @@ def write_mappable(table: pa.Table, path: Path) -> None:
         writer.write_table(laid_out)
 
 
-def plain(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def to_numpy(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Numbers as they lie in memory, nulls as 0. Arrow's own way to numpy imports pandas, for a second."""
     if isinstance(values, pa.ChunkedArray):
         values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()

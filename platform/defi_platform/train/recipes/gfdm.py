@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from defi_platform import storage
 from defi_platform.data.sampling.samplers import ClipRule, Rule
 from defi_platform.train.engine.seeds import sample_generators
-from defi_platform.train.recipe import Conclusion
+from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
 from defi_platform.train.validation.clip_grid import film, strips
 from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
@@ -36,21 +36,21 @@ class GFDMRecipe(VideoRecipe):
     def cost(self) -> Cost:
         from defi_models import presets
         from defi_models.describe import cost_of
-        from defi_models.gfdm import ForwardDynamics
+        from defi_models.gfdm import GFDM
 
-        config = starting_config(ForwardDynamics, presets.gfdm, self.config.model)
+        config = starting_config(GFDM, presets.gfdm, self.config.model)
         return cost_of(config, recompute=self.config.train.recompute)
 
     def build_without_cache(self) -> nn.Module:
         from defi_models import presets
-        from defi_models.gfdm import ForwardDynamics
+        from defi_models.gfdm import GFDM
 
         model = self.config.model
         with model_errors():
             built = (
-                load_folder(ForwardDynamics.from_pretrained, model.init_from)
+                load_folder(GFDM.from_pretrained, model.init_from)
                 if model.init_from
-                else ForwardDynamics(presets.gfdm(model.preset, **model.overrides))
+                else GFDM(presets.gfdm(model.preset, **model.overrides))
             )
         data = self.config.data
         for name, given in (("frames", data.clip_frames), ("height", data.height), ("width", data.width)):
@@ -75,7 +75,7 @@ class GFDMRecipe(VideoRecipe):
             if samples
         }
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """Three rows per clip: what happened, and what the model makes of the first frame and the text in one
         denoising step (which is what the policy reads) and in SAMPLING_STEPS, as a picture and as a film; PSNR,
         SSIM and GMSD of both, and of predicting that nothing moves."""
@@ -96,7 +96,7 @@ class GFDMRecipe(VideoRecipe):
         media = {f"media/clips_{step:06d}.png": strips(rows), f"media/clips_{step:06d}.mp4": film(rows)}
         for name, content in media.items():
             storage.write_bytes(storage.join(folder, name), content)
-        return Conclusion(list(media), {"sampled_clips": figures})
+        return EvalReport(list(media), {"sampled_clips": figures})
 
 
 def _quality(name: str, predicted: Tensor, truth: Tensor) -> dict[str, float]:

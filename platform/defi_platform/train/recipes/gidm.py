@@ -16,13 +16,13 @@ from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.sampling.samplers import PairRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.engine.seeds import seed_of
-from defi_platform.train.recipe import Conclusion
+from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
 from defi_platform.train.validation.linear_probe import linear_probe, probe_data
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
-    from defi_models.gidm import InverseDynamics
+    from defi_models.gidm import GIDM
     from defi_models.layers.codebook import Codebook
     from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 
@@ -52,20 +52,20 @@ class GIDMRecipe(VideoRecipe):
     def cost(self) -> Cost:
         from defi_models import presets
         from defi_models.describe import cost_of
-        from defi_models.gidm import InverseDynamics
+        from defi_models.gidm import GIDM
 
-        config = starting_config(InverseDynamics, presets.gidm, self.config.model)
+        config = starting_config(GIDM, presets.gidm, self.config.model)
         return cost_of(config, recompute=self.config.train.recompute, height=self.config.data.height)
 
     def build_without_cache(self) -> nn.Module:
         from defi_models import presets
-        from defi_models.gidm import InverseDynamics
+        from defi_models.gidm import GIDM
 
         model = self.config.model
         with model_errors():
             if model.init_from:
-                return load_folder(InverseDynamics.from_pretrained, model.init_from)
-            return InverseDynamics(presets.gidm(model.preset, **model.overrides))
+                return load_folder(GIDM.from_pretrained, model.init_from)
+            return GIDM(presets.gidm(model.preset, **model.overrides))
 
     def after_update(self, engine: TrainingEngine, step: int) -> dict[str, float]:
         every = self.config.train.restart_dead_codes_every
@@ -87,30 +87,28 @@ class GIDMRecipe(VideoRecipe):
         if self._probe:
             ingest(probe_data(self._probe, self.config.data))
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> Conclusion:
+    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """R2 of the linear probe, learned and with random weights, where a labelled corpus is given."""
         if not self._probe:
-            return Conclusion()
+            return EvalReport()
         torch.manual_seed(seed_of(self.config.train.seed, "probe"))
         encoders = {"latent_action": model, "random_encoder": self.untrained(model)}
         found = linear_probe(
-            cast("dict[str, InverseDynamics]", encoders),
+            cast("dict[str, GIDM]", encoders),
             probe_data(self._probe, self.config.data),
             self._probe.pairs,
             PairRule(self.config.data.pair_interval_s),
             self.config.train.seed,
         )
-        return Conclusion(figures={"probe_r2": found})
+        return EvalReport(figures={"probe_r2": found})
 
     @staticmethod
     def untrained(model: nn.Module) -> nn.Module:
         """The same frozen backbones around an encoder and decoder with fresh random weights."""
-        from defi_models.gidm import InverseDynamics
+        from defi_models.gidm import GIDM
 
-        trained = cast("InverseDynamics", model)
-        fresh = InverseDynamics(
-            trained.config, patch_encoder=trained.patch_encoder, text_encoder=trained.text_encoder
-        )
+        trained = cast("GIDM", model)
+        fresh = GIDM(trained.config, patch_encoder=trained.patch_encoder, text_encoder=trained.text_encoder)
         return fresh.to(next(trained.parameters()).device).eval()
 
     @property
@@ -125,9 +123,9 @@ class GIDMRecipe(VideoRecipe):
     @cached_property
     def _codes(self) -> int:
         from defi_models import presets
-        from defi_models.gidm import InverseDynamics
+        from defi_models.gidm import GIDM
 
-        return int(starting_config(InverseDynamics, presets.gidm, self.config.model).encoder.codebook.size)
+        return int(starting_config(GIDM, presets.gidm, self.config.model).encoder.codebook.size)
 
 
 def code_usage(counts: Tensor) -> dict[str, Any]:

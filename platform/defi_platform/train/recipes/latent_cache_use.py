@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from defi_platform.config import DataConfig
-from defi_platform.data.latents.cache import CachePlace, LatentCache, stored_dtype
+from defi_platform.data.latents.cache import CacheLocation, LatentCache, stored_dtype
 from defi_platform.data.sampling.plan import Plan
 
 
@@ -25,7 +25,7 @@ class CacheUse:
         assert data.cache is not None
         encoder = FrameEncoder(cast(Any, model))
         info = encoder.info(data.height, data.width, stored_dtype(data.cache))
-        self.place = CachePlace(data.cache, info)
+        self.place = CacheLocation(data.cache, info)
         rows = np.unique(plan.first_rows())
         self._videos, self._of = int(LatentCache(self.place, plan.manifest).holds(rows).sum()), len(rows)
         self._read = self._decoded = 0

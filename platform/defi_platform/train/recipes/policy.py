@@ -49,12 +49,12 @@ class PolicyRecipe(VideoRecipe):
 
     def cost(self) -> Cost:
         from defi_models.describe import cost_of
-        from defi_models.gfdm import ForwardDynamics
-        from defi_models.gidm import InverseDynamics
+        from defi_models.gfdm import GFDM
+        from defi_models.gidm import GIDM
         from defi_models.policy import DeFIPolicy
 
-        gfdm = folder_config(ForwardDynamics, self.config.gfdm)
-        gidm = folder_config(InverseDynamics, self.config.gidm)
+        gfdm = folder_config(GFDM, self.config.gfdm)
+        gidm = folder_config(GIDM, self.config.gidm)
         return cost_of(
             DeFIPolicy.fused_config(self._model_config(), gfdm, gidm),
             recompute=self.config.train.recompute,
@@ -62,12 +62,12 @@ class PolicyRecipe(VideoRecipe):
         )
 
     def build_without_cache(self) -> nn.Module:
-        from defi_models.gfdm import ForwardDynamics
-        from defi_models.gidm import InverseDynamics
+        from defi_models.gfdm import GFDM
+        from defi_models.gidm import GIDM
         from defi_models.policy import DeFIPolicy
 
-        gfdm = load_folder(ForwardDynamics.from_pretrained, self.config.gfdm)
-        gidm = load_folder(InverseDynamics.from_pretrained, self.config.gidm)
+        gfdm = load_folder(GFDM.from_pretrained, self.config.gfdm)
+        gidm = load_folder(GIDM.from_pretrained, self.config.gidm)
         plan = self.plan("train")
         self._check_signals(plan)
         with model_errors():

@@ -15,7 +15,7 @@ from defi_models.pretrained.folder import CONFIG_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.loader.stream import few_batches, stream
+from defi_platform.data.loader.stream import local_batches, stream
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.split import TRAIN
 from defi_platform.data.manifest.table import Manifest, read_committed
@@ -127,7 +127,7 @@ class VideoRecipe(Recipe):
 
     def held_out(self, plan: Plan, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
         # On pictures, whether there is a cache or not: they are shown, and decoded only once.
-        return few_batches(plan, self.config.data, start, stop, size)
+        return local_batches(plan, self.config.data, start, stop, size)
 
     def _keep_stats(self, text: str) -> None:
         """What Ray Data tells of rank 0's stream; each attempt at a run overwrites it, none depends on it."""

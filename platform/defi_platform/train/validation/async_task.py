@@ -14,7 +14,7 @@ from ray import cloudpickle
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import load_model
 from defi_platform.train.ray_errors import told, unwrap
-from defi_platform.train.recipe import Conclusion, Recipe
+from defi_platform.train.recipe import EvalReport, Recipe
 from defi_platform.train.validation.loss import held_out_batches
 
 WAIT_AT_THE_END_S = 600.0
@@ -61,7 +61,7 @@ class AsyncValidation:
         every = self._train.async_validation_every
         return bool(every) and step % every == 0
 
-    def finished(self, wait_s: float = 0.0) -> tuple[int, Conclusion] | None:
+    def finished(self, wait_s: float = 0.0) -> tuple[int, EvalReport] | None:
         """The step and what was found, once, of a validation that has ended well.
 
         Args:
@@ -95,7 +95,7 @@ def validate_checkpoint(pickled: bytes, step: int) -> bytes:
 
     Args:
         pickled: the recipe; the checkpoint may take its `storage_patience_s` to reach the run folder.
-    Returns: the Conclusion, pickled. Raises: TimeoutError when the checkpoint does not come.
+    Returns: the EvalReport, pickled. Raises: TimeoutError when the checkpoint does not come.
     """
     recipe: Recipe = cloudpickle.loads(pickled)
     train = recipe.config.train

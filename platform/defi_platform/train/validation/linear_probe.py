@@ -15,13 +15,13 @@ from torch import Tensor
 
 from defi_platform.config import DataConfig, ProbeConfig
 from defi_platform.data.loader.robot_signals import SignalReader
-from defi_platform.data.loader.stream import few_batches
+from defi_platform.data.loader.stream import local_batches
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import PairRule
 
 if TYPE_CHECKING:
-    from defi_models.gidm import InverseDynamics
+    from defi_models.gidm import GIDM
 
 BATCH = 16
 STRENGTHS = tuple(10.0**power for power in range(-2, 6))
@@ -34,7 +34,7 @@ def probe_data(probe: ProbeConfig, data: DataConfig) -> DataConfig:
 
 
 def linear_probe(
-    encoders: dict[str, InverseDynamics], data: DataConfig, pairs: int, rule: PairRule, seed: int
+    encoders: dict[str, GIDM], data: DataConfig, pairs: int, rule: PairRule, seed: int
 ) -> dict[str, float]:
     """
     Args:
@@ -54,14 +54,14 @@ def linear_probe(
 
 @torch.no_grad()
 def _pairs(
-    encoders: dict[str, InverseDynamics], plan: Plan, data: DataConfig, pairs: int
+    encoders: dict[str, GIDM], plan: Plan, data: DataConfig, pairs: int
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Latent actions (N, K * latent_dim) by encoder, and the mean action between the two frames (N, A)."""
     number = -(-pairs // BATCH) * BATCH
     found: dict[str, list[Tensor]] = {name: [] for name in encoders}
     actions: list[Tensor] = []
     reader = SignalReader()
-    for batch in few_batches(plan, data, 0, number, BATCH):
+    for batch in local_batches(plan, data, 0, number, BATCH):
         # A sample that stands in for a bad video is not the one that the plan names, so its actions are unknown.
         whole = [place for place, reason in enumerate(batch["skipped"]) if not reason]
         texts = [batch["text"][place] for place in whole]

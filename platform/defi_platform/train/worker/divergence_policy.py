@@ -18,7 +18,7 @@ class Diverged(UserError):
     """A run whose loss or gradient is no number and will not become one again."""
 
 
-class Verdict(Enum):
+class UpdateDecision(Enum):
     """What an update came to."""
 
     KEEP = "keep"
@@ -39,7 +39,7 @@ class UpdateJudge:
         """Updates left out since the last one that was not."""
         self._most = MOST_SKIPPED[precision] if most is None else most
 
-    def judge(self, applied: bool, loss: float, grad_norm: float | None) -> Verdict:
+    def judge(self, applied: bool, loss: float, grad_norm: float | None) -> UpdateDecision:
         """
         Args:
             applied: False when DeepSpeed left the update out because of its gradient.
@@ -48,9 +48,9 @@ class UpdateJudge:
         if applied:
             self.in_a_row = 0
             finite = math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm))
-            return Verdict.KEEP if finite else Verdict.STOP
+            return UpdateDecision.KEEP if finite else UpdateDecision.STOP
         self.in_a_row += 1
-        return Verdict.SKIP if self.in_a_row < self._most else Verdict.STOP
+        return UpdateDecision.SKIP if self.in_a_row < self._most else UpdateDecision.STOP
 
 
 def divergence_told(

@@ -11,7 +11,7 @@ from ray import cloudpickle
 from defi_platform import storage
 from defi_platform.errors import UserError
 from defi_platform.retry import run_patience
-from defi_platform.storage.remote import StoreAway
+from defi_platform.storage.remote import StorageUnavailable
 from defi_platform.train.config_checks import check_device
 from defi_platform.train.engine.deepspeed_engine import prepare_process
 from defi_platform.train.recipe import Recipe
@@ -37,7 +37,7 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
     try:
         check_device(train)
         training = Training(recipe, settings["started"], settings["preemptible"])
-    except StoreAway:
+    except StorageUnavailable:
         raise  # it may come back: Ray Train tries again
     except UserError as error:
         # Found by every rank alike, before any of them waits for another: raising it would only make Ray

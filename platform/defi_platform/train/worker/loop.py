@@ -30,7 +30,12 @@ from defi_platform.train.recipe import Recipe
 from defi_platform.train.stop_request import StopRequest
 from defi_platform.train.validation.async_task import WAIT_AT_THE_END_S, AsyncValidation
 from defi_platform.train.validation.loss import Validator, forward_pass, scalars, to_device
-from defi_platform.train.worker.divergence_policy import Diverged, UpdateJudge, Verdict, divergence_told
+from defi_platform.train.worker.divergence_policy import (
+    Diverged,
+    UpdateDecision,
+    UpdateJudge,
+    divergence_told,
+)
 from defi_platform.train.worker.preemption import PreemptionNotices
 from defi_platform.train.worker.run_results import CURVES, METRICS, SUMMARY, write_results
 
@@ -102,13 +107,15 @@ class Training:
             stop = told["stop"]
             self.step += 1
             verdict = self._judge.judge(self._applied, row["loss"], row.get("grad_norm"))
-            if verdict is Verdict.STOP or (verdict is Verdict.SKIP and self.step == train.steps):
+            if verdict is UpdateDecision.STOP or (
+                verdict is UpdateDecision.SKIP and self.step == train.steps
+            ):
                 # The same on every rank, and it would come out the same again: no retry.
                 message = self._report_diverged(row)
                 self.saver.wait()
                 self._close(f"stopped: {message}")
                 return {"error": [Diverged.__name__, message]}
-            if verdict is Verdict.SKIP:
+            if verdict is UpdateDecision.SKIP:
                 self._report_skipped()
             else:
                 row.update(self.recipe.after_update(self.engine, self.step))
@@ -118,7 +125,7 @@ class Training:
             leaving = told["look"] and self.notices.new()
             last = stop or self.step == train.steps
             # A state that may be ruined is not worth a checkpoint: the next whole update shows whether it is.
-            if verdict is Verdict.KEEP:
+            if verdict is UpdateDecision.KEEP:
                 self._checkpoint_when_due(told["full"], last, leaving)
             if told["missed"]:
                 self._count_left_out()

@@ -11,7 +11,13 @@ from typing import Any
 from defi_platform import storage
 from defi_platform.data.sources.lerobot.signals import read_signals
 from defi_platform.data.sources.lerobot.v3 import is_v3, read_info
-from defi_platform.data.sources.records import Claim, Listing, Refused, claim_or_missing, files_below
+from defi_platform.data.sources.records import (
+    Listing,
+    RejectedRecord,
+    VideoRecord,
+    files_below,
+    record_or_missing,
+)
 
 __all__ = ["detect", "listing", "read_signals"]
 
@@ -31,7 +37,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             episode = json.loads(line)
             index, length = int(episode["episode_index"]), int(episode["length"])
         except (ValueError, KeyError, TypeError) as error:
-            yield Refused(
+            yield RejectedRecord(
                 video_id=f"meta/episodes.jsonl line {number + 1}",
                 uri=storage.join(root, "meta", "episodes.jsonl"),
                 reason="bad_source",
@@ -41,7 +47,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
         place = {"episode_chunk": index // info.chunk_size, "episode_index": index}
         data = files.get(info.data_path.format(**place)) if "action" in info.features else None
         for camera in info.cameras:
-            claim = Claim(
+            claim = VideoRecord(
                 video_id=f"episode_{index:06d}/{camera}",
                 uri="",
                 text=_text(episode.get("tasks"), tasks),
@@ -52,7 +58,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 num_actions=length if data else 0,
                 signals_uri=data.uri if data else "",
             )
-            yield claim_or_missing(files, info.video_path.format(video_key=camera, **place), root, claim)
+            yield record_or_missing(files, info.video_path.format(video_key=camera, **place), root, claim)
 
 
 def _lines(root: str, name: str) -> list[str]:

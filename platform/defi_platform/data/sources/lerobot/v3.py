@@ -15,7 +15,13 @@ import pyarrow.parquet as pq
 
 from defi_platform import storage
 from defi_platform.data.sources.lerobot.signals import read_signals
-from defi_platform.data.sources.records import Claim, Listing, Refused, claim_or_missing, files_below
+from defi_platform.data.sources.records import (
+    Listing,
+    RejectedRecord,
+    VideoRecord,
+    files_below,
+    record_or_missing,
+)
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
 from defi_platform.errors import CorpusError
 
@@ -85,7 +91,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
         )
         has_data = with_actions and data in files
         if with_actions and not has_data:
-            yield Refused(
+            yield RejectedRecord(
                 video_id=f"episode_{index:06d}/data",
                 uri=storage.join(root, data),
                 reason="missing",
@@ -95,7 +101,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             video_id = f"episode_{index:06d}/{camera}"
             key = f"videos/{camera}"
             if episode.get(f"{key}/chunk_index") is None:
-                yield Refused(
+                yield RejectedRecord(
                     video_id=video_id,
                     uri=root,
                     reason="bad_source",
@@ -108,7 +114,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 chunk_index=episode[f"{key}/chunk_index"],
                 file_index=episode[f"{key}/file_index"],
             )
-            claim = Claim(
+            claim = VideoRecord(
                 video_id=video_id,
                 uri="",
                 text=text,
@@ -120,7 +126,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 num_actions=length if has_data else 0,
                 signals_uri=files[data].uri if has_data else "",
             )
-            yield claim_or_missing(files, name, root, claim)
+            yield record_or_missing(files, name, root, claim)
 
 
 def episodes(root: str, files: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.records import Claim, Listing, Refused, Signals, files_below
+from defi_platform.data.sources.records import Listing, RejectedRecord, Signals, VideoRecord, files_below
 from defi_platform.data.sources.rlds.tfrecord import (
     DamagedRecord,
     Value,
@@ -125,7 +125,7 @@ def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> L
                 place = (entry.uri, offset, length)
                 yield from _episode(file, f"{key}/{number:05d}", place, cameras, rate, entry.version)
     except DamagedRecord as error:
-        yield Refused(
+        yield RejectedRecord(
             video_id=f"{key}/{number + 1:05d}",
             uri=entry.uri,
             reason="corrupt",
@@ -141,14 +141,14 @@ def _episode(
     try:
         features = _features(file, path, offset, length)
     except DamagedRecord as error:
-        yield Refused(video_id=key, uri=path, reason="corrupt", message=str(error), version=version)
+        yield RejectedRecord(video_id=key, uri=path, reason="corrupt", message=str(error), version=version)
         return
     steps = _steps(features)
     has_actions = _signal(features, "action", steps) is not None
     for camera in cameras:
         # `episode_metadata/has_<camera>` is not asked: files in the wild say 0 for cameras with real frames.
         # A camera that was not there has blank ones, which the probe notices.
-        yield Claim(
+        yield VideoRecord(
             video_id=f"{key}/{camera}",
             uri=address(path, "rlds", offset, length, camera),
             text=_text(features),
@@ -218,7 +218,7 @@ def _absent_shards(folder: str, shards: list[str]) -> Listing:
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass  # not needed: the names of the shards tell most of it
     for name in sorted(promised - set(shards)):
-        yield Refused(
+        yield RejectedRecord(
             video_id=name,
             uri=storage.join(folder, name),
             reason="missing",
