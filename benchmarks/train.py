@@ -117,7 +117,7 @@ class FromMemory:
     def skipped(self) -> dict[str, int]:
         return {}
 
-    def conclude(self, *given: Any) -> EvalReport:
+    def evaluate(self, *given: Any) -> EvalReport:
         if self.turns:
             # The stream is not asked again after its last batch.
             self.turns.pass_on((given[-1] - 1) // TURN)
@@ -144,7 +144,7 @@ class FromMemory:
             first = step * global_batch + rank * micro_batch
             yield held[step % HELD] | {"sample": torch.arange(first, first + micro_batch)}
 
-    held_out = Recipe.held_out
+    validation_stream = Recipe.validation_stream
 
 
 class MemoryGFDM(FromMemory, GFDMRecipe):

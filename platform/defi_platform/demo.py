@@ -77,12 +77,12 @@ def run_demo(config: DemoConfig) -> str:
 
     Returns: the report's path.
     """
-    ledger = Ledger(storage.join(config.output, "stages.json"))
+    log = StageLog(storage.join(config.output, "stages.json"))
     todo = stages(config)
     # One Ray for all stages; starting it takes longer than finding out that nothing is left to do.
-    with contextlib.nullcontext() if all(map(ledger.done, todo)) else ray_session(config.ray):
+    with contextlib.nullcontext() if all(map(log.done, todo)) else ray_session(config.ray):
         for number, stage in enumerate(todo, start=1):
-            ledger.carry_out(stage, f"[{number}/5] {stage.title}")
+            log.run_stage(stage, f"[{number}/5] {stage.title}")
     print("[5/5] report", flush=True)
     return write_report(
         ReportInputs(
@@ -91,13 +91,13 @@ def run_demo(config: DemoConfig) -> str:
             gidm=config.pretrain.gidm.train.output,
             policy=config.finetune.train.output,
             evaluation=config.evaluate.output,
-            stage_seconds=ledger.seconds(),
+            stage_seconds=log.seconds(),
         ),
         config.output,
     )
 
 
-class Ledger:
+class StageLog:
     """What is known of each stage: the fingerprint of its settings, its time, whether it finished."""
 
     def __init__(self, path: str):
@@ -117,7 +117,7 @@ class Ledger:
         entry = self._stages[stage.name]
         return bool(entry["done"]) and entry["fingerprint"] == self._fingerprint(stage)
 
-    def carry_out(self, stage: Stage, title: str) -> None:
+    def run_stage(self, stage: Stage, title: str) -> None:
         """Runs a stage, goes on with an interrupted one, or leaves a finished one as it is."""
         fingerprint = self._fingerprint(stage)
         entry = self._stages.get(stage.name)

@@ -26,7 +26,7 @@ class EndingRecipe(TinyRecipe):
         self.__dict__.update(state)
         os.environ.update(self.environment)
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
+    def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         if not (self.marks / "over").exists():
             (self.marks / "over").touch()
             wait_for(self.marks / "away")

@@ -34,7 +34,7 @@ class ExaminedRecipe(tiny.TinyRecipe):
             (run / "past_15").touch()
         return super().after_update(engine, step)
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
+    def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         if step == 10:
             tiny.wait_for(Path(folder) / "past_15")
             raise ValueError("no opinion on step 10")

@@ -125,21 +125,21 @@ def check_cluster(
     wanted: dict[str, float] = {}
     for train in requests.values():
         for resource, amount in worker_resources(train).items():
-            wanted[resource] = wanted.get(resource, 0.0) + amount * fewest_workers(train)
-        for resource, amount in beside(train).items():
+            wanted[resource] = wanted.get(resource, 0.0) + amount * min_world_size(train)
+        for resource, amount in async_validation_resources(train).items():
             wanted[resource] = wanted.get(resource, 0.0) + amount
     if decoder_cpus:
         wanted["CPU"] = wanted.get("CPU", 0.0) + decoder_cpus
     for resource, amount in wanted.items():
         if amount > there_is.get(resource, 0.0):
             asked = "; ".join(
-                f"{name}: {fewest_workers(train)} workers x {worker_resources(train)[resource]:g}"
+                f"{name}: {min_world_size(train)} workers x {worker_resources(train)[resource]:g}"
                 for name, train in requests.items()
                 if worker_resources(train).get(resource)
             )
             for name, train in requests.items():
-                if beside(train).get(resource):
-                    asked += f"; {name}: async validation {beside(train)[resource]:g}"
+                if async_validation_resources(train).get(resource):
+                    asked += f"; {name}: async validation {async_validation_resources(train)[resource]:g}"
             if resource == "CPU" and decoder_cpus:
                 asked += f"; decoders: {decoder_cpus:g}"
             raise ClusterError(
@@ -159,7 +159,7 @@ def world_sizes(train: TrainConfig) -> list[int]:
     ]
 
 
-def fewest_workers(train: TrainConfig) -> int:
+def min_world_size(train: TrainConfig) -> int:
     """Without which the run does not start."""
     return min(world_sizes(train), default=train.num_workers)
 
@@ -172,7 +172,7 @@ def worker_resources(train: TrainConfig) -> dict[str, float]:
     return resources
 
 
-def beside(train: TrainConfig) -> dict[str, float]:
+def async_validation_resources(train: TrainConfig) -> dict[str, float]:
     """Ray resources of what runs beside the workers."""
     return train.async_validation_resources if train.async_validation_every else {}
 

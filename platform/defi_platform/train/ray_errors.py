@@ -15,7 +15,7 @@ class FailureLines(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         rank, error = root_cause(worker_exceptions)
-        print(f"{self._kind}: worker {rank} failed: {told(error)}", flush=True)
+        print(f"{self._kind}: worker {rank} failed: {format_error(error)}", flush=True)
 
 
 def root_cause(worker_exceptions: dict[int, Exception]) -> tuple[int, BaseException]:
@@ -41,7 +41,7 @@ def unwrap(error: BaseException) -> BaseException:
     return error
 
 
-def told(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Type and first line of an error."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else 'no message'}"

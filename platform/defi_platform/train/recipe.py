@@ -46,7 +46,7 @@ class Recipe(ABC):
     def build(self) -> nn.Module:
         """The model on CPU, in fp32, the same on every rank; `forward(batch, generator=)` gives "loss"."""
 
-    def tune(self, model: Any) -> None:
+    def configure_model(self, model: Any) -> None:
         """Applies what `train` says about how the model computes, before it trains."""
         if self.config.train.recompute:
             model.set_recompute(True)
@@ -75,7 +75,7 @@ class Recipe(ABC):
     ) -> Iterable[dict[str, Any]]:
         """Batches of samples start..stop of a plan, as `defi_platform.data.loader.stream.stream` gives them."""
 
-    def held_out(self, plan: Any, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
+    def validation_stream(self, plan: Any, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
         """The few batches of samples start..stop of the validation plan that training waits for."""
         sizes = {"global_batch": size, "micro_batch": size}
         return self.stream(plan, start=start, stop=stop, rank=0, world_size=1, **sizes)
@@ -84,7 +84,7 @@ class Recipe(ABC):
         """Parameters, operations and activations of the model; None where they are not known."""
         return None
 
-    def survey(self) -> list[str]:
+    def describe_data(self) -> list[str]:
         """What a dry run tells about the data. Raises: UserError when a run would find it missing."""
         return []
 
@@ -106,7 +106,7 @@ class Recipe(ABC):
         """Metrics from the summed counts."""
         return {}
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
+    def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """What is found out about the model of a checkpoint: of the last one on rank 0, of those before it by a task
         beside training.
 

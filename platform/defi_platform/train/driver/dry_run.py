@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from defi_models.describe import Cost
 from defi_platform import storage
 from defi_platform.config import TrainConfig
-from defi_platform.train.config_checks import check_writable, fewest_workers, worker_resources, world_sizes
+from defi_platform.train.config_checks import check_writable, min_world_size, worker_resources, world_sizes
 from defi_platform.train.driver.memory_estimate import footprint
 from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.observability.peak_flops import known_peak_tflops
@@ -46,7 +46,7 @@ def dry_run(recipes: Sequence[Recipe]) -> list[DryRun]:
         train = recipe.config.train
         check_writable(train.output)
         lines = [f"run folder {train.output}: can be written"]
-        lines += [f"data: {line}" for line in recipe.survey()]
+        lines += [f"data: {line}" for line in recipe.describe_data()]
         lines += _workers(train)
         cost = recipe.cost()
         if cost:
@@ -65,7 +65,7 @@ def memory_plan(cost: Cost, train: TrainConfig) -> list[str]:
         + (", recompute" if train.recompute else "")
         + "): weights + gradients + optimiser + average + activations",
     ]
-    for workers in sorted({fewest_workers(train), train.num_workers}):
+    for workers in sorted({min_world_size(train), train.num_workers}):
         for stage in range(4):
             if train.precision != "fp32" and stage == 0:
                 continue

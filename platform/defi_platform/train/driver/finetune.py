@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from defi_platform.config import FinetuneConfig
 from defi_platform.train.driver.dry_run import DryRun
-from defi_platform.train.driver.run import RunSummary, plan_only, train
+from defi_platform.train.driver.run import RunSummary, dry_run_all, train
 from defi_platform.train.recipes.policy import PolicyRecipe
 
 
@@ -14,4 +14,4 @@ def finetune(config: FinetuneConfig) -> RunSummary | DryRun:
     Raises: UserError.
     """
     recipe = PolicyRecipe(config)
-    return plan_only([recipe])[0] if config.dry_run else train(config.ray, [recipe])[0]
+    return dry_run_all([recipe])[0] if config.dry_run else train(config.ray, [recipe])[0]

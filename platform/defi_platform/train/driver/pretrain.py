@@ -5,7 +5,7 @@ from __future__ import annotations
 from defi_platform.config import PretrainBothConfig, PretrainConfig
 from defi_platform.errors import ConfigError
 from defi_platform.train.driver.dry_run import DryRun
-from defi_platform.train.driver.run import RunSummary, plan_only, train
+from defi_platform.train.driver.run import RunSummary, dry_run_all, train
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
@@ -23,7 +23,7 @@ def pretrain(kind: str, config: PretrainConfig) -> RunSummary | DryRun:
     if kind not in RECIPES:
         raise ConfigError(f"there is no pretraining '{kind}'; choose {' or '.join(RECIPES)}.")
     recipe = RECIPES[kind](config)
-    return plan_only([recipe])[0] if config.dry_run else train(config.ray, [recipe])[0]
+    return dry_run_all([recipe])[0] if config.dry_run else train(config.ray, [recipe])[0]
 
 
 def pretrain_both(config: PretrainBothConfig) -> dict[str, RunSummary] | dict[str, DryRun]:
@@ -34,5 +34,5 @@ def pretrain_both(config: PretrainBothConfig) -> dict[str, RunSummary] | dict[st
     recipes: list[Recipe] = [GFDMRecipe(config.gfdm), GIDMRecipe(config.gidm)]
     names = ("gfdm", "gidm")
     if config.dry_run:
-        return dict(zip(names, plan_only(recipes), strict=True))
+        return dict(zip(names, dry_run_all(recipes), strict=True))
     return dict(zip(names, train(config.ray, recipes), strict=True))

@@ -25,14 +25,14 @@ from defi_platform.train.config_checks import (
     check_cluster,
     check_train_config,
     check_writable,
-    fewest_workers,
+    min_world_size,
     worker_resources,
 )
 from defi_platform.train.driver.dry_run import DryRun, dry_run
 from defi_platform.train.driver.ray_trainer import RunTrainer
 from defi_platform.train.observability.status import FILE as STATUS
 from defi_platform.train.observability.status import StatusView
-from defi_platform.train.ray_errors import root_cause, told, unwrap
+from defi_platform.train.ray_errors import format_error, root_cause, unwrap
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.stop_request import STOP, request_stop
 from defi_platform.train.worker.entry import train_worker
@@ -97,7 +97,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     pending = [recipe for recipe in recipes if recipe.kind not in summaries]
     if pending:
         with ray_session(ray_config):
-            decoders = sum(fewest_workers(r.config.train) * r.config.data.decode.processes for r in pending)
+            decoders = sum(min_world_size(r.config.train) * r.config.data.decode.processes for r in pending)
             check_cluster(
                 {recipe.kind: recipe.config.train for recipe in pending}, decoder_cpus=decoders * ACTOR_CPUS
             )
@@ -110,7 +110,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     return [summaries[recipe.kind] for recipe in recipes]
 
 
-def plan_only(recipes: Sequence[Recipe]) -> list[DryRun]:
+def dry_run_all(recipes: Sequence[Recipe]) -> list[DryRun]:
     """What `train` would do, all of its checks included; nothing is started, no cluster is asked.
 
     Raises: UserError for what it would refuse.
@@ -277,7 +277,7 @@ def _failure(failed: dict[str, BaseException], fine: Sequence[str]) -> BaseExcep
 
 def _cause(error: BaseException) -> str:
     failures = getattr(error, "worker_failures", None)
-    return told(root_cause(failures)[1] if failures else unwrap(error))
+    return format_error(root_cause(failures)[1] if failures else unwrap(error))
 
 
 def _summary(folder: str, reused: bool = False) -> RunSummary:

@@ -75,7 +75,7 @@ class GFDMRecipe(VideoRecipe):
             if samples
         }
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
+    def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """Three rows per clip: what happened, and what the model makes of the first frame and the text in one
         denoising step (which is what the policy reads) and in SAMPLING_STEPS, as a picture and as a film; PSNR,
         SSIM and GMSD of both, and of predicting that nothing moves."""

@@ -87,7 +87,7 @@ class GIDMRecipe(VideoRecipe):
         if self._probe:
             ingest(probe_data(self._probe, self.config.data))
 
-    def conclude(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
+    def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """R2 of the linear probe, learned and with random weights, where a labelled corpus is given."""
         if not self._probe:
             return EvalReport()

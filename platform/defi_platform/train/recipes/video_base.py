@@ -70,7 +70,7 @@ class VideoRecipe(Recipe):
         for split in ("train", "validation"):
             self.plan(split)
 
-    def survey(self) -> list[str]:
+    def describe_data(self) -> list[str]:
         data, lines, known = self.config.data, [], True
         if not data.corpora:
             raise ConfigError(
@@ -125,7 +125,7 @@ class VideoRecipe(Recipe):
         )
         return cache.counted(batches, tell=rank == 0) if cache else batches
 
-    def held_out(self, plan: Plan, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
+    def validation_stream(self, plan: Plan, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
         # On pictures, whether there is a cache or not: they are shown, and decoded only once.
         return local_batches(plan, self.config.data, start, stop, size)
 

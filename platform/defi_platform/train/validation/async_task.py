@@ -13,7 +13,7 @@ from ray import cloudpickle
 
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import load_model
-from defi_platform.train.ray_errors import told, unwrap
+from defi_platform.train.ray_errors import format_error, unwrap
 from defi_platform.train.recipe import EvalReport, Recipe
 from defi_platform.train.validation.loss import held_out_batches
 
@@ -81,7 +81,7 @@ class AsyncValidation:
         except Exception as error:  # noqa: BLE001 - whatever ends it, training goes on
             self.counts["failed"] += 1
             print(
-                f"{self._recipe.kind}: validation beside training, step {step}: {told(unwrap(error))}",
+                f"{self._recipe.kind}: validation beside training, step {step}: {format_error(unwrap(error))}",
                 flush=True,
             )
             return None
@@ -102,7 +102,7 @@ def validate_checkpoint(pickled: bytes, step: int) -> bytes:
     found = _committed(train.output, step, train.storage_patience_s)
     model = load_model(recipe, found).to("cuda" if ray.get_gpu_ids() else "cpu")
     batch = held_out_batches(recipe, 0, 1)[0]
-    return cloudpickle.dumps(recipe.conclude(model, batch, train.output, step))
+    return cloudpickle.dumps(recipe.evaluate(model, batch, train.output, step))
 
 
 def _committed(run: str, step: int, patience_s: float) -> checkpoints.Found:

@@ -47,7 +47,7 @@ def scalars(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 def held_out_batches(recipe: Recipe, first: int, last: int) -> list[dict[str, Any]]:
     """Micro-batches number first..last of the validation split, in memory."""
     size = recipe.config.train.micro_batch
-    return list(recipe.held_out(recipe.plan("validation"), first * size, last * size, size))
+    return list(recipe.validation_stream(recipe.plan("validation"), first * size, last * size, size))
 
 
 class Validator:

@@ -54,7 +54,7 @@ class Training:
         self._tell(phase="building the model", force=True)
         torch.manual_seed(seed_of(self.train.seed, "weights"))
         model = recipe.build()
-        recipe.tune(model)
+        recipe.configure_model(model)
         self.plan = recipe.plan("train")
         self.fingerprint = recipe.fingerprint(self.plan)
         self.engine, position = restored(recipe, model, self.fingerprint, self.ranks)

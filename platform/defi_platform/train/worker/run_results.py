@@ -34,7 +34,7 @@ def write_results(
     """
     run = recipe.config.train.output
     model = export_model(recipe, storage.join(run, MODEL)).to(device)
-    concluded = recipe.conclude(model, batch, run, facts["steps"])
+    concluded = recipe.evaluate(model, batch, run, facts["steps"])
     write_curves(rows, storage.join(run, CURVES), f"{recipe.kind} ({recipe.config.model.preset})")
     validations = [row for row in rows if row["split"] == "validation"]
     summary = {
