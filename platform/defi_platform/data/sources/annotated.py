@@ -1,6 +1,6 @@
 """Annotated video folders (the VPP / GFDM layout): `annotation/<split>/<id>.json` beside the videos.
 
-Source of the layout: reference/formats.md, "Annotated video folder".
+Source of the layout: docs/formats.md, "Annotated video folder".
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CALVIN on disk: one npz file per frame, language segments in a pickled dict.
 
-Source of the layout: reference/formats.md, "CALVIN". `validation/` is the unseen scene of ABC-D and stays
+Source of the layout: docs/formats.md, "CALVIN". `validation/` is the unseen scene of ABC-D and stays
 validation; the others are split by hash.
 """
 

@@ -1,6 +1,6 @@
 """HDF5 episodes (the xbot layout): `/observations/images/<camera>`, `/action`, `/observations/*`, `/text`.
 
-Source of the layout: reference/formats.md, "HDF5 episodes".
+Source of the layout: docs/formats.md, "HDF5 episodes".
 """
 
 from __future__ import annotations

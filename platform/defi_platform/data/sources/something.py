@@ -1,6 +1,6 @@
 """Something-Something v2: `<id>.webm` files and JSON lists of labels.
 
-Source of the layout: reference/formats.md, "Something-Something v2". The test split has no labels, so its
+Source of the layout: docs/formats.md, "Something-Something v2". The test split has no labels, so its
 videos are listed as rejected for want of a text.
 """
 

@@ -1,6 +1,6 @@
 """WebDataset tars of video: files of one sample share a key, `<key>.mp4` beside `<key>.txt` or `<key>.json`.
 
-Source of the layout: reference/formats.md, "WebDataset video". Videos are read in place, by byte range.
+Source of the layout: docs/formats.md, "WebDataset video". Videos are read in place, by byte range.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Episodes arrive encoded (`encode_h264`), so writing copies bytes and never decodes. Many episodes share a
 file until it reaches the size that `meta/info.json` names.
 
-Source of the layout: LeRobot's dataset format v3.0; the facts are in the reference `formats.md`.
+Source of the layout: LeRobot's dataset format v3.0; see docs/formats.md.
 """
 
 from __future__ import annotations

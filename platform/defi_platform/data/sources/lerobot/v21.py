@@ -1,6 +1,6 @@
 """LeRobot datasets v2.1: one episode per video and parquet file, episodes and tasks as JSON lines.
 
-Source of the layout: reference/formats.md, "LeRobot v2.1".
+Source of the layout: docs/formats.md, "LeRobot v2.1".
 """
 
 from __future__ import annotations

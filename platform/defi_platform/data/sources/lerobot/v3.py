@@ -1,6 +1,6 @@
 """LeRobot datasets v3.0: episodes share video and parquet files; the meta files say where each one lies.
 
-Source of the layout: reference/formats.md, "LeRobot v3.0".
+Source of the layout: docs/formats.md, "LeRobot v3.0".
 """
 
 from __future__ import annotations

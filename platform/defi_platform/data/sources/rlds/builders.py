@@ -1,6 +1,6 @@
 """Open X-Embodiment RLDS (tfds) datasets: TFRecords of episodes with encoded frames, read without TensorFlow.
 
-Source of the layout: reference/formats.md, "Open X-Embodiment RLDS".
+Source of the layout: docs/formats.md, "Open X-Embodiment RLDS".
 """
 
 from __future__ import annotations
