@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from defi_platform.data.sources.rlds.crc32c import crc32c, masked
+from defi_platform.data.sources.rlds.tfrecord import masked_crc32c
 
 
 def message(number: int, content: bytes) -> bytes:
@@ -40,5 +40,5 @@ def write_tfrecord(place: Path, records: list[bytes]) -> None:
     with place.open("wb") as file:
         for record in records:
             head = struct.pack("<Q", len(record))
-            file.write(head + struct.pack("<I", masked(crc32c(head))))
-            file.write(record + struct.pack("<I", masked(crc32c(record))))
+            file.write(head + struct.pack("<I", masked_crc32c(head)))
+            file.write(record + struct.pack("<I", masked_crc32c(record)))

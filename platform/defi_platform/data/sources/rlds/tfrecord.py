@@ -10,8 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import IO
 
 import numpy as np
-
-from defi_platform.data.sources.rlds.crc32c import crc32c, masked
+from crc32c import crc32c
 
 HEAD = struct.Struct("<QI")
 TAIL = struct.Struct("<I")
@@ -27,6 +26,12 @@ class DamagedRecord(ValueError):
     """A record whose checksum, length or encoding is wrong."""
 
 
+def masked_crc32c(data: bytes | memoryview) -> int:
+    """CRC-32C of `data` in the rotated and offset form that TFRecord stores."""
+    checksum = crc32c(data)
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
 def record_spans(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of the data of every record; reads the headers only.
 
@@ -39,7 +44,7 @@ def record_spans(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
         if len(head) < HEAD.size:
             raise DamagedRecord(f"the file ends inside a header at byte {offset}")
         length, checksum = HEAD.unpack(head)
-        if masked(crc32c(head[:8])) != checksum:
+        if masked_crc32c(head[:8]) != checksum:
             raise DamagedRecord(f"the header at byte {offset} does not match its checksum")
         start = offset + HEAD.size
         offset = start + length + TAIL.size
@@ -54,7 +59,7 @@ def read_record(file: IO[bytes], offset: int, length: int, verify: bool = True) 
     data = file.read(length + TAIL.size)
     if len(data) < length + TAIL.size:
         raise DamagedRecord(f"the record at byte {offset} is cut short")
-    if verify and masked(crc32c(memoryview(data)[:length])) != TAIL.unpack(data[length:])[0]:
+    if verify and masked_crc32c(memoryview(data)[:length]) != TAIL.unpack(data[length:])[0]:
         raise DamagedRecord(f"the record at byte {offset} does not match its checksum")
     return data[:length]
 
