@@ -35,6 +35,32 @@ def test_a_loaded_model_has_every_tensor_bit_identical(gidm: GIDM, folder: Path)
     assert all(torch.equal(t, loaded.state_dict()[name]) for name, t in gidm.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "former"),
+    [
+        ("gfdm", "gfdm", "ForwardDynamics"),
+        ("gidm", "gidm", "InverseDynamics"),
+        ("policy", "policy", "DeFIPolicy"),
+    ],
+)
+def test_a_folder_exported_under_the_former_names_loads_by_the_lines_of_its_readme(
+    name: str, module: str, former: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model = request.getfixturevalue(name)
+    folder = model.save_pretrained(tmp_path / name)
+    readme = folder / "README.md"
+    lines = f'from defi_models.{module} import {former}\n\nmodel = {former}.from_pretrained("THIS_FOLDER")\n'
+    current = readme.read_text().split("```python\n")[1].split("```")[0]
+    readme.write_text(readme.read_text().replace(current, lines))
+    loaded = []
+    for code in (current, readme.read_text().split("```python\n")[1].split("```")[0]):
+        scope: dict = {}
+        exec(code.replace("THIS_FOLDER", str(folder)), scope)
+        loaded.append(scope["model"])
+    assert type(loaded[0]) is type(loaded[1]) is type(model)
+    assert all(torch.equal(t, loaded[1].state_dict()[key]) for key, t in model.state_dict().items())
+
+
 def test_weights_that_a_file_will_overwrite_are_not_drawn_at_random() -> None:
     before = torch.get_rng_state()
     with unset_weights():
