@@ -41,6 +41,7 @@ from defi_platform.data.loader.stream import stream
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.encode_latents import encode_latents
 
 PROCESSES = 2
@@ -128,17 +129,7 @@ def ours(plan: Plan, data: DataConfig, cache: CacheLocation | None = None, *, sa
 
 
 def _stream(plan: Plan, data: DataConfig, stop: int, cache: CacheLocation | None = None) -> Any:
-    return stream(
-        plan,
-        data,
-        start=0,
-        stop=stop,
-        rank=0,
-        world_size=1,
-        global_batch=MICRO_BATCH,
-        micro_batch=MICRO_BATCH,
-        cache=cache,
-    )
+    return stream(plan, data, Shard.single(0, stop, MICRO_BATCH), cache=cache)
 
 
 def raw_decord(clip: Clip) -> int:

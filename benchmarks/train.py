@@ -44,6 +44,7 @@ from defi_platform.config import (
     TrackingConfig,
     TrainConfig,
 )
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.encode_latents import encode_latents
 from defi_platform.train.driver.run import train
 from defi_platform.train.engine.seeds import sample_generators
@@ -123,26 +124,16 @@ class FromMemory:
             self.turns.pass_on((given[-1] - 1) // TURN)
         return EvalReport()
 
-    def stream(
-        self,
-        plan: Any,
-        *,
-        start: int,
-        stop: int,
-        rank: int,
-        world_size: int,
-        global_batch: int,
-        micro_batch: int,
-    ) -> Iterator[dict[str, Any]]:
+    def stream(self, plan: Any, shard: Shard) -> Iterator[dict[str, Any]]:
         held = held_batches(self.kind)
         turns = self.turns if plan == "train" else None
-        for step in range(start // global_batch, stop // global_batch):
+        for step in range(shard.start // shard.global_batch, shard.stop // shard.global_batch):
             if turns and step % TURN == 0:
-                if step and rank == 0:
+                if step and shard.rank == 0:
                     turns.pass_on(step // TURN - 1)
                 turns.take(step // TURN)
-            first = step * global_batch + rank * micro_batch
-            yield held[step % HELD] | {"sample": torch.arange(first, first + micro_batch)}
+            samples = shard.samples(step * shard.global_batch, 0)
+            yield held[step % HELD] | {"sample": torch.arange(samples.start, samples.stop)}
 
     validation_stream = Recipe.validation_stream
 

@@ -20,7 +20,7 @@ from defi_platform.data.manifest.table import Manifest, commit_corpus
 from defi_platform.data.sampling.mixture import Mixture
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule, Rule
-from defi_platform.data.sampling.sharding import micro_batches
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.data.sampling.shuffle import permuted
 from defi_platform.errors import CorpusError
 
@@ -51,14 +51,18 @@ def manifest(**sizes: int) -> Manifest:
 
 def consumed(start: int, stop: int, world_size: int, micro_batch: int, per_rank: int) -> list[list[int]]:
     """Sample numbers per rank of a run from `start` to `stop`."""
-    return [
-        [
-            k
-            for piece in micro_batches(start, stop, rank, world_size, world_size * per_rank, micro_batch)
-            for k in piece
-        ]
+    shards = [
+        Shard(
+            start=start,
+            stop=stop,
+            rank=rank,
+            world_size=world_size,
+            global_batch=world_size * per_rank,
+            micro_batch=micro_batch,
+        )
         for rank in range(world_size)
     ]
+    return [[k for samples in shard.micro_batches() for k in samples] for shard in shards]
 
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))

@@ -264,11 +264,12 @@ from defi_platform.data.loader.stream import stream
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule
+from defi_platform.data.sampling.sharding import Shard
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
 root = sys.argv[1]
 data = DataConfig(corpora={"c": CorpusConfig(path=root + "/v")}, manifest=root + "/m", holdout=0.0)
 plan = Plan.of(ingest(data), data, ClipRule(frames=4), seed=0)
-batches = stream(plan, data, start=0, stop=12, rank=0, world_size=1, global_batch=4, micro_batch=4)
+batches = stream(plan, data, Shard.single(0, 12, 4))
 seen = [(k, skip) for batch in batches for k, skip in zip(batch["sample"].tolist(), batch["skipped"])]
 assert seen == [(k, "") for k in range(12)], seen
 print("videos", len(plan.manifest))

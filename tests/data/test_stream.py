@@ -23,6 +23,7 @@ from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.errors import CorpusError
 
 LENGTHS = (20, 31, 25, 40, 22, 28)
@@ -41,7 +42,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple
 
 def one_epoch(plan: Plan, data: DataConfig, stop: int, **options: Any) -> list[dict[str, Any]]:
     sizes = {"rank": 0, "world_size": 1, "global_batch": 4, "micro_batch": 4} | options
-    return list(stream(plan, data, start=0, stop=stop, **sizes))
+    return list(stream(plan, data, Shard(start=0, stop=stop, **sizes)))
 
 
 def test_a_clip_is_the_frames_the_plan_names(corpus: tuple[DataConfig, Manifest]) -> None:
@@ -146,12 +147,7 @@ def test_a_decode_actor_killed_in_mid_stream_loses_and_repeats_nothing(
     several.decode = type(data.decode)(processes=2)
     plan = Plan.of(manifest, several, PairRule(interval_s=0.5), seed=0)
     told: list[str] = []
-    batches = iter(
-        stream(
-            plan, several, start=0, stop=240, rank=0, world_size=1, global_batch=4, micro_batch=4,
-            keep_stats=told.append,
-        )
-    )  # fmt: skip
+    batches = iter(stream(plan, several, Shard.single(0, 240, 4), keep_stats=told.append))
     seen = [next(batches) for _ in range(4)]
     victim = next(
         child
@@ -231,9 +227,7 @@ def test_two_trainers_stream_at_once_with_half_a_cpu_left_for_all_decoders(
     @ray.remote(num_cpus=1.75)
     class Trainer:
         def train(self, plan: Plan) -> list[int]:
-            batches = stream(
-                plan, data, start=0, stop=32, rank=0, world_size=1, global_batch=4, micro_batch=4
-            )
+            batches = stream(plan, data, Shard.single(0, 32, 4))
             return [k for batch in batches for k in batch["sample"].tolist()]
 
     plans = [Plan.of(manifest, data, rule, seed=0) for rule in (ClipRule(frames=8), PairRule(interval_s=1.0))]

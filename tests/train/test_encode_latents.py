@@ -13,13 +13,14 @@ from defi_platform.config import CorpusConfig, DataConfig, EncodeConfig, Pretrai
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latents.cache import CacheError
 from defi_platform.data.manifest.quarantine import skipped
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.encode_latents import encode_latents
 from defi_platform.errors import ConfigError
 from defi_platform.train.driver.pretrain import RECIPES
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.recipes.video_base import VideoRecipe
 
-SIZES = {"rank": 0, "world_size": 1, "global_batch": 2, "micro_batch": 2}
+SIZE = 2
 
 
 def data(folder: Path, kind: str, *corpora: str) -> DataConfig:
@@ -55,13 +56,13 @@ def test_losses_from_the_cache_are_those_from_the_pictures(folder: Path, kind: s
     one = recipe(kind, data(folder, kind, "robot"))
     model = one.build().eval()
     plan = one.plan("train")
-    cached = list(one.stream(plan, start=0, stop=4, **SIZES))
+    cached = list(one.stream(plan, Shard.single(0, 4, SIZE)))
     assert all(column in batch and "frames" not in batch for batch in cached)
     assert one.summary({})["cache"]["samples_read"] == 4
     assert "per second" in (folder / "run" / "data_stats.txt").read_text()
     plain = recipe(kind, data(folder, kind, "robot"))
     plain.config.data.cache = None
-    for read, decoded in zip(cached, plain.stream(plan, start=0, stop=4, **SIZES), strict=True):
+    for read, decoded in zip(cached, plain.stream(plan, Shard.single(0, 4, SIZE)), strict=True):
         samples = decoded["sample"].tolist()
         assert read["sample"].tolist() == samples and read["text"] == decoded["text"]
         with torch.no_grad():
@@ -76,7 +77,7 @@ def test_a_partial_cache_is_used_where_it_can_and_completed_by_the_job(folder: P
     partial = recipe("gfdm", settings)
     ingest(settings)
     partial.build()
-    batches = list(partial.stream(partial.plan("train"), start=0, stop=8, **SIZES))
+    batches = list(partial.stream(partial.plan("train"), Shard.single(0, 8, SIZE)))
     for batch in batches:
         assert ("frames" in batch) == ("plain" in batch["corpus"])
     told = partial.summary({})["cache"]

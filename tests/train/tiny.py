@@ -65,13 +65,10 @@ class TinyRecipe(Recipe):
     def plan(self, split: str) -> str:
         return split
 
-    def stream(self, plan, *, start, stop, rank, world_size, global_batch, micro_batch):
-        per_rank = global_batch // world_size
-        for first in range(start, stop, global_batch):
-            for k in range(first + rank * per_rank, first + (rank + 1) * per_rank, micro_batch):
-                samples = torch.arange(k, k + micro_batch)
-                x = torch.stack([_values(plan, int(sample)) for sample in samples])
-                yield {"x": x, "sample": samples, "text": [""] * micro_batch}
+    def stream(self, plan, shard):
+        for samples in shard.micro_batches():
+            x = torch.stack([_values(plan, k) for k in samples])
+            yield {"x": x, "sample": torch.tensor(samples), "text": [""] * len(samples)}
 
     def after_update(self, engine, step):
         marker = Path(self.config.train.output) / f"killed_{step}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from defi_platform.config import PretrainConfig
+from defi_platform.data.sampling.sharding import Shard
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
@@ -62,23 +63,12 @@ class Recipe(ABC):
         return ""
 
     @abstractmethod
-    def stream(
-        self,
-        plan: Any,
-        *,
-        start: int,
-        stop: int,
-        rank: int,
-        world_size: int,
-        global_batch: int,
-        micro_batch: int,
-    ) -> Iterable[dict[str, Any]]:
-        """Batches of samples start..stop of a plan, as `defi_platform.data.loader.stream.stream` gives them."""
+    def stream(self, plan: Any, shard: Shard) -> Iterable[dict[str, Any]]:
+        """Micro-batches of one rank's share of a plan, as `defi_platform.data.loader.stream.stream` gives them."""
 
     def validation_stream(self, plan: Any, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
         """The few batches of samples start..stop of the validation plan that training waits for."""
-        sizes = {"global_batch": size, "micro_batch": size}
-        return self.stream(plan, start=start, stop=stop, rank=0, world_size=1, **sizes)
+        return self.stream(plan, Shard.single(start, stop, size))
 
     def cost(self) -> Cost | None:
         """Parameters, operations and activations of the model; None where they are not known."""

@@ -20,7 +20,7 @@ from defi_platform.config import DataConfig
 from defi_platform.data.latents.cache import CacheLocation
 from defi_platform.data.loader.sample_decoder import SampleDecoder
 from defi_platform.data.sampling.plan import Plan
-from defi_platform.data.sampling.sharding import micro_batches
+from defi_platform.data.sampling.sharding import Shard
 
 ACTOR_CPUS = 0.05
 """Logical CPUs of a decode actor. Train workers hold whole ones; a decoder that had to wait for a whole CPU
@@ -37,20 +37,12 @@ TEXT_COLUMNS = ("text", "video_id", "corpus", "skipped")
 def stream(
     plan: Plan,
     data: DataConfig,
+    shard: Shard,
     *,
-    start: int,
-    stop: int,
-    rank: int,
-    world_size: int,
-    global_batch: int,
-    micro_batch: int,
     cache: CacheLocation | None = None,
     keep_stats: Callable[[str], None] | None = None,
 ) -> Iterable[dict[str, Any]]:
-    """Batches of samples `start` to `stop` - 1 that fall to `rank`, in order.
-
-    Step s consumes the `global_batch` samples from start + s * global_batch on; within it each rank takes one
-    contiguous slice, cut into micro-batches. Over all ranks every sample number appears exactly once.
+    """Micro-batches of a shard, in order.
 
     The decode actors start with the first batch, which takes seconds; see `local_batches`.
 
@@ -67,11 +59,10 @@ def stream(
         text, video_id, corpus: list[str]; sample: int64 (B,), the numbers k;
         skipped: list[str], per sample the reasons of the bad videos it stands in for, "" where there were none.
 
-    Raises: ValueError for numbers that do not divide. CorpusError, inside Ray's own error, when `data.strict`
+    Raises: CorpusError, inside Ray's own error, when `data.strict`
         meets a bad video or a corpus has run out of good ones.
     """
-    pieces = micro_batches(start, stop, rank, world_size, global_batch, micro_batch)
-    return _chapters(plan, data, cache, keep_stats, pieces)
+    return _chapters(plan, data, cache, keep_stats, shard.micro_batches())
 
 
 def local_batches(plan: Plan, data: DataConfig, start: int, stop: int, size: int) -> Iterator[dict[str, Any]]:
@@ -82,7 +73,7 @@ def local_batches(plan: Plan, data: DataConfig, start: int, stop: int, size: int
     Raises: CorpusError, ValueError, as `stream`.
     """
     with contextlib.closing(SampleDecoder(plan, data)) as decoder:
-        for piece in micro_batches(start, stop, 0, 1, size, size):
+        for piece in Shard.single(start, stop, size).micro_batches():
             yield _torch(decoder({name: np.array([getattr(piece, name)]) for name in ("start", "stop")}))
 
 

@@ -1,36 +1,69 @@
-"""Which sample numbers fall to which rank: arithmetic, so that stopping and world size can change at will."""
+"""Sharding of sample numbers over ranks: arithmetic, so that stopping and world size can change at will."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 
-def micro_batches(
-    start: int, stop: int, rank: int, world_size: int, global_batch: int, micro_batch: int
-) -> Iterator[range]:
-    """The micro-batches of `rank`, each a range of sample numbers, in order.
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The samples of one rank in a stretch of a plan.
 
-    Args:
-        start, stop: samples start .. stop - 1; a last step that is not full is cut the same way, so that some
-            ranks may get less of it or nothing.
+    A step consumes the `global_batch` samples that follow those of the step before. Within it each rank takes one
+    contiguous slice of `per_rank` samples, cut into `accumulation` micro-batches. Over all ranks every sample number
+    appears exactly once.
 
     Raises: ValueError when global_batch is not world_size * micro_batch * a whole number, or rank is not one.
     """
-    if world_size < 1 or not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} is not one of a world of {world_size}")
-    if micro_batch < 1 or global_batch < 1 or global_batch % (world_size * micro_batch):
-        raise ValueError(
-            f"global_batch={global_batch} is not world_size={world_size} x micro_batch={micro_batch} x a whole number"
-        )
-    return _pieces(start, stop, rank, global_batch // world_size, global_batch, micro_batch)
 
+    start: int
+    stop: int
+    """Samples start .. stop - 1; a last step that is not full is cut the same way, so that some ranks may get less
+    of it or nothing."""
+    rank: int
+    world_size: int
+    global_batch: int
+    """Samples of one step, over all ranks."""
+    micro_batch: int
+    """Samples that one rank computes at a time."""
 
-def _pieces(
-    start: int, stop: int, rank: int, share: int, global_batch: int, micro_batch: int
-) -> Iterator[range]:
-    for step in range(start, stop, global_batch):
-        first = step + rank * share
-        for low in range(first, first + share, micro_batch):
-            piece = range(low, min(low + micro_batch, first + share, stop))
-            if len(piece):
-                yield piece
+    def __post_init__(self) -> None:
+        if self.world_size < 1 or not 0 <= self.rank < self.world_size:
+            raise ValueError(f"rank {self.rank} is not one of a world of {self.world_size}")
+        if (
+            self.micro_batch < 1
+            or self.global_batch < 1
+            or self.global_batch % (self.world_size * self.micro_batch)
+        ):
+            raise ValueError(
+                f"global_batch={self.global_batch} is not world_size={self.world_size} x "
+                f"micro_batch={self.micro_batch} x a whole number"
+            )
+
+    @classmethod
+    def single(cls, start: int, stop: int, batch: int) -> Shard:
+        """All samples start .. stop - 1 for one process, in batches of `batch`."""
+        return cls(start=start, stop=stop, rank=0, world_size=1, global_batch=batch, micro_batch=batch)
+
+    @property
+    def per_rank(self) -> int:
+        """Samples of one step that fall to each rank."""
+        return self.global_batch // self.world_size
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one step on each rank."""
+        return self.per_rank // self.micro_batch
+
+    def samples(self, first: int, micro: int) -> range:
+        """Sample numbers of this rank's micro-batch number `micro` in the step whose first sample is `first`."""
+        low = first + self.rank * self.per_rank + micro * self.micro_batch
+        return range(low, max(low, min(low + self.micro_batch, self.stop)))
+
+    def micro_batches(self) -> Iterator[range]:
+        """All micro-batches of this rank that hold samples, in order."""
+        for first in range(self.start, self.stop, self.global_batch):
+            for micro in range(self.accumulation):
+                if samples := self.samples(first, micro):
+                    yield samples

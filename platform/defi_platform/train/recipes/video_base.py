@@ -21,6 +21,7 @@ from defi_platform.data.manifest.split import TRAIN
 from defi_platform.data.manifest.table import Manifest, read_committed
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import Rule
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.data.sources.formats import format_of
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.storage import StorageError
@@ -99,31 +100,16 @@ class VideoRecipe(Recipe):
     def fingerprint(self, plan: Plan) -> str:
         return plan.fingerprint()
 
-    def stream(
-        self,
-        plan: Plan,
-        *,
-        start: int,
-        stop: int,
-        rank: int,
-        world_size: int,
-        global_batch: int,
-        micro_batch: int,
-    ) -> Iterable[dict[str, Any]]:
+    def stream(self, plan: Plan, shard: Shard) -> Iterable[dict[str, Any]]:
         cache = self._cache
         batches = stream(
             plan,
             self.config.data,
-            start=start,
-            stop=stop,
-            rank=rank,
-            world_size=world_size,
-            global_batch=global_batch,
-            micro_batch=micro_batch,
+            shard,
             cache=cache.place if cache else None,
-            keep_stats=self._keep_stats if rank == 0 else None,
+            keep_stats=self._keep_stats if shard.rank == 0 else None,
         )
-        return cache.counted(batches, tell=rank == 0) if cache else batches
+        return cache.counted(batches, tell=shard.rank == 0) if cache else batches
 
     def validation_stream(self, plan: Plan, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
         # On pictures, whether there is a cache or not: they are shown, and decoded only once.

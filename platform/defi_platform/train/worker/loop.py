@@ -13,6 +13,7 @@ from torch import Tensor
 
 from defi_platform import storage
 from defi_platform.config.loader import to_mapping
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.retry import run_patience
 from defi_platform.train.checkpoint.async_saver import CheckpointSaver
 from defi_platform.train.checkpoint.format import Position
@@ -65,6 +66,14 @@ class Training:
             # Workers that died and came back under the same driver have one start; its time counts once.
             same_driver = position.clock["started"] == started
             self._wall_before = position.clock["before_s"] if same_driver else position.wall_s
+        self._shard = Shard(
+            start=self.step * self.train.global_batch,
+            stop=self.train.steps * self.train.global_batch,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            global_batch=self.train.global_batch,
+            micro_batch=self.train.micro_batch,
+        )
         self.log = MetricsLog(self._path(METRICS), self.step) if first else None
         self.stop_request = StopRequest(self.run_folder) if first else None
         self.notices = PreemptionNotices(preemptible, first)
@@ -151,7 +160,7 @@ class Training:
         for micro in range(self.engine.accumulation):
             clock.end("other")
             batch = next(batches)
-            samples = self._expected(micro)
+            samples = list(self._shard.samples(self.step * train.global_batch, micro))
             if batch["sample"].tolist() != samples:
                 raise RuntimeError(f"the data stream gave samples {batch['sample'].tolist()}, not {samples}")
             clock.end("data")
@@ -180,27 +189,10 @@ class Training:
         norm = self.engine.grad_norm()
         return told, means | {"lr": rate} | ({} if norm is None else {"grad_norm": norm})
 
-    def _expected(self, micro: int) -> list[int]:
-        per_rank = self.train.global_batch // self.ranks.world_size
-        first = self.step * self.train.global_batch + self.ranks.rank * per_rank
-        first += micro * self.train.micro_batch
-        return list(range(first, first + self.train.micro_batch))
-
     def _batches(self) -> Iterator[dict[str, Any]]:
-        train = self.train
-        if self.step >= train.steps:
+        if self.step >= self.train.steps:
             return iter(())
-        return iter(
-            self.recipe.stream(
-                self.plan,
-                start=self.step * train.global_batch,
-                stop=train.steps * train.global_batch,
-                rank=self.ranks.rank,
-                world_size=self.ranks.world_size,
-                global_batch=train.global_batch,
-                micro_batch=train.micro_batch,
-            )
-        )
+        return iter(self.recipe.stream(self.plan, self._shard))
 
     # ----------------------------------------------------------------- what is told
 
