@@ -5,16 +5,18 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-data bench-train bench-failures clean
+.PHONY: help setup demo test lint docs bench bench-data bench-train bench-failures bench-identical clean
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
+	@echo "make docs   the API reference, in build/docs"
 	@echo "make bench  the measured comparisons in benchmarks/"
-	@echo "make bench-data  the data engine beside raw decord and Ray's own readers (about 15 minutes)"
-	@echo "make bench-train  our training loop beside bare PyTorch, and what the paper's runs need on many GPUs"
+	@echo "make bench-data  the data engine next to raw decord and Ray's own readers (about 15 minutes)"
+	@echo "make bench-train  our training loop next to bare PyTorch, and what the paper's runs need on many GPUs"
 	@echo "make bench-failures  what each failure costs a run on several raylets (about 5 minutes)"
+	@echo "make bench-identical  losses of this checkout and of AGAINST=folder or revision, bit for bit (about 10 minutes)"
 	@echo "make setup  only install: .venv and the system libraries for rendering"
 	@echo "make clean  remove .venv (runs/ is kept)"
 
@@ -44,8 +46,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# platform/ is named as a source root, so that pdoc documents this checkout.
+docs: $(INSTALLED)
+	PYTHONPATH=platform:. $(BIN)/python -m pdoc --docformat google --output-directory build/docs defi_models defi_platform
+	@echo "build/docs/index.html"
+
 bench: setup
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/identical_losses.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 bench-data: setup
 	$(BIN)/python benchmarks/data.py
@@ -56,6 +63,10 @@ bench-train: setup
 
 bench-failures: setup
 	$(BIN)/python benchmarks/failures.py
+
+AGAINST ?= HEAD
+bench-identical: setup
+	$(BIN)/python benchmarks/identical_losses.py --against $(AGAINST)
 
 clean:
 	rm -rf .venv
