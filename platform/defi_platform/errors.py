@@ -30,6 +30,11 @@ class ServeError(UserError):
     """A policy server that cannot start or cannot be reached."""
 
 
+def one_line(error: BaseException) -> str:
+    """The error's message on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def exit_code(job: Callable[[], int]) -> int:
     """Runs a job and turns what a user can cause into one clear message.
 

@@ -13,9 +13,9 @@ from robot_messages import observation
 from defi_models import presets
 from defi_models.policy import DeFIPolicy
 from defi_platform.errors import CheckpointError
-from defi_platform.serve.capacity_check import check_policy_folder
 from defi_platform.serve.observation import Observation, read_observation
 from defi_platform.serve.replica import PolicyReplica
+from defi_platform.serve.startup_checks import check_policy_folder
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A crew of Ray actors that work through units: one at a time each, grouped by task, lost ones done again."""
+"""A pool of Ray actors that work through a queue of units and repeat the units of actors that died."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from defi_platform.errors import SimulatorError, UserError
+from defi_platform.errors import SimulatorError, UserError, one_line
 
 
 class _HasTask(Protocol):
@@ -19,22 +19,31 @@ class _HasTask(Protocol):
 
 Unit = TypeVar("Unit", bound=_HasTask)
 
-LIVES = 3
-"""Actors that may die over one unit, or at their start, before it is an error."""
-PATIENCE_S = 30.0
-"""After that long without any worker it is said what is waited for."""
+MAX_RESTARTS = 2
+"""Restarts after actors died over one unit, or at their start; the next death is an error."""
+WAIT_REPORT_S = 30.0
+"""Seconds without any running actor after which the missing resources are reported."""
 
 
-class Crew(Generic[Unit]):
-    """Actors with methods `ready()` and `work(unit)`.
+class ActorPool(Generic[Unit]):
+    """Actors with methods `ready()` and `work(unit)`, each busy with one unit at a time.
 
-    Changing the task costs an actor most of a second (a new model and rendering context), so an idle one is
-    given a unit of the task it last did, else of the task that the fewest others are at.
+    Changing the task costs an actor most of a second (a new model and rendering context), so an idle one gets
+    a unit of its last task, else of the task that the fewest other actors are busy with.
+
+    Restarts are counted here and not by Ray (`max_restarts`, `max_task_retries`): Ray would keep a lost unit
+    for the restarted actor, which waits for ever when its node is gone and the other actors hold the CPUs that
+    are left. Here the unit goes back to the queue, and any idle actor takes it.
     """
 
-    def __init__(self, start: Callable[[], Any], workers: int):
-        """`start` makes one actor; it is called again for each that dies."""
-        self._start = start
+    def __init__(self, create: Callable[[], Any], workers: int):
+        """Prepares a pool; its actors start when the results are read.
+
+        Args:
+            create: makes one actor handle; called again for each actor that dies.
+            workers: number of actors, at least 1.
+        """
+        self._create = create
         self._workers = max(1, workers)
         self._queue: list[Unit] = []
         self._deaths: Counter[Unit | None] = Counter()
@@ -44,41 +53,46 @@ class Crew(Generic[Unit]):
         self._queue.append(unit)
 
     def results(self) -> Iterator[tuple[Unit, Any]]:
-        """Yields (unit, result) as they come until nothing is queued or running, then ends the actors.
+        """Runs the queue to its end, then kills the actors.
 
-        Raises: the UserError that an actor met; SimulatorError for a unit whose actors died LIVES times.
+        Yields:
+            (unit, result of its `work`), in order of completion.
+
+        Raises:
+            UserError: an actor raised it.
+            SimulatorError: more than MAX_RESTARTS actors died over one unit or at their start.
         """
         actors: list[Any] = []
-        # What each pending call is: (actor, its unit); no unit: the actor is starting. On a cluster with too
-        # few CPUs some never do, and the others carry on without them.
+        # Pending call -> (actor, its unit); no unit: the actor is starting. On a cluster with too few CPUs
+        # some never do, and the others carry on without them.
         running: dict[Any, tuple[Any, Unit | None]] = {}
         idle: list[Any] = []
         last_task: dict[Any, str] = {}
 
-        def hire() -> None:
-            actors.append(self._start())
+        def start() -> None:
+            actors.append(self._create())
             running[actors[-1].ready.remote()] = (actors[-1], None)
 
         try:
             for _ in range(min(self._workers, len(self._queue))):
-                hire()
+                start()
             while self._queue or any(unit is not None for _, unit in running.values()):
                 while self._queue and idle:
                     actor = idle.pop()
-                    unit = self._next(last_task.get(actor), [u.task for _, u in running.values() if u])
+                    unit = self._next_unit(last_task.get(actor), [u.task for _, u in running.values() if u])
                     last_task[actor] = unit.task
                     running[actor.work.remote(unit)] = (actor, unit)
-                done, _ = ray.wait(list(running), num_returns=1, timeout=PATIENCE_S)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=WAIT_REPORT_S)
                 if not done:
                     if not last_task:
-                        self._report_waiting()
+                        _report_waiting()
                     continue
                 actor, finished = running.pop(done[0])
                 try:
                     result = ray.get(done[0])
                 except RayActorError as error:
-                    self._bury(finished, error)
-                    hire()
+                    self._on_actor_death(finished, error)
+                    start()
                     continue
                 except RayTaskError as error:
                     if isinstance(error.cause, UserError):
@@ -91,26 +105,28 @@ class Crew(Generic[Unit]):
             for actor in actors:
                 ray.kill(actor)
 
-    def _report_waiting(self) -> None:
-        cluster, free = ray.cluster_resources(), ray.available_resources()
-        print(
-            f"waiting for a CPU: simulator workers take one each; {free.get('CPU', 0):g} of the cluster's "
-            f"{cluster.get('CPU', 0):g} are free",
-            flush=True,
-        )
-
-    def _next(self, last: str | None, busy: list[str]) -> Unit:
-        chosen = min(self._queue, key=lambda unit: (unit.task != last, busy.count(unit.task)))
+    def _next_unit(self, last_task: str | None, busy_tasks: list[str]) -> Unit:
+        chosen = min(self._queue, key=lambda unit: (unit.task != last_task, busy_tasks.count(unit.task)))
         self._queue.remove(chosen)
         return chosen
 
-    def _bury(self, unit: Unit | None, error: RayActorError) -> None:
+    def _on_actor_death(self, unit: Unit | None, error: RayActorError) -> None:
+        """Queues the lost unit again, or raises SimulatorError after too many deaths."""
         self._deaths[unit] += 1
-        if self._deaths[unit] >= LIVES:
+        if self._deaths[unit] > MAX_RESTARTS:
             doing = "starting" if unit is None else f"at {unit}"
             raise SimulatorError(
-                f"{LIVES} simulator workers died {doing}, the last: {' '.join(str(error).split())[:300]}. "
+                f"{self._deaths[unit]} simulator workers died {doing}, the last: {one_line(error)[:300]}. "
                 "Look at their logs (`ray logs`) and at the memory of the node."
             ) from error
         if unit is not None:
             self._queue.append(unit)
+
+
+def _report_waiting() -> None:
+    cluster, free = ray.cluster_resources(), ray.available_resources()
+    print(
+        f"waiting for a CPU: simulator workers take one each; {free.get('CPU', 0):g} of the cluster's "
+        f"{cluster.get('CPU', 0):g} are free",
+        flush=True,
+    )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
-from defi_platform.errors import ConfigError, ServeError
+from defi_platform.errors import ConfigError, ServeError, one_line
 from defi_platform.serve.protocols import openpi
 
 ANSWER_TIMEOUT_S = 120.0
@@ -52,7 +52,7 @@ class PolicyClient:
                 self.close()
                 if time.monotonic() > deadline:
                     raise ServeError(
-                        f"the policy server at {self.url} stopped answering: {_one_line(error)}. "
+                        f"the policy server at {self.url} stopped answering: {one_line(error)}. "
                         "Start it again, then run the same command: finished episodes are kept."
                     ) from error
                 time.sleep(0.5)
@@ -101,7 +101,7 @@ class PolicyClient:
         except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError) as error:
             self.close()
             raise ServeUnreachableError(
-                f"no policy server answers at {self.url}: {_one_line(error)}. "
+                f"no policy server answers at {self.url}: {one_line(error)}. "
                 "Start one with `python jobs/serve_policy.py policy=FOLDER`, or leave out url to have it started."
             ) from error
 
@@ -149,7 +149,3 @@ def check_metadata(
             f"{'; '.join(wrong)}. Serve a policy fine-tuned for this benchmark, or set camera and "
             "execute_steps to what it has."
         )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -24,11 +24,11 @@ from defi_platform.config.loader import to_mapping
 from defi_platform.data.writers.h264 import encode_h264
 from defi_platform.data.writers.lerobot import Camera, Episode, LeRobotWriter, Stats, Vector, frame_stats
 from defi_platform.errors import ConfigError, SimulatorError
-from defi_platform.evaluate.actor_pool import Crew
+from defi_platform.evaluate.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
 from defi_platform.evaluate.progress import progress
-from defi_platform.evaluate.resume_guard import check_same, claim
+from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
 
 SUMMARY = "recording.json"
 _ATTEMPTS = ".attempts"
@@ -81,7 +81,7 @@ def record(config: RecordConfig) -> RecordSummary:
     finished = storage.join(output, SUMMARY)
     if storage.exists(finished):
         content = json.loads(storage.read_text(finished))
-        check_same(settings, content["settings"], "a recording", output)
+        ensure_same_settings(settings, content["settings"], "a recording", output)
         return RecordSummary(**content["summary"], reused=True)
     attempts = _Attempts(storage.join(output, _ATTEMPTS), settings, output)
     with ray_session(config.ray):
@@ -157,17 +157,17 @@ def _run_expert(environment: metaworld.Environment, attempt: Attempt, config: Re
 def _fill(config: RecordConfig, attempts: _Attempts) -> None:
     """Runs attempts until every task has its episodes."""
     recorder: Any = _Recorder
-    crew: Crew[Attempt] = Crew(lambda: recorder.remote(config), config.workers)
+    pool: ActorPool[Attempt] = ActorPool(lambda: recorder.remote(config), config.workers)
     wanted = config.episodes_per_task
     for task in config.tasks:
         for offset in range(wanted + len(attempts.failed(task))):
             if not attempts.done(Attempt(task, config.seed + offset)):
-                crew.submit(Attempt(task, config.seed + offset))
+                pool.submit(Attempt(task, config.seed + offset))
     kept = sum(len(attempts.succeeded(task)) for task in config.tasks)
     failed = sum(len(attempts.failed(task)) for task in config.tasks)
     with progress(wanted * len(config.tasks), kept, "record") as bar:
         bar.set_postfix(failed=failed, refresh=False)
-        for attempt, packed in crew.results():
+        for attempt, packed in pool.results():
             if attempts.add(attempt, packed):
                 bar.update()
                 continue
@@ -181,7 +181,7 @@ def _fill(config: RecordConfig, attempts: _Attempts) -> None:
                     f"raise max_steps ({config.max_steps}), lower noise ({config.noise}) or drop the task."
                 )
             # A task's attempts are numbered without gaps: M successes and F failures are seeds 0 to M+F-1.
-            crew.submit(Attempt(attempt.task, config.seed + wanted + failures - 1))
+            pool.submit(Attempt(attempt.task, config.seed + wanted + failures - 1))
 
 
 def _publish(config: RecordConfig, attempts: _Attempts, output: str, start: float) -> RecordSummary:
@@ -228,7 +228,7 @@ class _Attempts:
         self.settings = settings
         self._folder = folder
         self._lengths: dict[str, dict[int, int]] = {task: {} for task in settings["tasks"]}
-        claim(folder, settings, "a recording", output)
+        bind_settings(folder, settings, "a recording", output)
         for name in storage.names(folder):
             if not name.endswith(".npz") or name.startswith("."):
                 continue

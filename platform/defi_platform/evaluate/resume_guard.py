@@ -1,4 +1,4 @@
-"""A folder of work in progress belongs to one set of settings; another set must not go on with it."""
+"""A guard against resuming work with other settings than those it was started with."""
 
 from __future__ import annotations
 
@@ -12,23 +12,40 @@ from defi_platform.errors import ConfigError
 FILE = "settings.json"
 
 
-def claim(folder: str, settings: Mapping[str, Any], what: str, output: str) -> None:
-    """Marks `folder` as belonging to `settings`, or checks that it does.
+def bind_settings(folder: str, settings: Mapping[str, Any], what: str, output: str) -> None:
+    """Writes `settings` into a new work folder, or checks that an existing one has the same.
 
     Args:
-        what: the kind of work, for the message; output: the folder the user knows.
-    Raises: ConfigError naming each setting that differs.
+        folder: of the unfinished work, local or remote.
+        settings: JSON values that decide the result.
+        what: the kind of work with its article ("a recording"), for the message.
+        output: the folder as the user configured it, for the message.
+
+    Raises:
+        ConfigError: the folder was started with other settings; names each that differs.
     """
     marker = storage.join(folder, FILE)
     if storage.exists(marker):
-        check_same(settings, json.loads(storage.read_text(marker)), what, output)
+        ensure_same_settings(settings, json.loads(storage.read_text(marker)), what, output)
     else:
         storage.write_text(marker, json.dumps(settings, indent=1))
 
 
-def check_same(settings: Mapping[str, Any], found: Mapping[str, Any], what: str, output: str) -> None:
-    """Raises: ConfigError naming each setting that differs."""
-    # Through JSON, as the found ones went: tuples are lists there.
+def ensure_same_settings(
+    settings: Mapping[str, Any], found: Mapping[str, Any], what: str, output: str
+) -> None:
+    """Compares the settings of this run with those that were stored.
+
+    Args:
+        settings: of this run.
+        found: as read back from JSON.
+        what: the kind of work with its article ("a recording"), for the message.
+        output: the folder as the user configured it, for the message.
+
+    Raises:
+        ConfigError: they differ; names each setting that does.
+    """
+    # Through JSON, as the stored ones went: tuples are lists there.
     changed = list(_differences(json.loads(json.dumps(settings)), found))
     if changed:
         raise ConfigError(

@@ -21,14 +21,15 @@ from defi_platform.cluster import ray_session
 from defi_platform.config import EvaluateConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError
-from defi_platform.evaluate.actor_pool import Crew
+from defi_platform.evaluate.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
 from defi_platform.evaluate.confidence import Rate, latency_quantiles, wilson
 from defi_platform.evaluate.policy_client import PolicyClient, check_metadata
 from defi_platform.evaluate.progress import progress
-from defi_platform.evaluate.resume_guard import check_same, claim
+from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
 from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
+from defi_platform.evaluate.success_table import success_lines
 
 SUMMARY = "summary.json"
 RESULTS = "results.jsonl"
@@ -46,16 +47,7 @@ class EvaluationResult:
 
     def summary(self) -> str:
         """A table of success rates with 95 % intervals."""
-        arms = self.details["arms"]
-        tasks = list(next(iter(arms.values()))["tasks"])
-        rows = [["success (95 % interval)", *arms]]
-        rows += [[task, *(_shown(arms[arm]["tasks"][task]) for arm in arms)] for task in tasks]
-        rows.append(["all tasks", *(_shown(arms[arm]["pooled"]) for arm in arms)])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = success_lines(self.details["arms"])
         latency = self.details["latency_ms"]
         if latency["count"]:
             lines.append(
@@ -84,11 +76,11 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     finished = storage.join(output, SUMMARY)
     if storage.exists(finished):
         details = json.loads(storage.read_text(finished))
-        check_same(settings, details["settings"], "an evaluation", output)
+        ensure_same_settings(settings, details["settings"], "an evaluation", output)
         if details["asked"] == asked:
             return EvaluationResult(output, details, reused=True)
         storage.delete(finished)  # more is asked for now: it is whole again when that is done
-    claim(storage.join(output, _EPISODES), settings, "an evaluation", output)
+    bind_settings(storage.join(output, _EPISODES), settings, "an evaluation", output)
     kept = _Kept(output)
     served: dict[str, Any] = {}
     with ray_session(config.ray):
@@ -159,14 +151,14 @@ def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], place: str) ->
 
 def _run(config: EvaluateConfig, url: str, missing: list[Rollout], kept: _Kept) -> None:
     worker: Any = ray.remote(num_cpus=1)(Simulator)
-    crew: Crew[Rollout] = Crew(lambda: worker.remote(config, url), config.workers)
+    pool: ActorPool[Rollout] = ActorPool(lambda: worker.remote(config, url), config.workers)
     for unit in missing:
-        crew.submit(unit)
+        pool.submit(unit)
     total = len(list(_units(config)))
     solved = dict.fromkeys(config.arms, 0)
     done = dict.fromkeys(config.arms, 0)
     with progress(total, total - len(missing), "evaluate") as bar:
-        for unit, outcome in crew.results():
+        for unit, outcome in pool.results():
             kept.add(unit, outcome)
             done[unit.arm] += 1
             solved[unit.arm] += outcome.row["success"]
@@ -224,10 +216,6 @@ def _scores(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, Any
 
 def _rate(rows: list[dict[str, Any]]) -> Rate:
     return wilson(sum(row["success"] for row in rows), len(rows))
-
-
-def _shown(rate: dict[str, Any]) -> str:
-    return str(Rate(**rate))
 
 
 # --------------------------------------------------------------------------- checks

@@ -24,19 +24,19 @@ from defi_platform.cluster import ray_session
 from defi_platform.config import ServeConfig
 from defi_platform.config.loader import from_mapping
 from defi_platform.errors import ConfigError, ServeError, UserError
-from defi_platform.serve.capacity_check import (
-    QUIET_LOGS,
-    check_policy_folder,
-    claim_port,
-    claim_port_of_cluster,
-    head_node,
-    make_way_for_serve,
-    start_serve,
-    start_serve_for_command,
-)
 from defi_platform.serve.gateway import Gateway
 from defi_platform.serve.observation import ANY_CAMERA, IMAGE_PREFIX, PROMPT_KEY, SEED_KEY, STATE_KEY
 from defi_platform.serve.replica import PolicyReplica
+from defi_platform.serve.startup_checks import (
+    QUIET_LOGS,
+    check_policy_folder,
+    head_node,
+    resolve_port,
+    resolve_port_on_head,
+    start_serve,
+    start_serve_for_command,
+    stop_idle_serve,
+)
 
 APPLICATION = "policy"
 START_DEADLINE_S = 600.0
@@ -159,8 +159,8 @@ def deploy(config: ServeConfig) -> PolicyServer:
         that serves something already, or replicas that do not come up.
     """
     check_policy_folder(config.policy)
-    make_way_for_serve()
-    port = claim_port_of_cluster(config.host, config.port)
+    stop_idle_serve()
+    port = resolve_port_on_head(config.host, config.port)
     # Serve announces each of its steps; a job's output is for what the job says.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     start_serve(config.host, port)
@@ -183,7 +183,7 @@ def serve_policy(config: ServeConfig) -> int:
     """
     check_policy_folder(config.policy)
     if not (config.ray.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
-        claim_port(config.host, config.port)
+        resolve_port(config.host, config.port)
     with ray_session(config.ray), deploy(config) as server:
         print(_how_to_call(server, config), flush=True)
         _wait_for_signal()

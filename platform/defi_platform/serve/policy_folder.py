@@ -29,7 +29,7 @@ def load_policy(folder: str) -> DeFIPolicy:
     return policy
 
 
-def spec_of(config: DeFIPolicy.Config, folder: str) -> PolicySpec:
+def policy_spec(config: DeFIPolicy.Config, folder: str) -> PolicySpec:
     """What the policy takes and gives; `folder` is the name it goes by."""
     head = config.adapter.head
     unnamed = (ANY_CAMERA,) if config.views == 1 else tuple(str(view) for view in range(config.views))

@@ -23,13 +23,13 @@ class PolicyReplica:
     ) -> None:
         """Raises: CheckpointError for a folder that holds no complete policy."""
         # Only here: whoever deploys this class need not wait for the model library to be imported.
-        from defi_platform.serve.policy_folder import load_policy, spec_of
+        from defi_platform.serve.policy_folder import load_policy, policy_spec
 
         if threads is not None:
             torch.set_num_threads(threads)
         self._device = torch.device("cuda" if gpu else "cpu")
         self._policy = load_policy(policy).to(self._device).eval()
-        self._spec = spec_of(self._policy.config, policy)
+        self._spec = policy_spec(self._policy.config, policy)
         self._batcher: GreedyBatcher[Observation, np.ndarray] = GreedyBatcher(self.infer, max_batch_size)
         self._warm_up()
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defi_platform.errors import ConfigError, SimulatorError
+from defi_platform.errors import ConfigError, SimulatorError, one_line
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks, instruction
 
 NAME = "metaworld"
@@ -162,7 +162,7 @@ class _Renderer:
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
             raise SimulatorError(
-                f"EGL cannot render on this machine ({_one_line(error)}); {_EGL_FIX}"
+                f"EGL cannot render on this machine ({one_line(error)}); {_EGL_FIX}"
             ) from error
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, model.ngeom + model.nsite + 100)
@@ -251,7 +251,7 @@ def _import_metaworld() -> ModuleType:
         raise _not_installed(error) from error
     except (ImportError, AttributeError, RuntimeError, OSError) as error:
         raise SimulatorError(
-            f"EGL cannot be loaded on this machine ({_one_line(error)}); {_EGL_FIX}"
+            f"EGL cannot be loaded on this machine ({one_line(error)}); {_EGL_FIX}"
         ) from error
     try:
         import metaworld
@@ -267,7 +267,3 @@ def _not_installed(error: ModuleNotFoundError) -> SimulatorError:
         f"Meta-World is not installed here (no module '{error.name}'); "
         "install the simulator with: pip install 'defi-platform[sim]'"
     )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

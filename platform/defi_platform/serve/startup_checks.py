@@ -54,7 +54,7 @@ def check_policy_folder(folder: str) -> None:
         ) from error
 
 
-def claim_port(host: str, port: int) -> int:
+def resolve_port(host: str, port: int) -> int:
     """Checks on this machine that `port` can be listened on; 0 picks a free one.
 
     Raises: ServeError when it is taken, reserved, or `host` is no address of this machine.
@@ -75,13 +75,13 @@ def claim_port(host: str, port: int) -> int:
         raise ServeError(f"cannot listen on {host}:{port}: {_reason(error)}") from error
 
 
-def claim_port_of_cluster(host: str, port: int) -> int:
-    """`claim_port` on the head node of the connected cluster, where Serve's proxy will listen."""
+def resolve_port_on_head(host: str, port: int) -> int:
+    """`resolve_port` on the head node of the connected cluster, where Serve's proxy will listen."""
     head = head_node()
     if head["NodeID"] == ray.get_runtime_context().get_node_id():
-        return claim_port(host, port)
+        return resolve_port(host, port)
     on_head = NodeAffinitySchedulingStrategy(head["NodeID"], soft=False)
-    task = ray.remote(claim_port).options(num_cpus=0, max_retries=0, scheduling_strategy=on_head)
+    task = ray.remote(resolve_port).options(num_cpus=0, max_retries=0, scheduling_strategy=on_head)
     try:
         return int(ray.get(task.remote(host, port)))
     except ray.exceptions.RayTaskError as error:
@@ -96,7 +96,7 @@ def head_node() -> dict[str, Any]:
     return next((node for node in alive if HEAD_RESOURCE in node["Resources"]), alive[0])
 
 
-def make_way_for_serve() -> None:
+def stop_idle_serve() -> None:
     """Serve's address is fixed when Serve starts, so none may be running; an idle one is shut down.
 
     Raises: ServeError when the connected cluster serves something already.
@@ -144,7 +144,7 @@ def start_serve_for_command(config: ServeConfig, options: Mapping[str, Any], *, 
                 "or stop it first with `serve shutdown`."
             )
         return
-    start_serve(config.host, claim_port_of_cluster(config.host, config.port))
+    start_serve(config.host, resolve_port_on_head(config.host, config.port))
 
 
 def _reason(error: OSError) -> str:
