@@ -86,7 +86,6 @@ def run_demo(config: DemoConfig) -> str:
     print("[5/5] report", flush=True)
     return write_report(
         ReportInputs(
-            corpus=config.record.output,
             gfdm=config.pretrain.gfdm.train.output,
             gidm=config.pretrain.gidm.train.output,
             policy=config.finetune.train.output,

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from defi_platform.config import CorpusConfig, DataConfig, InspectConfig
-from defi_platform.evaluate.html.corpus_page import inspect_corpora
-from defi_platform.evaluate.html.page import document, section, table
+from defi_platform.evaluate.html.corpus_page import CorpusSection, Mixture, inspect_corpora
+from defi_platform.evaluate.html.page import Picture, Table, render
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from corpora import write_video
@@ -63,5 +64,16 @@ def test_the_damaged_file_is_in_quarantine_with_its_reason_and_no_name_breaks_th
 
 
 def test_text_of_corpora_is_escaped() -> None:
-    made = document("t", "h", [section("a & b", table(["<x>"], [["<script>"]]))], contents=True)
+    made = render(
+        "corpora.html.j2",
+        lead="<b>",
+        overview=Table(["<x>"], [["<script>"]]),
+        samples=1,
+        mixtures=[Mixture("m", error="<i>")],
+        corpora=[CorpusSection("a & b", [Picture('"caption"', '" onload="')], Markup("<svg></svg>"), [])],
+        reasons=Table([], []),
+        rejections=[],
+    )
     assert "<script>" not in made and "&lt;script&gt;" in made and 'href="#a-b"' in made
+    assert "<b>" not in made and "<i>" not in made and '" onload="' not in made
+    assert "<svg></svg>" in made, "charts are markup"

@@ -1,10 +1,13 @@
-"""Charts of the corpus page, each a self-contained piece of SVG."""
+"""Charts of the corpus page, each a self-contained SVG element."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
 
 from defi_platform.evaluate.html.report_figures import panels, svg
 
@@ -12,18 +15,19 @@ COLOUR = "#2563a8"
 WANTED, REALISED = "#9aa3ad", "#2563a8"
 
 
-def histograms(values: Mapping[str, np.ndarray], bins: int = 24) -> str:
-    """One panel per quantity.
+def histograms(values: Mapping[str, NDArray[Any]], bins: int = 24) -> Markup:
+    """A figure with the histogram of each quantity.
 
     Args:
-        values: axis title -> numbers, at least one each.
+        values: axis title -> numbers (N,), one per video, at least one.
+        bins: of equal width over the range of the numbers.
     """
     figure, axes = panels(len(values), width=3.1, height=2.0)
     for axis, (title, numbers) in zip(axes, values.items(), strict=True):
         low, high = float(numbers.min()), float(numbers.max())
         if high - low > 0.01 * abs(high):
             axis.hist(numbers, bins=bins, range=(low, high), color=COLOUR)
-        else:  # one value, which a histogram would spread over a range of its own making
+        else:  # one value, which a histogram would spread over an arbitrary range
             axis.bar([0], [len(numbers)], 0.12, color=COLOUR)
             axis.set_xlim(-1, 1)
             axis.set_xticks([0], [f"{numbers.mean():.4g}"])
@@ -33,13 +37,19 @@ def histograms(values: Mapping[str, np.ndarray], bins: int = 24) -> str:
     return svg(figure, "Histograms: " + ", ".join(values))
 
 
-def mixture_bars(names: Sequence[str], wanted: Sequence[float], realised: Sequence[float]) -> str:
-    """Share of each corpus, as asked for and as drawn (both 0 to 1)."""
+def mixture_bars(names: Sequence[str], wanted: Sequence[float], realised: Sequence[float]) -> Markup:
+    """Bars of the configured and the realised share of each corpus.
+
+    Args:
+        names: of the corpora.
+        wanted: configured share of each, 0 to 1.
+        realised: share of each among the samples of the plan, 0 to 1.
+    """
     figure, (axis,) = panels(1, width=max(4.5, 1.3 * len(names) + 1), height=2.2)
-    places = np.arange(len(names))
-    axis.bar(places - 0.2, wanted, 0.38, color=WANTED, label="asked for")
-    axis.bar(places + 0.2, realised, 0.38, color=REALISED, label="realised")
-    axis.set_xticks(places, names, fontsize=8)
+    positions = np.arange(len(names))
+    axis.bar(positions - 0.2, wanted, 0.38, color=WANTED, label="asked for")
+    axis.bar(positions + 0.2, realised, 0.38, color=REALISED, label="realised")
+    axis.set_xticks(positions, names, fontsize=8)
     axis.set_ylabel("share of samples", fontsize=8)
     axis.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return svg(figure, "Mixture of corpora, asked for and realised")

@@ -1,17 +1,19 @@
-"""jobs/inspect_corpus.py: what the corpora look like, on one self-contained HTML page.
+"""The corpus page of jobs/inspect_corpus.py: mixture, pictures, statistics and rejected videos, in one HTML file.
 
 Pictures are decoded in processes that can be killed, as in training: a damaged video costs its picture and no more.
 """
 
 from __future__ import annotations
 
-import html
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
 from PIL import Image
 
 from defi_platform import storage
@@ -27,7 +29,7 @@ from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError
 from defi_platform.evaluate.html import corpus_figures as figures
-from defi_platform.evaluate.html.page import document, figure, picture, section, table
+from defi_platform.evaluate.html.page import Picture, Table, data_url, render
 
 FILE = "corpora.html"
 THUMBNAIL_HEIGHT = 84
@@ -42,41 +44,93 @@ MOST_KINDS = 8
 """Rows of a breakdown before the rest is summed up."""
 
 
+Columns = Mapping[str, Sequence[Any]]
+"""A manifest by column; each has one value per video."""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Configured and realised shares of the corpora under one sampling rule, or why there are none."""
+
+    title: str
+    error: str = ""
+    bars: Markup | None = None
+    shares: Table | None = None
+    excluded: Table | None = None
+
+
+@dataclass(frozen=True)
+class CorpusSection:
+    """One corpus: some of its videos and the statistics of all."""
+
+    title: str
+    videos: list[Picture]
+    histograms: Markup
+    breakdowns: list[Table]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """The quarantined videos of one reason, the first few of them in detail."""
+
+    reason: str
+    videos: Table
+    more: int
+    pictures: list[Picture]
+
+
 def inspect_corpora(config: InspectConfig) -> str:
-    """Ingests what is new and writes the page. Returns: its path. Raises: UserError."""
+    """Ingests what is new and writes the page.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        UserError: the configuration or a corpus is not usable.
+    """
     with ray_session(config.ray):
         manifest = ingest(config.data)
-    parts = list(_sections(config, manifest))
-    lead = f"{len(manifest):,} usable videos in {len(manifest.names)} corpora; manifest in {config.data.manifest}."
     path = storage.join(config.output, FILE)
-    storage.write_text(path, document("Corpora", "What the corpora hold", parts, lead, contents=True))
+    storage.write_text(path, _page(config, manifest))
     return path
 
 
-def _sections(config: InspectConfig, manifest: Manifest) -> Iterator[str]:
+def _page(config: InspectConfig, manifest: Manifest) -> str:
     columns = manifest.table.to_pydict()
     rows_of = {
         name: np.flatnonzero(np.array(columns["corpus"], dtype=object) == name) for name in manifest.names
     }
-    yield section("Overview", _overview(columns, rows_of))
-    yield section(
-        "Mixture",
-        _mixture(config, manifest),
-        f"What the first {config.samples:,} samples of a training would be, counted from the plan itself.",
-    )
+    rules: dict[str, Rule] = {
+        "Clips (GFDM)": ClipRule(config.data.clip_frames, config.data.clip_span_s),
+        "Pairs (GIDM)": PairRule(config.data.pair_interval_s),
+    }
+    mixtures = [_mixture(title, config, manifest, rule) for title, rule in rules.items()]
     with DecoderPool(config.data.decode) as pool:
-        for name, rows in rows_of.items():
-            sheet = _contact_sheet(config, manifest, pool, rows)
-            yield section(f"Corpus {name}", sheet + _statistics(columns, rows))
-        yield section(
-            "Quarantine", _quarantine(config.data, pool), "Videos that no training reads, by the reason why."
-        )
+        corpora = [
+            _corpus(name, columns, rows, _contact_sheet(config, manifest, pool, rows))
+            for name, rows in rows_of.items()
+        ]
+        rejected = _rejected_entries(config.data)
+        rejections = [_rejection(reason, entries, pool) for reason, entries in rejected.items()]
+    return render(
+        "corpora.html.j2",
+        lead=f"{len(manifest):,} usable videos in {len(manifest.names)} corpora; manifest in {config.data.manifest}.",
+        overview=_overview(columns, rows_of),
+        samples=config.samples,
+        mixtures=mixtures,
+        corpora=corpora,
+        reasons=Table(
+            ["reason", "videos", "what it means"],
+            [[reason, f"{len(entries):,}", REASONS[reason]] for reason, entries in rejected.items()],
+        ),
+        rejections=rejections,
+    )
 
 
 # --------------------------------------------------------------------------- numbers
 
 
-def _overview(columns: dict[str, list[Any]], rows_of: dict[str, np.ndarray]) -> str:
+def _overview(columns: Columns, rows_of: Mapping[str, NDArray[np.intp]]) -> Table:
     head = [
         "corpus",
         "format",
@@ -107,10 +161,10 @@ def _overview(columns: dict[str, list[Any]], rows_of: dict[str, np.ndarray]) -> 
                 f"{100 * np.mean([count > 0 for count in of['num_actions']]):.0f} %",
             ]
         )
-    return table(head, rows)
+    return Table(head, rows)
 
 
-def _statistics(columns: dict[str, list[Any]], rows: np.ndarray) -> str:
+def _corpus(name: str, columns: Columns, rows: NDArray[np.intp], videos: list[Picture]) -> CorpusSection:
     texts = [columns["text"][row] or "" for row in rows]
     spread = {
         "length in seconds": _seconds(columns, rows),
@@ -123,156 +177,146 @@ def _statistics(columns: dict[str, list[Any]], rows: np.ndarray) -> str:
         "camera": [columns["camera"][row] or "(one)" for row in rows],
         "text": [text or "(none)" for text in texts],
     }
-    breakdown = "".join(f"<div>{_counts(name, values)}</div>" for name, values in kinds.items())
-    return (
-        "<h3>Statistics</h3>"
-        + figures.histograms(spread)
-        + f'<div class="grid" style="grid-template-columns: repeat(auto-fit, minmax(210px, 1fr))">{breakdown}</div>'
+    return CorpusSection(
+        title=f"Corpus {name}",
+        videos=videos,
+        histograms=figures.histograms(spread),
+        breakdowns=[_breakdown(kind, values) for kind, values in kinds.items()],
     )
 
 
-def _counts(name: str, values: Sequence[str]) -> str:
+def _breakdown(name: str, values: Sequence[str]) -> Table:
     counts = Counter(values)
     rows = [[value, f"{count:,}"] for value, count in counts.most_common(MOST_KINDS)]
     rest = len(counts) - len(rows)
     if rest:
-        rows.append(
-            [f"{rest:,} others", f"{len(values) - sum(c for _, c in counts.most_common(MOST_KINDS)):,}"]
-        )
-    return table([name, "videos"], rows)
+        shown = sum(count for _, count in counts.most_common(MOST_KINDS))
+        rows.append([f"{rest:,} others", f"{len(values) - shown:,}"])
+    return Table([name, "videos"], rows)
 
 
-def _seconds(columns: dict[str, list[Any]], rows: np.ndarray) -> np.ndarray:
-    frames = np.array([columns["num_frames"][row] for row in rows], float)
-    fps = np.array([columns["fps"][row] for row in rows], float)
-    return np.divide(frames, fps, out=np.zeros_like(frames), where=fps > 0)
+def _seconds(columns: Columns, rows: NDArray[np.intp]) -> NDArray[np.float64]:
+    frames = np.array([columns["num_frames"][row] for row in rows], np.float64)
+    fps = np.array([columns["fps"][row] for row in rows], np.float64)
+    seconds: NDArray[np.float64] = np.divide(frames, fps, out=np.zeros_like(frames), where=fps > 0)
+    return seconds
 
 
 # --------------------------------------------------------------------------- mixture
 
 
-def _mixture(config: InspectConfig, manifest: Manifest) -> str:
-    data = config.data
-    rules: dict[str, Rule] = {
-        "Clips (GFDM)": ClipRule(data.clip_frames, data.clip_span_s),
-        "Pairs (GIDM)": PairRule(data.pair_interval_s),
-    }
-    return "".join(f"<h3>{title}</h3>{_mixture_of(config, manifest, rule)}" for title, rule in rules.items())
-
-
-def _mixture_of(config: InspectConfig, manifest: Manifest, rule: Rule) -> str:
+def _mixture(title: str, config: InspectConfig, manifest: Manifest, rule: Rule) -> Mixture:
     try:
         plan = Plan.of(manifest, config.data, rule, config.seed)
     except CorpusError as error:
-        return f"<p>No plan: {html.escape(str(error))}</p>"
+        return Mixture(title, error=str(error))
     rows, _ = plan.locate(np.arange(config.samples))
-    drawn = manifest.take("corpus", rows[:, 0])
-    counts, different = Counter(drawn), Counter(manifest.take("corpus", np.unique(rows[:, 0])))
+    drawn = Counter(manifest.take("corpus", rows[:, 0]))
+    different = Counter(manifest.take("corpus", np.unique(rows[:, 0])))
     total = sum(plan.weights.values())
     names = [name for name, weight in plan.weights.items() if weight > 0]
     wanted = [plan.weights[name] / total for name in names]
-    realised = [counts[name] / config.samples for name in names]
-    body = figures.mixture_bars(names, wanted, realised) + table(
-        ["corpus", "asked for", "realised", "videos drawn", "times each"],
-        [
+    realised = [drawn[name] / config.samples for name in names]
+    return Mixture(
+        title,
+        bars=figures.mixture_bars(names, wanted, realised),
+        shares=Table(
+            ["corpus", "asked for", "realised", "videos drawn", "times each"],
             [
-                name,
-                f"{100 * w:.2f} %",
-                f"{100 * r:.2f} %",
-                f"{different[name]:,}",
-                f"{counts[name] / max(1, different[name]):.1f}",
-            ]
-            for name, w, r in zip(names, wanted, realised, strict=True)
-        ],
+                [
+                    name,
+                    f"{100 * w:.2f} %",
+                    f"{100 * r:.2f} %",
+                    f"{different[name]:,}",
+                    f"{drawn[name] / max(1, different[name]):.1f}",
+                ]
+                for name, w, r in zip(names, wanted, realised, strict=True)
+            ],
+        ),
+        excluded=Table(["left out", "videos"], [[why, f"{count:,}"] for why, count in plan.excluded.items()])
+        if plan.excluded
+        else None,
     )
-    if plan.excluded:
-        body += table(["left out", "videos"], [[why, f"{count:,}"] for why, count in plan.excluded.items()])
-    return body
 
 
 # --------------------------------------------------------------------------- pictures
 
 
-def _contact_sheet(config: InspectConfig, manifest: Manifest, pool: DecoderPool, rows: np.ndarray) -> str:
-    """Some videos, evenly spread over the corpus, in a strip of frames each."""
+def _contact_sheet(
+    config: InspectConfig, manifest: Manifest, pool: DecoderPool, rows: NDArray[np.intp]
+) -> list[Picture]:
+    """Some videos, evenly spread over the corpus, each as a strip of frames."""
     count = min(config.videos_per_corpus, len(rows))
     chosen = [int(rows[i]) for i in np.linspace(0, len(rows) - 1, count).round().astype(int)]
     videos = [manifest.row(row) for row in chosen]
+    decoded = pool.run([_strip_job(video, config.frames_per_video) for video in videos])
     strips = []
-    for video, frames in zip(
-        videos, pool.run([_strip_job(v, config.frames_per_video) for v in videos]), strict=True
-    ):
+    for video, frames in zip(videos, decoded, strict=True):
         size = f"{video['width']} x {video['height']}, {video['fps']:.4g} fps, {video['codec']}"
         caption = (
             f"{video['text'] or '(no text)'} · {video['video_id']} · {video['num_frames']} frames, {size}"
         )
         if isinstance(frames, np.ndarray):
             alt = f"{len(frames)} frames of video {video['video_id']}: {video['text'] or 'no text'}"
-            strips.append(figure(picture(_jpeg(_side_by_side(frames)), alt), caption))
+            strips.append(Picture(caption, alt, _jpeg_url(_side_by_side(frames))))
         else:
-            strips.append(figure(f"<p>No picture: {html.escape(str(frames))}</p>", caption))
-    return f'<div class="sheet">{"".join(strips)}</div>'
+            strips.append(Picture(caption, f"No picture: {frames}"))
+    return strips
 
 
-def _strip_job(video: dict[str, Any], frames: int) -> DecodeJob:
+def _strip_job(video: Mapping[str, Any], frames: int) -> DecodeJob:
     width = max(8, round(THUMBNAIL_HEIGHT * video["width"] / max(1, video["height"])))
-    places = np.linspace(0, video["num_frames"] - 1, frames).round().astype(int)
-    indices = tuple(int(video["first_frame"] + place) for place in places)
+    offsets = np.linspace(0, video["num_frames"] - 1, frames).round().astype(int)
+    indices = tuple(int(video["first_frame"] + offset) for offset in offsets)
     return DecodeJob(
         video["uri"], indices, THUMBNAIL_HEIGHT, width, video["decoder"], video["height"], video["width"]
     )
 
 
-def _quarantine(data: DataConfig, pool: DecoderPool) -> str:
+def _rejected_entries(data: DataConfig) -> dict[str, list[dict[str, Any]]]:
+    """The quarantine of the configured corpora: reason -> videos, the most frequent reason first."""
     entries = [
         entry for entry in read_quarantine(data.manifest).to_pylist() if entry["corpus"] in data.corpora
     ]
-    if not entries:
-        return "<p>Nothing was rejected.</p>"
     different = {(e["corpus"], e["video_id"], e["reason"]): e for e in entries}
     by_reason: dict[str, list[dict[str, Any]]] = {}
     for entry in different.values():
         by_reason.setdefault(entry["reason"], []).append(entry)
-    ordered = sorted(by_reason.items(), key=lambda item: -len(item[1]))
-    body = table(
-        ["reason", "videos", "what it means"],
-        [[reason, f"{len(found):,}", REASONS[reason]] for reason, found in ordered],
+    return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
+
+
+def _rejection(reason: str, entries: Sequence[Mapping[str, Any]], pool: DecoderPool) -> Rejection:
+    shown = entries[:EXAMPLES]
+    return Rejection(
+        reason,
+        videos=Table(
+            ["corpus", "video", "stage", "message"],
+            [[e["corpus"], e["video_id"], e["stage"], e["message"]] for e in shown],
+        ),
+        more=len(entries) - len(shown),
+        pictures=[] if reason in NO_PICTURE else list(_thumbnails(shown, pool)),
     )
-    for reason, found in ordered:
-        shown = found[:EXAMPLES]
-        thumbnails = _thumbnails(shown, pool) if reason not in NO_PICTURE else [""] * len(shown)
-        rows = [[e["corpus"], e["video_id"], e["stage"], e["message"]] for e in shown]
-        more = f", {len(found) - len(shown)} more" if len(found) > len(shown) else ""
-        pictures = "".join(
-            figure(image, entry["video_id"]) for image, entry in zip(thumbnails, shown, strict=True) if image
-        )
-        body += f"<h3>{html.escape(reason)} ({len(shown)} shown{more})</h3>"
-        body += table(["corpus", "video", "stage", "message"], rows)
-        body += f'<div class="thumbs">{pictures}</div>' if pictures else ""
-    return body
 
 
-def _thumbnails(entries: Sequence[dict[str, Any]], pool: DecoderPool) -> list[str]:
-    """An image per entry, "" where its first frame does not decode."""
+def _thumbnails(entries: Sequence[Mapping[str, Any]], pool: DecoderPool) -> Iterable[Picture]:
+    """The first frame of each entry where it decodes."""
     jobs = [
         DecodeJob(entry["uri"], (0,), 2 * THUMBNAIL_HEIGHT, 3 * THUMBNAIL_HEIGHT, "pyav") for entry in entries
     ]
-    return [
-        picture(_jpeg(answer[0]), f"first frame of the rejected video {entry['video_id']}")
-        if isinstance(answer, np.ndarray)
-        else ""
-        for entry, answer in zip(entries, pool.run(jobs), strict=True)
-    ]
+    for entry, frames in zip(entries, pool.run(jobs), strict=True):
+        if isinstance(frames, np.ndarray):
+            alt = f"first frame of the rejected video {entry['video_id']}"
+            yield Picture(entry["video_id"], alt, _jpeg_url(frames[0]))
 
 
-def _side_by_side(frames: np.ndarray) -> np.ndarray:
+def _side_by_side(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(T, H, W, 3) -> (H, T * (W + GAP) - GAP, 3), white between the frames."""
     gap = np.full((frames.shape[1], GAP, 3), 255, np.uint8)
     parts = [part for frame in frames for part in (frame, gap)]
     return np.concatenate(parts[:-1], axis=1)
 
 
-def _jpeg(image: np.ndarray) -> bytes:
+def _jpeg_url(image: NDArray[np.uint8]) -> str:
     content = io.BytesIO()
     Image.fromarray(image).save(content, format="JPEG", quality=85)
-    return content.getvalue()
+    return data_url(content.getvalue(), "image/jpeg")

@@ -1,4 +1,4 @@
-"""The report's charts, each a self-contained piece of SVG."""
+"""The report's charts, each a self-contained SVG element."""
 
 from __future__ import annotations
 
@@ -6,44 +6,36 @@ import html
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from defi_platform.train.observability.loss_curves import plot_losses
 
 INK, GRID = "#222222", "#e3e6ea"
 ARM_COLOURS = {"policy": "#2563a8", "random": "#9aa3ad", "expert": "#3f8f5b"}
-SPLIT_COLOURS = {"train": "#9dbbe0", "validation": "#c2410c"}
 
 
-def loss_curves(runs: Mapping[str, Sequence[Mapping]]) -> str:
-    """One panel per run: training loss, and held-out loss where it was measured.
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
+    """One panel per run: training loss, and validation loss where it was measured.
 
     Args:
         runs: title -> rows of metrics.jsonl, each with `step`, `split` and `loss`.
     """
     figure, axes = panels(len(runs), width=4.4, height=2.9)
     for axis, (title, rows) in zip(axes, runs.items(), strict=True):
-        for split, style in (
-            ("train", {"linewidth": 1.0}),
-            ("validation", {"linewidth": 1.8, "marker": "o"}),
-        ):
-            points = [(row["step"], row["loss"]) for row in rows if row["split"] == split]
-            if points:
-                axis.plot(
-                    *zip(*points, strict=True), color=SPLIT_COLOURS[split], label=split, markersize=3, **style
-                )
+        plot_losses(axis, rows)
         axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step", fontsize=8)
-        # Zero stays in sight, so that a small improvement does not look like a large one.
-        axis.set_ylim(bottom=0)
-        axis.legend(frameon=False, fontsize=8)
     return svg(figure, "Loss over steps: " + ", ".join(runs))
 
 
-def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
-    """Success rate per task and arm with its 95 % interval.
+def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Markup:
+    """Success rate per task and policy with its 95 % interval.
 
     Args:
-        success: arm -> task -> {"rate", "low", "high"}, all in [0, 1].
+        success: policy under test -> task -> {"rate", "low", "high"}, all in [0, 1].
     """
     tasks = list(next(iter(success.values())))
     figure, (axis,) = panels(1, width=max(5.0, 1.5 * len(tasks) + 1), height=3.0)
@@ -64,8 +56,8 @@ def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> st
     return svg(figure, "Success rate per task and arm")
 
 
-def code_usage(counts: Sequence[int]) -> str:
-    """How often each code of the codebook was chosen on held-out video."""
+def code_usage(counts: Sequence[int]) -> Markup:
+    """Bars of the number of times each code of the codebook was chosen on held-out video."""
     figure, (axis,) = panels(1, width=5.0, height=2.1)
     axis.bar(range(len(counts)), counts, color=ARM_COLOURS["policy"])
     axis.set_xlabel("code", fontsize=8)
@@ -73,10 +65,16 @@ def code_usage(counts: Sequence[int]) -> str:
     return svg(figure, "How often each code was chosen")
 
 
-def panels(count: int, *, width: float, height: float) -> tuple[Figure, Sequence]:
-    """A figure of `count` panels side by side, each of this size in inches."""
+def panels(count: int, *, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels side by side.
+
+    Args:
+        count: number of panels.
+        width: of one panel, in inches.
+        height: of one panel, in inches.
+    """
     figure = Figure(figsize=(width * count, height), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
     for axis in axes:
         axis.tick_params(labelsize=8, colors=INK)
         axis.grid(True, axis="y", color=GRID)
@@ -86,9 +84,9 @@ def panels(count: int, *, width: float, height: float) -> tuple[Figure, Sequence
     return figure, axes
 
 
-def svg(figure: Figure, label: str = "chart") -> str:
-    """The figure as an SVG element; `label` is what a screen reader says."""
+def svg(figure: Figure, label: str) -> Markup:
+    """The figure as an SVG element; screen readers read out `label`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    drawn = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
-    return drawn.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1)
+    element = re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+    return Markup(element.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label)}" ', 1))
