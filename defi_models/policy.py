@@ -16,13 +16,12 @@ from torch import Tensor, nn
 
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
-from defi_models.errors import ConfigurationError, ModelFolderError
+from defi_models.errors import ConfigurationError, ModelFolderError, did_you_mean
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM, build_gidm_text
 from defi_models.inputs.normalization import FieldStatistics, Normalizer, Statistics
 from defi_models.layers.activation_checkpointing import set_recompute
 from defi_models.layers.adapter import Perception, PolicyAdapter
-from defi_models.pretrained.configuration import did_you_mean
 from defi_models.pretrained.folder import ModelFolder
 from defi_models.rng import Generators, normal
 

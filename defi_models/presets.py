@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from defi_models.encoders.block_dct import BlockDctCodec, BlockDctPatches
 from defi_models.encoders.hashed_text import HashedText
-from defi_models.errors import ConfigurationError
+from defi_models.errors import ConfigurationError, did_you_mean
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM, FeatureDecoder
 from defi_models.inputs.augmentation import Augmentation
@@ -18,7 +18,7 @@ from defi_models.layers.latent_actions import LatentActionEncoder
 from defi_models.layers.video_former import VideoFormer
 from defi_models.layers.video_unet import SchedulerConfig, UNetConfig
 from defi_models.policy import DeFIPolicy
-from defi_models.pretrained.configuration import did_you_mean, override
+from defi_models.pretrained.configuration import override
 
 Config = TypeVar("Config")
 

@@ -2,14 +2,16 @@
 
 import sys
 
+import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
+
 from defi_platform.config import DemoConfig
 from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import exit_code
 
 
 def main() -> int:
-    config = parse_arguments(DemoConfig)
-    # Only now: it imports for seconds, and a mistake in the config is told before.
+    config = parse_arguments(DemoConfig, description=__doc__)
+    # Imported late: it takes seconds, and --help and mistakes in the config should not.
     from defi_platform.demo import run_demo
 
     print(f"report: {run_demo(config)}")

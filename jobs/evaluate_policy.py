@@ -1,6 +1,8 @@
-"""Evaluate a served policy in closed loop, beside a random one and the scripted expert."""
+"""Evaluate a served policy in closed loop, compared with a random one and the scripted expert."""
 
 import sys
+
+import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
 
 from defi_platform.config import EvaluateConfig
 from defi_platform.config.loader import parse_arguments
@@ -8,8 +10,8 @@ from defi_platform.errors import exit_code
 
 
 def main() -> int:
-    config = parse_arguments(EvaluateConfig)
-    # Only now: it imports for seconds, and a mistake in the config is told before.
+    config = parse_arguments(EvaluateConfig, description=__doc__)
+    # Imported late: it takes seconds, and --help and mistakes in the config should not.
     from defi_platform.evaluate.rollouts import evaluate
 
     print(evaluate(config).summary())

@@ -1,8 +1,8 @@
-"""Export the newest checkpoint of a training run as a model folder; the run may still be going on."""
+"""Export the newest checkpoint of a training run as a model folder; the run need not be complete."""
 
 import sys
 
-import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
 
 from defi_platform.config import ExportConfig
 from defi_platform.config.loader import parse_arguments
@@ -10,8 +10,8 @@ from defi_platform.errors import exit_code
 
 
 def main() -> int:
-    config = parse_arguments(ExportConfig)
-    # Only now: it imports for seconds, and a mistake in the config is told before.
+    config = parse_arguments(ExportConfig, description=__doc__)
+    # Imported late: it takes seconds, and --help and mistakes in the config should not.
     from defi_platform.train.driver.export_run import export_run
 
     print(f"model: {export_run(config)}")

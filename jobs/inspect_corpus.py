@@ -2,7 +2,7 @@
 
 import sys
 
-import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
 
 from defi_platform.config import InspectConfig
 from defi_platform.config.loader import parse_arguments
@@ -10,8 +10,8 @@ from defi_platform.errors import exit_code
 
 
 def main() -> int:
-    config = parse_arguments(InspectConfig)
-    # Only now: it imports for seconds, and a mistake in the config is told before.
+    config = parse_arguments(InspectConfig, description=__doc__)
+    # Imported late: it takes seconds, and --help and mistakes in the config should not.
     from defi_platform.evaluate.html.corpus_page import inspect_corpora
 
     print(f"corpora: {inspect_corpora(config)}")

@@ -2,7 +2,7 @@
 
 import sys
 
-import source_tree  # noqa: F401 - first: the packages may be those of this checkout
+import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
 
 from defi_platform.config import PretrainConfig
 from defi_platform.config.loader import parse_arguments
@@ -12,8 +12,8 @@ FLAGS = {"--dry-run": "dry_run=true"}
 
 
 def main() -> int:
-    config = parse_arguments(PretrainConfig, flags=FLAGS)
-    # Only now: it imports for seconds, and a mistake in the config is told before.
+    config = parse_arguments(PretrainConfig, flags=FLAGS, description=__doc__)
+    # Imported late: it takes seconds, and --help and mistakes in the config should not.
     from defi_platform.train.driver.pretrain import pretrain
 
     print(pretrain("gidm", config).text())

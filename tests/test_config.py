@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from defi_platform.config import (
+    DataConfig,
     DemoConfig,
     EncodeConfig,
     EvaluateConfig,
+    ExportConfig,
     FinetuneConfig,
     IngestConfig,
     InspectConfig,
@@ -19,7 +23,10 @@ from defi_platform.config import (
     PretrainConfig,
     RecordConfig,
     ServeConfig,
+    TrainConfig,
 )
+from defi_platform.config.fields import bound_on_resume
+from defi_platform.config.help import keys
 from defi_platform.config.loader import data_home, load_config, parse_arguments, to_mapping, to_yaml
 from defi_platform.errors import ConfigError
 
@@ -48,6 +55,7 @@ SCHEMAS = {
     "finetune_policy_table": FinetuneConfig,
     "finetune_policy": FinetuneConfig,
     "serve_policy": ServeConfig,
+    "export_model": ExportConfig,
     "evaluate_policy": EvaluateConfig,
     "demo": DemoConfig,
 }
@@ -95,14 +103,72 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_named(
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
-def test_a_job_tells_a_mistake_in_its_config_before_it_imports_for_seconds(job: Path) -> None:
-    told = subprocess.run(
+def test_a_job_reports_a_mistake_in_its_config_before_it_imports_for_seconds(job: Path) -> None:
+    finished = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH_AND_RAY, str(job), "no_such_key=1"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert told.returncode == 2 and "ConfigError: " in told.stderr and "no_such_key" in told.stderr
+    assert finished.returncode == 2 and "ConfigError: " in finished.stderr
+    assert "no_such_key" in finished.stderr
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the source tree whose platform package says on stderr that it was imported."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("jobs", "platform", "defi_models"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with (copy / "platform" / "defi_platform" / "__init__.py").open("a") as module:
+        module.write("\nimport sys\nprint(f'imported {__file__}', file=sys.stderr)\n")
+    return copy
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_the_help_of_a_job_in_a_bare_checkout_lists_every_key_and_imports_neither_torch_nor_ray(
+    job: Path, checkout: Path, tmp_path: Path
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    shown = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH_AND_RAY, str(checkout / "jobs" / job.name), "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert f"imported {checkout / 'platform'}" in shown.stderr, "the packages of another place were used"
+    for key in keys(SCHEMAS[job.stem]):
+        assert f"\n  {key.name}: {key.type} = {key.default}\n" in shown.stdout
+
+
+@pytest.mark.parametrize("schema", sorted(set(SCHEMAS.values()), key=lambda one: one.__name__))
+def test_every_config_key_is_documented(schema: type) -> None:
+    assert [key.name for key in keys(schema) if not key.doc] == []
+
+
+def test_the_help_knows_types_defaults_docs_and_the_entries_of_mappings() -> None:
+    found = {key.name: key for key in keys(FinetuneConfig)}
+    assert found["train.steps"].default == "100" and found["train.steps"].type == "int"
+    assert found["gfdm"].default == "required" and found["gfdm"].doc.startswith("Model folder")
+    assert found["train.use_gpu"].default == "false"
+    assert found["train.resources_per_worker"].default == "{CPU: 1.0}"
+    assert found["train.betas"].default == "[0.9, 0.999]"
+    assert found["train.probe"].default == "null"
+    assert {"data.corpora.NAME.path", "train.probe.corpora.NAME.windows.mode"} <= set(found)
+
+
+def test_the_settings_that_a_resumed_run_is_bound_to() -> None:
+    assert set(bound_on_resume(TrainConfig)) == {
+        "seed", "global_batch", "learning_rate", "weight_decay", "betas", "schedule", "warmup_steps",
+        "clip_grad_norm", "ema_decay", "validation_batches", "restart_dead_codes_every",
+    }  # fmt: skip
+    assert set(bound_on_resume(DataConfig)) == {
+        "corpora", "height", "width", "clip_frames", "clip_span_s", "pair_interval_s", "holdout",
+        "retry_quarantined",
+    }  # fmt: skip
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_its_key_and_place(files: Path) -> None:

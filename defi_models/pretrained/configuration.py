@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from defi_models.errors import ConfigurationError
+from defi_models.errors import ConfigurationError, did_you_mean
 
 Schema = TypeVar("Schema")
 
@@ -32,12 +31,6 @@ def override(config: Schema, changes: Mapping[str, Any], place: str = "config") 
     A part whose `kind` changes starts from that kind's defaults.
     """
     return cast(Schema, _value(type(config), changes, place, config))
-
-
-def did_you_mean(name: str, choices: Sequence[str]) -> str:
-    """' Did you mean X?', or the list of what there is."""
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    return f" Did you mean '{near[0]}'?" if near else f" There is: {', '.join(choices)}."
 
 
 def _plain(value: Any) -> Any:

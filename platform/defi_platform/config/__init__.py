@@ -1,28 +1,19 @@
 """Typed configuration: YAML files and dotted overrides go in, checked dataclasses come out."""
 
-from defi_platform.config.schema import (
-    CorpusConfig,
-    DataConfig,
-    DecodeConfig,
+from defi_platform.config.cluster import RayConfig
+from defi_platform.config.data import CorpusConfig, DataConfig, DecodeConfig, FilterConfig, WindowConfig
+from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig
+from defi_platform.config.jobs import (
     DemoConfig,
     EncodeConfig,
-    EvaluateConfig,
     ExportConfig,
-    FilterConfig,
     FinetuneConfig,
     IngestConfig,
-    InspectConfig,
-    ModelConfig,
     PretrainBothConfig,
     PretrainConfig,
-    ProbeConfig,
-    RayConfig,
-    RecordConfig,
-    ServeConfig,
-    TrackingConfig,
-    TrainConfig,
-    WindowConfig,
 )
+from defi_platform.config.serve import ServeConfig
+from defi_platform.config.train import ModelConfig, ProbeConfig, TrackingConfig, TrainConfig
 
 __all__ = [
     "CorpusConfig",

@@ -1,8 +1,8 @@
-"""Reads a job's configuration: YAML file + dotted overrides -> a checked dataclass.
+"""Loading of a job's configuration: YAML file + dotted overrides -> a checked dataclass.
 
-A YAML mapping may say `extends: other.yaml` (a path relative to the file it stands in); its own keys then
-win over the ones it extends. Unknown keys and wrong types are refused before anything starts, and the
-message names the nearest key there is.
+A YAML mapping may say `extends: other.yaml` (a path relative to the file it is in); its own keys then override the
+ones it extends. Unknown keys and wrong types are errors before anything starts, and the message names the nearest
+existing key.
 
 `${home:}` stands for the folder (or bucket) that holds corpora and runs: see `data_home`.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,21 +20,24 @@ from typing import Any, TypeVar, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from defi_models.errors import did_you_mean
+from defi_platform.config.help import keys_help
 from defi_platform.errors import ConfigError
 
 Schema = TypeVar("Schema")
 
 
 def data_home() -> str:
-    """Where corpora and runs lie: DEFI_HOME (a folder or s3:// URL), else `runs` beside the virtual
-    environment in use, else ~/defi.
+    """The folder or bucket of corpora and runs.
+
+    DEFI_HOME (a folder or s3:// URL) if set, else `runs` next to the virtual environment in use, else ~/defi.
 
     Never relative to the working directory: under `ray job submit --working-dir .` that is a temporary copy
-    which Ray deletes, and every node has another one.
+    which Ray deletes, and which differs from node to node.
     """
-    named = os.environ.get("DEFI_HOME")
-    if named:
-        return named.rstrip("/") if "://" in named else str(Path(named).expanduser().absolute())
+    home = os.environ.get("DEFI_HOME")
+    if home:
+        return home.rstrip("/") if "://" in home else str(Path(home).expanduser().absolute())
     if sys.prefix != sys.base_prefix:
         return str(Path(sys.prefix).parent / "runs")
     return str(Path.home() / "defi")
@@ -44,31 +46,54 @@ def data_home() -> str:
 OmegaConf.register_resolver("home", data_home, replace=True)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose `--help` also lists the config keys, which are read only then."""
+
+    def __init__(self, schema: type, description: str) -> None:
+        super().__init__(description=description)
+        self._schema = schema
+
+    def format_help(self) -> str:
+        return f"{super().format_help()}\n{keys_help(self._schema)}"
+
+
 def parse_arguments(
-    schema: type[Schema], argv: Sequence[str] | None = None, flags: Mapping[str, str] | None = None
+    schema: type[Schema],
+    argv: Sequence[str] | None = None,
+    flags: Mapping[str, str] | None = None,
+    description: str | None = None,
 ) -> Schema:
-    """Reads a job's command line: `--config FILE` and any number of `dotted.key=value`.
+    """Parses a job's command line: `--config FILE` and any number of `dotted.key=value`.
 
     Args:
-        flags: further options and the override that each one stands for.
+        schema: the job's config class.
+        argv: arguments; None: those of the process.
+        flags: further options, each with the override that it stands for.
+        description: of the job, for --help; None: the docstring of `schema`.
 
+    Returns: the checked config.
     Raises: ConfigError for a file that is absent or damaged, an unknown key, a wrong type, a missing value.
     """
-    description = (schema.__doc__ or "").strip()
-    parser = argparse.ArgumentParser(description=description)
+    parser = _Parser(schema, (description or schema.__doc__ or "").strip())
     parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: train.steps=10")
     for flag, override in (flags or {}).items():
-        parser.add_argument(
-            flag, dest="overrides_of_flags", action="append_const", const=override, help=override
-        )
+        parser.add_argument(flag, dest="flag_overrides", action="append_const", const=override, help=override)
     arguments = parser.parse_intermixed_args(argv)
-    chosen = getattr(arguments, "overrides_of_flags", None) or []
-    return load_config(schema, arguments.config, [*arguments.overrides, *chosen])
+    from_flags = getattr(arguments, "flag_overrides", None) or []
+    return load_config(schema, arguments.config, [*arguments.overrides, *from_flags])
 
 
 def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequence[str] = ()) -> Schema:
-    """Builds a checked `schema` from defaults, a YAML file and dotted overrides, the later ones winning."""
+    """Builds a checked config from defaults, a YAML file and overrides; later ones override earlier ones.
+
+    Args:
+        schema: the config class.
+        path: YAML file; None: defaults and overrides only.
+        overrides: each `dotted.key=value`.
+
+    Raises: ConfigError, see `parse_arguments`.
+    """
     from_file = _read_yaml(Path(path)) if path else OmegaConf.create()
     for item in overrides:
         if "=" not in item:
@@ -79,9 +104,17 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
     return _checked(schema, merged, str(path or "the command line"))
 
 
-def from_mapping(schema: type[Schema], values: Any, place: str) -> Schema:
-    """Checks a plain mapping against `schema`; `place` is named in errors."""
-    return _checked(schema, OmegaConf.create(values), place)
+def from_mapping(schema: type[Schema], values: Any, source: str) -> Schema:
+    """Builds a checked config from a plain mapping.
+
+    Args:
+        schema: the config class.
+        values: nested mappings of its fields.
+        source: named in errors, such as the file that the values are from.
+
+    Raises: ConfigError for an unknown key, a wrong type, a missing value.
+    """
+    return _checked(schema, OmegaConf.create(values), source)
 
 
 def to_yaml(config: Any) -> str:
@@ -96,11 +129,11 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
-        beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"config file {path} does not exist.{_did_you_mean(path.name, beside)}")
+        present = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"config file {path} does not exist.{did_you_mean(path.name, present)}")
     try:
         content = OmegaConf.load(path)
-    except Exception as error:  # OmegaConf passes on whatever its YAML reader raises
+    except Exception as error:  # OmegaConf raises whatever its YAML reader does
         raise ConfigError(f"config file {path} is not readable YAML: {error}") from error
     if not isinstance(content, DictConfig):
         raise ConfigError(f"config file {path} holds a list; a mapping of keys to values is expected.")
@@ -118,23 +151,23 @@ def _extended(node: DictConfig, folder: Path) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(base, node))
 
 
-def _checked(schema: type[Schema], values: Any, place: str) -> Schema:
+def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     for key, siblings in _unknown_keys(schema, values):
-        raise ConfigError(f"{place}: there is no key '{key}'.{_did_you_mean(key, siblings)}")
+        raise ConfigError(f"{source}: there is no key '{key}'.{did_you_mean(key, siblings)}")
     try:
         config = OmegaConf.merge(OmegaConf.structured(schema), values)
         return cast(Schema, OmegaConf.to_object(config))
     except MissingMandatoryValue as error:
         raise ConfigError(
-            f"{place}: '{error.full_key}' has no value; set it in the file or add {error.full_key}=VALUE."
+            f"{source}: '{error.full_key}' has no value; set it in the file or add {error.full_key}=VALUE."
         ) from error
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
-        raise ConfigError(f"{place}: '{error.full_key}': {message}") from error
+        raise ConfigError(f"{source}: '{error.full_key}': {message}") from error
 
 
 def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yields (dotted unknown key, dotted keys that exist beside it) of a mapping against a dataclass."""
+    """Yields (dotted unknown key, dotted keys of the same part) of a mapping against a dataclass."""
     if not isinstance(values, DictConfig) or values._is_none() or not dataclasses.is_dataclass(schema):
         return
     structured = OmegaConf.structured(schema)
@@ -154,10 +187,3 @@ def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple
                 yield from _unknown_keys(element, values[key][name_in_dict], f"{name}.{name_in_dict}.")
         elif child is not None and dataclasses.is_dataclass(child):
             yield from _unknown_keys(cast(type, child), values[key], f"{name}.")
-
-
-def _did_you_mean(name: str, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean '{near[0]}'?"
-    return f" There is: {', '.join(choices)}." if choices else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from defi_models.errors import nearest
 from defi_platform.data.decode.video_readers import centre_crop, fitted
 
 IMAGE_PREFIX = "observation/images/"
@@ -191,8 +191,8 @@ def _required(message: Mapping[Any, Any], key: str) -> Any:
     if key in message:
         return message[key]
     present = sorted(str(name) for name in message)
-    near = difflib.get_close_matches(key, present, n=1, cutoff=0.6)
-    hint = f" Did you mean it by '{near[0]}'?" if near else ""
+    near = nearest(key, present)
+    hint = f" Did you mean it by '{near}'?" if near else ""
     raise ObservationError(f"'{key}' is missing; got {', '.join(present) or 'no keys'}.{hint}")
 
 

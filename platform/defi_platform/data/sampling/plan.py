@@ -5,12 +5,12 @@ Shuffling, mixing, sharding, resume and elastic world size are arithmetic on k. 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from defi_models.errors import did_you_mean
 from defi_platform.config import DataConfig
 from defi_platform.data.manifest.split import TRAIN, is_split, mask
 from defi_platform.data.manifest.table import Manifest
@@ -338,8 +338,7 @@ class Plan:
 def _check_cameras(name: str, chosen: Mapping[str, float], present: Sequence[str]) -> None:
     for camera in chosen:
         if camera not in present:
-            near = difflib.get_close_matches(camera, present, n=1)
-            hint = f" Did you mean '{near[0]}'?" if near else f" There is: {', '.join(sorted(present))}."
             raise CorpusError(
-                f"data.corpora.{name}.cameras names '{camera}', which the corpus does not have.{hint}"
+                f"data.corpora.{name}.cameras names '{camera}', which the corpus does not have."
+                + did_you_mean(camera, sorted(present))
             )

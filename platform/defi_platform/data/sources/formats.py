@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from types import ModuleType
 from typing import Final
 
+from defi_models.errors import did_you_mean
 from defi_platform import storage
 from defi_platform.config import CorpusConfig
 from defi_platform.data.sources import annotated, calvin, hdf5, plain, something, webdataset
@@ -38,10 +38,9 @@ def format_of(name: str, corpus: CorpusConfig) -> str:
     """
     root = corpus.path
     if corpus.format != "auto" and corpus.format not in FORMATS:
-        near = difflib.get_close_matches(corpus.format, FORMATS, n=1)
         raise CorpusError(
             f"data.corpora.{name}.format is '{corpus.format}', which is not a format."
-            + (f" Did you mean '{near[0]}'?" if near else f" There is: {', '.join(FORMATS)}.")
+            + did_you_mean(corpus.format, FORMATS)
         )
     if not storage.is_folder(root):
         raise CorpusError(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 
+from defi_models.errors import did_you_mean
 from defi_platform.errors import ConfigError
 
 # The fifty tasks of MT50. Sentences are ours: Meta-World names its tasks but does not word them.
@@ -77,8 +77,6 @@ def check_tasks(tasks: list[str], place: str) -> None:
         raise ConfigError(f"{place} is empty; name at least one Meta-World task, e.g. 'drawer-close-v3'.")
     for task in tasks:
         if task not in TASKS:
-            near = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.4)
-            hint = f" Did you mean '{near[0]}'?" if near else f" There is: {', '.join(TASKS)}."
-            raise ConfigError(f"{place}: Meta-World has no task '{task}'.{hint}")
+            raise ConfigError(f"{place}: Meta-World has no task '{task}'.{did_you_mean(task, TASKS)}")
         if tasks.count(task) > 1:
             raise ConfigError(f"{place} names '{task}' twice; name each task once.")

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from defi_platform import errors, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import RayConfig
+from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.loader import to_mapping, to_yaml
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
@@ -39,15 +40,6 @@ from defi_platform.train.worker.entry import train_worker
 from defi_platform.train.worker.run_results import MODEL, SUMMARY
 
 CONFIG = "config.yaml"
-
-FREE_TO_CHANGE = {
-    "num_workers", "resources_per_worker", "use_gpu", "micro_batch", "zero_stage", "precision", "output",
-    "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_failures", "threads", "steps",
-    "min_workers", "resize_check_s", "offload_optimizer", "recompute", "compile", "max_skipped_in_a_row",
-    "keep_best", "storage_patience_s", "peak_tflops", "expected_step_s", "probe",
-    "async_validation_every", "async_validation_resources",
-}  # fmt: skip
-"""Fields of TrainConfig that a resumed run may have otherwise than the run had before."""
 
 
 class TrainingFailed(UserError):
@@ -159,15 +151,9 @@ def check_resumable(recipe: Recipe) -> None:
     assert isinstance(before, dict)
     now = to_mapping(recipe.config)
     for part in ("data", "train"):
-        for key, value in now[part].items():
+        for key in bound_on_resume(getattr(recipe.config, part)):
+            value = now[part][key]
             old = before[part].get(key, value)
-            if (part == "train" and key in FREE_TO_CHANGE) or key in (
-                "manifest",
-                "decode",
-                "strict",
-                "cache",
-            ):
-                continue
             if old != value:
                 raise ConfigError(
                     f"{folder} was trained to step {found[0].step} with {part}.{key}={old}, now it is {value}: "

@@ -1,0 +1,111 @@
+"""Corpora, and how samples are cut out of their videos and decoded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from defi_platform.config.fields import PATH, RESUME_FREE
+
+
+@dataclass
+class WindowConfig:
+    """Segmentation of long videos into windows, each a video by itself; videos with actions stay whole."""
+
+    mode: str = "none"
+    """none | shots | stride"""
+    length_s: float = 10.0
+    """Seconds of a window; with shots, of the longest one."""
+    stride_s: float | None = None
+    """Seconds from one start to the next; null: windows lie end to end."""
+    shortest_s: float = 1.0
+    """Seconds; shorter windows, such as the remainder at the end, are rejected as too_short."""
+    shot_threshold: float = 20.0
+    """Grey levels (of 255) by which the picture changes at least where a shot begins."""
+
+
+@dataclass
+class FilterConfig:
+    """Quality filters; a video or window below a threshold goes into the quarantine with its score."""
+
+    scores: bool = False
+    """Store the scores (columns luma, motion, sharpness of the manifest) also while no filter asks for them."""
+    black: float | None = None
+    """Lowest mean grey level (of 255) that is accepted; 16 is a dark room. null: no filter."""
+    static: float | None = None
+    """Lowest mean change of grey level (of 255) from one half second to the next that is accepted; 0.5 is a still
+    picture with noise. null: no filter."""
+    blurred: float | None = None
+    """Lowest variance of the Laplacian, at a height of 240 pixels, that is accepted; 20 is out of focus. null: no
+    filter."""
+    too_short_s: float | None = None
+    """Shortest video in seconds that is accepted. null: no filter."""
+    duplicate_bits: int | None = None
+    """Most bits (of 192, over three pictures) by which two videos may differ and still count as duplicates; 6 finds
+    copies in another size or codec. Not for robots before fixed cameras, whose episodes all look alike. null: no
+    filter."""
+
+
+@dataclass
+class CorpusConfig:
+    """One source of video."""
+
+    path: str = field(default=MISSING, metadata=PATH)
+    """Folder: local, s3:// or any fsspec URL."""
+    format: str = "auto"
+    """auto | annotated | lerobot_v3 | lerobot_v21 | rlds | calvin | webdataset | hdf5 | something | plain"""
+    weight: float = 1.0
+    """Share of the mixture, relative to the other corpora."""
+    cameras: dict[str, float] = field(default_factory=dict)
+    """Probability per camera name; empty: all cameras of the corpus equally."""
+    fps: float | None = None
+    """Frames per second where the files do not say (RLDS, HDF5) or say wrong; null: as the corpus says."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+
+
+@dataclass
+class DecodeConfig:
+    """Decoder processes and their limits."""
+
+    processes: int = 1
+    """Decoder processes per training worker."""
+    timeout_s: float = 30.0
+    """Seconds after which the decoding of one sample is stopped and its video rejected."""
+    memory_mb: int = 2048
+    """MiB that a decoder process may use beyond what it starts with; a video that needs more is rejected."""
+    recycle_after: int = 500
+    """Videos after which a decoder process is replaced."""
+    storage_patience_s: float = 600.0
+    """Seconds without any readable video, while storage is unavailable, after which the run ends."""
+
+
+@dataclass
+class DataConfig:
+    """Corpora, the shape of a sample, and decoding."""
+
+    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    """Corpora by name."""
+    manifest: str = field(default=MISSING, metadata=PATH | RESUME_FREE)
+    """Folder for the manifest and quarantine tables."""
+    height: int = 64
+    """Pixels of a frame, as the model sees it."""
+    width: int = 64
+    """Pixels of a frame, as the model sees it."""
+    clip_frames: int = 8
+    """Frames of a GFDM clip."""
+    clip_span_s: float | None = None
+    """Seconds a clip covers; null spreads the frames evenly over the whole video."""
+    pair_interval_s: float = 1.0
+    """Seconds between the two frames of a GIDM pair."""
+    holdout: float = 0.1
+    """Share of the videos kept for validation, chosen by a hash of the video id."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig, metadata=RESUME_FREE)
+    strict: bool = field(default=False, metadata=RESUME_FREE)
+    """Stop at the first bad video instead of putting it into quarantine."""
+    retry_quarantined: bool = False
+    """Open quarantined videos again at this ingest. Otherwise they stay there until their files change."""
+    cache: str | None = field(default=None, metadata=PATH | RESUME_FREE)
+    """Folder that jobs/encode_latents.py has filled: training videos it holds are read from there, as the frozen
+    encoder sees them, instead of being decoded. One folder per model."""

@@ -1,0 +1,96 @@
+"""Recording of demonstrations, evaluation in a simulator, and the page about the corpora."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from defi_platform.config.cluster import RayConfig
+from defi_platform.config.data import DataConfig
+from defi_platform.config.fields import PATH
+from defi_platform.config.serve import ServeConfig
+
+
+@dataclass
+class RecordConfig:
+    """Recording of a simulator's scripted experts as LeRobot v3.0 datasets (jobs/record_demos.py)."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    tasks: list[str] = MISSING
+    """Meta-World tasks, e.g. [drawer-close-v3]."""
+    episodes_per_task: int = 20
+    """Successful episodes to record per task."""
+    labelled_per_task: int = 5
+    """Episodes per task that keep their actions and proprioception, in a separate dataset."""
+    seed: int = 0
+    """First seed of the initial states; episode n has seed + n."""
+    camera: str = "workspace"
+    """Camera of Meta-World; `workspace` shows the table and the arm."""
+    height: int = 64
+    """Pixels, even."""
+    width: int = 64
+    """Pixels, even."""
+    max_steps: int = 200
+    """Simulator steps after which an episode without success is dropped, counted and replaced."""
+    hold_steps: int = 8
+    """Simulator steps recorded after the first success, so that a policy also learns to stay there."""
+    noise: float = 0.0
+    """Standard deviation of the Gaussian noise on the executed actions (in -1..1); labels are the expert's own actions."""
+    workers: int = 2
+    """Simulator processes."""
+    output: str = field(default=MISSING, metadata=PATH)
+    """Folder that receives `video/` (frames and text only) and `labelled/` (with actions)."""
+
+
+@dataclass
+class EvaluateConfig:
+    """Closed-loop rollouts against a served policy (jobs/evaluate_policy.py)."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    """The policy to serve for the evaluation; unused when `url` is set."""
+    url: str | None = None
+    """ws://host:port of a policy that is already served; null: serve one for the evaluation."""
+    tasks: list[str] = MISSING
+    """Meta-World tasks, e.g. [drawer-close-v3]."""
+    arms: list[str] = field(default_factory=lambda: ["policy", "random", "expert"])
+    """Policies to compare: policy | random | expert."""
+    episodes_per_task: int = 10
+    """Episodes per task and arm."""
+    seed: int = 10_000
+    """First seed of the initial states; every arm gets the same ones. Choose it apart from the recording's seeds."""
+    max_steps: int = 150
+    """Simulator steps after which an episode counts as failed."""
+    camera: str = "workspace"
+    """Camera of Meta-World, as in the recording."""
+    height: int = 64
+    """Pixels, even."""
+    width: int = 64
+    """Pixels, even."""
+    execute_steps: int | None = None
+    """Actions of a chunk that are executed before the next observation is sent; null: the whole chunk."""
+    video_every: int = 2
+    """Simulator steps per frame of the episode videos; 0 writes none."""
+    workers: int = 2
+    """Simulator processes."""
+    output: str = field(default=MISSING, metadata=PATH)
+    """Folder that receives results, episode videos and the report."""
+
+
+@dataclass
+class InspectConfig:
+    """One HTML page about the corpora (jobs/inspect_corpus.py)."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    """Seed of the plan whose mixture is shown."""
+    samples: int = 10_000
+    """Samples of the plan that are counted."""
+    videos_per_corpus: int = 12
+    """Videos of the contact sheet per corpus."""
+    frames_per_video: int = 6
+    """Frames of each of those videos."""
+    output: str = field(default=MISSING, metadata=PATH)
+    """Folder that receives corpora.html."""

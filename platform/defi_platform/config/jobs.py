@@ -1,0 +1,101 @@
+"""Configs of the jobs that ingest, encode, train and export, and of the demo."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from defi_platform.config.cluster import RayConfig
+from defi_platform.config.data import DataConfig
+from defi_platform.config.evaluate import EvaluateConfig, RecordConfig
+from defi_platform.config.fields import PATH
+from defi_platform.config.train import ModelConfig, TrackingConfig, TrainConfig
+
+
+@dataclass
+class IngestConfig:
+    """Ingest of corpora into a manifest and a quarantine (jobs/ingest_videos.py)."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class EncodeConfig:
+    """Filling of data.cache for a pretraining with the same model and data settings (jobs/encode_latents.py)."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    kind: str = MISSING
+    """gfdm (VAE latents) | gidm (patch features)"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    seed: int = 0
+    """train.seed of that training: presets without stored weights initialise theirs from it."""
+    dtype: str = "float32"
+    """float32 | float16; float32 gives the losses of training from pictures, float16 takes half the space."""
+    batch_frames: int = 32
+    """Frames that are encoded at once."""
+    shard_mb: int = 256
+    """Size of a file of the cache in MiB; a longer video gets a file to itself."""
+    workers: int | None = None
+    """Encoders in parallel; null: one per GPU, or one where there is none."""
+
+
+@dataclass
+class PretrainConfig:
+    """Pretraining of GFDM or GIDM (jobs/pretrain_gfdm.py, jobs/pretrain_gidm.py)."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    dry_run: bool = False
+    """Report what the run would do and start nothing; on the command line: --dry-run."""
+
+
+@dataclass
+class PretrainBothConfig:
+    """Both pretrainings on one cluster, each with its own resources (jobs/pretrain.py)."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    dry_run: bool = False
+    """Report what both runs would do and start nothing; on the command line: --dry-run."""
+    gfdm: PretrainConfig = field(default_factory=PretrainConfig)
+    gidm: PretrainConfig = field(default_factory=PretrainConfig)
+
+
+@dataclass
+class FinetuneConfig(PretrainConfig):
+    """Fine-tuning of the fused policy (jobs/finetune_policy.py)."""
+
+    gfdm: str = field(default=MISSING, metadata=PATH)
+    """Model folder of the pretrained GFDM."""
+    gidm: str = field(default=MISSING, metadata=PATH)
+    """Model folder of the pretrained GIDM."""
+    trainable: str = "gidm+adapter"
+    """adapter | gidm+adapter | gfdm+adapter | all; parts of the policy that train."""
+
+
+@dataclass
+class ExportConfig:
+    """Export of the newest checkpoint of a run as a model folder (jobs/export_model.py)."""
+
+    run: str = field(default=MISSING, metadata=PATH)
+    """Run folder of a training, complete or not."""
+    output: str | None = field(default=None, metadata=PATH)
+    """Model folder; null: `model` in the run folder, where a complete run puts it."""
+
+
+@dataclass
+class DemoConfig:
+    """Every stage once, end to end (jobs/demo.py)."""
+
+    record: RecordConfig = field(default_factory=RecordConfig)
+    pretrain: PretrainBothConfig = field(default_factory=PretrainBothConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    output: str = field(default=MISSING, metadata=PATH)
+    """Folder of the stage records and the report."""

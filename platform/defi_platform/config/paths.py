@@ -1,0 +1,34 @@
+"""Paths of a config, made independent of the working directory once: workers and actors have other ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+from omegaconf import MISSING
+
+from defi_platform import storage
+from defi_platform.config.fields import is_path
+
+Config = TypeVar("Config")
+
+
+def absolute_paths(config: Config) -> Config:
+    """A copy of a config in which every field marked as `PATH` is absolute, nested configs included."""
+    copy: Config = _absolute(config)
+    return copy
+
+
+def _absolute(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _absolute(item) for key, item in value.items()}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if is_path(field):
+            changed[field.name] = item if item in (None, MISSING) else storage.absolute(item)
+        else:
+            changed[field.name] = _absolute(item)
+    return dataclasses.replace(value, **changed)

@@ -1,0 +1,137 @@
+"""The model and one training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from defi_platform.config.data import CorpusConfig
+from defi_platform.config.fields import PATH, RESUME_FREE
+
+
+@dataclass
+class ModelConfig:
+    """A preset of `defi_models` and changes to it."""
+
+    preset: str = "nano"
+    """nano | small | paper; sizes of the model (`python -m defi_models.describe PRESET` lists them)."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of the model's own Config, by name; nested parts as nested mappings."""
+    init_from: str | None = field(default=None, metadata=PATH)
+    """Model folder whose weights training starts from; null: weights as the preset initialises them."""
+
+
+@dataclass
+class ProbeConfig:
+    """GIDM's linear probe: labelled corpora with whose actions its latent actions are compared."""
+
+    corpora: dict[str, CorpusConfig] = field(default_factory=dict)
+    """Corpora with actions, by name."""
+    manifest: str = field(default=MISSING, metadata=PATH)
+    """Folder for the manifest and quarantine tables of these corpora."""
+    pairs: int = 512
+    """Frame pairs of the training split, and as many of the validation split."""
+    holdout: float = 0.2
+    """Share of the videos that the probe is tested on, chosen by a hash of the video id."""
+
+
+@dataclass
+class TrainConfig:
+    """One training run."""
+
+    output: str = field(default=MISSING, metadata=PATH | RESUME_FREE)
+    """Run folder (local or s3://): checkpoints, metrics, curves and the exported model."""
+    seed: int = 0
+    """Seed of initial weights, sample order, noise and dropout."""
+    steps: int = field(default=100, metadata=RESUME_FREE)
+    """Optimiser steps."""
+    global_batch: int = 8
+    """Samples per optimiser step, over all workers."""
+    micro_batch: int = field(default=8, metadata=RESUME_FREE)
+    """Samples per worker and forward pass; global_batch must be micro_batch x workers x a whole number."""
+    num_workers: int = field(default=1, metadata=RESUME_FREE)
+    """Workers; with `min_workers`, the maximum."""
+    min_workers: int | None = field(default=None, metadata=RESUME_FREE)
+    """Elastic training: the run continues with as few workers as this when nodes are lost and grows back when they
+    return. Steps keep their global batch and their samples. null: exactly `num_workers`."""
+    resize_check_s: float = field(default=60.0, metadata=RESUME_FREE)
+    """Elastic training: seconds between two checks for resources to grow."""
+    resources_per_worker: dict[str, float] = field(default_factory=lambda: {"CPU": 1.0}, metadata=RESUME_FREE)
+    """Ray resources of one worker by name: CPU in logical cores, GPU in devices."""
+    use_gpu: bool = field(default=False, metadata=RESUME_FREE)
+    """Train on GPUs, one per worker unless resources_per_worker.GPU says otherwise."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay of AdamW."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's two decay rates."""
+    schedule: str = "constant"
+    """constant | cosine | tri_stage; shape of the learning rate over the steps."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up; tri_stage has its own."""
+    clip_grad_norm: float = 1.0
+    """Largest global norm of the gradients; 0 turns clipping off."""
+    zero_stage: int = field(default=1, metadata=RESUME_FREE)
+    """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimiser state, 2 gradients too, 3 weights too."""
+    offload_optimizer: bool = field(default=False, metadata=RESUME_FREE)
+    """Keep optimiser state and fp32 master weights in the host's memory (ZeRO 1 to 3)."""
+    precision: str = field(default="fp32", metadata=RESUME_FREE)
+    """fp32 | bf16 | fp16"""
+    recompute: bool = field(default=False, metadata=RESUME_FREE)
+    """Activation checkpointing: less memory, one more forward pass."""
+    compile: bool = field(default=False, metadata=RESUME_FREE)
+    """torch.compile of the parts that train."""
+    ema_decay: float | None = None
+    """Decay of the exponential moving average of the weights used for validation and export, e.g. 0.9999; early on it
+    is min(decay, (1 + n) / (10 + n)) after n updates. null or 0: no average."""
+    max_skipped_in_a_row: int | None = field(default=None, metadata=RESUME_FREE)
+    """Consecutive updates that may be skipped because the gradient is not finite, before the run stops. null: 3, and 50
+    under fp16, whose loss scaling skips some by design."""
+    log_every: int = field(default=10, metadata=RESUME_FREE)
+    """Steps between two rows of metrics."""
+    validate_every: int = field(default=100, metadata=RESUME_FREE)
+    """Steps between two validations; step 0 and the last step are always validated."""
+    validation_batches: int = 4
+    """Micro-batches of a validation, over all workers."""
+    async_validation_every: int = field(default=0, metadata=RESUME_FREE)
+    """Steps between two asynchronous validations, a multiple of `checkpoint_every`: a separate task evaluates a checkpoint
+    while training continues (GFDM: sampled clips; GIDM: the linear probe). 0: only at the end of the run."""
+    async_validation_resources: dict[str, float] = field(
+        default_factory=lambda: {"CPU": 1.0}, metadata=RESUME_FREE
+    )
+    """Ray resources of that task, in addition to those of the workers; {CPU: 1, GPU: 1} where a GPU is to spare."""
+    checkpoint_every: int = field(default=100, metadata=RESUME_FREE)
+    """Steps between two checkpoints; the last step always has one."""
+    keep_checkpoints: int = field(default=2, metadata=RESUME_FREE)
+    """Newest checkpoints that are kept."""
+    keep_best: bool = field(default=False, metadata=RESUME_FREE)
+    """Also keep the checkpoint with the lowest validation loss, of those that were validated at their step."""
+    storage_patience_s: float = field(default=600.0, metadata=RESUME_FREE)
+    """Seconds a checkpoint waits for storage that does not answer or a disk that is full, before the run fails."""
+    max_failures: int = field(default=3, metadata=RESUME_FREE)
+    """Worker failures that a run recovers from before it gives up; -1: any number."""
+    restart_dead_codes_every: int = 100
+    """Steps between two restarts of unused GIDM codes, in place of the reference's once per epoch. 0: never."""
+    probe: ProbeConfig | None = field(default=None, metadata=RESUME_FREE)
+    """GIDM: labelled corpora for the linear probe at the end of the run; null: no probe."""
+    threads: int | None = field(default=None, metadata=RESUME_FREE)
+    """Torch threads per worker; null: torch's default."""
+    peak_tflops: float | None = field(default=None, metadata=RESUME_FREE)
+    """Peak TFLOP/s of one worker's device in the chosen precision, for MFU; null: known GPUs by name, no MFU elsewhere."""
+    expected_step_s: float | None = field(default=None, metadata=RESUME_FREE)
+    """Seconds of a step, for the hours in a dry run; null: as measured by an earlier attempt, else estimated."""
+
+
+@dataclass
+class TrackingConfig:
+    """Experiment tracking, in addition to the run folder's JSONL."""
+
+    wandb: bool = True
+    """Track with Weights & Biases; offline unless WANDB_API_KEY is set."""
+    project: str = "defi"
+    """W&B project."""
+    name: str | None = None
+    """W&B run name; null: chosen by W&B."""
