@@ -34,7 +34,7 @@ def measure(folder: str, videos: int) -> None:
     """One ingest in this process. Prints: MB more than the imports take, seconds."""
     from defi_platform import storage
     from defi_platform.config import CorpusConfig, DataConfig
-    from defi_platform.data.decode.video_readers import Probe
+    from defi_platform.data.decode.messages import Probe
     from defi_platform.data.ingest import pipeline as ingest
     from defi_platform.data.ingest.probe_results import ProbeResult
 

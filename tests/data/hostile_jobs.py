@@ -1,4 +1,4 @@
-"""Carriers of decode jobs that do what broken videos make decoders do. Loaded inside real decoder processes."""
+"""A handler of decode jobs that does what broken videos make decoders do. Loaded inside real decoder processes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 
 import numpy as np
 
-from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
-from defi_platform.data.decode.worker_jobs import Jobs
+from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decode.worker_jobs import JobHandler
 from defi_platform.data.rejection import BadVideo
 
 
-class HostileJobs(Jobs):
+class HostileJobHandler(JobHandler):
     """Behaves by the name of the file: hang, abort, exit, allocate, leak, storage, away until there is a
     file `back` beside it, or fill every frame with 7."""
 

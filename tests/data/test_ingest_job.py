@@ -25,8 +25,8 @@ from test_storage import KEYS
 from defi_platform import storage
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig
 from defi_platform.config.loader import parse_arguments
+from defi_platform.data.decode.messages import DecodeJob
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.ingest.probe_actors import StoragePatience
 from defi_platform.data.ingest.probe_results import ProbeResult

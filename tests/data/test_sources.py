@@ -21,8 +21,8 @@ from tfrecords import bytes_list, example, float_list, int_list, write_tfrecord
 
 from defi_platform import storage
 from defi_platform.config import CorpusConfig, DecodeConfig
+from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.formats import format_of, listing, read_signals
 from defi_platform.data.sources.records import RejectedRecord, VideoRecord

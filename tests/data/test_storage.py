@@ -17,8 +17,8 @@ from s3_server import FlakyProxy, s3_server
 
 from defi_platform import storage
 from defi_platform.config import DecodeConfig
+from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
 from defi_platform.data.rejection import BadVideo
 from defi_platform.storage import remote
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import ray
 from corpora import FPS, numbers_of, write_lerobot, write_video
+from hostile_jobs import HostileJobHandler
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
 from defi_platform.data.decode.pool import DecoderPool
@@ -176,7 +177,7 @@ def hostile(names: list[str], patience_s: float) -> SampleDecoder:
     data = DataConfig(height=8, width=8, decode=DecodeConfig(storage_patience_s=patience_s))
     decoder = SampleDecoder(Plan(Manifest.from_rows(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0), data)
     decoder._pool.close()
-    decoder._pool = DecoderPool(data.decode, "hostile_jobs:HostileJobs")
+    decoder._pool = DecoderPool(data.decode, HostileJobHandler)
     return decoder
 
 

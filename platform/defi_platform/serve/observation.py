@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from defi_models.errors import nearest
-from defi_platform.data.decode.video_readers import centre_crop, fitted
+from defi_platform.data.decode.geometry import centre_crop, fitted
 
 IMAGE_PREFIX = "observation/images/"
 STATE_KEY = "observation/state"

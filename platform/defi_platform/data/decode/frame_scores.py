@@ -20,14 +20,14 @@ PER_SECOND = 2.0
 FEWEST_SAMPLES = 8
 
 CHANGE_UNIT = 0.25
-"""Grey levels per step of `Screening.changes`."""
+"""Grey levels per step of `FrameScores.changes`."""
 
 Scaled = Callable[[int, int], np.ndarray]
 """(height, width) -> the picture in that size, uint8 (h, w)"""
 
 
 @dataclass(frozen=True, eq=False)
-class Screening:
+class FrameScores:
     """What the frames of a file look like. n sampled frames, T frames."""
 
     sampled: np.ndarray
@@ -44,7 +44,7 @@ class Screening:
     """T values 0 to 255: mean change of grey level since the frame before, in steps of `CHANGE_UNIT`."""
 
 
-class Screener:
+class FrameScorer:
     """Looks at the frames of one file in their order.
 
     Args:
@@ -76,10 +76,10 @@ class Screener:
             self._rows.append((self._count, float(small.mean()), motion, sharp, _hash(scaled(8, 9))))
         self._count += 1
 
-    def result(self) -> Screening:
+    def result(self) -> FrameScores:
         """The scores of what was seen."""
         columns = list(zip(*self._rows, strict=True)) or [()] * 5
-        return Screening(
+        return FrameScores(
             sampled=np.array(columns[0], np.int32),
             luma=np.array(columns[1], np.float32),
             motion=np.array(columns[2], np.float32),

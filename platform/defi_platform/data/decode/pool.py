@@ -1,7 +1,7 @@
 """Decoder processes that can be killed: time limit, memory limit, crash containment, recycling.
 
 A video that hangs, aborts or eats memory takes its own process down and nothing else; the pool answers with
-a `BadVideo` and starts a fresh process. Frames cross the border once, as uint8 in shared memory.
+a `BadVideo` and starts a fresh process. Frames are copied between processes once, as uint8 in shared memory.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from typing import Any
 import numpy as np
 
 from defi_platform.config import DecodeConfig
-from defi_platform.data.decode.video_readers import DecodeJob, Probe, ProbeJob
-from defi_platform.data.decode.worker_process import read_message, write_message
+from defi_platform.data.decode import worker_process
+from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob, read_message, write_message
+from defi_platform.data.decode.worker_jobs import JobHandler
 from defi_platform.data.rejection import BadVideo
 
 Job = DecodeJob | ProbeJob
 Answer = np.ndarray | Probe | BadVideo
 
-CARRIER = "defi_platform.data.decode.worker_jobs:Jobs"
-
 POLL_S = 0.25
-"""How often a waiting pool looks at the clock and at the memory of its processes."""
+"""How often a waiting pool checks at the clock and at the memory of its processes."""
 
 START_S = 60.0
 """Extra time for the first job of a process, which includes its start on a busy machine."""
@@ -46,7 +45,7 @@ class _Running:
 class _Process:
     """One decoder process and the shared memory its frames arrive in."""
 
-    def __init__(self, memory_mb: int, frame_bytes: int, carrier: str) -> None:
+    def __init__(self, memory_mb: int, frame_bytes: int, job_handler: type[JobHandler]) -> None:
         self.frame_bytes = frame_bytes
         frames_fd = os.memfd_create("decoded-frames")
         os.ftruncate(frames_fd, frame_bytes)
@@ -54,15 +53,14 @@ class _Process:
         jobs_out, self.jobs = os.pipe()
         self.answers, answers_in = os.pipe()
         fds = (jobs_out, answers_in, frames_fd)
-        # -c and not -m: runpy would import the module twice. stdout is closed to codec chatter.
+        # stdout and stderr are closed to codec chatter.
         self._process = subprocess.Popen(
             [
                 sys.executable,
                 "-m",
-                "defi_platform.data.decode.worker_process",
+                worker_process.__name__,
                 *(str(fd) for fd in fds),
                 str(memory_mb << 20),
-                carrier,
             ],
             pass_fds=fds,
             stdin=subprocess.DEVNULL,
@@ -70,6 +68,8 @@ class _Process:
             stderr=subprocess.DEVNULL,
             env=_environment(),
         )
+        # Before the pipe's other end is closed here: a process that has died by now is found by the first job.
+        write_message(self.jobs, job_handler)
         for fd in fds:
             os.close(fd)
         self.memory_limit = memory_mb << 20
@@ -105,16 +105,16 @@ class _Process:
 
 
 class DecoderPool:
-    """Runs decode and probe jobs in processes of its own.
+    """Runs decode and probe jobs in processes that it starts and ends.
 
     Args:
         limits: number of processes, time and memory limits, recycling.
-        carrier: `module:Class` that carries jobs out inside the processes.
+        job_handler: class whose instances, one per process, answer the jobs; importable there by its name.
     """
 
-    def __init__(self, limits: DecodeConfig, carrier: str = CARRIER) -> None:
+    def __init__(self, limits: DecodeConfig, job_handler: type[JobHandler] = JobHandler) -> None:
         self._limits = limits
-        self._carrier = carrier
+        self._job_handler = job_handler
         self._processes: list[_Process] = []
         self._selector = selectors.DefaultSelector()
 
@@ -139,6 +139,7 @@ class DecoderPool:
         """Yields one answer per job, in order: frames (T, H, W, 3) uint8, a `Probe`, or a `BadVideo`.
 
         Args:
+            jobs: taken from as processes become free.
             out: arrays to copy the frames of job i into; fresh ones without it.
         """
         waiting: deque[_Running] = deque()
@@ -172,7 +173,7 @@ class DecoderPool:
     # ----------------------------------------------------------------------- inside
 
     def _new_process(self, frame_bytes: int) -> _Process:
-        process = _Process(self._limits.memory_mb, frame_bytes, self._carrier)
+        process = _Process(self._limits.memory_mb, frame_bytes, self._job_handler)
         self._processes.append(process)
         self._selector.register(process.answers, selectors.EVENT_READ, process)
         return process
@@ -246,7 +247,7 @@ class DecoderPool:
         waiting: deque[_Running],
     ) -> None:
         if used and not running.retried:
-            # What earlier files left behind may have filled the process; a fresh one tells.
+            # What earlier files left behind may have filled the process; a fresh one shows whether it did.
             waiting.appendleft(_Running(running.number, running.job, retried=True))
         else:
             answers[running.number] = problem

@@ -1,4 +1,4 @@
-"""What a decoder process does with a job: keeps files open between jobs and fills shared memory with frames."""
+"""Jobs carried out inside a decoder process, which keeps files open between them."""
 
 from __future__ import annotations
 
@@ -15,19 +15,11 @@ from typing import Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.decode.frame_scores import Screener
-from defi_platform.data.decode.video_readers import (
-    DecodeJob,
-    DecordReader,
-    Probe,
-    ProbeJob,
-    PyavReader,
-    Reader,
-    centre_crop,
-    check_memory,
-    fitted,
-    probe,
-)
+from defi_platform.data.decode.frame_scores import FrameScorer
+from defi_platform.data.decode.geometry import centre_crop, fitted
+from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decode.probe import probe
+from defi_platform.data.decode.video_readers import DecordReader, PyavReader, Reader, check_memory
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.uri import Address, parse
 from defi_platform.storage.range_file import RangeFile
@@ -39,7 +31,7 @@ OPEN_FILES = 8
 MACHINE_ERRORS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 )
-"""Errors of a disk, a network mount or this machine, not of the file: told by Python's own OSErrors only,
+"""Errors of a disk, a network mount or this machine, not of the file. Only in Python's own OSErrors,
 since codecs mean something else by the same numbers."""
 
 SMALL_FILE_BYTES = 16 << 20
@@ -51,8 +43,8 @@ DECORD_WIDTH = 128
 at 16, 24, 48 and 72 pixels), it counts the padding as further colour channels and its answer is of no use."""
 
 
-class Jobs:
-    """Carries out decode and probe jobs in one process.
+class JobHandler:
+    """Answers decode and probe jobs in one process.
 
     Args:
         memory_bytes: what the process may use.
@@ -67,7 +59,7 @@ class Jobs:
         """Writes the frames of `job` to `out` (T, H, W, 3) uint8. Raises: BadVideo."""
         check_memory(job.source_width, job.source_height, self._memory_bytes)
         decoder = "pyav" if self._size(job)[1] < DECORD_WIDTH else job.decoder
-        with _store_to_blame(parse(job.uri).path):
+        with _store_errors_apart(parse(job.uri).path):
             try:
                 frames = self._frames(job, decoder)
             except BadVideo as error:
@@ -77,18 +69,18 @@ class Jobs:
         out[...] = centre_crop(frames, job.height, job.width)
 
     def probe(self, job: ProbeJob) -> Probe:
-        """Judges the video of `job`. Raises: BadVideo."""
+        """Checks and describes the video of `job`. Raises: BadVideo."""
         self.files_opened += 1
         where = parse(job.uri)
-        with _store_to_blame(where.path):
+        with _store_errors_apart(where.path):
             if where.kind == "file":
                 with storage.local_copy(where.path) as path:
-                    return probe(str(path), job.thorough, self._memory_bytes, job.screen)
+                    return probe(str(path), job.thorough, self._memory_bytes, job.score_frames)
             if where.kind == "range":
                 with scratch("member") as folder:
                     path = folder / f"video{posixpath.splitext(where.where[-1])[1]}"
                     path.write_bytes(_slice(where))
-                    return probe(str(path), job.thorough, self._memory_bytes, job.screen)
+                    return probe(str(path), job.thorough, self._memory_bytes, job.score_frames)
             return _probe_store(where, job, self._memory_bytes)
 
     def _frames(self, job: DecodeJob, decoder: str) -> np.ndarray:
@@ -131,7 +123,7 @@ class Jobs:
 
 
 def frame_stores() -> ModuleType:
-    """Its imports (Pillow) are left out of processes that decode video files alone."""
+    """The module, imported at its first use: processes that decode video files alone need no Pillow."""
     from defi_platform.data.decode import frame_stores
 
     return frame_stores
@@ -158,20 +150,22 @@ def _probe_store(where: Address, job: ProbeJob, memory_bytes: int) -> Probe:
             raise BadVideo("too_short", f"{store.num_frames} frame")
         width, height = store.picture(0).size
         check_memory(width, height, memory_bytes)
-        screener = Screener(store.num_frames, 0.0, height, width) if job.screen and job.thorough else None
+        scorer = (
+            FrameScorer(store.num_frames, 0.0, height, width) if job.score_frames and job.thorough else None
+        )
         blank = True
         for index in range(store.num_frames) if job.thorough else [0, store.num_frames - 1]:
             picture = store.picture(index)
             if picture.size != (width, height):
                 raise BadVideo("corrupt", f"frame {index} is of another size than the first")
-            if screener is not None:
-                screener.see(functools.partial(_grey, picture.convert("L")))
+            if scorer is not None:
+                scorer.see(functools.partial(_grey, picture.convert("L")))
             blank = blank and all(low == high for low, high in picture.getextrema())
         if blank:
             raise BadVideo("black", "every frame is of one colour, as where a camera was absent")
-        screening = None if screener is None else screener.result()
+        frame_scores = None if scorer is None else scorer.result()
         return Probe(
-            store.num_frames, 0.0, width, height, store.codec, 0, 0, "store", False, screening=screening
+            store.num_frames, 0.0, width, height, store.codec, 0, 0, "store", False, frame_scores=frame_scores
         )
     finally:
         store.close()
@@ -183,12 +177,12 @@ def _grey(picture: Any, height: int, width: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _store_to_blame(uri: str) -> Iterator[None]:
+def _store_errors_apart(uri: str) -> Iterator[None]:
     """Keeps what a store does apart from what is in the file: a video is not corrupt because its store is down."""
     RangeFile.failures.clear()
     try:
         yield
-        _look_for_failed_ranges(uri)
+        _raise_failed_range(uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadVideo("missing", f"{uri} is not there") from error
     except storage.StorageError as error:
@@ -196,8 +190,8 @@ def _store_to_blame(uri: str) -> Iterator[None]:
     except PermissionError as error:
         raise BadVideo("storage", f"{uri}: {error}") from error
     except Exception as error:
-        # Codec libraries tell a failed read as damage, or as anything else.
-        _look_for_failed_ranges(uri)
+        # Codec libraries report a failed read as damage, or as anything else.
+        _raise_failed_range(uri)
         if (
             isinstance(error, OSError)
             and type(error).__module__ == "builtins"
@@ -207,7 +201,7 @@ def _store_to_blame(uri: str) -> Iterator[None]:
         raise
 
 
-def _look_for_failed_ranges(uri: str) -> None:
+def _raise_failed_range(uri: str) -> None:
     for failure in RangeFile.failures:
         reason = "missing" if isinstance(failure, FileNotFoundError) else "storage"
         raise BadVideo(reason, f"{uri}: {failure}") from failure

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from defi_platform.config import CorpusConfig
-from defi_platform.data.decode.video_readers import Probe
+from defi_platform.data.decode.messages import Probe
 from defi_platform.data.ingest.probe_actors import opened_with
 from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.ingest.quality_filters import Scores, left_out, scores_of
@@ -102,7 +102,7 @@ def _windows(corpus: CorpusConfig, claim: VideoRecord, probe: Probe) -> Iterator
     variable = probe.variable_rate and claim.fps is None
     if variable:
         times = np.asarray(probe.times[claim.first_frame : claim.first_frame + count], np.float64)
-    screening = probe.screening
+    screening = probe.frame_scores
     changes = b"" if screening is None else screening.changes[claim.first_frame : claim.first_frame + count]
     # Actions are numbered from the episode's start, so an episode is not cut.
     whole = corpus.windows.mode == "none" or claim.num_actions > 0

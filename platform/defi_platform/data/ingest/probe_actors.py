@@ -13,8 +13,9 @@ import ray
 
 from defi_platform.cluster import ray_session
 from defi_platform.config import DecodeConfig, RayConfig
+from defi_platform.data.decode.messages import ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.decode.video_readers import ProbeJob, pyav_release
+from defi_platform.data.decode.video_readers import pyav_release
 from defi_platform.data.ingest.probe_results import Blocks, ProbeResult
 from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources.uri import parse
@@ -178,7 +179,7 @@ class Prober:
 
     def probe(self, block: list[ProbeRequest]) -> list[ProbeResult]:
         """Opens the files of a block."""
-        answers = self._pool.run([ProbeJob(opening.uri, screen=opening.screen) for opening in block])
+        answers = self._pool.run([ProbeJob(opening.uri, score_frames=opening.screen) for opening in block])
         verdicts = [
             ProbeResult(opening.uri, opening.version, answer, opening.attempts)  # type: ignore[arg-type]
             for opening, answer in zip(block, answers, strict=True)

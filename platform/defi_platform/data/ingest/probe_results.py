@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from defi_platform import storage
-from defi_platform.data.decode.frame_scores import Screening
-from defi_platform.data.decode.video_readers import Probe
+from defi_platform.data.decode.frame_scores import FrameScores
+from defi_platform.data.decode.messages import Probe
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
 from defi_platform.storage.parallel_read import side_by_side
@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
     ]
 )
 """`reason` and `message` are set for bad files, what follows them for good ones; from `sampled` on it is the
-`Screening`, null where nobody asked for scores."""
+`FrameScores`, null where nobody asked for scores."""
 
 PROBE_COLUMNS = SCHEMA.names[5:-6]
 SCREENING_COLUMNS = SCHEMA.names[-6:]
@@ -69,7 +69,7 @@ class ProbeResult:
     @property
     def screened(self) -> bool:
         """Whether its frames were scored, or there is nothing to score."""
-        return isinstance(self.answer, BadVideo) or self.answer.screening is not None
+        return isinstance(self.answer, BadVideo) or self.answer.frame_scores is not None
 
     @property
     def bad(self) -> BadVideo | None:
@@ -95,7 +95,7 @@ def verdicts_of(table: pa.Table) -> Iterator[ProbeResult]:
                 answer = BadVideo(row["reason"], row["message"])
             else:
                 values = {name: row[name] for name in PROBE_COLUMNS}
-                values |= {"times": tuple(values["times"] or ()), "screening": _screening(row)}
+                values |= {"times": tuple(values["times"] or ()), "frame_scores": _frame_scores(row)}
                 answer = Probe(**values)
             yield ProbeResult(row["uri"], row["version"], answer, row["attempts"])
 
@@ -111,18 +111,18 @@ def _row(verdict: ProbeResult) -> dict[str, Any]:
     assert isinstance(verdict.answer, Probe)
     row |= {name: getattr(verdict.answer, name) for name in PROBE_COLUMNS}
     row["times"] = list(verdict.answer.times) or None
-    screening = verdict.answer.screening
+    screening = verdict.answer.frame_scores
     if screening is not None:
         row |= {name: getattr(screening, name) for name in SCREENING_COLUMNS}
     return row
 
 
-def _screening(row: dict[str, Any]) -> Screening | None:
+def _frame_scores(row: dict[str, Any]) -> FrameScores | None:
     if row["changes"] is None:
         return None
     kinds = {"sampled": np.int32, "hashes": np.uint64}
     arrays = {n: np.array(row[n], kinds.get(n, np.float32)) for n in SCREENING_COLUMNS if n != "changes"}
-    return Screening(**arrays, changes=row["changes"])
+    return FrameScores(**arrays, changes=row["changes"])
 
 
 # --------------------------------------------------------------------------- blocks

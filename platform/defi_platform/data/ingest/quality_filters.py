@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from defi_platform.config import FilterConfig
-from defi_platform.data.decode.frame_scores import Screening
+from defi_platform.data.decode.frame_scores import FrameScores
 from defi_platform.data.rejection import BadVideo
 
 SIGNATURE_PLACES = (0.25, 0.5, 0.75)
@@ -34,7 +34,7 @@ def needs_scores(config: FilterConfig) -> bool:
     return config.scores or any(value is not None for value in values)
 
 
-def scores_of(screening: Screening, first: int, stop: int) -> Scores:
+def scores_of(screening: FrameScores, first: int, stop: int) -> Scores:
     """Scores of the frames `first` to `stop` - 1."""
     low, high = np.searchsorted(screening.sampled, [first, stop])
     if low == high:  # a window between two samples is like the one before it

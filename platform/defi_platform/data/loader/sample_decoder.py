@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from defi_platform.config import DataConfig
+from defi_platform.data.decode.messages import DecodeJob
 from defi_platform.data.decode.pool import Answer, DecoderPool
-from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.latents.cache import CacheLocation, LatentCache
 from defi_platform.data.loader.robot_signals import SignalReader
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, strict_error

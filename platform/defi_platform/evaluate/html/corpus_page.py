@@ -19,8 +19,8 @@ from PIL import Image
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import DataConfig, InspectConfig
+from defi_platform.data.decode.messages import DecodeJob
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.decode.video_readers import DecodeJob
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.table import Manifest

@@ -1,0 +1,93 @@
+"""Messages between a pool and its decoder processes: jobs, the result of a probe, and their way through a pipe."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from defi_platform.data.decode.frame_scores import FrameScores
+
+HEADER = struct.Struct("<I")
+"""Length of a message in bytes, written before it."""
+
+
+@dataclass(frozen=True)
+class DecodeJob:
+    """Frames to take out of one file."""
+
+    uri: str
+    indices: tuple[int, ...]
+    """Frame numbers within the file, in display order; may repeat."""
+    height: int
+    width: int
+    decoder: str = "decord"
+    """decord | pyav; what the probe found to work."""
+    source_height: int = 0
+    source_width: int = 0
+    """Displayed size, after rotation; 0 when not known."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the frames it yields: (T, H, W, 3)."""
+        return (len(self.indices), self.height, self.width, 3)
+
+
+@dataclass(frozen=True)
+class ProbeJob:
+    """A file to open once, and to check and describe."""
+
+    uri: str
+    thorough: bool = True
+    """Decode every frame; otherwise only the first and the last."""
+    score_frames: bool = False
+    """Score the frames on the way; only of a thorough probe."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Size, rate, codec and length of a video that can be used."""
+
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    """Displayed size, after rotation."""
+    codec: str
+    bytes: int
+    rotation: int
+    decoder: str
+    variable_rate: bool
+    times: tuple[float, ...] = ()
+    """Seconds of each frame from the first on; only where the rate is variable."""
+    frame_scores: FrameScores | None = None
+    """Where the job asked for them."""
+
+
+def read_message(fd: int) -> Any:
+    """Reads one pickled message from a pipe; None at its end."""
+    head = _read(fd, HEADER.size)
+    if head is None:
+        return None
+    body = _read(fd, HEADER.unpack(head)[0])
+    return None if body is None else pickle.loads(body)
+
+
+def write_message(fd: int, message: Any) -> None:
+    """Writes one pickled message to a pipe."""
+    body = pickle.dumps(message)
+    view = memoryview(HEADER.pack(len(body)) + body)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _read(fd: int, count: int) -> bytes | None:
+    parts = b""
+    while len(parts) < count:
+        part = os.read(fd, count - len(parts))
+        if not part:
+            return None
+        parts += part
+    return parts
