@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, PretrainConfig, TrainConfig
+from defi_platform.data.decode.messages import Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.decode.video_readers import Probe, ProbeJob
 from defi_platform.data.loader.stream import local_batches
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import RejectedRecord, VideoRecord

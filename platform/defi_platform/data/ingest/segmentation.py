@@ -38,7 +38,7 @@ def spans(config: WindowConfig, times: np.ndarray, changes: bytes) -> list[Span]
 
     Args:
         times: (T,) seconds of each frame, ascending.
-        changes: (T,) as in `Screening.changes`; only looked at for shots.
+        changes: (T,) as in `FrameScores.changes`; only looked at for shots.
     """
     if config.mode == "stride":
         return list(_strides(times, config.length_s, config.stride_s or config.length_s))
