@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,7 @@ def checkout_of(against: str, scratch: Path) -> Iterator[Path]:
         yield Path(against).resolve()
         return
     folder = scratch / "other_checkout"
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     archive = subprocess.run(
         ["git", "-C", str(CHECKOUT), "archive", against], capture_output=True, check=False
@@ -152,10 +154,12 @@ def checkout_of(against: str, scratch: Path) -> Iterator[Path]:
 
 def compare(against: str, steps: int, scratch: Path) -> int:
     """Trains on both sides and prints the table. Returns: the number of differences."""
+    # Jobs leave complete runs as they are, so a kept folder saves the other side's second time, but never this one's.
+    shutil.rmtree(scratch / "here", ignore_errors=True)
     with checkout_of(against, scratch) as other_checkout:
         sides = [Side(CHECKOUT, scratch / "here"), Side(other_checkout, scratch / "there")]
         for side in sides:
-            side.runs.mkdir()
+            side.runs.mkdir(exist_ok=True)
         corpus = scratch / "corpus"
         sides[0].start(
             "record_demos",
@@ -192,7 +196,11 @@ def main() -> int:
     )
     parser.add_argument("--against", default="HEAD", help="another checkout's folder, or a git revision")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--keep", type=Path, help="empty folder for corpus and runs, which are then kept")
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        help="folder where corpus and runs are kept; the runs of the other side are used again as long as they lie there",
+    )
     arguments = parser.parse_args()
     if arguments.steps < 2:
         parser.error("--steps must be 2 or more")
