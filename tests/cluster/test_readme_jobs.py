@@ -36,6 +36,7 @@ STEP_BY_STEP = {
 }
 OWN_VIDEO = {
     "python jobs/pretrain_gfdm.py --config configs/demo/pretrain_gfdm.yaml data.corpora": TINY_RUN,
+    "python jobs/ingest_videos.py": "",
     "python jobs/inspect_corpus.py": "samples=100 videos_per_corpus=1",
     "python jobs/encode_latents.py": "",
     "python jobs/pretrain_gfdm.py --config configs/demo/pretrain_gfdm.yaml data.cache": TINY_RUN,
@@ -80,5 +81,6 @@ def test_the_jobs_around_ones_own_video(run: Run, tmp_path: Path, capsys: pytest
         # S3 itself is in tests/data/test_storage.py; the workers of this Ray would not know where it is.
         run(line.replace("/tmp/", f"{tmp_path}/").replace("s3://bucket/videos", str(tmp_path / "mine")))
     assert "mine" in (tmp_path / "gfdm" / "config.yaml").read_text()
+    assert (tmp_path / "runs" / "videos-manifest" / "corpora" / "mine" / "committed.json").exists()
     assert json.loads((tmp_path / "cached" / "summary.json").read_text())["cache"]["samples_read"] > 0
     assert "gidm" in capsys.readouterr().out and not (tmp_path / "runs" / "demo" / "gfdm").exists()
