@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as distributed
+from two_ranks import TwoRanks
 
 from defi_platform.config import PretrainConfig, TrainConfig
 from defi_platform.train.engine.deepspeed_engine import prepare_process
@@ -58,3 +59,11 @@ def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
         yield
         distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
+    """A process group of two processes."""
+    ranks = TwoRanks(tmp_path_factory.mktemp("two_ranks"))
+    yield ranks
+    ranks.close()

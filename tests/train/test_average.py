@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import tiny
 import torch
 import torch.distributed as distributed
-from two_ranks import run_on_two_ranks
+from two_ranks import TwoRanks
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
@@ -110,5 +108,5 @@ def follow_on_two_ranks() -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_one_average_between_them(tmp_path: Path) -> None:
-    run_on_two_ranks(follow_on_two_ranks, tmp_path / "store")
+def test_two_ranks_hold_one_average_between_them(two_ranks: TwoRanks) -> None:
+    two_ranks.run(follow_on_two_ranks)

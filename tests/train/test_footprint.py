@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import tiny
 import torch
 from torch import nn
-from two_ranks import run_on_two_ranks
+from two_ranks import TwoRanks
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.driver.memory_estimate import footprint
@@ -119,5 +117,5 @@ def compare_on_two_ranks() -> None:
 
 
 @pytest.mark.slow
-def test_memory_and_traffic_of_two_workers(tmp_path: Path) -> None:
-    run_on_two_ranks(compare_on_two_ranks, tmp_path / "store")
+def test_memory_and_traffic_of_two_workers(two_ranks: TwoRanks) -> None:
+    two_ranks.run(compare_on_two_ranks)

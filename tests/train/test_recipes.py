@@ -1,9 +1,10 @@
-"""The three trainings on real video through the whole data path, each beside a twin whose worker is killed, and beside
-one that goes on with other numbers of workers and another ZeRO stage."""
+"""The three trainings on real video: on Ray, through the whole data path and with a worker that is killed, and without
+Ray, undisturbed or with other numbers of workers and another ZeRO stage on the way."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,7 +15,9 @@ import killed
 import pytest
 import tiny
 from corpora import write_lerobot
+from in_process import prepare, train_here, work_in_turn
 from in_turn import train_in_turn
+from two_ranks import TwoRanks
 
 from defi_models import presets
 from defi_models.gfdm import GFDM
@@ -44,7 +47,7 @@ from defi_platform.train.recipes.policy import PolicyRecipe
 pytestmark = pytest.mark.slow
 
 
-STEPS = 40
+STEPS = 24
 KILLED_AT = 17
 """By SIGKILL, two steps past a checkpoint."""
 CACHED_STEPS = 8
@@ -112,7 +115,7 @@ def settings(runs: Path, name: str, **changes: int) -> PretrainConfig:
             # Room for all workers at once, and for decoders, on four logical CPUs.
             resources_per_worker={"CPU": 0.5},
             validation_batches=1,
-            validate_every=20,
+            validate_every=STEPS // 2,
             checkpoint_every=5,
             log_every=1,
             restart_dead_codes_every=5,
@@ -135,18 +138,25 @@ def recipes(folder: Path, prefix: str = "", **changes: int) -> list[Recipe]:
     return [cls(settings(folder, prefix + cls.kind, **changes)) for cls in classes]
 
 
-def resized(folder: Path) -> None:
+def resize(folder: Path, two_ranks: TwoRanks) -> None:
     """From two workers to one and back, then under ZeRO 3, activations computed twice, the optimiser on the host."""
-    train_in_turn(recipes(folder, "resized_", steps=12, num_workers=2))
-    train_in_turn(recipes(folder, "resized_", steps=24))
-    train_in_turn(
-        recipes(folder, "resized_", num_workers=2, zero_stage=3, recompute=True, offload_optimizer=True)
-    )
+    together = recipes(folder, "resized_", steps=STEPS // 3, num_workers=2)
+    alone = recipes(folder, "resized_", steps=2 * STEPS // 3)
+    last = recipes(folder, "resized_", num_workers=2, zero_stage=3, recompute=True, offload_optimizer=True)
+    for part in (together, last):
+        for recipe in part:
+            prepare(recipe)
+        two_ranks.run(functools.partial(work_in_turn, part))
+        if part is together:
+            for recipe in alone:
+                train_here(recipe)
 
 
 @pytest.fixture(scope="module")
-def runs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All runs to their ends."""
+def runs(
+    ray_cluster: None, process_group: None, two_ranks: TwoRanks, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """All runs to their ends: on Ray those whose worker is killed, and here what they are compared with."""
     folder = tmp_path_factory.mktemp("recipes")
     write_lerobot(folder / "corpus", [12, 10, 14, 11, 13, 12, 10, 12])
     gfdm, gidm = presets.gfdm("nano", **MODELS["gfdm"]), presets.gidm("nano", **MODELS["gidm"])
@@ -160,14 +170,12 @@ def runs(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
         killed.KilledGIDM(settings(folder, "killed_gidm"), KILLED_AT),
         killed.KilledPolicy(settings(folder, "killed_policy"), KILLED_AT),
     ]
-    with ThreadPoolExecutor(3) as threads:
-        started = [
-            threads.submit(resized, folder),
-            threads.submit(train_in_turn, killed_runs),
-            threads.submit(train_in_turn, [*recipes(folder), GFDMRecipe(cached)]),
-        ]
-        for one in started:
-            one.result()
+    with ThreadPoolExecutor(1) as thread:
+        on_ray = thread.submit(train_in_turn, killed_runs)
+        for recipe in [*recipes(folder), GFDMRecipe(cached)]:
+            train_here(recipe)
+        resize(folder, two_ranks)
+        on_ray.result()
     return folder
 
 
@@ -179,14 +187,14 @@ def test_losses_after_a_kill_are_the_same_bit_for_bit(runs: Path, kind: str) -> 
     assert sorted(twin) == list(range(1, STEPS + 1)) and twin == whole
     assert [row["samples"] for row in tiny.rows(runs / f"killed_{kind}", "train")] == SAMPLES
     whole, twin = (tiny.losses(runs / name, "validation") for name in (kind, f"killed_{kind}"))
-    assert sorted(twin) == [0, 20, 40] and twin == whole
+    assert sorted(twin) == [0, STEPS // 2, STEPS] and twin == whole
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_goes_on_from_two_workers_to_one_and_back_and_under_zero_3(runs: Path, kind: str) -> None:
     run = runs / f"resized_{kind}"
     attempts = [(row["step"], row["workers"], row["zero_stage"]) for row in tiny.rows(run, "attempt")]
-    assert attempts == [(0, 2, 2), (12, 1, 2), (24, 2, 3)]
+    assert attempts == [(0, 2, 2), (STEPS // 3, 1, 2), (2 * STEPS // 3, 2, 3)]
     whole, twin = tiny.losses(runs / kind), tiny.losses(run)
     assert sorted(twin) == list(range(1, STEPS + 1))
     assert [row["samples"] for row in tiny.rows(run, "train")] == SAMPLES

@@ -1,7 +1,8 @@
-"""Whole runs on a real Ray: what is left of them, and that nothing is lost when workers die."""
+"""Whole runs: what is left of them, and that nothing is lost when workers die on a real Ray."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import tiny
+from in_process import prepare, train_here, work_in_turn
+from two_ranks import TwoRanks
 
 from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.errors import CheckpointError, ConfigError
@@ -20,33 +23,37 @@ Make = Callable[..., PretrainConfig]
 pytestmark = pytest.mark.slow
 
 
+HEALTHY = {"num_workers": 2, "zero_stage": 2}
+"""Settings of the run to which nothing happens."""
+
+
 @pytest.fixture(scope="module")
 def together(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four runs side by side. healthy: two workers, twelve steps, nothing happens. killed: the same, but a worker dies
-    after step 8 and no failure is allowed. again: the same, and one is. diverging: its weights are ruined after step 7."""
+    """Three runs side by side on Ray. killed: a worker dies after step 8 and no failure is allowed. again: the same with
+    two workers, and one failure is. diverging: its weights are ruined after step 7."""
     folder = tmp_path_factory.mktemp("runs")
-    # Seven workers at once.
-    two = {"num_workers": 2, "zero_stage": 2, "resources_per_worker": {"CPU": 0.45}}
     recipes = [
-        tiny.TinyRecipe(run_config(folder / "killed", **two, max_failures=0), "killed", kill_at=8),
-        tiny.TinyRecipe(run_config(folder / "again", **two), "again", kill_at=8),
-        tiny.TinyRecipe(run_config(folder / "healthy", **two), "healthy"),
+        tiny.TinyRecipe(run_config(folder / "killed", max_failures=0), "killed", kill_at=8),
+        tiny.TinyRecipe(run_config(folder / "again", **HEALTHY), "again", kill_at=8),
         tiny.TinyRecipe(run_config(folder / "diverging"), "diverging", diverge_at=7),
     ]
     with pytest.raises(TrainingFailed) as failed:
         train(RayConfig(), recipes)
     message = str(failed.value)
-    assert (
-        "killed failed" in message and "diverging failed" in message and "Complete: again, healthy" in message
-    )
+    assert "killed failed" in message and "diverging failed" in message and "Complete: again." in message
     assert "samples 56 to 79" in message and "learning_rate (0.01)" in message
     assert not [name for name in os.environ if name.startswith("RAY_TRAIN_")], "of one run, seen by all"
     return folder
 
 
-@pytest.fixture
-def uninterrupted(together: Path) -> Path:
-    return together / "healthy"
+@pytest.fixture(scope="module")
+def uninterrupted(two_ranks: TwoRanks, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two workers, twelve steps, nothing happens."""
+    folder = tmp_path_factory.mktemp("healthy") / "run"
+    recipe = tiny.TinyRecipe(run_config(folder, **HEALTHY), "healthy")
+    prepare(recipe)
+    two_ranks.run(functools.partial(work_in_turn, [recipe]))
+    return folder
 
 
 def test_a_run_leaves_all_that_its_folder_promises(uninterrupted: Path) -> None:
@@ -61,9 +68,7 @@ def test_a_run_leaves_all_that_its_folder_promises(uninterrupted: Path) -> None:
 
 def test_a_complete_run_started_again_does_nothing(uninterrupted: Path, run_config: Make) -> None:
     before = (uninterrupted / "metrics.jsonl").stat().st_mtime_ns
-    (summary,) = train(
-        RayConfig(), [tiny.TinyRecipe(run_config(uninterrupted, num_workers=2, zero_stage=2), "healthy")]
-    )
+    (summary,) = train(RayConfig(), [tiny.TinyRecipe(run_config(uninterrupted, **HEALTHY), "healthy")])
     assert summary.reused
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
@@ -79,7 +84,7 @@ def test_a_killed_worker_costs_nothing_but_time(uninterrupted: Path, together: P
 
 
 def test_one_of_two_trainings_failing_leaves_the_other_alone(together: Path) -> None:
-    assert (together / "healthy" / "summary.json").exists()
+    assert (together / "again" / "summary.json").exists()
     assert not (together / "killed" / "summary.json").exists()
 
 
@@ -93,8 +98,8 @@ def test_losses_that_are_no_number_stop_a_run_with_the_checkpoint_before_them_wh
     assert [found.step for found in checkpoints.committed(str(run))] == [5]
 
 
-def test_a_run_goes_on_with_one_worker_and_zero_3_from_the_checkpoint_before_a_damaged_one(
-    uninterrupted: Path, together: Path, run_config: Make, capfd: pytest.CaptureFixture[str]
+def test_a_run_goes_on_with_two_workers_and_zero_3_from_the_checkpoint_before_a_damaged_one(
+    together: Path, uninterrupted: Path, two_ranks: TwoRanks, run_config: Make
 ) -> None:
     run = together / "killed"
     newest = checkpoints.committed(str(run))[0]
@@ -104,10 +109,12 @@ def test_a_run_goes_on_with_one_worker_and_zero_3_from_the_checkpoint_before_a_d
     for file in Path(newest.uri).iterdir():
         (copy / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".safetensors" else None])
 
-    (summary,) = train(
-        RayConfig(), [tiny.TinyRecipe(run_config(run, num_workers=1, zero_stage=3), "killed", kill_at=8)]
-    )
-    assert summary.values["resumed_from"] == 5
+    recipe = tiny.TinyRecipe(run_config(run, num_workers=2, zero_stage=3), "killed", kill_at=8)
+    prepare(recipe)
+    two_ranks.run(functools.partial(work_in_turn, [recipe]))
+    assert json.loads((run / "summary.json").read_text())["resumed_from"] == 5
+    attempts = [(row["step"], row["workers"], row["zero_stage"]) for row in tiny.rows(run, "attempt")]
+    assert attempts == [(0, 1, 1), (5, 2, 3)]
     assert not copy.exists()
     reference = tiny.losses(uninterrupted)
     assert tiny.losses(run) == pytest.approx(reference, rel=1e-5)
@@ -115,24 +122,23 @@ def test_a_run_goes_on_with_one_worker_and_zero_3_from_the_checkpoint_before_a_d
 
 
 def test_a_run_folder_of_another_model_is_refused(uninterrupted: Path, run_config: Make) -> None:
-    config = run_config(uninterrupted, num_workers=2, zero_stage=2, steps=20)
+    config = run_config(uninterrupted, **HEALTHY, steps=20)
     with pytest.raises(CheckpointError, match="kind 'healthy' there, 'other' in the config"):
         train(RayConfig(), [tiny.TinyRecipe(config, "other")])
 
 
 def test_settings_that_would_change_the_data_order_are_refused(uninterrupted: Path, run_config: Make) -> None:
-    config = run_config(uninterrupted, num_workers=2, zero_stage=2, steps=20, global_batch=16)
+    config = run_config(uninterrupted, **HEALTHY, steps=20, global_batch=16)
     with pytest.raises(ConfigError, match=r"train\.global_batch=8, now it is 16"):
         train(RayConfig(), [tiny.TinyRecipe(config, "healthy")])
 
 
 def test_a_complete_run_can_be_extended_and_moved(
-    uninterrupted: Path, ray_cluster: None, run_config: Make, tmp_path: Path
+    uninterrupted: Path, process_group: None, run_config: Make, tmp_path: Path
 ) -> None:
     folder = tmp_path / "moved"
     shutil.copytree(uninterrupted, folder)
-    config = run_config(folder, zero_stage=2, steps=14)
-    (summary,) = train(RayConfig(), [tiny.TinyRecipe(config, "healthy")])
+    summary = train_here(tiny.TinyRecipe(run_config(folder, zero_stage=2, steps=14), "healthy"))
     assert summary.values["resumed_from"] == 12
     assert sorted(tiny.losses(folder)) == list(range(1, 15))
 

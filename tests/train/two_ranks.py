@@ -2,36 +2,83 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import sys
+import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch.distributed as distributed
-import torch.multiprocessing as multiprocessing
 
 from defi_platform.train.engine.deepspeed_engine import prepare_process
 
 
-def run_on_two_ranks(work: Callable[[], None], store: Path) -> None:
-    """Calls `work`, a function of a module, on both at once.
+class TwoRanks:
+    """Two processes that stay, because starting them takes longer than what tests have them do.
 
     Args:
-        store: file by which they find each other; not there yet.
-    Raises: what a rank raises.
+        folder: empty one, for the files by which they find each other.
     """
-    multiprocessing.start_processes(_rank, (work, store), nprocs=2, start_method="spawn")
+
+    def __init__(self, folder: Path):
+        self._folder, self._started = folder, 0
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._pipes: list[Connection] = []
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Calls `work`, which can be pickled, on both at once.
+
+        Raises: AssertionError with the traceback of a rank that raises; both are given up then.
+        """
+        if not self._processes:
+            self._start()
+        for pipe in self._pipes:
+            pipe.send(work)
+        waiting = list(self._pipes)
+        while waiting:
+            for pipe in wait(waiting):
+                assert isinstance(pipe, Connection)
+                waiting.remove(pipe)
+                try:
+                    error = pipe.recv()
+                except EOFError:
+                    error = "a rank died"
+                if error:
+                    self.close()
+                    raise AssertionError(error)
+
+    def close(self) -> None:
+        """Ends both."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._pipes = [], []
+
+    def _start(self) -> None:
+        self._started += 1
+        store = self._folder / f"store_{self._started}"
+        context = multiprocessing.get_context("spawn")
+        for rank in range(2):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, theirs, store), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._pipes.append(ours)
 
 
-def _rank(rank: int, work: Callable[[], None], store: Path) -> None:
+def _serve(rank: int, pipe: Connection, store: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     prepare_process(use_gpu=False, threads=1)
     distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    work()
-    # Nobody leaves while the other still reads.
-    distributed.barrier()
-    distributed.destroy_process_group()
-    sys.stdout.flush(), sys.stderr.flush()
-    # DeepSpeed keeps the groups, so gloo's threads live on, and one that lets go of a tensor while Python shuts down
-    # aborts the process (pytorch/pytorch#38228). Ray's workers end without shutting Python down too.
-    os._exit(0)
+    while True:
+        try:
+            pipe.recv()()
+            pipe.send("")
+        except EOFError:
+            # Not sys.exit: gloo's threads live on, and one that lets go of a tensor while Python shuts down aborts the
+            # process (pytorch/pytorch#38228).
+            os._exit(0)
+        except BaseException:  # noqa: BLE001 - handed to the test
+            pipe.send(traceback.format_exc())

@@ -1,0 +1,69 @@
+"""Trainings without Ray: the real loop, engine, checkpoints and decoders, in this process or in two of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from ray import cloudpickle
+
+from defi_platform.config import DataConfig
+from defi_platform.data.latents.cache import CacheLocation
+from defi_platform.data.loader.sample_decoder import SampleDecoder
+from defi_platform.data.loader.stream import _torch
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.sharding import micro_batches
+from defi_platform.train.driver.run import RunSummary, check_resumable, complete_run, prepare_folder
+from defi_platform.train.recipe import Recipe
+from defi_platform.train.recipes import video_base
+from defi_platform.train.worker.entry import train_worker
+
+
+def prepare(recipe: Recipe) -> None:
+    """Does the driver's part of a run before its workers start."""
+    check_resumable(recipe)
+    recipe.prepare()
+    prepare_folder(recipe)
+
+
+def work(recipe: Recipe) -> dict[str, Any]:
+    """Runs a worker's part, as one rank of the process group that this process is in.
+
+    Returns: {} after a complete run, else why it ended.
+    """
+    settings = {"recipe": recipe, "started": time.time(), "preemptible": False}
+    with mock.patch.object(video_base, "stream", stream_here):
+        return train_worker({"pickled": cloudpickle.dumps(settings)})
+
+
+def train_here(recipe: Recipe) -> RunSummary:
+    """Trains to the end, in a process group of this process alone."""
+    prepare(recipe)
+    assert work(recipe) == {}
+    summary = complete_run(recipe)
+    assert summary
+    return summary
+
+
+def work_in_turn(recipes: Sequence[Recipe]) -> None:
+    """Runs a worker's part of each, prepared before, to its end; for `TwoRanks`."""
+    for recipe in recipes:
+        assert work(recipe) == {}
+
+
+def stream_here(
+    plan: Plan,
+    data: DataConfig,
+    *,
+    cache: CacheLocation | None = None,
+    keep_stats: object = None,
+    **shard: int,
+) -> Iterator[dict[str, Any]]:
+    """The batches of `stream`, decoded in processes of this one's instead of Ray Data's actors."""
+    with contextlib.closing(SampleDecoder(plan, data, cache)) as decoder:
+        for piece in micro_batches(**shard):
+            yield _torch(decoder({name: np.array([getattr(piece, name)]) for name in ("start", "stop")}))
