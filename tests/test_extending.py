@@ -16,6 +16,7 @@ from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, Pretrai
 from defi_platform.data.decode.messages import Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.loader.stream import local_batches
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 
@@ -77,7 +78,7 @@ def test_the_recipe_trains_on_a_corpus(ray_cluster: None, tmp_path: Path) -> Non
     model = recipe.build()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     losses = []
-    for batch in local_batches(plan, config.data, 0, 48, 4):
+    for batch in local_batches(plan, config.data, Shard.single(0, 48, 4)):
         loss = model(batch, generator=[torch.Generator() for _ in batch["sample"]])["loss"]
         optimizer.zero_grad()
         loss.backward()

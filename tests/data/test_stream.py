@@ -1,4 +1,5 @@
-"""Streams on a real Ray: exact order, right frames, skips, and no waiting for CPUs that trainers hold."""
+"""Batches: right frames and skips, and on a real Ray the same in exact order, without waiting for CPUs that trainers
+hold."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 from corpora import FPS, numbers_of, write_lerobot, write_video
 from hostile_jobs import HostileJobHandler
 
@@ -19,7 +21,7 @@ from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.loader.sample_decoder import SampleDecoder
-from defi_platform.data.loader.stream import stream
+from defi_platform.data.loader.stream import local_batches, stream
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
@@ -31,7 +33,7 @@ LENGTHS = (20, 31, 25, 40, 22, 28)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple[DataConfig, Manifest]:
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataConfig, Manifest]:
     """Six episodes of two cameras, their frames numbered through the file."""
     folder = tmp_path_factory.mktemp("stream")
     root = write_lerobot(folder / "corpus", LENGTHS, cameras=("front", "top"))
@@ -43,7 +45,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> tuple
 
 def one_epoch(plan: Plan, data: DataConfig, stop: int, **options: Any) -> list[dict[str, Any]]:
     sizes = {"rank": 0, "world_size": 1, "global_batch": 4, "micro_batch": 4} | options
-    return list(stream(plan, data, Shard(start=0, stop=stop, **sizes)))
+    return list(local_batches(plan, data, Shard(start=0, stop=stop, **sizes)))
 
 
 def test_a_clip_is_the_frames_the_plan_names(corpus: tuple[DataConfig, Manifest]) -> None:
@@ -95,18 +97,7 @@ def test_ranks_share_every_step_without_overlap(corpus: tuple[DataConfig, Manife
     assert numbers == [[[0, 1, 2, 3], [8, 9, 10, 11]], [[4, 5, 6, 7], [12, 13, 14, 15]]]
 
 
-def test_several_decode_actors_keep_the_order(corpus: tuple[DataConfig, Manifest]) -> None:
-    data, manifest = corpus
-    several = DataConfig(**data.__dict__)
-    several.decode = type(data.decode)(processes=2)
-    plan = Plan.of(manifest, several, PairRule(interval_s=0.5), seed=0)
-    batches = one_epoch(plan, several, stop=64)
-    assert [k for batch in batches for k in batch["sample"].tolist()] == list(range(64))
-
-
-def test_a_video_that_goes_bad_after_ingest_is_replaced_counted_and_listed(
-    tmp_path: Path, ray_cluster: None
-) -> None:
+def test_a_video_that_goes_bad_after_ingest_is_replaced_counted_and_listed(tmp_path: Path) -> None:
     for number in range(4):
         write_video(tmp_path / "corpus" / f"{number}.mp4", range(number * 20, number * 20 + 20))
     data = DataConfig(
@@ -137,11 +128,11 @@ def test_with_strict_a_bad_video_stops_the_stream_and_is_named(tmp_path: Path, r
     shutil.rmtree(tmp_path / "corpus")
     plan = Plan.of(manifest, data, ClipRule(frames=4), seed=0)
     with pytest.raises(ray.exceptions.RayError, match=r"a\.mp4.*missing"):
-        one_epoch(plan, data, stop=4)
+        list(stream(plan, data, Shard.single(0, 4, 4)))
 
 
-def test_a_decode_actor_killed_in_mid_stream_loses_and_repeats_nothing(
-    corpus: tuple[DataConfig, Manifest],
+def test_two_decode_actors_give_the_batches_of_none_though_one_is_killed_in_mid_stream(
+    corpus: tuple[DataConfig, Manifest], ray_cluster: None
 ) -> None:
     data, manifest = corpus
     several = DataConfig(**data.__dict__)
@@ -163,6 +154,10 @@ def test_a_decode_actor_killed_in_mid_stream_loses_and_repeats_nothing(
             sample = plan.resolve(k)
             first = manifest.row(sample.row)["first_frame"]
             assert numbers_of(frames) == [first + i for i in sample.indices]
+    for batch, local in zip(seen, one_epoch(plan, data, stop=240), strict=True):
+        assert batch.keys() == local.keys()
+        for name, column in batch.items():
+            assert torch.equal(column, local[name]) if torch.is_tensor(column) else column == local[name]
     assert told[-1].startswith("240 samples in") and "MapBatches(SampleDecoder)" in told[-1]
 
 
@@ -219,7 +214,7 @@ def test_one_video_that_the_store_does_not_give_is_left_out_while_it_gives_other
 
 @pytest.mark.slow
 def test_two_trainers_stream_at_once_with_half_a_cpu_left_for_all_decoders(
-    corpus: tuple[DataConfig, Manifest],
+    corpus: tuple[DataConfig, Manifest], ray_cluster: None
 ) -> None:
     data, manifest = corpus
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
-import numpy as np
 from ray import cloudpickle
 
 from defi_platform.config import DataConfig
 from defi_platform.data.latents.cache import CacheLocation
-from defi_platform.data.loader.sample_decoder import SampleDecoder
-from defi_platform.data.loader.stream import _torch
+from defi_platform.data.loader.stream import local_batches
 from defi_platform.data.sampling.plan import Plan
-from defi_platform.data.sampling.sharding import micro_batches
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.train.driver.run import RunSummary, check_resumable, complete_run, prepare_folder
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes import video_base
@@ -58,12 +55,9 @@ def work_in_turn(recipes: Sequence[Recipe]) -> None:
 def stream_here(
     plan: Plan,
     data: DataConfig,
-    *,
+    shard: Shard,
     cache: CacheLocation | None = None,
     keep_stats: object = None,
-    **shard: int,
 ) -> Iterator[dict[str, Any]]:
     """The batches of `stream`, decoded in processes of this one's instead of Ray Data's actors."""
-    with contextlib.closing(SampleDecoder(plan, data, cache)) as decoder:
-        for piece in micro_batches(**shard):
-            yield _torch(decoder({name: np.array([getattr(piece, name)]) for name in ("start", "stop")}))
+    return local_batches(plan, data, shard, cache=cache)

@@ -65,15 +65,20 @@ def stream(
     return _chapters(plan, data, cache, keep_stats, shard.micro_batches())
 
 
-def local_batches(plan: Plan, data: DataConfig, start: int, stop: int, size: int) -> Iterator[dict[str, Any]]:
-    """Samples `start` to `stop` - 1 in batches of `size`, as `stream` gives them, decoded in processes of this one's.
+def local_batches(
+    plan: Plan, data: DataConfig, shard: Shard, *, cache: CacheLocation | None = None
+) -> Iterator[dict[str, Any]]:
+    """Micro-batches of a shard as `stream` gives them, decoded in processes of this one's.
 
     For a few batches that somebody waits for, such as those of a validation: it starts in a tenth of a second.
 
-    Raises: CorpusError, ValueError, as `stream`.
+    Args:
+        cache: as for `stream`.
+
+    Raises: CorpusError, as `stream`, but as itself.
     """
-    with contextlib.closing(SampleDecoder(plan, data)) as decoder:
-        for piece in Shard.single(start, stop, size).micro_batches():
+    with contextlib.closing(SampleDecoder(plan, data, cache)) as decoder:
+        for piece in shard.micro_batches():
             yield _torch(decoder({name: np.array([getattr(piece, name)]) for name in ("start", "stop")}))
 
 

@@ -113,7 +113,7 @@ class VideoRecipe(Recipe):
 
     def validation_stream(self, plan: Plan, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
         # On pictures, whether there is a cache or not: they are shown, and decoded only once.
-        return local_batches(plan, self.config.data, start, stop, size)
+        return local_batches(plan, self.config.data, Shard.single(start, stop, size))
 
     def _keep_stats(self, text: str) -> None:
         """What Ray Data tells of rank 0's stream; each attempt at a run overwrites it, none depends on it."""

@@ -19,6 +19,7 @@ from defi_platform.data.loader.stream import local_batches
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import PairRule
+from defi_platform.data.sampling.sharding import Shard
 
 if TYPE_CHECKING:
     from defi_models.gidm import GIDM
@@ -61,7 +62,7 @@ def _pairs(
     found: dict[str, list[Tensor]] = {name: [] for name in encoders}
     actions: list[Tensor] = []
     reader = SignalReader()
-    for batch in local_batches(plan, data, 0, number, BATCH):
+    for batch in local_batches(plan, data, Shard.single(0, number, BATCH)):
         # A sample that stands in for a bad video is not the one that the plan names, so its actions are unknown.
         whole = [place for place, reason in enumerate(batch["skipped"]) if not reason]
         texts = [batch["text"][place] for place in whole]
