@@ -17,9 +17,9 @@ MAX_LINES, MAX_MODULES = 400, 12
 LAYERS = [
     {"defi_models"},
     {"defi_platform.errors"},
+    {"defi_platform.storage"},
     {"defi_platform.config"},
-    {"defi_platform.storage", "defi_platform.cluster"},
-    {"defi_platform.retry", "defi_platform.progress"},
+    {"defi_platform.cluster", "defi_platform.retry", "defi_platform.progress"},
     {"defi_platform.data.rejection", "defi_platform.data.tables"},
     {"defi_platform.data.manifest"},
     {"defi_platform.data.sources", "defi_platform.data.sampling", "defi_platform.data.writers"},
@@ -141,7 +141,7 @@ def test_imports_point_to_lower_layers_only() -> None:
             lower, other = layer_of(target)
             if lower > number or (lower == number and other != member):
                 upward.append(f"{module} imports {target}")
-    assert upward == []
+    assert not upward, "\n".join(upward)
 
 
 @pytest.mark.parametrize("folder", ["platform", "defi_models", "jobs", "benchmarks", "tests"])
@@ -168,7 +168,7 @@ def test_every_folder_of_the_product_says_in_one_sentence_what_it_is() -> None:
         first = " ".join(text.split("\n\n")[0].split())
         if not first.endswith(".") or ". " in first:
             wrong.append(f"{module}: {first!r}")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_no_folder_of_the_product_lacks_its_init_and_platform_has_none() -> None:
