@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 from defi_models.encoders.tokenizer import load_tokenizer
 from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.pretrained.configuration import from_mapping, to_mapping
+from defi_models.pretrained.replace_folder import replaced_folder
 from defi_models.pretrained.skip_init import unset_weights
 
 CONFIG_FILE = "config.json"
@@ -122,15 +120,8 @@ class ModelFolder:
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> Path:
     """Lets `write` fill a fresh folder and puts it in the place of `target`, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    fresh = target.parent / f".{target.name}.writing-{uuid.uuid4().hex}"
-    fresh.mkdir()
-    try:
+    with replaced_folder(target) as fresh:
         write(fresh)
-        _replace(fresh, target)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
     return target
 
 
@@ -226,14 +217,3 @@ def _match_dtype(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
 
 def _tokenized(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in model.named_modules() if hasattr(module, "tokenizer"))
-
-
-def _replace(fresh: Path, target: Path) -> None:
-    """Puts `fresh` in the place of `target`, which may exist."""
-    if target.exists():
-        old = target.parent / f".{target.name}.old-{uuid.uuid4().hex}"
-        os.rename(target, old)
-        os.rename(fresh, target)
-        shutil.rmtree(old)
-    else:
-        os.rename(fresh, target)

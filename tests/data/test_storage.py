@@ -1,4 +1,4 @@
-"""Storage through one door: local, memory and a real S3 server process, also when it misbehaves."""
+"""Storage by URI: local, memory and a real S3 server process, also when it misbehaves."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import boto3
 import numpy as np
 import pytest
+import torch
 from corpora import numbers_of, write_video
 from s3_server import FlakyProxy, s3_server
 
 from defi_platform import storage
-from defi_platform.config import DecodeConfig
+from defi_platform.config import CorpusConfig, DecodeConfig
 from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.rejection import BadVideo
+from defi_platform.data.sources.formats import format_of
+from defi_platform.serve.policy_folder import load_policy
 from defi_platform.storage import remote
+from defi_platform.train.recipes.video_base import load_folder
 
 KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 MANY = "many-objects"
@@ -52,7 +56,7 @@ def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @pytest.fixture(params=["local", "memory", "s3"])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A place of each kind."""
+    """A folder of each kind of store."""
     if request.param == "local":
         return str(tmp_path)
     if request.param == "memory":
@@ -77,12 +81,12 @@ def test_what_is_written_is_read_back_and_listed(root: str) -> None:
 
 
 def test_the_version_of_a_file_changes_with_its_content(root: str) -> None:
-    place = storage.join(root, "x")
-    storage.write_bytes(place, b"1")
-    before = storage.entry(place).version
-    assert storage.entry(place).version == before
-    storage.write_bytes(place, b"22")
-    assert storage.entry(place).version != before
+    path = storage.join(root, "x")
+    storage.write_bytes(path, b"1")
+    before = storage.entry(path).version
+    assert storage.entry(path).version == before
+    storage.write_bytes(path, b"22")
+    assert storage.entry(path).version != before
 
 
 def test_an_absent_file_is_a_file_not_found_error(root: str) -> None:
@@ -91,25 +95,87 @@ def test_an_absent_file_is_a_file_not_found_error(root: str) -> None:
 
 
 def test_a_committed_folder_appears_whole_and_replaces_the_old_one(root: str) -> None:
-    place = storage.join(root, "model")
+    path = storage.join(root, "model")
     for number in (1, 2):
-        with storage.committed_folder(place) as folder:
+        with storage.committed_folder(path) as folder:
             (folder / "sub").mkdir()
             (folder / "sub" / f"{number}.txt").write_text(str(number))
-            assert storage.is_committed(place) == (number == 2)
-    assert [e.name for e in storage.walk(place)] == ["_COMMITTED", "sub/2.txt"]
-    with storage.local_copy(place) as copy:
+            # Until its end the old one stands, whole.
+            standing = [e.name for e in storage.walk(path)] if storage.exists(path) else []
+            assert standing == (["sub/1.txt"] if number == 2 else [])
+            storage.ensure_complete(path)
+    storage.ensure_complete(path)
+    assert [e.name for e in storage.walk(path)] == ["sub/2.txt"]
+    with storage.local_copy(path) as copy:
         assert (copy / "sub" / "2.txt").read_text() == "2"
 
 
 def test_a_folder_that_fails_half_way_leaves_the_old_one(root: str) -> None:
-    place = storage.join(root, "model")
-    with storage.committed_folder(place) as folder:
+    path = storage.join(root, "model")
+    with storage.committed_folder(path) as folder:
         (folder / "good.txt").write_text("good")
-    with pytest.raises(RuntimeError), storage.committed_folder(place) as folder:
+    with pytest.raises(RuntimeError), storage.committed_folder(path) as folder:
         (folder / "bad.txt").write_text("bad")
         raise RuntimeError
-    assert [e.name for e in storage.walk(place)] == ["_COMMITTED", "good.txt"]
+    assert [e.name for e in storage.walk(path)] == ["good.txt"]
+    storage.ensure_complete(path)
+
+
+class Killed(BaseException):
+    """The end of a process, as far as an upload can see it."""
+
+
+@pytest.mark.parametrize("root", ["memory", "s3"], indirect=True)
+@pytest.mark.parametrize("cut", ["before the first file", "before the second", "before the marker goes"])
+def test_a_folder_whose_upload_was_cut_short_is_refused_until_it_is_written_again(
+    root: str, cut: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = storage.join(root, "model")
+    with storage.committed_folder(folder) as staging:
+        (staging / "old.txt").write_text("old")
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        fs, _ = remote.filesystem(folder)
+        put_file, rm_file = fs.put_file, fs.rm_file
+
+        def put(local: str, target: str) -> None:
+            if cut == "before the first file" or (cut == "before the second" and target.endswith("b.txt")):
+                raise Killed
+            put_file(local, target)
+
+        def remove(target: str) -> None:
+            if cut == "before the marker goes":
+                raise Killed
+            rm_file(target)
+
+        patch.setattr(fs, "put_file", put)
+        patch.setattr(fs, "rm_file", remove)
+        with storage.committed_folder(folder) as staging:
+            for name in ("a.txt", "b.txt"):
+                (staging / name).write_text(name)
+    # Whatever reads a whole folder: as a copy, as a corpus, as a model to train on, as a policy to serve.
+    readers: list[Callable[[], object]] = [
+        lambda: storage.local_copy(folder).__enter__(),
+        lambda: format_of("c", CorpusConfig(path=folder)),
+        lambda: load_folder(lambda local: torch.nn.Identity(), folder),
+        lambda: load_policy(folder),
+    ]
+    for read in readers:
+        with pytest.raises(
+            storage.StorageError, match=r"model was not written to its end.*run that job again"
+        ):
+            read()
+    with storage.committed_folder(folder) as staging:
+        (staging / "new.txt").write_text("new")
+    storage.ensure_complete(folder)
+    assert [entry.name for entry in storage.walk(folder)] == ["new.txt"]
+    with storage.local_copy(folder) as copy:
+        assert [found.name for found in copy.iterdir()] == ["new.txt"]
+
+
+def test_a_local_copy_of_half_an_upload_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / storage.INCOMPLETE).touch()
+    with pytest.raises(storage.StorageError, match="was not written to its end"):
+        storage.local_copy(str(tmp_path)).__enter__()
 
 
 def test_deleting_removes_a_folder_and_forgives_absence(root: str) -> None:
@@ -132,8 +198,8 @@ def test_a_missing_bucket_is_named(s3: str) -> None:
 @pytest.mark.slow
 def test_wrong_credentials_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_server(INITIAL_NO_AUTH_ACTION_COUNT="1") as endpoint:
-        places = bucket(endpoint, monkeypatch)  # making the bucket is the one action without a check
-        place = next(places)
+        buckets = bucket(endpoint, monkeypatch)  # making the bucket is the one action without a check
+        path = next(buckets)
         for request in (
             storage.read_bytes,
             storage.is_folder,
@@ -141,7 +207,7 @@ def test_wrong_credentials_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) 
             lambda uri: list(storage.walk(uri)),
         ):
             with pytest.raises(storage.StorageError, match="AWS_ACCESS_KEY_ID"):
-                request(f"{place}/x")
+                request(f"{path}/x")
 
 
 def test_a_server_that_is_not_there_is_one_clear_error(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

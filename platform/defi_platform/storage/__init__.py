@@ -1,22 +1,18 @@
 """Paths and file contents, local, on S3 or at any other fsspec URL: URIs go in, bytes and listings come out."""
 
 from defi_platform.storage.filesystem import (
-    MARKER,
     Entry,
     StorageError,
     absolute,
-    committed_folder,
     delete,
     entry,
     exists,
     folders,
     forget_connections,
     get_file,
-    is_committed,
     is_folder,
     is_remote,
     join,
-    local_copy,
     local_path,
     names,
     open_seekable,
@@ -28,20 +24,21 @@ from defi_platform.storage.filesystem import (
     write_bytes,
     write_text,
 )
+from defi_platform.storage.whole_folder import INCOMPLETE, committed_folder, ensure_complete, local_copy
 
 __all__ = [
-    "MARKER",
+    "INCOMPLETE",
     "Entry",
     "StorageError",
     "absolute",
     "committed_folder",
     "delete",
+    "ensure_complete",
     "entry",
     "exists",
     "folders",
     "forget_connections",
     "get_file",
-    "is_committed",
     "is_folder",
     "is_remote",
     "join",

@@ -1,13 +1,12 @@
-"""The one door to files: local paths, s3:// and any other fsspec URL, with writes that appear whole or not at all.
+"""Reading, writing and listing of files: local paths, s3:// and any other fsspec URL.
 
-A path is a string: `/data/x`, `relative/x`, `s3://bucket/x`, `memory://x`. Local files are renamed into
-place; on object stores, which cannot rename, a folder counts as present only once its marker is there.
+A path is a string: `/data/x`, `relative/x`, `s3://bucket/x`, `memory://x`. Files appear whole or not at all:
+local ones are renamed into place, and one put of an object store is atomic by itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import posixpath
@@ -24,10 +23,6 @@ from defi_platform.storage.range_file import RangeFile
 from defi_platform.storage.remote import StorageError as StorageError
 from defi_platform.storage.remote import attempt, filesystem, protocols
 from defi_platform.storage.remote import forget_connections as forget_connections
-from defi_platform.storage.scratch import scratch
-
-MARKER = "_COMMITTED"
-"""Empty file written last into a committed folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +31,10 @@ class Entry:
 
     uri: str
     name: str
-    """Path below the folder that was listed, with forward slashes."""
+    """Path below the folder of the listing, with forward slashes."""
     bytes: int
     version: str
-    """Changes when the content does: the store's etag, else size and modification time."""
+    """Size, and the store's etag or else the modification time: changes when the content does."""
 
 
 def is_remote(uri: str) -> bool:
@@ -53,7 +48,7 @@ def local_path(uri: str) -> Path:
 
 
 def absolute(uri: str) -> str:
-    """The same place, independent of the working directory of the process that reads it."""
+    """The same file or folder, independent of the working directory of the process that reads it."""
     return uri.rstrip("/") if is_remote(uri) else str(local_path(uri).absolute())
 
 
@@ -63,19 +58,19 @@ def join(base: str, *parts: str) -> str:
 
 
 def exists(uri: str) -> bool:
-    """Whether a file or folder is there."""
+    """True when there is a file or folder at `uri`."""
     if not is_remote(uri):
         return local_path(uri).exists()
     fs, path = filesystem(uri)
-    return attempt(uri, lambda: fs.exists(path))
+    return attempt(uri, lambda: bool(fs.exists(path)))
 
 
 def is_folder(uri: str) -> bool:
-    """Whether `uri` is a folder that exists (on an object store: holds at least one object)."""
+    """True when `uri` is a folder that exists (on an object store: holds at least one object)."""
     if not is_remote(uri):
         return local_path(uri).is_dir()
     fs, path = filesystem(uri)
-    return attempt(uri, lambda: fs.isdir(path))
+    return attempt(uri, lambda: bool(fs.isdir(path)))
 
 
 def names(folder: str) -> list[str]:
@@ -110,9 +105,9 @@ def folders(folder: str) -> list[str]:
 
 
 def walk(folder: str) -> Iterator[Entry]:
-    """Every file below `folder`, sorted by name within each sub-folder, page by page as the store answers.
+    """Yields every file below `folder`, sorted by name within each sub-folder, page by page as the store answers.
 
-    Names that start with a dot are left out. Raises: StorageError when `folder` cannot be listed.
+    Names that start with a dot are skipped. Raises: StorageError when `folder` cannot be listed.
     """
     if is_remote(folder):
         yield from _walk_remote(folder)
@@ -143,7 +138,7 @@ def read_text(uri: str) -> str:
 
 
 def open_seekable(uri: str, block_bytes: int = 1 << 20) -> IO[bytes]:
-    """A file to close by the caller; remote ones are read in ranges of `block_bytes`, not downloaded whole.
+    """Opens a file that the caller closes; remote ones are read in ranges of `block_bytes`, not downloaded whole.
 
     Every range is asked for again like any other request; a failure that stays is also kept in
     `RangeFile.failures`. Raises: FileNotFoundError, StorageError.
@@ -163,20 +158,10 @@ def write_bytes(uri: str, content: bytes | memoryview) -> None:
     """Writes a file so that readers see the old content or the new, never a part."""
     if is_remote(uri):
         fs, path = filesystem(uri)
-        # One put of an object store is atomic by itself.
         attempt(uri, lambda: fs.pipe_file(path, bytes(content)))
         return
-    target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        with staged.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        staged.replace(target)
-    finally:
-        staged.unlink(missing_ok=True)
+    with _staged(local_path(uri)) as staged:
+        staged.write_bytes(content)
 
 
 def write_text(uri: str, content: str) -> None:
@@ -190,16 +175,8 @@ def put_file(local: Path, uri: str) -> None:
         fs, path = filesystem(uri)
         attempt(uri, lambda: fs.put_file(str(local), path))
         return
-    target = local_path(uri)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staged = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    try:
+    with _staged(local_path(uri)) as staged:
         shutil.copyfile(local, staged)
-        with staged.open("rb") as file:
-            os.fsync(file.fileno())
-        staged.replace(target)
-    finally:
-        staged.unlink(missing_ok=True)
 
 
 def get_file(uri: str, local: Path) -> None:
@@ -224,7 +201,7 @@ def delete(uri: str) -> None:
 
 
 def set_aside(folder: str) -> str:
-    """Renames a folder to `<folder>.old-1` (or the next free number) beside it. Returns: the new name."""
+    """Renames a folder to `<folder>.old-1`, or the next free number. Returns: the new name."""
     number = next(n for n in itertools.count(1) if not exists(f"{folder}.old-{n}"))
     aside = f"{folder}.old-{number}"
     if is_remote(folder):
@@ -235,57 +212,21 @@ def set_aside(folder: str) -> str:
     return aside
 
 
-@contextlib.contextmanager
-def committed_folder(uri: str) -> Iterator[Path]:
-    """Yields a local folder to fill; when the block ends without error it stands at `uri`, whole.
+# --------------------------------------------------------------------------- local
 
-    A folder that stood there before is replaced. After an error `uri` is as it was. Whoever reads asks
-    `is_committed` first, since an upload to an object store can be cut short.
-    """
-    if is_remote(uri):
-        with scratch("upload") as staging:
-            yield staging
-            _upload(staging, uri)
-        return
-    target = local_path(uri).absolute()
+
+@contextlib.contextmanager
+def _staged(target: Path) -> Iterator[Path]:
+    """Yields a path to write to, which is flushed to disk and renamed to `target` at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    staged.mkdir()
     try:
         yield staged
-        (staged / MARKER).touch()
-        if target.exists():
-            # Two renames: the gap between them is why readers look for the marker and not for the folder.
-            old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-            target.rename(old)
-            staged.rename(target)
-            shutil.rmtree(old)
-        else:
-            staged.rename(target)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        staged.replace(target)
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
-
-
-def is_committed(uri: str) -> bool:
-    """Whether `uri` is a folder that was written to its end."""
-    return exists(join(uri, MARKER))
-
-
-@contextlib.contextmanager
-def local_copy(uri: str) -> Iterator[Path]:
-    """A local path of a file or folder: the thing itself, or a temporary download of a remote one."""
-    if not is_remote(uri):
-        yield local_path(uri)
-        return
-    fs, path = filesystem(uri)
-    with scratch("download") as folder:
-        target = folder / (posixpath.basename(uri.rstrip("/")) or "root")
-        recursive = attempt(uri, lambda: fs.isdir(path))
-        attempt(uri, lambda: fs.get(path, str(target), recursive=recursive))
-        yield target
-
-
-# --------------------------------------------------------------------------- local
+        staged.unlink(missing_ok=True)
 
 
 def _walk_local(root: str, folder: Path, prefix: str) -> Iterator[Entry]:
@@ -295,16 +236,16 @@ def _walk_local(root: str, folder: Path, prefix: str) -> Iterator[Entry]:
         raise StorageError(f"{folder} cannot be listed: {error.strerror}.") from error
     # Names alone, forgotten as they are passed on: what `scandir` keeps of a million files is a gigabyte.
     while found:
-        own = found.pop()
-        if own.startswith("."):
+        base = found.pop()
+        if base.startswith("."):
             continue
-        name = f"{prefix}{own}"
+        name = f"{prefix}{base}"
         try:
-            status = os.stat(folder / own)
+            status = os.stat(folder / base)
         except FileNotFoundError:
             continue  # a link to nowhere, or gone since
         if stat.S_ISDIR(status.st_mode):
-            yield from _walk_local(root, folder / own, f"{name}/")
+            yield from _walk_local(root, folder / base, f"{name}/")
         elif stat.S_ISREG(status.st_mode):
             yield Entry(join(root, name), name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
 
@@ -330,7 +271,7 @@ def _walk_remote(folder: str) -> Iterator[Entry]:
 
 
 def _s3_objects(folder: str, fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, description) of every object, page by page: `find` would answer after the last page only."""
+    """Yields (path, description) of every object, page by page: `find` would answer after the last page only."""
     request, prefix = _s3_request(folder, fs, root)
     for found in s3_listing.objects(request, prefix):
         if not found["Key"].endswith("/"):
@@ -354,17 +295,3 @@ def _found(folder: str, fs: Any, path: str) -> Iterator[tuple[str, dict[str, Any
     except FileNotFoundError as error:
         raise StorageError(f"{folder} does not exist.") from error
     yield from ((full, info) for full, info in sorted(found.items()) if info.get("type") == "file")
-
-
-def _upload(staging: Path, uri: str) -> None:
-    fs, path = filesystem(uri)
-    marker = posixpath.join(path, MARKER)
-    if attempt(uri, lambda: fs.exists(path)):
-        # The marker goes first, so that a half-replaced folder is never taken for a whole one.
-        if attempt(uri, lambda: fs.exists(marker)):
-            attempt(uri, lambda: fs.rm(marker))
-        attempt(uri, lambda: fs.rm(path, recursive=True))
-    for file in sorted(p for p in staging.rglob("*") if p.is_file()):
-        target = posixpath.join(path, file.relative_to(staging).as_posix())
-        attempt(uri, functools.partial(fs.put_file, str(file), target))
-    attempt(uri, lambda: fs.pipe_file(marker, b""))

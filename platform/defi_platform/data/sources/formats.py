@@ -47,6 +47,7 @@ def format_of(name: str, corpus: CorpusConfig) -> str:
             f"{root} (data.corpora.{name}.path) does not exist or is no folder. Check the path, or make the corpus."
         )
     top = set(storage.names(root))
+    storage.ensure_complete(root, top)
     if not top:
         raise CorpusError(f"{root} (data.corpora.{name}.path) is empty. Check the path, or fill the folder.")
     if corpus.format != "auto":

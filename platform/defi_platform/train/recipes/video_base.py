@@ -150,7 +150,8 @@ def starting_config(model: type[Any], preset: Callable[..., Any], settings: Mode
 
 
 def folder_config(model: type[Any], folder: str) -> Any:
-    """The config of a model folder, without its weights. Raises: CheckpointError."""
+    """The config of a model folder, without its weights. Raises: CheckpointError, StorageError."""
+    storage.ensure_complete(folder)
     path = storage.join(folder, CONFIG_FILE)
     if not storage.exists(path):
         raise CheckpointError(
