@@ -1,1 +1,1 @@
-"""Ray Serve: policy replicas that batch across clients, and the gateway that speaks wire protocols."""
+"""Ray Serve: a policy folder goes in, a server comes out that answers robots' observations with action chunks."""

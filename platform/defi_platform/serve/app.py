@@ -48,19 +48,23 @@ GATEWAY_CPUS = 0.1
 def build_app(args: dict[str, Any]) -> Application:
     """Builder for `serve run defi_platform.serve.app:build_app policy=PATH [key=value ...]`.
 
-    The keys are the fields of ServeConfig; `host` and `port` work with `serve run` as long as Serve is not
-    running yet (in a Serve config file they belong under http_options).
-    Raises: ConfigError, CheckpointError, ServeError; under the `serve` command line as its one-line error.
+    Args:
+        args: fields of ServeConfig; `host` and `port` work with `serve run` as long as Serve is not running
+            yet (in a Serve config file they belong under http_options).
+
+    Raises:
+        UserError: the configuration, the policy folder or the address is not usable; under the `serve`
+            command line as its one-line error.
     """
     command = click.get_current_context(silent=True)
     try:
         config = from_mapping(ServeConfig, args, "serve run")
         check_policy_folder(config.policy)
-        asked = {"host", "port"} & args.keys()
+        address_keys = {"host", "port"} & args.keys()
         if command is not None and command.info_name == "run":
-            start_serve_for_command(config, command.params, asked=bool(asked))
-        elif asked:
-            keys = " and ".join(sorted(asked))
+            start_serve_for_command(config, command.params, address_given=bool(address_keys))
+        elif address_keys:
+            keys = " and ".join(sorted(address_keys))
             raise ConfigError(f"{keys}: set this under http_options of the Serve config file.")
         return application(config)
     except UserError as error:
@@ -70,7 +74,7 @@ def build_app(args: dict[str, Any]) -> Application:
 
 
 def application(config: ServeConfig) -> Application:
-    """Gateway and replicas, bound together; nothing runs yet."""
+    """The application of gateway and replicas, bound together; nothing runs yet."""
     policy = serve.deployment(
         name="PolicyReplica",
         num_replicas=config.replicas,
@@ -107,18 +111,18 @@ class PolicyServer:
     host: str
     port: int
     metadata: dict[str, Any]
-    """What clients are greeted with."""
-    gateway: DeploymentHandle = field(repr=False)
+    """The greeting of clients."""
+    gateway: DeploymentHandle[Any] = field(repr=False)
     _running: bool = field(default=True, repr=False)
 
     @property
     def url(self) -> str:
-        """Where openpi clients connect."""
+        """The address for openpi clients."""
         return f"ws://{self._authority}"
 
     @property
     def http_url(self) -> str:
-        """Where /healthz and /metadata are."""
+        """The address of /healthz and /metadata."""
         return f"http://{self._authority}"
 
     @property
@@ -155,8 +159,9 @@ class PolicyServer:
 def deploy(config: ServeConfig) -> PolicyServer:
     """Serves a policy on the connected Ray cluster and returns once it answers.
 
-    Raises: CheckpointError for a folder without a complete policy; ServeError for a port in use, a cluster
-        that serves something already, or replicas that do not come up.
+    Raises:
+        CheckpointError: the folder holds no complete policy.
+        ServeError: the port is in use, the cluster serves something already, or replicas do not come up.
     """
     check_policy_folder(config.policy)
     stop_idle_serve()
@@ -177,9 +182,13 @@ def deploy(config: ServeConfig) -> PolicyServer:
 
 
 def serve_policy(config: ServeConfig) -> int:
-    """Serves a policy until Ctrl-C or SIGTERM, then drains. Returns: the job's exit code.
+    """Serves a policy until Ctrl-C or SIGTERM, then drains.
 
-    Raises: what `deploy` raises; a bad folder and a taken port are found before Ray is started.
+    Returns:
+        The job's exit code.
+
+    Raises:
+        UserError: as `deploy`; a bad folder and a taken port are found before Ray is started.
     """
     check_policy_folder(config.policy)
     if not (config.ray.address or os.environ.get("RAY_ADDRESS") or ray.is_initialized()):
@@ -214,11 +223,11 @@ def _how_to_call(server: PolicyServer, config: ServeConfig) -> str:
 
 
 def _wait_for_signal() -> None:
-    """Returns at SIGINT or SIGTERM: for a server that is how it ends, not a failure."""
-    asked = threading.Event()
-    before = {s: signal.signal(s, lambda *_: asked.set()) for s in (signal.SIGINT, signal.SIGTERM)}
+    """Waits for SIGINT or SIGTERM, the normal end of a server."""
+    stop = threading.Event()
+    before = {s: signal.signal(s, lambda *_: stop.set()) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while not asked.wait(1.0):
+        while not stop.wait(1.0):
             pass  # a wait without end would not let the handlers run
     finally:
         for number, handler in before.items():

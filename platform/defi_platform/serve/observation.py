@@ -1,4 +1,4 @@
-"""What a served policy takes and gives, and how an observation from the wire is checked against it."""
+"""Inputs and outputs of a served policy, and the check of an observation from the wire against them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from defi_models.errors import nearest
@@ -19,7 +20,7 @@ PROMPT_KEY = "prompt"
 SEED_KEY = "seed"
 
 ANY_CAMERA = "*"
-"""The one camera of a policy that does not name its camera: whichever single image comes is taken."""
+"""The one camera of a policy that does not name its camera: it accepts a single image of any name."""
 
 MAX_PIXELS_PER_SIDE = 4096
 MAX_PROMPT_CHARACTERS = 2000
@@ -31,7 +32,7 @@ class ObservationError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class PolicySpec:
-    """What the policy takes and gives."""
+    """The inputs and outputs of a policy."""
 
     policy: str
     """The folder it was loaded from, as it was configured."""
@@ -63,13 +64,13 @@ class PolicySpec:
 class Observation:
     """One observation, ready for the policy."""
 
-    images: np.ndarray
+    images: NDArray[np.uint8]
     """(V, H, W, 3) uint8, at the policy's size."""
-    state: np.ndarray | None
+    state: NDArray[np.float32] | None
     """(P,) float32 in raw units; None when the policy takes none."""
     prompt: str
     seed: int
-    """Of the noise the action is made from: the same observation and seed give the same action."""
+    """Of the noise from which the action is denoised: the same observation and seed give the same action."""
     ignored: tuple[str, ...] = ()
     """Keys the policy has no use for; the answer lists them."""
 
@@ -78,11 +79,14 @@ class Observation:
 class Answer:
     """An observation's actions and what they cost."""
 
-    actions: np.ndarray
+    actions: NDArray[np.float32]
     """(chunk, A) float32 in raw units."""
     queue_ms: float
+    """Milliseconds from its arrival at the replica to the start of its forward pass."""
     infer_ms: float
+    """Milliseconds of the forward pass of the whole batch."""
     batch_size: int
+    """Observations in that forward pass."""
 
 
 def read_observation(message: Any, spec: PolicySpec) -> Observation:
@@ -92,7 +96,13 @@ def read_observation(message: Any, spec: PolicySpec) -> Observation:
         message: "observation/images/<camera>" uint8 (h, w, 3) of any size for every camera of the policy;
             "observation/state" (P,) numbers if the policy takes proprioception; "prompt" str; optionally
             "seed" int >= 0, drawn here when absent.
-    Raises: ObservationError naming the key, what came and what is expected.
+        spec: of the policy.
+
+    Returns:
+        The observation, its images at the policy's size.
+
+    Raises:
+        ObservationError: something does not fit; names the key, what came and what is expected.
     """
     if not isinstance(message, Mapping):
         raise ObservationError(f"an observation is a map of keys to values, got {_describe(message)}.")
@@ -109,10 +119,17 @@ def read_observation(message: Any, spec: PolicySpec) -> Observation:
     )
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Scales a uint8 (h, w, 3) image to cover (H, W) and cuts out the middle, as training does with frames.
 
     An image of the right size comes back as it is, bit for bit.
+
+    Args:
+        image: uint8 (h, w, 3).
+        size: (H, W) in pixels.
+
+    Returns:
+        uint8 (H, W, 3).
     """
     if image.shape[:2] == size:
         return image
@@ -121,7 +138,8 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     shrinks = height <= image.shape[0]
     resampling = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     scaled = np.asarray(Image.fromarray(image).resize((width, height), resampling))
-    return centre_crop(scaled[None], *size)[0]
+    cropped: NDArray[np.uint8] = centre_crop(scaled[None], *size)[0]
+    return cropped
 
 
 def _image_keys(message: Mapping[Any, Any], spec: PolicySpec) -> list[str]:
@@ -136,7 +154,7 @@ def _image_keys(message: Mapping[Any, Any], spec: PolicySpec) -> list[str]:
     return sent
 
 
-def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int]) -> np.ndarray:
+def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int]) -> NDArray[np.uint8]:
     image = _required(message, key)
     expected = "expected a uint8 array of shape (height, width, 3)"
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
@@ -151,7 +169,7 @@ def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int]) -> np.nd
     return resize_image(image, size)
 
 
-def _state(message: Mapping[Any, Any], dim: int) -> np.ndarray:
+def _state(message: Mapping[Any, Any], dim: int) -> NDArray[np.float32]:
     value = _required(message, STATE_KEY)
     expected = f"expected {dim} finite numbers, shape ({dim},)"
     if isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value):

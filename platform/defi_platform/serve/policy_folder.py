@@ -1,4 +1,4 @@
-"""From a policy folder to a policy that answers, and to what clients must know of it."""
+"""Loading of a policy folder for serving, and the description of the policy for its clients."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from defi_platform.serve.observation import ANY_CAMERA, PolicySpec
 
 
 def load_policy(folder: str) -> DeFIPolicy:
-    """The policy, ready to answer batches of observations that have nothing to do with each other.
+    """The policy, ready for batches of observations of independent clients.
 
-    Raises: CheckpointError when the folder is absent, partial, truncated or of another model.
+    Args:
+        folder: local or remote.
+
+    Raises:
+        CheckpointError: the folder is absent, partial, truncated or of another model.
     """
     try:
-        with storage.local_copy(folder) as place:
-            policy = DeFIPolicy.from_pretrained(Path(place))
+        with storage.local_copy(folder) as local:
+            policy = DeFIPolicy.from_pretrained(Path(local))
     except ModelFolderError as error:
         raise CheckpointError(str(error)) from error
     # The reference masks a sample's text tokens with the mask of another sample of its batch. Alone, as the
@@ -30,7 +34,7 @@ def load_policy(folder: str) -> DeFIPolicy:
 
 
 def policy_spec(config: DeFIPolicy.Config, folder: str) -> PolicySpec:
-    """What the policy takes and gives; `folder` is the name it goes by."""
+    """Inputs and outputs of a policy; `folder` is its name among clients."""
     head = config.adapter.head
     unnamed = (ANY_CAMERA,) if config.views == 1 else tuple(str(view) for view in range(config.views))
     return PolicySpec(

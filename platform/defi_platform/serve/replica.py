@@ -8,20 +8,31 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from defi_platform.serve.batching import Batched, GreedyBatcher
+from defi_platform.serve.batching import GreedyBatcher
 from defi_platform.serve.observation import Answer, Observation, PolicySpec
 
 log = logging.getLogger("ray.serve")
 
 
 class PolicyReplica:
-    """Deployment that holds the model. Its callers are gateways; the batch spans their clients."""
+    """The deployment that holds the model; its callers are gateways, and a batch spans their clients."""
 
     def __init__(
         self, policy: str, *, max_batch_size: int = 8, threads: int | None = None, gpu: bool = False
     ) -> None:
-        """Raises: CheckpointError for a folder that holds no complete policy."""
+        """Loads the policy and runs it once.
+
+        Args:
+            policy: folder, local or remote.
+            max_batch_size: observations per forward pass, at most.
+            threads: of PyTorch; its own choice when None.
+            gpu: whether to run on the replica's GPU.
+
+        Raises:
+            CheckpointError: the folder holds no complete policy.
+        """
         # Only here: whoever deploys this class need not wait for the model library to be imported.
         from defi_platform.serve.policy_folder import load_policy, policy_spec
 
@@ -30,22 +41,25 @@ class PolicyReplica:
         self._device = torch.device("cuda" if gpu else "cpu")
         self._policy = load_policy(policy).to(self._device).eval()
         self._spec = policy_spec(self._policy.config, policy)
-        self._batcher: GreedyBatcher[Observation, np.ndarray] = GreedyBatcher(self.infer, max_batch_size)
+        self._batcher = GreedyBatcher(self.infer, max_batch_size)
         self._warm_up()
 
     async def spec(self) -> PolicySpec:
+        """The policy's inputs and outputs."""
         return self._spec
 
     async def act(self, observation: Observation) -> Answer:
         """Answers one observation, together with whatever else is waiting."""
-        batched: Batched[np.ndarray] = await self._batcher.submit(observation)
-        return Answer(batched.result, batched.queue_ms, batched.infer_ms, batched.batch_size)
+        return await self._batcher.submit(observation)
 
-    def infer(self, observations: Sequence[Observation]) -> list[np.ndarray]:
-        """One forward pass. Every observation draws its noise from its own seed, so an action does not depend
-        on what else is in the batch (up to the rounding of batched matrix products).
+    def infer(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
+        """Runs one forward pass.
 
-        Returns: one (chunk, A) float32 array per observation.
+        Every observation draws its noise from its own seed, so an action does not depend on what else is in
+        the batch (up to the rounding of batched matrix products).
+
+        Returns:
+            One (chunk, A) float32 array per observation, in raw units.
         """
         batch: dict[str, object] = {
             "images": torch.from_numpy(np.stack([o.images for o in observations])).to(self._device),
@@ -61,7 +75,7 @@ class PolicyReplica:
         return list(actions.float().cpu().numpy())
 
     def _warm_up(self) -> None:
-        """Allocations and lazy initialisation happen here, not in the first robot's first request."""
+        """Takes allocations and lazy initialisation out of the first robot's first request."""
         height, width = self._spec.image_size
         dummy = Observation(
             images=np.zeros((len(self._spec.cameras), height, width, 3), np.uint8),

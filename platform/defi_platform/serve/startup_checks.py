@@ -1,4 +1,4 @@
-"""Starting Serve, and what is checked before: its proxy and replicas fail late and in many lines."""
+"""The start of Serve and the checks before it, since its proxy and replicas fail late and in many lines."""
 
 from __future__ import annotations
 
@@ -27,22 +27,26 @@ _FIX = "A policy folder is what jobs/finetune_policy.py leaves in <output>/model
 def check_policy_folder(folder: str) -> None:
     """Reads the config and the weight file's table of contents, not the weights.
 
-    Raises: CheckpointError when the folder is absent, partial, truncated or of another model.
+    Args:
+        folder: local or remote.
+
+    Raises:
+        CheckpointError: the folder is absent, partial, truncated or of another model.
     """
     if storage.is_remote(folder):
         if not storage.exists(storage.join(folder, CONFIG_FILE)):
             raise CheckpointError(f"policy folder {folder} has no {CONFIG_FILE}. {_FIX}")
         return
-    place = storage.local_path(folder)
-    weights = place / WEIGHTS_FILE
+    local = storage.local_path(folder)
+    weights = local / WEIGHTS_FILE
     try:
-        header = read_header(place)
+        header = read_header(local)
         if header["model"] != "policy":
             raise CheckpointError(
-                f"{place} holds a '{header['model']}' model, and only a policy is served. {_FIX}"
+                f"{local} holds a '{header['model']}' model, and only a policy is served. {_FIX}"
             )
         if not weights.is_file():
-            raise CheckpointError(f"{place} has no {WEIGHTS_FILE}, so it is not complete. {_FIX}")
+            raise CheckpointError(f"{local} has no {WEIGHTS_FILE}, so it is not complete. {_FIX}")
         with safe_open(weights, "pt"):
             pass  # opening compares the table of contents with the file's length
     except ModelFolderError as error:
@@ -57,7 +61,15 @@ def check_policy_folder(folder: str) -> None:
 def resolve_port(host: str, port: int) -> int:
     """Checks on this machine that `port` can be listened on; 0 picks a free one.
 
-    Raises: ServeError when it is taken, reserved, or `host` is no address of this machine.
+    Args:
+        host: name or address to listen on.
+        port: 0 to 65535.
+
+    Returns:
+        The port.
+
+    Raises:
+        ServeError: the port is taken or reserved, or `host` is no address of this machine.
     """
     if not 0 <= port <= 65535:
         raise ServeError(f"port {port} does not exist; choose one from 1 to 65535, or 0 for any free one.")
@@ -97,9 +109,10 @@ def head_node() -> dict[str, Any]:
 
 
 def stop_idle_serve() -> None:
-    """Serve's address is fixed when Serve starts, so none may be running; an idle one is shut down.
+    """Shuts an idle Serve down: its address is fixed when it starts.
 
-    Raises: ServeError when the connected cluster serves something already.
+    Raises:
+        ServeError: the connected cluster serves something already.
     """
     status = serve.status()
     if status.applications:
@@ -119,17 +132,24 @@ def start_serve(host: str, port: int) -> None:
     )
 
 
-def start_serve_for_command(config: ServeConfig, options: Mapping[str, Any], *, asked: bool) -> None:
-    """Does for `serve run` what it would do next, with the port checked and chosen: connect, start Serve.
+def start_serve_for_command(config: ServeConfig, options: Mapping[str, Any], *, address_given: bool) -> None:
+    """Connects to Ray and starts Serve for `serve run`, which would do so next, with the port checked.
 
-    Serve that runs already is used as it is. With a runtime environment among the command's `options` Ray
+    Serve that runs already is used as it is. With a runtime environment among the command's options Ray
     must be connected by the command itself, so nothing is done here.
-    Raises: ServeError when a host or port was `asked` for that cannot be had.
+
+    Args:
+        config: its host and port.
+        options: of the command line of `serve run`, by name.
+        address_given: whether the user set the host or the port.
+
+    Raises:
+        ServeError: a host or port that the user set cannot be had.
     """
     environments = ("runtime_env", "runtime_env_json", "working_dir")
     environment = next((name for name in environments if options.get(name)), None)
     if environment:
-        if asked:
+        if address_given:
             raise ServeError(
                 f"host and port cannot be combined with --{environment.replace('_', '-')}; "
                 "run `serve start --http-host HOST --http-port PORT` on the cluster first."
@@ -138,7 +158,7 @@ def start_serve_for_command(config: ServeConfig, options: Mapping[str, Any], *, 
     if not ray.is_initialized():
         ray.init(address=options.get("address"), namespace="serve")
     if serve.status().proxies:
-        if asked:
+        if address_given:
             raise ServeError(
                 "Serve runs on this cluster already and keeps its address; leave out host and port, "
                 "or stop it first with `serve shutdown`."

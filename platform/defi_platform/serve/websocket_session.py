@@ -1,4 +1,4 @@
-"""What a gateway does with its sockets: greets, answers each observation or says what is wrong with it."""
+"""The websocket sessions of a gateway: a greeting, then an answer or an error for each observation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from defi_platform.serve.protocols import openpi
 log = logging.getLogger("ray.serve")
 
 REPLICA_ATTEMPTS = 3
-"""An action is a pure function of observation and seed, so another replica may answer when one dies."""
+"""Replicas asked for one action. It is a pure function of observation and seed, so another may answer when one dies."""
 
 GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
 
@@ -32,7 +32,13 @@ GOING_AWAY, TRY_AGAIN_LATER = 1001, 1013
 class WebSocketSessions:
     """All sockets of one gateway."""
 
-    def __init__(self, policy: DeploymentHandle, max_connections: int) -> None:
+    def __init__(self, policy: DeploymentHandle[Any], max_connections: int) -> None:
+        """Prepares for clients.
+
+        Args:
+            policy: the deployed `PolicyReplica`.
+            max_connections: open sockets; the next client is turned away.
+        """
         self._policy = policy
         self._max_connections = max_connections
         self._spec: PolicySpec | None = None
@@ -42,19 +48,24 @@ class WebSocketSessions:
 
     @property
     def draining(self) -> bool:
+        """The server is shutting down: new clients are turned away."""
         return self._shutting_down.is_set()
 
     def drain(self) -> int:
-        """Takes no new client; closes each socket once its answer is sent. Returns: how many were open."""
+        """Takes no new client and closes each socket once its answer is sent.
+
+        Returns:
+            The number of open sockets.
+        """
         self._shutting_down.set()
         return self.open
 
     async def greeting(self) -> dict[str, Any]:
-        """What a client is told on connecting. Waits until a replica holds the policy."""
+        """The metadata sent to a client on connecting. Waits until a replica holds the policy."""
         return {"protocol": openpi.PROTOCOL, **(await self._policy_spec()).metadata()}
 
-    async def hold(self, socket: WebSocket) -> None:
-        """One client, from handshake to hang-up."""
+    async def serve(self, socket: WebSocket) -> None:
+        """Serves one client, from handshake to hang-up."""
         await socket.accept()
         # openpi-client cannot read a text where it expects the greeting, but it shows a close reason.
         if self.draining:
@@ -67,13 +78,13 @@ class WebSocketSessions:
         self.open += 1
         try:
             await socket.send_bytes(openpi.pack(await self.greeting()))
-            await self._answer_until_gone(socket)
+            await self._answer_until_disconnect(socket)
         except WebSocketDisconnect:
             pass  # the client hung up while it was being answered
         finally:
             self.open -= 1
 
-    async def _answer_until_gone(self, socket: WebSocket) -> None:
+    async def _answer_until_disconnect(self, socket: WebSocket) -> None:
         shutting_down = asyncio.ensure_future(self._shutting_down.wait())
         try:
             while True:
@@ -122,12 +133,16 @@ class WebSocketSessions:
         return openpi.pack(reply)
 
     async def _act(self, observation: Observation) -> Answer:
-        for attempt in range(1, REPLICA_ATTEMPTS):
+        attempt = 1
+        while True:
             try:
-                return await self._policy.act.remote(observation)
+                answer: Answer = await self._policy.act.remote(observation)
+                return answer
             except RayActorError as error:
+                if attempt == REPLICA_ATTEMPTS:
+                    raise
                 log.warning("a replica died under an observation (attempt %d): %s", attempt, error)
-        return await self._policy.act.remote(observation)
+                attempt += 1
 
     async def _policy_spec(self) -> PolicySpec:
         if self._spec is None:

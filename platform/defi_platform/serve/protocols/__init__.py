@@ -1,1 +1,1 @@
-"""Wire formats, one module each: bytes on one side, plain dicts of NumPy arrays on the other."""
+"""Wire formats, one module each: bytes of a message go in, plain dicts of NumPy arrays come out, and back."""

@@ -5,7 +5,7 @@ An array travels as {b"__ndarray__": True, b"data": bytes, b"dtype": "<f4", b"sh
 and writes. On connecting the server greets with a metadata map; then every observation map is answered by
 one map of actions. A *text* message from the server is an error, which openpi-client raises.
 
-Nothing here unpickles: object, structured and complex arrays are refused in both directions.
+Nothing here unpickles: object, structured and complex arrays are rejected in both directions.
 """
 
 from __future__ import annotations
@@ -27,24 +27,31 @@ _MAX_DIMENSIONS = 32
 
 
 class ProtocolError(ValueError):
-    """A message that is not in the format; its text is what the client gets to read."""
+    """A message that is not in the format; the client gets the error's text."""
 
 
 def pack(message: Any) -> bytes:
     """Encodes a message; arrays may sit anywhere in it.
 
-    Raises: ProtocolError for an object, structured, complex or time array, or a value msgpack does not know.
+    Raises:
+        ProtocolError: it holds an object, structured, complex or time array, or a value msgpack does not know.
     """
     try:
-        return msgpack.packb(message, default=_pack_array)
+        packed: bytes = msgpack.packb(message, default=_pack_array)
+        return packed
     except (TypeError, OverflowError) as error:
         raise ProtocolError(f"this message cannot be sent: {error}.") from error
 
 
 def unpack(data: bytes | bytearray | memoryview, limit: int = MESSAGE_LIMIT) -> Any:
-    """Decodes a message. Arrays are read-only views of its bytes.
+    """Decodes a message; its arrays are read-only views of its bytes.
 
-    Raises: ProtocolError for a message over `limit` bytes, truncated or foreign bytes, and bad arrays.
+    Args:
+        data: one message.
+        limit: bytes of a message, at most.
+
+    Raises:
+        ProtocolError: the message is longer than `limit`, truncated, not msgpack, or holds a bad array.
     """
     if len(data) > limit:
         raise ProtocolError(f"message of {len(data)} bytes; at most {limit} are read. Send smaller images.")
