@@ -1,4 +1,4 @@
-"""What batching across clients buys: latency of one client, throughput of a fleet, batched and not, one table.
+"""Benchmark of batching across clients: latency of one, throughput of many, with and without, in one table.
 
     python benchmarks/serving.py [policy=FOLDER] [clients=8] [seconds=8] [rounds=2]
 
@@ -47,17 +47,27 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Load:
-    """What a number of clients in a closed loop met."""
+    """Throughput and latency of a number of clients in a closed loop."""
 
     per_second: float
+    """Actions of all clients together."""
     p50_ms: float
+    """Round trips as clients saw them."""
     p95_ms: float
     batch: float
     """Mean observations per forward pass, as an observation meets it."""
     infer_ms: float
+    """Median forward pass."""
 
 
 def measure(server: PolicyServer, clients: int, seconds: float) -> Load:
+    """Lets clients send observations for some seconds.
+
+    Args:
+        server: of the policy.
+        clients: in parallel, one thread each.
+        seconds: of measurement.
+    """
     together = threading.Barrier(clients)
     with ThreadPoolExecutor(clients) as threads:
         runs = list(threads.map(lambda n: one_client(server, n, together, seconds), range(clients)))
@@ -75,7 +85,17 @@ def measure(server: PolicyServer, clients: int, seconds: float) -> Load:
 def one_client(
     server: PolicyServer, number: int, together: threading.Barrier, seconds: float
 ) -> list[tuple[float, dict[str, Any]]]:
-    """Sends observations one after the other. Returns: (round trip in ms, server timing) of each."""
+    """Sends observations one after the other.
+
+    Args:
+        server: of the policy.
+        number: of the client, from which its observation is drawn.
+        together: barrier at which all clients start.
+        seconds: of measurement.
+
+    Returns:
+        (round trip in ms, server timing) of each observation.
+    """
     message = openpi.pack(observation(server.metadata, number))
     rounds: list[tuple[float, dict[str, Any]]] = []
     with websockets.sync.client.connect(server.url, compression=None) as socket:
@@ -90,18 +110,20 @@ def one_client(
 
 
 def observation(metadata: dict[str, Any], number: int) -> dict[str, Any]:
-    draws = np.random.default_rng(number)
+    """A random observation that fits the policy; the same for the same number."""
+    rng = np.random.default_rng(number)
     height, width = metadata["image_size"]
     cameras = ["camera" if name == "*" else name for name in metadata["cameras"]]
     images = {
-        f"observation/images/{name}": draws.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        f"observation/images/{name}": rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         for name in cameras
     }
-    state = {"observation/state": draws.normal(size=metadata["state_dim"])} if metadata["state_dim"] else {}
+    state = {"observation/state": rng.normal(size=metadata["state_dim"])} if metadata["state_dim"] else {}
     return images | state | {"prompt": "open the drawer", "seed": number}
 
 
 def main() -> int:
+    """Runs the benchmark and prints its table."""
     config = load_config(BenchmarkConfig, None, sys.argv[1:])
     with tempfile.TemporaryDirectory() as scratch, ray_session(RayConfig()):
         folder = config.policy or str(
@@ -122,7 +144,12 @@ def main() -> int:
 
 
 def table(found: dict[tuple[int, int], Load], config: BenchmarkConfig) -> str:
-    """Lines in pairs: forward passes of one observation, and batched ones, for each number of clients."""
+    """The table as text: for each number of clients a line with forward passes of one observation, and one batched.
+
+    Args:
+        found: (clients, max_batch_size) -> their load.
+        config: of the benchmark.
+    """
     lines = [
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, "
         f"torch {torch.__version__}, ray {ray.__version__}; {config.threads} torch thread(s), 1 replica",

@@ -1,1 +1,1 @@
-"""Benchmarks, recordings, rollouts, their statistics and the report."""
+"""Evaluation: tasks and a served policy go in, recorded demonstrations, scored rollouts and reports come out."""

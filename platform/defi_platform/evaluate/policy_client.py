@@ -15,9 +15,9 @@ from defi_platform.errors import ConfigError, ServeError, one_line
 from defi_platform.serve.protocols import openpi
 
 ANSWER_TIMEOUT_S = 120.0
-"""A first request may wait for a model to be compiled or a replica to be started."""
+"""Seconds: a first request may wait for a model to be compiled or a replica to be started."""
 RECONNECT_S = 30.0
-"""How long a lost server is looked for: about the time a replica takes to come back."""
+"""Seconds of attempts to reach a lost server: about the time a replica takes to come back."""
 
 
 class PolicyClient:
@@ -25,10 +25,19 @@ class PolicyClient:
 
     Observations are answered in turn. When the connection is lost, the observation is sent again over a new
     one: an answer depends on the observation and its seed alone, so asking twice changes nothing.
-    Raises: ConfigError for a malformed url; ServeError when nobody answers there.
     """
 
     def __init__(self, url: str, reconnect_s: float = RECONNECT_S):
+        """Connects and reads the greeting.
+
+        Args:
+            url: ws://host:port.
+            reconnect_s: seconds of reconnection attempts after a connection is lost.
+
+        Raises:
+            ConfigError: the url is malformed.
+            ServeError: nobody answers there.
+        """
         self.url = url
         self._reconnect_s = reconnect_s
         self._socket: ClientConnection | None = None
@@ -37,9 +46,16 @@ class PolicyClient:
         """The server's greeting."""
 
     def infer(self, observation: dict[str, Any]) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Returns: the actions (chunk, A) and the whole answer.
+        """Asks for the actions of one observation.
 
-        Raises: ServeError when the server refuses the observation or stays away.
+        Args:
+            observation: as `serve.observation.read_observation` takes it.
+
+        Returns:
+            The actions, (chunk, A) in raw units, and the whole answer.
+
+        Raises:
+            ServeError: the server rejects the observation, gives no usable actions or stays unreachable.
         """
         message = openpi.pack(observation)
         deadline = time.monotonic() + self._reconnect_s
@@ -58,7 +74,7 @@ class PolicyClient:
                 time.sleep(0.5)
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         self._socket = None
         self._open.close()
 
@@ -124,14 +140,27 @@ class ServeUnreachableError(ServeError):
 def check_metadata(
     metadata: dict[str, Any],
     *,
-    place: str,
+    source: str,
     benchmark: str,
     camera: str,
     state_dim: int,
     action_dim: int,
     execute_steps: int | None,
 ) -> None:
-    """Raises: ConfigError when the policy cannot drive the benchmark, naming everything that does not fit."""
+    """Checks that a policy can drive a benchmark.
+
+    Args:
+        metadata: the server's greeting.
+        source: url or folder of the policy, for the message.
+        benchmark: its name, for the message.
+        camera: whose images the policy will get.
+        state_dim: of the benchmark's state.
+        action_dim: of the benchmark's actions.
+        execute_steps: actions executed of each chunk; None for all.
+
+    Raises:
+        ConfigError: it cannot; names everything that does not fit.
+    """
     wrong = []
     if metadata.get("action_dim", action_dim) != action_dim:
         wrong.append(f"it gives {metadata['action_dim']} action dims, {benchmark} takes {action_dim}")
@@ -145,7 +174,7 @@ def check_metadata(
         wrong.append(f"it gives chunks of {chunk} actions, execute_steps is {execute_steps}")
     if wrong:
         raise ConfigError(
-            f"the policy at {place} (preset {metadata.get('preset', 'unknown')}) does not fit: "
+            f"the policy at {source} (preset {metadata.get('preset', 'unknown')}) does not fit: "
             f"{'; '.join(wrong)}. Serve a policy fine-tuned for this benchmark, or set camera and "
             "execute_steps to what it has."
         )

@@ -45,7 +45,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class RecordSummary:
-    """What a recording left."""
+    """The result of a recording."""
 
     output: str
     tasks: list[str]
@@ -60,6 +60,7 @@ class RecordSummary:
     """The recording was there already, finished."""
 
     def summary(self) -> str:
+        """One line for the terminal."""
         failed = sum(self.failures.values())
         state = "already recorded" if self.reused else f"recorded in {self.wall_s:.0f} s"
         return (
@@ -69,10 +70,11 @@ class RecordSummary:
 
 
 def record(config: RecordConfig) -> RecordSummary:
-    """Records what `config` asks for, goes on with an interrupted recording, or finds a finished one.
+    """Records demonstrations, resumes an interrupted recording, or finds a finished one.
 
-    Raises: ConfigError for unknown tasks or cameras, or an output that holds another recording;
-        SimulatorError where Meta-World cannot run or an expert keeps failing.
+    Raises:
+        ConfigError: a task or camera is unknown, or the output holds another recording.
+        SimulatorError: Meta-World cannot run, or an expert keeps failing.
     """
     _check(config)
     start = time.monotonic()
@@ -105,10 +107,14 @@ class _Recorder:
         self._environment: metaworld.Environment | None = None
 
     def ready(self) -> None:
-        """Answers once the process is up."""
+        """Returns once the process is up."""
 
     def work(self, attempt: Attempt) -> bytes:
-        """Returns: the packed episode; one without frames when the expert failed."""
+        """Runs one episode.
+
+        Returns:
+            The packed episode; one without frames when the expert failed.
+        """
         config = self._config
         if self._environment is None or self._environment.task != attempt.task:
             if self._environment is not None:
@@ -122,7 +128,7 @@ class _Recorder:
 def _run_expert(environment: metaworld.Environment, attempt: Attempt, config: RecordConfig) -> Episode:
     """One episode, ended `hold_steps` after the first success.
 
-    With noise, the noisy action is carried out but the expert's clean one is the label: the states then
+    With noise, the noisy action is executed but the expert's clean one is the label: the states then
     stray from the expert's path and the labels lead back to it, which is what a cloned policy needs.
     """
     noise = np.random.default_rng([attempt.seed, *attempt.task.encode()])
@@ -204,7 +210,7 @@ def _publish(config: RecordConfig, attempts: _Attempts, output: str, start: floa
                     frames += episode.length if name == "video" else 0
                     labelled += name == "labelled"
             writer.finish()
-            # Beside LeRobot's own files: how to make this very dataset again.
+            # Next to LeRobot's own files: the settings that reproduce this dataset.
             details = {"benchmark": metaworld.NAME, "fps": metaworld.FPS, **attempts.settings}
             (folder / "meta" / SUMMARY).write_text(json.dumps({**details, "episodes": sources}, indent=1))
     return RecordSummary(
@@ -218,11 +224,11 @@ def _publish(config: RecordConfig, attempts: _Attempts, output: str, start: floa
     )
 
 
-# --------------------------------------------------------------------------- what is kept of attempts
+# --------------------------------------------------------------------------- the store of attempts
 
 
 class _Attempts:
-    """The finished attempts of a recording, one file each, so that an interrupted one goes on."""
+    """The finished attempts of a recording, one file each, so that an interrupted one can be resumed."""
 
     def __init__(self, folder: str, settings: dict[str, Any], output: str):
         self.settings = settings
@@ -247,7 +253,11 @@ class _Attempts:
         return sorted(seed for seed, length in self._lengths[task].items() if not length)
 
     def add(self, attempt: Attempt, packed: bytes) -> bool:
-        """Keeps an attempt. Returns: whether it succeeded."""
+        """Stores an attempt.
+
+        Returns:
+            Whether it succeeded.
+        """
         length = _unpack(packed).length
         storage.write_bytes(self._path(attempt, length), packed)
         self._lengths[attempt.task][attempt.seed] = length
@@ -260,7 +270,7 @@ class _Attempts:
         storage.delete(self._folder)
 
     def _path(self, attempt: Attempt, length: int) -> str:
-        # The outcome is in the name, so that going on needs a listing and no reading.
+        # The outcome is in the name, so that a resume needs a listing and no reading.
         return storage.join(self._folder, f"{attempt.task}_{attempt.seed}_{length}.npz")
 
 
@@ -298,7 +308,7 @@ def _unpack(packed: bytes) -> Episode:
 
 
 def _settings(config: RecordConfig) -> dict[str, Any]:
-    """What decides the content: everything but how it is run and where it goes."""
+    """The settings that decide the content: all but the resources and the output."""
     return {k: v for k, v in to_mapping(config).items() if k not in ("ray", "workers", "output")}
 
 

@@ -1,8 +1,8 @@
-"""Closed-loop evaluation: simulator workers against a served policy, beside a random one and the expert.
+"""Closed-loop evaluation: simulator workers against a served policy, a random one and the expert.
 
-Every arm meets the same seeded initial states. The policy is not in this process: workers send it
+Every policy under test meets the same seeded initial states. The policy is not in this process: workers send it
 observations over the websocket protocol a robot would use. An episode is one file, named by (arm, task,
-seed), written when it is over: an interrupted evaluation goes on, and a lost episode is run again.
+seed), written when it is over: an interrupted evaluation resumes, and a lost episode is run again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _EPISODES = "episodes"
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found; `<output>/summary.json` holds the same."""
+    """The result of an evaluation; `<output>/summary.json` holds the same."""
 
     output: str
     details: dict[str, Any]
@@ -61,8 +61,12 @@ class EvaluationResult:
 def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Runs the rollouts that `config` asks for and that are not there yet; serves the policy if need be.
 
-    Raises: ConfigError for unknown tasks, arms or cameras, a policy that does not fit, or an output that
-        holds another evaluation; CheckpointError, ServeError, SimulatorError.
+    Raises:
+        ConfigError: a task, arm or camera is unknown, the policy does not fit, or the output holds another
+            evaluation.
+        CheckpointError: the policy folder is not complete.
+        ServeError: the policy cannot be served or does not answer.
+        SimulatorError: the simulator cannot run.
     """
     _check(config)
     start = time.monotonic()
@@ -81,22 +85,22 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             return EvaluationResult(output, details, reused=True)
         storage.delete(finished)  # more is asked for now: it is whole again when that is done
     bind_settings(storage.join(output, _EPISODES), settings, "an evaluation", output)
-    kept = _Kept(output)
+    episodes = _EpisodeStore(output)
     served: dict[str, Any] = {}
     with ray_session(config.ray):
-        missing = [unit for unit in _units(config) if unit not in kept.rows]
+        missing = [unit for unit in _units(config) if unit not in episodes.rows]
         if missing:
             with _policy(config, missing) as (url, served):
-                _run(config, url, missing, kept)
+                _run(config, url, missing, episodes)
     details = {
-        **_scores(config, [kept.rows[unit] for unit in _units(config)]),
+        **_scores(config, [episodes.rows[unit] for unit in _units(config)]),
         "policy": served,
         "asked": asked,
         "settings": settings,
         "skipped": {},
         "wall_s": round(time.monotonic() - start, 1),
     }
-    rows = (json.dumps(kept.rows[unit]) + "\n" for unit in _units(config))
+    rows = (json.dumps(episodes.rows[unit]) + "\n" for unit in _units(config))
     storage.write_text(storage.join(output, RESULTS), "".join(rows))
     storage.write_text(finished, json.dumps(details, indent=1))
     return EvaluationResult(output, details)
@@ -106,7 +110,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
 
 def _units(config: EvaluateConfig) -> Iterator[Rollout]:
-    """Every episode asked for; the arms of one initial state next to each other."""
+    """Every episode asked for; the policies under test of one initial state next to each other."""
     for task in config.tasks:
         for offset in range(config.episodes_per_task):
             for arm in config.arms:
@@ -137,10 +141,10 @@ def _policy(config: EvaluateConfig, missing: list[Rollout]) -> Iterator[tuple[st
         yield server.url, server.metadata
 
 
-def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], place: str) -> None:
+def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], source: str) -> None:
     check_metadata(
         metadata,
-        place=place,
+        source=source,
         benchmark="Meta-World",
         camera=config.camera,
         state_dim=metaworld.STATE_DIM,
@@ -149,7 +153,7 @@ def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], place: str) ->
     )
 
 
-def _run(config: EvaluateConfig, url: str, missing: list[Rollout], kept: _Kept) -> None:
+def _run(config: EvaluateConfig, url: str, missing: list[Rollout], episodes: _EpisodeStore) -> None:
     worker: Any = ray.remote(num_cpus=1)(Simulator)
     pool: ActorPool[Rollout] = ActorPool(lambda: worker.remote(config, url), config.workers)
     for unit in missing:
@@ -159,17 +163,17 @@ def _run(config: EvaluateConfig, url: str, missing: list[Rollout], kept: _Kept) 
     done = dict.fromkeys(config.arms, 0)
     with progress(total, total - len(missing), "evaluate") as bar:
         for unit, outcome in pool.results():
-            kept.add(unit, outcome)
+            episodes.add(unit, outcome)
             done[unit.arm] += 1
             solved[unit.arm] += outcome.row["success"]
             bar.set_postfix({arm: f"{solved[arm]}/{done[arm]}" for arm in config.arms}, refresh=False)
             bar.update()
 
 
-# --------------------------------------------------------------------------- what is kept
+# --------------------------------------------------------------------------- the store of episodes
 
 
-class _Kept:
+class _EpisodeStore:
     """The finished episodes of an evaluation: one JSON file each, and its video."""
 
     def __init__(self, output: str):
@@ -182,7 +186,7 @@ class _Kept:
                 self.rows[Rollout(row["arm"], row["task"], row["seed"])] = row
 
     def add(self, unit: Rollout, outcome: Outcome) -> None:
-        """Keeps an episode; the row comes last, so that what counts as finished has its video."""
+        """Stores an episode; the row comes last, so that a finished episode has its video."""
         row = dict(outcome.row)
         row["video"] = None
         if outcome.video:
@@ -222,9 +226,9 @@ def _rate(rows: list[dict[str, Any]]) -> Rate:
 
 
 def _settings(config: EvaluateConfig) -> dict[str, Any]:
-    """What decides an episode's outcome besides (arm, task, seed), the policy's content included."""
-    how = ("ray", "serve", "workers", "output", "tasks", "arms", "episodes_per_task")
-    settings = {key: value for key, value in to_mapping(config).items() if key not in how}
+    """The settings that decide an episode's outcome besides (arm, task, seed), the policy's content included."""
+    not_deciding = ("ray", "serve", "workers", "output", "tasks", "arms", "episodes_per_task")
+    settings = {key: value for key, value in to_mapping(config).items() if key not in not_deciding}
     if "policy" in config.arms and not config.url:
         folder = storage.absolute(config.serve.policy)
         if storage.is_folder(folder):  # if not, serving it says what is wrong

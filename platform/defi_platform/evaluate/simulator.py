@@ -1,4 +1,4 @@
-"""One simulator worker: runs an episode with an arm's actions and reports what happened."""
+"""The simulator worker: runs an episode with the actions of a policy under test and reports its outcome."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.policy_client import PolicyClient
 
 ARMS = ("policy", "random", "expert")
+"""The policies that can be put to the test."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a rollout."""
+    """The result of a rollout."""
 
     row: dict[str, Any]
     """arm, task, seed, success, steps, wall_s, latency_ms (one per request of the policy)."""
@@ -41,29 +42,36 @@ class Simulator:
     """Runs rollouts one after the other; a Ray actor when evaluating."""
 
     def __init__(self, config: EvaluateConfig, url: str):
-        """`url`: where the policy answers; only the policy arm calls it."""
+        """Prepares a worker; environment and connection are made when the first rollout needs them.
+
+        Args:
+            config: of the evaluation.
+            url: of the policy server; only the "policy" arm calls it.
+        """
         self._config = config
         self._url = url
         self._environment: metaworld.Environment | None = None
         self._client: PolicyClient | None = None
 
     def ready(self) -> None:
-        """Answers once the process is up."""
+        """Returns once the process is up."""
 
     def work(self, rollout: Rollout) -> Outcome:
         """Runs one episode to success or max_steps.
 
-        Raises: SimulatorError, ServeError.
+        Raises:
+            SimulatorError: the simulator cannot run here.
+            ServeError: the policy does not answer.
         """
         config, start = self._config, time.perf_counter()
         scene = _Scene(self._environment_of(rollout.task), rollout.seed)
-        arm = self._arm(rollout)
+        actor = self._actor(rollout)
         frames: list[NDArray[np.uint8]] = []
         success = False
         while not success and scene.step < config.max_steps:
             if config.video_every and scene.step % config.video_every == 0:
                 frames.append(scene.image())
-            success = scene.advance(arm.action(scene))
+            success = scene.advance(actor.action(scene))
         video = b""
         if config.video_every:
             frames.append(scene.image())  # how it ended is what one wants to see
@@ -75,7 +83,7 @@ class Simulator:
             "success": success,
             "steps": scene.step,
             "wall_s": round(time.perf_counter() - start, 3),
-            "latency_ms": [round(ms, 2) for ms in arm.latency_ms],
+            "latency_ms": [round(ms, 2) for ms in actor.latency_ms],
         }
         return Outcome(row, video)
 
@@ -87,14 +95,14 @@ class Simulator:
             self._environment = metaworld.Environment(task, config.camera, config.height, config.width)
         return self._environment
 
-    def _arm(self, rollout: Rollout) -> _PolicyArm | _RandomArm | _ExpertArm:
+    def _actor(self, rollout: Rollout) -> _ServedPolicy | _RandomPolicy | _Expert:
         if rollout.arm == "random":
-            return _RandomArm(rollout)
+            return _RandomPolicy(rollout)
         if rollout.arm == "expert":
-            return _ExpertArm()
+            return _Expert()
         if self._client is None:
             self._client = PolicyClient(self._url)
-        return _PolicyArm(self._client, rollout, self._config.camera, self._config.execute_steps)
+        return _ServedPolicy(self._client, rollout, self._config.camera, self._config.execute_steps)
 
 
 class _Scene:
@@ -107,7 +115,11 @@ class _Scene:
         self._image: NDArray[np.uint8] | None = None
 
     def advance(self, action: NDArray[np.floating]) -> bool:
-        """Carries out an action. Returns: whether the task is solved."""
+        """Carries out an action.
+
+        Returns:
+            Whether the task is solved.
+        """
         self.state, success = self.environment.step(action)
         self.step += 1
         self._image = None
@@ -119,7 +131,7 @@ class _Scene:
         return self._image
 
 
-class _RandomArm:
+class _RandomPolicy:
     """Uniform actions in [-1, 1]."""
 
     def __init__(self, rollout: Rollout):
@@ -130,8 +142,8 @@ class _RandomArm:
         return self._random.uniform(-1.0, 1.0, metaworld.ACTION_DIM)
 
 
-class _ExpertArm:
-    """Meta-World's script, which sees where everything is."""
+class _Expert:
+    """Meta-World's script, which knows the position of every object."""
 
     def __init__(self) -> None:
         self.latency_ms: list[float] = []
@@ -140,7 +152,7 @@ class _ExpertArm:
         return scene.environment.expert_action()
 
 
-class _PolicyArm:
+class _ServedPolicy:
     """The served policy: asks for a chunk, carries out its first `execute_steps` actions, asks again."""
 
     def __init__(self, client: PolicyClient, rollout: Rollout, camera: str, execute_steps: int | None):
@@ -167,6 +179,15 @@ class _PolicyArm:
 
 
 def request_seed(seed: int, task: str, step: int) -> int:
-    """The noise seed of one request, in [0, 2**31): the same in every run, different for every request."""
+    """The noise seed of one request: the same in every run, different for every request.
+
+    Args:
+        seed: of the episode.
+        task: of the episode.
+        step: at which the request is sent.
+
+    Returns:
+        An integer in [0, 2**31).
+    """
     digest = hashlib.sha256(f"{seed}/{task}/{step}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -1,1 +1,1 @@
-"""Simulators: one module each, the only place that imports it."""
+"""Simulators, one module each, which alone imports it: actions go in, images, states and success come out."""

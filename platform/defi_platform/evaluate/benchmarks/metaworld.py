@@ -36,7 +36,7 @@ _EGL_FIX = "install it with: apt-get install -y libegl1 libegl-mesa0"
 
 @dataclass(frozen=True)
 class _View:
-    """A camera by what it looks at: upright, degrees and metres."""
+    """A camera by its target: upright, degrees and metres."""
 
     look_at: tuple[float, float, float]
     distance: float
@@ -46,7 +46,7 @@ class _View:
 
 
 # Meta-World's own cameras show the whole robot, so at 64 x 64 pixels a drawer handle is one pixel wide.
-# These frame the space the hand can reach, from beside the object, where the arm does not hide it.
+# These frame the space the hand can reach, from one side of the object, where the arm does not hide it.
 _VIEWS = {
     "workspace": _View((0.0, 0.67, 0.15), 1.1, 150.0, -35.0, 45.0),
 }
@@ -55,24 +55,43 @@ _UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")
 CAMERAS = (*_VIEWS, *_UPSIDE_DOWN, "topview", "behindGripper", "gripperPOV")
 
 
-def check_camera(camera: str, height: int, width: int, place: str) -> None:
-    """Raises: ConfigError for a camera Meta-World does not have or a size its videos cannot have."""
+def check_camera(camera: str, height: int, width: int, key: str) -> None:
+    """Checks a camera and the size of its images.
+
+    Args:
+        camera: one of CAMERAS.
+        height: of an image, in pixels.
+        width: of an image, in pixels.
+        key: of the camera in the configuration, for the message.
+
+    Raises:
+        ConfigError: Meta-World has no such camera, or its videos cannot have this size.
+    """
     if camera not in CAMERAS:
-        raise ConfigError(f"{place}: Meta-World has no camera '{camera}'. There is: {', '.join(CAMERAS)}.")
+        raise ConfigError(f"{key}: Meta-World has no camera '{camera}'. There is: {', '.join(CAMERAS)}.")
     if height < 16 or width < 16 or height % 2 or width % 2:
         raise ConfigError(
-            f"{place}: frames of {height} x {width} cannot be stored as H.264 yuv420p; "
+            f"{key}: frames of {height} x {width} cannot be stored as H.264 yuv420p; "
             "height and width must be even and at least 16."
         )
 
 
 class Environment:
-    """One task: reset to a seed, step with actions, render from one camera.
-
-    Raises: SimulatorError where Meta-World is not installed or there is no EGL to render with.
-    """
+    """One task: reset to a seed, step with actions, render from one camera."""
 
     def __init__(self, task: str, camera: str, height: int, width: int):
+        """Builds the simulation and its renderer.
+
+        Args:
+            task: one of metaworld_tasks.TASKS.
+            camera: one of CAMERAS.
+            height: of an image, in pixels.
+            width: of an image, in pixels.
+
+        Raises:
+            ConfigError: there is no such task or camera, or the size does not suit a video.
+            SimulatorError: Meta-World is not installed, or there is no EGL to render with.
+        """
         check_tasks([task], "task")
         check_camera(camera, height, width, "camera")
         metaworld = _import_metaworld()
@@ -92,7 +111,11 @@ class Environment:
         self._observation: NDArray[np.float64] = np.zeros(0)
 
     def reset(self, seed: int) -> NDArray[np.float32]:
-        """Starts the episode of `seed`. Returns: the state, float32 (4,), see STATE_NAMES."""
+        """Starts the episode of `seed`.
+
+        Returns:
+            The state, float32 (4,), see STATE_NAMES.
+        """
         # Meta-World's reset places everything twice, with two draws. Drawing once, then resetting with the
         # draw held fixed (as its own benchmarks do) leaves nothing of another draw behind.
         self._env._freeze_rand_vec = False
@@ -105,21 +128,22 @@ class Environment:
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], bool]:
         """Carries out one action (4,), clipped to [-1, 1].
 
-        Returns: the state after it, float32 (4,), and whether the task is solved in it.
+        Returns:
+            The state after it, float32 (4,), and whether the task is solved in it.
         """
         clipped = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
         self._observation, _, _, _, info = self._env.step(clipped)
         return self._state(), bool(info["success"] > 0)
 
     def expert_action(self) -> NDArray[np.float32]:
-        """What Meta-World's script would do now: float32 (4,) in [-1, 1]."""
+        """The action of Meta-World's script in the present state: float32 (4,) in [-1, 1]."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns that its constants exceed 1; they are clipped here
             action = self._expert.get_action(self._observation)
         return np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
 
     def render(self) -> NDArray[np.uint8]:
-        """The camera's image of the present state: uint8 (H, W, 3), upright."""
+        """Renders the present state: uint8 (H, W, 3), upright."""
         return self._renderer.render(self._env.data)
 
     def close(self) -> None:
@@ -135,7 +159,7 @@ class _Renderer:
 
     Nearly all the time goes into the robot's meshes (68,000 triangles). So there are no mirror images in the
     metal walls (they draw everything a second time), no shadows, and a geom whose bounding sphere is
-    outside the view is left out, which does not change a pixel. What that saves pays for smoothing: pixels
+    outside the view is not drawn, which does not change a pixel. What that saves pays for smoothing: pixels
     are means of 2 x 2, since at 64 x 64 the gripper is 3 pixels wide and flickers without.
     """
 
@@ -171,8 +195,8 @@ class _Renderer:
         self._options = mujoco.MjvOption()
         self._options.geomgroup[self._HIDDEN_GROUP] = 0
         self._groups = model.geom_group.copy()
-        self._camera = self._look_through(camera)
-        self._turned = camera in _UPSIDE_DOWN
+        self._camera = self._mujoco_camera(camera)
+        self._upside_down = camera in _UPSIDE_DOWN
         self._viewport = mujoco.MjrRect(0, 0, fine_width, fine_height)
         self._pixels = np.zeros((fine_height, fine_width, 3), np.uint8)
 
@@ -186,14 +210,14 @@ class _Renderer:
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)
         # OpenGL's rows go upwards; a camera mounted upside down has them the right way, but mirrored.
-        return _halved(self._pixels[:, ::-1] if self._turned else self._pixels[::-1])
+        return _halved(self._pixels[:, ::-1] if self._upside_down else self._pixels[::-1])
 
     def close(self) -> None:
         self._gl.make_current()
         self._context.free()
         self._gl.free()
 
-    def _look_through(self, camera: str) -> Any:
+    def _mujoco_camera(self, camera: str) -> Any:
         mujoco = self._mujoco
         eye = mujoco.MjvCamera()
         if camera in _VIEWS:
@@ -213,7 +237,7 @@ class _Renderer:
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._camera, everything, self._scene)
 
     def _in_view(self, data: Any) -> NDArray[np.bool_]:
-        """Which geoms' bounding spheres touch the view's pyramid: bool (ngeom,)."""
+        """True for geoms whose bounding sphere touches the view's pyramid: bool (ngeom,)."""
         eye = self._scene.camera[0]
         forward, up = np.array(eye.forward), np.array(eye.up)
         right = np.cross(forward, up)
@@ -228,10 +252,11 @@ class _Renderer:
         radius = (
             self._model.geom_rbound + 0.05
         )  # five centimetres to spare: the eye's two halves differ a little
-        inside = ahead > -radius
+        inside: NDArray[np.bool_] = ahead > -radius
         for across, half in ((sideways, half_right), (upwards, half_up)):
             inside &= np.abs(across) * np.cos(half) - ahead * np.sin(half) < radius
-        return inside | (self._model.geom_rbound == 0)  # planes are infinite
+        inside |= self._model.geom_rbound == 0  # planes are infinite
+        return inside
 
 
 def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -241,12 +266,12 @@ def _halved(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _import_metaworld() -> ModuleType:
-    """Imports the simulator with EGL chosen for rendering, whatever was missing named in one line."""
+    """Imports the simulator with EGL chosen for rendering; an error names what is missing in one line."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     # Simulators fill the cores by running side by side; more threads per image only get in their way.
     os.environ.setdefault("LP_NUM_THREADS", "0")
     try:
-        import mujoco  # noqa: F401  (loads the OpenGL library, so that its absence is told apart)
+        import mujoco  # noqa: F401  (loads the OpenGL library, whose absence is another error)
     except ModuleNotFoundError as error:
         raise _not_installed(error) from error
     except (ImportError, AttributeError, RuntimeError, OSError) as error:

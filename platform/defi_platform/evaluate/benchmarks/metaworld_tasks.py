@@ -66,17 +66,25 @@ TASKS = tuple(f"{name}-v3" for name in _SENTENCES)
 
 
 def instruction(task: str) -> str:
-    """The sentence that goes to a policy as its prompt; derived from the name where none is written."""
+    """The sentence that a policy gets as its prompt; derived from the name where none is written."""
     name = re.sub(r"-v\d+$", "", task)
     return _SENTENCES.get(name, name.replace("-", " "))
 
 
-def check_tasks(tasks: list[str], place: str) -> None:
-    """Raises: ConfigError for an empty list, an unknown name (with the nearest) or one named twice."""
+def check_tasks(tasks: list[str], key: str) -> None:
+    """Checks the names of tasks.
+
+    Args:
+        tasks: names as in TASKS.
+        key: of the configuration, for the message.
+
+    Raises:
+        ConfigError: the list is empty, a name is unknown (with the nearest) or stands there twice.
+    """
     if not tasks:
-        raise ConfigError(f"{place} is empty; name at least one Meta-World task, e.g. 'drawer-close-v3'.")
+        raise ConfigError(f"{key} is empty; name at least one Meta-World task, e.g. 'drawer-close-v3'.")
     for task in tasks:
         if task not in TASKS:
-            raise ConfigError(f"{place}: Meta-World has no task '{task}'.{did_you_mean(task, TASKS)}")
+            raise ConfigError(f"{key}: Meta-World has no task '{task}'.{did_you_mean(task, TASKS)}")
         if tasks.count(task) > 1:
-            raise ConfigError(f"{place} names '{task}' twice; name each task once.")
+            raise ConfigError(f"{key} names '{task}' twice; name each task once.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from defi_platform.evaluate.html.report_figures import panels, svg
@@ -33,7 +34,7 @@ def histograms(values: Mapping[str, NDArray[Any]], bins: int = 24) -> Markup:
             axis.set_xticks([0], [f"{numbers.mean():.4g}"])
         axis.set_xlabel(title, fontsize=8)
         axis.set_ylabel("videos", fontsize=8)
-        axis.yaxis.get_major_locator().set_params(integer=True)
+        axis.yaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     return svg(figure, "Histograms: " + ", ".join(values))
 
 

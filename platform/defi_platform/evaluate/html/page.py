@@ -41,7 +41,7 @@ class Picture:
 
     @property
     def is_video(self) -> bool:
-        """Whether it is to be played."""
+        """True for a picture that moves."""
         return self.url.startswith("data:video/")
 
 
