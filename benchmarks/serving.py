@@ -55,7 +55,7 @@ class Load:
     """Round trips as clients saw them."""
     p95_ms: float
     batch: float
-    """Mean observations per forward pass, as an observation meets it."""
+    """Observations in the forward pass of an observation, on average."""
     infer_ms: float
     """Median forward pass."""
 

@@ -1,6 +1,6 @@
 """Closed-loop evaluation: simulator workers against a served policy, a random one and the expert.
 
-Every policy under test meets the same seeded initial states. The policy is not in this process: workers send it
+Every policy under test starts from the same seeded initial states. The policy is not in this process: workers send it
 observations over the websocket protocol a robot would use. An episode is one file, named by (arm, task,
 seed), written when it is over: an interrupted evaluation resumes, and a lost episode is run again.
 """
@@ -110,7 +110,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
 
 
 def _units(config: EvaluateConfig) -> Iterator[Rollout]:
-    """Every episode asked for; the policies under test of one initial state next to each other."""
+    """Every configured episode; the policies under test of one initial state next to each other."""
     for task in config.tasks:
         for offset in range(config.episodes_per_task):
             for arm in config.arms:

@@ -35,7 +35,7 @@ class Outcome:
     row: dict[str, Any]
     """arm, task, seed, success, steps, wall_s, latency_ms (one per request of the policy)."""
     video: bytes
-    """mp4, empty when none was asked for."""
+    """MP4; empty when `video_every` is 0."""
 
 
 class Simulator:
@@ -115,7 +115,7 @@ class _Scene:
         self._image: NDArray[np.uint8] | None = None
 
     def advance(self, action: NDArray[np.floating]) -> bool:
-        """Carries out an action.
+        """Executes an action.
 
         Returns:
             Whether the task is solved.
@@ -153,7 +153,7 @@ class _Expert:
 
 
 class _ServedPolicy:
-    """The served policy: asks for a chunk, carries out its first `execute_steps` actions, asks again."""
+    """The served policy: requests a chunk, executes its first `execute_steps` actions, requests the next."""
 
     def __init__(self, client: PolicyClient, rollout: Rollout, camera: str, execute_steps: int | None):
         self.latency_ms: list[float] = []

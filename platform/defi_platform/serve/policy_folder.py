@@ -27,7 +27,7 @@ def load_policy(folder: str) -> DeFIPolicy:
     except ModelFolderError as error:
         raise CheckpointError(str(error)) from error
     # The reference masks a sample's text tokens with the mask of another sample of its batch. Alone, as the
-    # reference acts, a sample meets its own mask; in a batch of strangers it must as well.
+    # reference acts, a sample meets its own mask; in a batch of independent clients it must as well.
     encoder = policy.adapter.latent_actions
     encoder.config = replace(encoder.config, tiled_text_mask=False)
     return policy

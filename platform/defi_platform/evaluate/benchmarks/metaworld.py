@@ -1,7 +1,7 @@
 """Meta-World (MuJoCo): the only module that imports the simulator.
 
 An environment's initial state is a pure function of (task, seed): two processes, or two episodes with others
-between them, meet the same one. A policy is given the rendered image and `state` alone; where the objects
+between them, start from the same one. A policy gets the rendered image and `state` alone; where the objects
 are is known to the scripted expert only.
 
 Shapes: H height, W width in pixels.
@@ -126,7 +126,7 @@ class Environment:
         return self._state()
 
     def step(self, action: NDArray[np.floating]) -> tuple[NDArray[np.float32], bool]:
-        """Carries out one action (4,), clipped to [-1, 1].
+        """Executes one action (4,), clipped to [-1, 1].
 
         Returns:
             The state after it, float32 (4,), and whether the task is solved in it.

@@ -1,7 +1,7 @@
 """The report of a whole run, from recording to rollouts: one self-contained HTML page and a terminal table.
 
-It is made from what the stages left behind (summary.json, metrics.jsonl, media, episode videos) and computes
-nothing that they did not measure. What a stage did not leave is named as missing.
+It is made from the files of the stages (summary.json, metrics.jsonl, media, episode videos) and computes
+nothing that they did not measure. The page names what a stage did not write as missing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_report(inputs: ReportInputs, output: str) -> str:
         The page's path.
 
     Raises:
-        FileNotFoundError: a stage has left no summary.
+        FileNotFoundError: a stage has no summary.
     """
     summaries = {
         name: json.loads(storage.read_text(storage.join(getattr(inputs, name), "summary.json")))
