@@ -48,8 +48,8 @@ def test_every_command_has_a_test() -> None:
 
 
 def test_every_job_of_the_readme_is_a_line_that_the_jobs_test_runs() -> None:
-    """That file names each line by the part that it begins with."""
-    source = (TESTS / "cluster" / "test_readme_jobs.py").read_text()
+    """Those files name each line by the part that it begins with."""
+    source = "".join((TESTS / name).read_text() for name in ("cluster/test_readme_jobs.py", "test_demo.py"))
     jobs = {
         re.match(r"python jobs/(\w+)\.py", command)[1]  # type: ignore[index]
         for section in sections()

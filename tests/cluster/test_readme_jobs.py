@@ -1,10 +1,10 @@
 """The README's jobs, each line run as it is written there, but in this process: a dozen starts of Ray and torch would take
-minutes. Jobs as processes of their own are in test_demo, test_readme_commands and the tests of each job."""
+minutes. The stages of the demo are in test_demo; jobs as processes of their own there, in test_readme_commands and in the
+tests of each job."""
 
 from __future__ import annotations
 
 import json
-import re
 import runpy
 import shlex
 import sys
@@ -25,15 +25,6 @@ TINY_RUN = (
     "train.steps=2 train.global_batch=4 train.micro_batch=4 train.validation_batches=1 data.holdout=0.3 "
     "tracking.wandb=false"
 )
-STEP_BY_STEP = {
-    "record_demos": "tasks=[drawer-close-v3] episodes_per_task=12 labelled_per_task=2",
-    # Both first: what the lines of one alone find complete they leave as it is.
-    "pretrain": " ".join(f"gfdm.{setting} gidm.{setting}" for setting in TINY_RUN.split()),
-    "pretrain_gfdm": TINY_RUN,
-    "pretrain_gidm": TINY_RUN,
-    "finetune_policy": TINY_RUN,
-    "evaluate_policy": "tasks=[drawer-close-v3] arms=[policy] episodes_per_task=1 max_steps=10 serve.port=0",
-}
 OWN_VIDEO = {
     "python jobs/pretrain_gfdm.py --config configs/demo/pretrain_gfdm.yaml data.corpora": TINY_RUN,
     "python jobs/ingest_videos.py": "",
@@ -62,15 +53,6 @@ def run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_c
         assert not ended.value.code, line
 
     return go
-
-
-@pytest.mark.timeout(900)
-def test_the_jobs_step_by_step(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for job, small in STEP_BY_STEP.items():
-        run(f"{the_one('Step by step', f'python jobs/{job}.py')} {small}")
-    assert len(re.findall(r"is complete, nothing to do", capsys.readouterr().out)) == 2
-    summary = json.loads((tmp_path / "runs" / "demo" / "evaluation" / "summary.json").read_text())
-    assert summary["arms"]["policy"]["pooled"]["episodes"] == 1
 
 
 def test_the_jobs_around_ones_own_video(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
