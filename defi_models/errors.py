@@ -1,4 +1,4 @@
-"""What a user of the models can cause, with the thing, the place and the fix in the message."""
+"""Errors that a user of the models can cause; each message names the thing, where it is and the fix."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ class ModelFolderError(ValueError):
 
 class ConfigurationError(ValueError):
     """A preset, field or value that does not exist or does not fit the others."""
+
+
+class InputError(ValueError):
+    """An argument of a model call, or a key of its batch, of a wrong type, shape, dtype, length or value."""
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -4,52 +4,46 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from defi_models.edm import velocity_preconditioning
 from defi_models.encoders.block_dct import BlockDctCodec
-from defi_models.encoders.clip_text import ClipText
+from defi_models.encoders.clip_text import ClipText, build_text
 from defi_models.encoders.hashed_text import HashedText
-from defi_models.encoders.public_folder import load_backbone
-from defi_models.encoders.vae import VaeCodec
-from defi_models.errors import ModelFolderError
+from defi_models.encoders.vae import VaeCodec, build_codec
+from defi_models.inputs.checks import Size, check_count, check_tensor, check_texts, require
 from defi_models.layers.activation_checkpointing import set_recompute
+from defi_models.layers.svd_folder import read_svd
 from defi_models.layers.unet_features import feature_channels, up_block_features
 from defi_models.layers.video_unet import (
     DiffusersScheduler,
     DiffusersUNet,
+    FirstStep,
     SchedulerConfig,
     UNetConfig,
     build_scheduler,
     build_unet,
-    read_scheduler,
-    unet_config,
+    denoise_clip,
+    read_first_step,
 )
 from defi_models.precision import to_signed_unit
 from defi_models.pretrained.folder import ModelFolder
-from defi_models.pretrained.lazy_diffusers import diffusers_class
 from defi_models.rng import Generators, normal, uniform
 
-
-class FirstStep(NamedTuple):
-    """Constants of the one denoising step that features are read from."""
-
-    timestep: float
-    noise_scale: float
-    """Standard deviation of the initial noise."""
-    input_scale: float
-    """Factor of `scale_model_input`."""
+_SIZE_HINT = "Resize and cut the video first, or set the model's height, width and frames."
 
 
 class GFDM(ModelFolder, nn.Module):
     """Stable Video Diffusion conditioned on the present frame and on text; only the UNet trains.
+
+    Every call raises an InputError for input of another type, dtype, shape or batch size; it names the key, what was
+    expected and what was got.
 
     Source: arXiv 2604.16391, section 3.1 and the released CALVIN configuration.
     """
@@ -58,28 +52,40 @@ class GFDM(ModelFolder, nn.Module):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Sizes, conditioning and training noise; the defaults are the paper's."""
+
         preset: str = "custom"
+        """Name of the preset that the config started from."""
         height: int = 256
-        """Pixels."""
+        """Pixels of a frame."""
         width: int = 256
+        """Pixels of a frame."""
         frames: int = 16
+        """Frames of a clip, the given one included."""
         codec: VaeCodec.Config | BlockDctCodec.Config = field(default_factory=VaeCodec.Config)
+        """Latent codec, frozen."""
         text: ClipText.Config | HashedText.Config = field(default_factory=ClipText.Config)
+        """Text encoder, frozen."""
         text_copies: int = 2
         """The text states are concatenated with themselves on the channels, 2 x 512 = SVD's 1024."""
         unet: UNetConfig = field(default_factory=UNetConfig)
+        """Denoiser, the part that trains."""
         scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+        """Noise schedule of sampling and of the feature step."""
         sigma_mean: float = 0.7
-        """Of ln(sigma) in training."""
+        """Mean of ln(sigma) in training."""
         sigma_std: float = 1.6
+        """Standard deviation of ln(sigma) in training."""
         text_dropout: float = 0.05
         """Probability of training a sample without its text, for guidance."""
         fps: float = 7.0
-        """Micro-conditioning in training and sampling; the released code passes fps, not fps - 1."""
+        """Micro-conditioning in training and sampling, frames per second; the released code passes fps, not fps - 1."""
         feature_fps: float = 4.0
-        """Micro-conditioning when features are read."""
+        """Micro-conditioning when features are read, frames per second."""
         motion_bucket: float = 127.0
+        """SVD's micro-conditioning on the amount of motion."""
         noise_augmentation: float = 0.0
+        """SVD's micro-conditioning on the noise added to the condition; none is added here."""
         feature_blocks: tuple[int, ...] = (0, 1)
         """Up-blocks whose outputs the policy reads."""
         feature_steps: int = 20
@@ -87,15 +93,17 @@ class GFDM(ModelFolder, nn.Module):
 
         @property
         def latent_size(self) -> tuple[int, int]:
+            """Height and width of the latent grid."""
             return self.height // self.codec.downscale, self.width // self.codec.downscale
 
         @property
         def feature_dim(self) -> int:
+            """Channels of the features."""
             return feature_channels(self.unet.block_out_channels, self.feature_blocks)
 
         @property
         def feature_size(self) -> tuple[int, int]:
-            """Grid of the features."""
+            """Height and width of the feature grid."""
             down = 2 ** max(0, len(self.unet.block_out_channels) - 2 - max(self.feature_blocks))
             return self.latent_size[0] // down, self.latent_size[1] // down
 
@@ -107,11 +115,11 @@ class GFDM(ModelFolder, nn.Module):
         text_encoder: ClipText | HashedText | None = None,
         unet: DiffusersUNet | None = None,
     ) -> None:
-        """Builds what is not given from `config`, with random weights."""
+        """Builds the parts that are not given from `config`, with random weights."""
         super().__init__()
         self.config = config
-        self.codec = codec or _build_codec(config.codec)
-        self.text_encoder = text_encoder or _build_text(config.text)
+        self.codec = codec or build_codec(config.codec)
+        self.text_encoder = text_encoder or build_text(config.text)
         self.unet: DiffusersUNet = unet or build_unet(
             config.unet,
             latent_channels=config.codec.channels,
@@ -120,74 +128,56 @@ class GFDM(ModelFolder, nn.Module):
             last_feature_block=max(config.feature_blocks),
         )
         self.scheduler: DiffusersScheduler = build_scheduler(config.scheduler)
-        self._first_step = self._read_first_step()
+        self.first_step: FirstStep = read_first_step(self.scheduler, config.feature_steps)
         self._up_block_features = up_block_features
 
     @classmethod
-    def from_svd(
-        cls,
-        folder: str | Path,
-        text_encoder: ClipText | HashedText,
-        *,
-        height: int = 256,
-        width: int = 256,
-        frames: int | None = None,
-        **options: Any,
-    ) -> Self:
-        """From a diffusers Stable Video Diffusion folder, as SVD and the released GFDM are published.
+    def from_svd(cls, folder: str | Path, text_encoder: ClipText | HashedText, **options: Any) -> Self:
+        """GFDM from a diffusers Stable Video Diffusion folder, the layout of SVD and of the released GFDM.
 
         Args:
             folder: holds `unet`, `vae` and `scheduler`; whatever else the pipeline has is not read.
-            text_encoder: what conditions the UNet, e.g. `ClipText.from_folder(...)`.
-            frames: None takes the UNet's own number.
-            options: further fields of the Config.
-        Raises: ModelFolderError naming the file and what was expected.
+            text_encoder: conditions the UNet, e.g. `ClipText.from_folder(...)`.
+            options: fields of the Config, e.g. `height`; `frames` is the UNet's own number where it is not given.
+
+        Returns:
+            The model in eval mode, on the CPU, in the stored precision.
+
+        Raises:
+            ModelFolderError: Naming the file and what was expected.
         """
-        place = Path(folder)
-        scheduler = read_scheduler(place / "scheduler")
-        codec = VaeCodec.from_folder(place / "vae")
-        unet = load_backbone(diffusers_class("UNetSpatioTemporalConditionModel"), place / "unet")
-        config = cls.Config(
-            height=height,
-            width=width,
-            frames=frames or unet.config.num_frames,
-            codec=codec.config,
-            text=text_encoder.config,
-            unet=unet_config(unet, place / "unet"),
-            scheduler=scheduler,
-            **options,
-        )
-        expected = config.text_copies * config.text.dim
-        if unet.config.cross_attention_dim != expected:
-            raise ModelFolderError(
-                f"{place / 'unet' / 'config.json'}: cross_attention_dim is {unet.config.cross_attention_dim}, but "
-                f"{config.text_copies} copies of {config.text.dim}-wide text states make {expected}."
-            )
-        if unet.config.in_channels != 2 * config.codec.channels:
-            raise ModelFolderError(
-                f"{place / 'unet' / 'config.json'}: in_channels is {unet.config.in_channels}; latents and "
-                f"condition of the VAE beside it make {2 * config.codec.channels}."
-            )
-        return cls(config, codec=codec, text_encoder=text_encoder, unet=unet).eval()
+        svd = read_svd(Path(folder))
+        parts = {"codec": svd.codec.config, "unet": svd.unet_config, "scheduler": svd.scheduler}
+        config = cls.Config(**{"frames": svd.frames, "text": text_encoder.config} | parts | options)
+        svd.check_width(config.text_copies, config.text.dim)
+        return cls(config, codec=svd.codec, text_encoder=text_encoder, unet=svd.unet).eval()
 
     def forward(self, batch: Mapping[str, Any], generator: Generators = None) -> dict[str, Tensor]:
         """Training loss of a batch of clips.
 
         Args:
-            batch: `frames` uint8 (B, T, H, W, 3), or `latents` (B, T, C, h, w) already scaled; `text` list
-                of B strings.
-            generator: see `draws`; each sample draws its noise level, its noise, then whether it keeps text.
-        Returns: `loss` and `mse` (unweighted error of the denoised latents), scalars; in evaluation also
-            `sample_loss` (B,) and `sigma_normal` (B,), the draws behind the noise levels.
+            batch: `frames` uint8 (B, T, H, W, 3), or `latents` float (B, T, C, h, w) times `scaling_factor`;
+                `text` list of B strings.
+            generator: see `Generators`; each sample draws its noise level, its noise, then, in training, whether
+                it keeps its text.
+
+        Returns:
+            `loss` and `mse` (unweighted error of the denoised latents), float32 scalars; in evaluation also
+            `sample_loss` (B,) and `sigma_normal` (B,), the normal draws behind the noise levels.
         """
-        latents = (
-            batch["latents"].to(self.device) if "latents" in batch else self.encode_frames(batch["frames"])
-        )
-        text = self.encode_text(batch["text"])
+        if isinstance(batch, Mapping) and "latents" in batch:
+            key, given = "latents", check_tensor("latents", batch["latents"], self._latent_shape(), None)
+        else:
+            key, given = "frames", require(batch, "frames", "uint8 (B, T, H, W, 3), or latents")
+            shape = ("B", self.config.frames, *self._frame_shape())
+            check_tensor("frames", given, shape, torch.uint8, _SIZE_HINT)
+        text = check_texts("text", require(batch, "text", "a list of B strings"), len(given), key)
+        latents = given.to(self.device) if key == "latents" else self.encode_frames(given)
+        states = self.text_encoder.states(text).states
         sigma_normal = normal((len(latents),), generator, latents.device)
         noise = normal(latents.shape, generator, latents.device)
         keep = uniform((len(latents),), generator, latents.device) if self.training else None
-        loss, denoised = self.loss(latents, text, sigma_normal=sigma_normal, noise=noise, keep_draw=keep)
+        loss, denoised = self.loss(latents, states, sigma_normal=sigma_normal, noise=noise, keep_draw=keep)
         error = (denoised - latents.float()).square().detach()
         found = {"loss": loss, "mse": error.mean()}
         if self.training:
@@ -207,15 +197,24 @@ class GFDM(ModelFolder, nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """EDM-weighted denoising loss of a clip.
 
+        Source: arXiv 2604.16391, section 3.1; Karras et al. 2022 with SVD's velocity preconditioning.
+
         Args:
-            latents: (B, T, C, h, w) latents times `scaling_factor`; frame 0 is the condition.
-            text: (B, S, dim) token states, not yet doubled.
-            sigma_normal: (B,) standard normal draws behind sigma = exp(sigma_std * n + sigma_mean).
-            noise: like latents, standard normal.
-            keep_draw: (B,) uniform draws; a sample keeps its text when its draw exceeds `text_dropout`.
-        Returns: the scalar loss, mean over the batch, and the denoised latents.
+            latents: float (B, T, C, h, w), times `scaling_factor`; frame 0 is the condition.
+            text: float (B, S, dim) token states, before `text_copies`.
+            sigma_normal: float (B,) standard normal draws behind sigma = exp(sigma_std * n + sigma_mean).
+            noise: float, like latents, standard normal.
+            keep_draw: float (B,) in [0, 1); a sample keeps its text when its draw exceeds `text_dropout`.
+
+        Returns:
+            The loss, a float32 scalar, mean over the batch, and the denoised latents, float32 like latents.
         """
         config = self.config
+        check_tensor("latents", latents, self._latent_shape(), None)
+        batch = len(latents)
+        check_tensor("text", text, (batch, "S", config.text.dim), None)
+        check_tensor("sigma_normal", sigma_normal, (batch,), None)
+        check_tensor("noise", noise, tuple(latents.shape), None)
         latents = latents.float()
         sigma = (config.sigma_std * sigma_normal.float() + config.sigma_mean).exp()
         level = sigma.view(-1, 1, 1, 1, 1)
@@ -225,6 +224,7 @@ class GFDM(ModelFolder, nn.Module):
         condition = (latents[:, :1] / config.codec.scaling_factor).expand_as(latents)
         text = self._cross_attention_text(text)
         if keep_draw is not None:
+            check_tensor("keep_draw", keep_draw, (batch,), None)
             text = text * (keep_draw > config.text_dropout).to(text.dtype)[:, None, None]
         output = self.unet_output(torch.cat([c_in * noisy, condition], dim=2), sigma.log() / 4, text)
         denoised = c_out * output + c_skip * noisy
@@ -232,44 +232,82 @@ class GFDM(ModelFolder, nn.Module):
         return (weight * (denoised - latents).square()).mean(), denoised
 
     def unet_output(self, x: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        """The whole UNet. x (B, T, 2C, h, w), timestep (B,) = ln(sigma) / 4, doubled text -> float32."""
-        ids = self._time_ids(len(x), self.config.fps)
-        return self.unet(x.to(self.dtype), timestep, text, added_time_ids=ids).sample.float()
+        """Output of the whole UNet.
+
+        Args:
+            x: float (B, T, 2C, h, w), noisy latents and condition on the channels.
+            timestep: float (B,), ln(sigma) / 4.
+            text: float (B, S, text_copies * dim) token states.
+
+        Returns:
+            float32 (B, T, C, h, w), the predicted velocity.
+        """
+        config = self.config
+        check_tensor("x", x, ("B", "T", 2 * config.codec.channels, *config.latent_size), None)
+        check_tensor("timestep", timestep, (len(x),), None)
+        check_tensor("text", text, (len(x), "S", config.text_copies * config.text.dim), None)
+        ids = self._time_ids(len(x), config.fps)
+        output: Tensor = self.unet(x.to(self.dtype), timestep, text, added_time_ids=ids).sample
+        return output.float()
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:
-        """uint8 (B, T, H, W, 3) -> latents (B, T, C, h, w), times `scaling_factor`, float32."""
-        self._check_size(frames)
+        """Scaled latents of frames.
+
+        Args:
+            frames: uint8 (B, T, H, W, 3), any number of frames.
+
+        Returns:
+            float32 (B, T, C, h, w), times `scaling_factor`.
+        """
+        check_tensor("frames", frames, ("B", "T", *self._frame_shape()), torch.uint8, _SIZE_HINT)
         images = to_signed_unit(frames.to(self.device).flatten(0, 1))
-        return self.codec.encode(images).unflatten(0, frames.shape[:2]) * self.config.codec.scaling_factor
+        latents = torch.unflatten(self.codec.encode(images), 0, frames.shape[:2])
+        return latents * self.config.codec.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, T, C, h, w) -> uint8 (B, T, H, W, 3)."""
+        """Pixels of scaled latents, float (B, T, C, h, w) -> uint8 (B, T, H, W, 3)."""
+        check_tensor("latents", latents, self._latent_shape("T"), None)
         return self.codec.decode(latents / self.config.codec.scaling_factor)
 
     def encode_text(self, text: Sequence[str]) -> Tensor:
-        """list of B strings -> token states (B, S, dim), not doubled; each distinct string is encoded once."""
-        return self.text_encoder.states(text).states
+        """Token states of a list of B strings, float (B, S, dim); each distinct string is encoded once."""
+        return self.text_encoder.states(check_texts("text", text)).states
 
     def features(self, images: Tensor, text: Sequence[str], generator: Generators = None) -> Tensor:
-        """Features of one denoising step, the policy's view of what will happen.
+        """UNet features of one denoising step from pure noise: the prediction as the policy reads it.
 
         Args:
             images: uint8 (B, H, W, 3), the present frame.
-            generator: see `draws`; each sample draws its initial noise.
-        Returns: (B, T, feature_dim, h', w') in the UNet's dtype.
+            text: list of B strings.
+            generator: see `Generators`; each sample draws its initial noise.
+
+        Returns:
+            (B, T, feature_dim, h', w') in the UNet's dtype.
         """
-        self._check_size(images)
+        check_tensor("images", images, ("B", *self._frame_shape()), torch.uint8, _SIZE_HINT)
+        check_texts("text", text, len(images), "images")
         condition = self.codec.encode(to_signed_unit(images.to(self.device)))
         shape = (len(images), self.config.frames, *condition.shape[1:])
         noise = normal(shape, generator, condition.device)
-        return self.features_from_latents(condition, self.encode_text(text), noise)
+        return self.features_from_latents(condition, self.text_encoder.states(text).states, noise)
 
     def features_from_latents(self, condition: Tensor, text: Tensor, noise: Tensor) -> Tensor:
-        """`features` with everything given: unscaled image latents (B, C, h, w), text states (B, S, dim),
-        standard normal noise (B, T, C, h, w)."""
-        step = self._first_step
+        """The same as `features`, from encoded inputs and given noise.
+
+        Args:
+            condition: float (B, C, h, w), latents of the present frame, not scaled.
+            text: float (B, S, dim) token states.
+            noise: float (B, T, C, h, w), standard normal.
+
+        Returns:
+            (B, T, feature_dim, h', w') in the UNet's dtype.
+        """
+        check_tensor("condition", condition, ("B", *self._latent_shape()[2:]), None)
+        check_tensor("text", text, (len(condition), "S", self.config.text.dim), None)
+        check_tensor("noise", noise, (len(condition), *self._latent_shape()[1:]), None)
+        step = self.first_step
         latents = noise * step.noise_scale * step.input_scale
         x = torch.cat([latents, condition[:, None].expand_as(latents)], dim=2).to(self.dtype)
         timestep = torch.full((len(x),), step.timestep, device=x.device)
@@ -286,30 +324,37 @@ class GFDM(ModelFolder, nn.Module):
         guidance: float = 1.0,
         generator: Generators = None,
     ) -> Tensor:
-        """Predicts a whole clip.
+        """A predicted clip per first frame and text.
 
         Args:
             first_frames: uint8 (B, H, W, 3).
+            text: list of B strings.
+            steps: denoising steps, at least 1.
             guidance: 1 follows the text as trained; more pushes away from the text-free prediction.
-        Returns: uint8 (B, T, H, W, 3).
+            generator: see `Generators`; each sample draws its initial noise.
+
+        Returns:
+            uint8 (B, T, H, W, 3).
         """
-        self._check_size(first_frames)
+        check_tensor("first_frames", first_frames, ("B", *self._frame_shape()), torch.uint8, _SIZE_HINT)
+        check_texts("text", text, len(first_frames), "first_frames")
+        check_count("steps", steps)
         condition = self.codec.encode(to_signed_unit(first_frames.to(self.device)))
         shape = (len(first_frames), self.config.frames, *condition.shape[1:])
-        scheduler = copy.deepcopy(self.scheduler)
-        scheduler.set_timesteps(steps, device=condition.device)
-        latents = normal(shape, generator, condition.device) * scheduler.init_noise_sigma
-        states = self._cross_attention_text(self.encode_text(text))
-        repeated = condition[:, None].expand_as(latents)
-        for timestep in scheduler.timesteps:
-            x = torch.cat([scheduler.scale_model_input(latents, timestep), repeated], dim=2)
+        noise = normal(shape, generator, condition.device)
+        states = self._cross_attention_text(self.text_encoder.states(text).states)
+        repeated = condition[:, None].expand_as(noise)
+
+        def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+            x = torch.cat([latents, repeated], dim=2)
             level = timestep.expand(len(x))
             output = self.unet_output(x, level, states)
-            if guidance != 1.0:
-                free = self.unet_output(x, level, torch.zeros_like(states))
-                output = free + guidance * (output - free)
-            latents = scheduler.step(output, timestep, latents).prev_sample
-        return self.decode_latents(latents)
+            if guidance == 1.0:
+                return output
+            free = self.unet_output(x, level, torch.zeros_like(states))
+            return free + guidance * (output - free)
+
+        return self.decode_latents(denoise_clip(self.scheduler, steps, noise, predict))
 
     def set_recompute(self, enabled: bool) -> None:
         """Gradient checkpointing of the UNet: less memory, one more forward pass."""
@@ -321,25 +366,16 @@ class GFDM(ModelFolder, nn.Module):
         self._up_block_features = torch.compile(up_block_features, **options)
 
     @property
-    def first_step(self) -> FirstStep:
-        """Constants of the step that features are read from."""
-        return self._first_step
-
-    @property
     def dtype(self) -> torch.dtype:
-        """Of the UNet."""
-        return self.unet.conv_in.weight.dtype
+        """Precision of the UNet."""
+        dtype: torch.dtype = self.unet.conv_in.weight.dtype
+        return dtype
 
     @property
     def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
-
-    def _read_first_step(self) -> FirstStep:
-        scheduler = copy.deepcopy(self.scheduler)
-        with torch.device("cpu"):
-            scheduler.set_timesteps(self.config.feature_steps)
-        input_scale = 1 / (float(scheduler.sigmas[0]) ** 2 + 1) ** 0.5
-        return FirstStep(float(scheduler.timesteps[0]), float(scheduler.init_noise_sigma), input_scale)
+        """Device of the UNet."""
+        device: torch.device = self.unet.conv_in.weight.device
+        return device
 
     def _cross_attention_text(self, text: Tensor) -> Tensor:
         return text.to(self.dtype).repeat(1, 1, self.config.text_copies)
@@ -350,21 +386,13 @@ class GFDM(ModelFolder, nn.Module):
         )
         return ids.expand(batch, -1)
 
-    def _check_size(self, images: Tensor) -> None:
-        expected = (self.config.height, self.config.width, 3)
-        if images.dtype != torch.uint8 or tuple(images.shape[-3:]) != expected:
-            raise ValueError(
-                f"images are {images.dtype} {tuple(images.shape)}; uint8 (..., {', '.join(map(str, expected))}) "
-                "is expected. Resize them first or set the model's height and width."
-            )
+    def _frame_shape(self) -> tuple[int, int, int]:
+        return self.config.height, self.config.width, 3
 
-
-def _build_codec(config: VaeCodec.Config | BlockDctCodec.Config) -> VaeCodec | BlockDctCodec:
-    return VaeCodec(config) if isinstance(config, VaeCodec.Config) else BlockDctCodec(config)
-
-
-def _build_text(config: ClipText.Config | HashedText.Config) -> ClipText | HashedText:
-    return ClipText(config) if isinstance(config, ClipText.Config) else HashedText(config)
+    def _latent_shape(self, frames: Size | None = None) -> tuple[Size, ...]:
+        """(B, T, C, h, w), with the config's number of frames or the given one."""
+        config = self.config
+        return "B", frames or config.frames, config.codec.channels, *config.latent_size
 
 
 ForwardDynamics = GFDM

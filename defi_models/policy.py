@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
-from defi_models.errors import ConfigurationError, ModelFolderError, did_you_mean
+from defi_models.errors import ConfigurationError, InputError, ModelFolderError, did_you_mean
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM, build_gidm_text
+from defi_models.inputs.checks import check_finite, check_tensor, check_texts, require
 from defi_models.inputs.normalization import FieldStatistics, Normalizer, Statistics
 from defi_models.layers.activation_checkpointing import set_recompute
 from defi_models.layers.adapter import Perception, PolicyAdapter
 from defi_models.pretrained.folder import ModelFolder
-from defi_models.rng import Generators, normal
+from defi_models.rng import Generators, check_generators, normal
 
 TRAINABLE = ("adapter", "gidm+adapter", "gfdm+adapter", "all")
 STATISTICS_FILE = "statistics.json"
@@ -32,6 +33,9 @@ STATISTICS_FILE = "statistics.json"
 class DeFIPolicy(ModelFolder, nn.Module):
     """Observation and instruction -> a chunk of actions in the robot's own units.
 
+    Every call raises an InputError for input of another type, dtype, shape or batch size; it names the key, what was
+    expected and what was got.
+
     Source: arXiv 2604.16391, section 3.3 and the released CALVIN configuration.
     """
 
@@ -39,23 +43,36 @@ class DeFIPolicy(ModelFolder, nn.Module):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """The parts and the cameras; the defaults are the paper's."""
+
         preset: str = "custom"
+        """Name of the preset that the config started from."""
         views: int = 2
-        """How many cameras; the first one is also what GIDM compares over time."""
+        """Number of cameras; the first one is also what GIDM compares over time."""
         cameras: tuple[str, ...] = ()
-        """Their names, in the order of the views; empty where nobody named them."""
+        """Names of the cameras, in the order of the views; empty where nobody named them."""
         gfdm: GFDM.Config = field(default_factory=GFDM.Config)
+        """The pretrained forward dynamics model."""
         gidm_text: T5Text.Config | HashedText.Config = field(default_factory=T5Text.Config)
+        """GIDM's text encoder, frozen."""
         patch_dim: int = 768
         """Width of the patch features that GIDM was pretrained on."""
         adapter: PolicyAdapter.Config = field(default_factory=PolicyAdapter.Config)
+        """Projector, GIDM's encoder, Video-Former and action head."""
         normalization: str = "none"
         """mean_std | min_max | none, of actions and proprioception."""
 
     action_normalizer: Normalizer
+    """From raw action units to the head's and back."""
     proprio_normalizer: Normalizer | None
+    """The same for proprioception; None where the policy reads none."""
 
     def __init__(self, config: Config) -> None:
+        """Builds every part with random weights.
+
+        Raises:
+            ConfigurationError: When sizes of the parts do not fit each other; it names both.
+        """
         super().__init__()
         head = config.adapter.head
         if config.adapter.video_former.frames != config.gfdm.frames:
@@ -88,9 +105,18 @@ class DeFIPolicy(ModelFolder, nn.Module):
 
     @classmethod
     def fuse(cls, config: Config, gfdm: GFDM, gidm: GIDM) -> Self:
-        """A policy from two pretrained models; their own sizes take the place of those in `config`.
+        """A policy from two pretrained models; their own sizes replace those in `config`.
 
-        Returns: a policy with copies of their weights and a fresh projector, Video-Former and head.
+        Args:
+            config: views, cameras, action head and normalisation of the policy.
+            gfdm: the pretrained forward dynamics model.
+            gidm: the pretrained inverse dynamics model.
+
+        Returns:
+            A policy with copies of their weights and a fresh projector, Video-Former and head.
+
+        Raises:
+            ConfigurationError: When sizes of the parts do not fit each other; it names both.
         """
         policy = cls(cls.fused_config(config, gfdm.config, gidm.config))
         policy.gfdm.load_state_dict(gfdm.state_dict())
@@ -106,7 +132,16 @@ class DeFIPolicy(ModelFolder, nn.Module):
 
     @staticmethod
     def fused_config(config: DeFIPolicy.Config, gfdm: GFDM.Config, gidm: GIDM.Config) -> DeFIPolicy.Config:
-        """`config` with the sizes of two pretrained models in the place of its own."""
+        """`config` with the sizes of two pretrained models in place of its own.
+
+        Args:
+            config: the policy's config.
+            gfdm: config of the pretrained forward dynamics model.
+            gidm: config of the pretrained inverse dynamics model.
+
+        Returns:
+            The config that `fuse` builds.
+        """
         former = replace(config.adapter.video_former, frames=gfdm.frames)
         adapter = replace(config.adapter, latent_actions=gidm.encoder, video_former=former)
         return replace(config, gfdm=gfdm, gidm_text=gidm.text, patch_dim=gidm.patches.dim, adapter=adapter)
@@ -114,19 +149,29 @@ class DeFIPolicy(ModelFolder, nn.Module):
     def set_statistics(self, statistics: Statistics) -> None:
         """Sets the normalisation of actions and proprioception; it is saved with the policy.
 
-        Raises: ValueError when the dimensions are not the policy's or proprioception's are absent.
+        Raises:
+            InputError: When the dimensions are not the policy's, a value is not finite, or proprioception's
+                statistics are missing.
         """
         self.action_normalizer.set_statistics(statistics.action)
         if self.proprio_normalizer is not None:
             if statistics.proprio is None:
-                raise ValueError("this policy reads proprioception, but the statistics have none.")
+                raise InputError(
+                    "statistics.proprio: got None; expected statistics of "
+                    f"{len(self.proprio_normalizer.offset)} values, since this policy reads proprioception."
+                )
             self.proprio_normalizer.set_statistics(statistics.proprio)
         self._statistics = statistics
 
     def set_trainable(self, choice: str) -> None:
-        """Chooses what trains: adapter (projector, Video-Former, head), with gidm, with gfdm's UNet, or all.
+        """Chooses the parts that train.
 
-        Raises: ConfigurationError for another name.
+        Args:
+            choice: "adapter" (projector, Video-Former and head), "gidm+adapter" (and GIDM's encoder),
+                "gfdm+adapter" (and GFDM's UNet) or "all".
+
+        Raises:
+            ConfigurationError: For another name.
         """
         if choice not in TRAINABLE:
             raise ConfigurationError(
@@ -141,17 +186,28 @@ class DeFIPolicy(ModelFolder, nn.Module):
         """Training loss of a batch.
 
         Args:
-            batch: `images` uint8 (B, V, H, W, 3); `actions` (B, H, A) raw units; `text` list of B strings;
-                `proprio` (B, P) raw units where the policy reads it; optional `action_mask` bool (B, H),
+            batch: `images` uint8 (B, V, H, W, 3); `actions` float (B, H, A), raw units; `text` list of B strings;
+                `proprio` float (B, P), raw units, where the policy reads it; optional `action_mask` bool (B, H),
                 False = padding past the episode's end.
-            generator: see `draws`; each sample draws GFDM's noise of all views, then the action noise level
+            generator: see `Generators`; each sample draws GFDM's noise of all views, then the action noise level
                 and noise.
-        Returns: `loss` = action loss + codebook losses, and its parts.
+
+        Returns:
+            `loss` = action loss + codebook losses, `action_loss` and `vq_loss`, float32 scalars, and `indices`
+            int64 (B, K) where there is a codebook.
         """
-        perception, context = self._look(batch, generator)
-        actions = self.action_normalizer.normalize(batch["actions"])
-        sigma, noise = self.adapter.head.draw(len(actions), generator, actions.device)
+        images, text, proprio = self._check_observation(batch)
+        head = self.adapter.head.config
+        expected = f"float (B, {head.chunk}, {head.action_dim})"
+        given = check_tensor(
+            "actions", require(batch, "actions", expected), (len(images), head.chunk, head.action_dim), None
+        )
         mask = batch.get("action_mask")
+        if mask is not None:
+            check_tensor("action_mask", mask, (len(images), head.chunk), torch.bool)
+        perception, context = self._encode_observation(images, text, proprio, generator)
+        actions = self.action_normalizer.normalize(given)
+        sigma, noise = self.adapter.head.draw(len(actions), generator, actions.device)
         mask = None if mask is None else mask.to(actions.device)
         action_loss, _ = self.adapter.head.loss(context, actions, mask, sigma=sigma, noise=noise)
         found = {
@@ -167,15 +223,24 @@ class DeFIPolicy(ModelFolder, nn.Module):
         """Action chunks for a batch of observations.
 
         Args:
-            observation: `images` uint8 (B, V, H, W, 3), `text` list of B strings, `proprio` (B, P) raw units
+            observation: `images` uint8 (B, V, H, W, 3), `text` list of B strings, `proprio` float (B, P), raw units,
                 where the policy reads it.
-            generator: one per sample makes a sample's actions independent of the rest of the batch.
-        Returns: (B, H, A) float32, raw units.
+            generator: see `Generators`; one per sample makes a sample's actions independent of the rest of the
+                batch.
+
+        Returns:
+            float32 (B, H, A), raw units.
+
+        Raises:
+            InputError: Also when proprioception on the CPU is not finite.
         """
+        images, text, proprio = self._check_observation(observation)
+        if proprio is not None:
+            check_finite("proprio", proprio)
         training = self.training
         if training:
-            self.eval()  # dropout has no place in acting
-        _, context = self._look(observation, generator)
+            self.eval()  # acting uses no dropout
+        _, context = self._encode_observation(images, text, proprio, generator)
         head = self.adapter.head.config
         start = normal((len(context), head.chunk, head.action_dim), generator, context.device)
         sampled = self.adapter.head.sample(context, start * head.sigma_max)
@@ -202,11 +267,16 @@ class DeFIPolicy(ModelFolder, nn.Module):
 
         Args:
             images: uint8 (B, V, H, W, 3).
-        Returns: (B, V, T, L, C); without gradient unless GFDM trains.
+            text: list of B strings.
+            generator: see `Generators`; each sample draws the noise of all its views.
+
+        Returns:
+            (B, V, T, L, C) in GFDM's dtype; without gradient unless GFDM trains.
         """
+        self._check_images(images)
+        check_texts("text", text, len(images), "images")
+        check_generators(generator, len(images))
         batch, views = images.shape[:2]
-        if views != self.config.views:
-            raise ValueError(f"{views} camera views were given; this policy reads {self.config.views}.")
         frozen = self.trainable not in ("gfdm+adapter", "all")
         with torch.no_grad() if frozen else nullcontext():
             repeated = [string for string in text for _ in range(views)]
@@ -214,35 +284,50 @@ class DeFIPolicy(ModelFolder, nn.Module):
             if isinstance(generator, Sequence):
                 own = [each for each in generator for _ in range(views)]
             features = self.gfdm.features(images.flatten(0, 1), repeated, own)
-        return features.flatten(3).transpose(2, 3).unflatten(0, (batch, views))
+        return torch.unflatten(features.flatten(3).transpose(2, 3), 0, (batch, views))
 
     def perceive(self, images: Tensor, text: Sequence[str], generator: Generators = None) -> Perception:
-        """Video and latent action tokens of B observations; images uint8 (B, V, H, W, 3)."""
+        """Video and latent action tokens of observations.
+
+        Args:
+            images: uint8 (B, V, H, W, 3).
+            text: list of B strings.
+            generator: see `Generators`; each sample draws the noise of all its views.
+
+        Returns:
+            Video tokens (B, T * Q, D) and latent action tokens (B, K, D_gidm) as the action head reads them.
+        """
         features = self.gfdm_features(images, text, generator)
         words = self.gidm_text.states(text)
         return self.adapter.perceive(features.to(self.dtype), words.states.to(self.dtype), words.mask)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the adapter."""
+        """Precision of the adapter."""
         return self.adapter.head.action_out.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """Device of the adapter."""
         return self.adapter.head.action_out.weight.device
 
     @property
     def statistics(self) -> Statistics | None:
-        """What `set_statistics` was given, or what the folder holds."""
+        """The statistics that `set_statistics` was given or the folder holds; None where there are none."""
         return self._statistics
 
     def side_files(self) -> dict[str, str]:
+        """The statistics as JSON, for a reader of the folder."""
         if self._statistics is None:
             return {}
         return {STATISTICS_FILE: json.dumps(asdict(self._statistics), indent=2) + "\n"}
 
     def read_side_files(self, folder: Path) -> None:
-        """Statistics for a reader; what the network uses is in the weight file."""
+        """Reads the statistics back; the numbers that the network uses are in the weight file.
+
+        Raises:
+            ModelFolderError: When the file is damaged.
+        """
         path = folder / STATISTICS_FILE
         if not path.is_file():
             return
@@ -251,23 +336,44 @@ class DeFIPolicy(ModelFolder, nn.Module):
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ModelFolderError(f"{path} does not hold action statistics: {error}") from error
 
-    def _look(self, batch: Mapping[str, Any], generator: Generators) -> tuple[Perception, Tensor]:
-        """Perception and the head's context of a batch."""
-        perception = self.perceive(batch["images"], batch["text"], generator)
-        goal = self.gfdm.text_encoder.goal(batch["text"]).to(self.dtype)
-        proprio = None
-        if self.proprio_normalizer is not None:
-            if "proprio" not in batch:
-                raise ValueError(
-                    f"this policy reads proprioception ({len(self.proprio_normalizer.offset)} values); "
-                    "the observation has no 'proprio'."
-                )
-            proprio = self.proprio_normalizer.normalize(batch["proprio"]).to(self.dtype)
+    def _check_observation(self, batch: Mapping[str, Any]) -> tuple[Tensor, Sequence[str], Tensor | None]:
+        """Images, text and, where the policy reads it, proprioception of a batch."""
+        images = self._check_images(require(batch, "images", "uint8 (B, V, H, W, 3)"))
+        text = require(batch, "text", "a list of B strings")
+        check_texts("text", text, len(images), "images")
+        if self.proprio_normalizer is None:
+            return images, text, None
+        width = len(self.proprio_normalizer.offset)
+        proprio = require(batch, "proprio", f"float (B, {width}); this policy reads proprioception")
+        return images, text, check_tensor("proprio", proprio, (len(images), width), None)
+
+    def _check_images(self, images: object) -> Tensor:
+        config = self.config
+        shape = ("B", config.views, config.gfdm.height, config.gfdm.width, 3)
+        hint = ""
+        if isinstance(images, Tensor) and images.ndim == len(shape) and images.shape[1] != config.views:
+            hint = f"{images.shape[1]} camera views were given; this policy reads {config.views}."
+        return check_tensor("images", images, shape, torch.uint8, hint)
+
+    def _encode_observation(
+        self, images: Tensor, text: Sequence[str], proprio: Tensor | None, generator: Generators
+    ) -> tuple[Perception, Tensor]:
+        """Perception and the head's context of checked observations."""
+        perception = self.perceive(images, text, generator)
+        goal = self.gfdm.text_encoder.goal(text).to(self.dtype)
+        if proprio is not None:
+            assert self.proprio_normalizer is not None
+            proprio = self.proprio_normalizer.normalize(proprio).to(self.dtype)
         return perception, self.adapter.context(perception, goal, proprio)
 
 
 def statistics_from_mapping(values: Mapping[str, Any]) -> Statistics:
-    """The inverse of `dataclasses.asdict`. Raises: KeyError or TypeError for other mappings."""
+    """Statistics from the mapping that `dataclasses.asdict` makes of them.
+
+    Raises:
+        KeyError: When a field is missing.
+        TypeError: When a field is unknown or no mapping.
+    """
     proprio = values.get("proprio")
     return Statistics(
         action=FieldStatistics(**values["action"]), proprio=FieldStatistics(**proprio) if proprio else None

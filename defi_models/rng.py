@@ -1,4 +1,4 @@
-"""Random draws whose numbers do not depend on the device, and, where asked for, not on the batch either."""
+"""Random tensors that do not depend on the device and, with a generator per sample, not on the batch either."""
 
 from __future__ import annotations
 
@@ -8,19 +8,57 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from defi_models.errors import InputError
+
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
-"""None: torch's own generator. One CPU generator: one stream for the batch. A list of one per sample: a
-sample's draws come from its own generator alone, whatever else is in the batch."""
+"""Source of random numbers. None: torch's global generator. One CPU generator: one stream for the batch. A list of
+one per sample: a sample's numbers come from its generator alone, whatever else is in the batch."""
 
 
 def normal(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
-    """Standard normal float32 draws of `shape`; dimension 0 is the batch."""
+    """Standard normal numbers.
+
+    Args:
+        shape: dimension 0 is the batch.
+        generator: see `Generators`.
+        device: where the result lies; the numbers are the same on every device where a CPU generator is given.
+
+    Returns:
+        float32, of `shape`.
+    """
     return _draw(torch.randn, shape, generator, device)
 
 
 def uniform(shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
-    """Uniform float32 draws in [0, 1) of `shape`; dimension 0 is the batch."""
+    """Uniform numbers in [0, 1).
+
+    Args:
+        shape: dimension 0 is the batch.
+        generator: see `Generators`.
+        device: where the result lies.
+
+    Returns:
+        float32, of `shape`.
+    """
     return _draw(torch.rand, shape, generator, device)
+
+
+def check_generators(generator: Generators, batch: int) -> None:
+    """Compares the number of generators with that of the samples.
+
+    Raises:
+        InputError: With both numbers, or naming another type than `Generators` has.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, Sequence) or not all(isinstance(own, torch.Generator) for own in generator):
+        raise InputError(
+            f"generator: got {type(generator).__name__}; expected None, a torch.Generator or a list of one per sample."
+        )
+    if len(generator) != batch:
+        raise InputError(
+            f"generator: got {len(generator)} generators; expected one per sample of a batch of {batch}."
+        )
 
 
 def _draw(
@@ -31,10 +69,7 @@ def _draw(
     if isinstance(generator, torch.Generator):
         drawn = source(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32)
         return drawn.to(device)
-    if len(generator) != shape[0]:
-        raise ValueError(
-            f"{len(generator)} generators were given for a batch of {shape[0]}; one each is needed."
-        )
+    check_generators(generator, shape[0])
     drawn = torch.stack(
         [source(tuple(shape[1:]), generator=own, device=own.device, dtype=torch.float32) for own in generator]
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from defi_models.encoders.frozen import Frozen
+from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.encoders.text_cache import TextCache, TextStates
 from defi_models.encoders.tokenizer import load_tokenizer, require_tokenizer
@@ -116,3 +117,8 @@ class ClipText(Frozen):
             goal = self.model(input_ids=full.input_ids.to(self.device)).text_embeds
             rows.append((states[0], short.attention_mask[0].bool().to(self.device), goal[0]))
         return rows
+
+
+def build_text(config: ClipText.Config | HashedText.Config) -> ClipText | HashedText:
+    """The text encoder of GFDM, with random weights where it has any."""
+    return ClipText(config) if isinstance(config, ClipText.Config) else HashedText(config)

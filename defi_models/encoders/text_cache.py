@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from defi_models.inputs.checks import check_texts
+
 
 class TextStates(NamedTuple):
     """Token features of a batch of texts."""
@@ -34,6 +36,7 @@ class TextCache:
         encode: Callable[[list[str]], list[tuple[Tensor, ...]]],
     ) -> list[tuple[Tensor, ...]]:
         """One value per text; `encode` is called once, with the distinct texts that are not held."""
+        check_texts("texts", texts)
         missing = [t for t in dict.fromkeys(texts) if (t, device, dtype) not in self._held]
         fresh = dict(zip(missing, encode(missing), strict=True)) if missing else {}
         found = []

@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from defi_models.encoders.block_dct import BlockDctCodec
 from defi_models.encoders.frozen import Frozen
+from defi_models.encoders.lazy_diffusers import diffusers_class
 from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.precision import to_uint8
-from defi_models.pretrained.lazy_diffusers import diffusers_class
 
 
 class VaeCodec(Frozen):
@@ -75,3 +76,8 @@ class VaeCodec(Frozen):
             parts = clip.split(self.config.frames_per_pass)
             clips.append(torch.cat([to_uint8(self.vae.decode(p, num_frames=len(p)).sample) for p in parts]))
         return torch.stack(clips)
+
+
+def build_codec(config: VaeCodec.Config | BlockDctCodec.Config) -> VaeCodec | BlockDctCodec:
+    """The latent codec of GFDM, with random weights where it has any."""
+    return VaeCodec(config) if isinstance(config, VaeCodec.Config) else BlockDctCodec(config)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defi_models.errors import ConfigurationError
+from defi_models.errors import ConfigurationError, InputError
+from defi_models.inputs.checks import check_finite
 from defi_models.precision import Float32Constants
 
 MODES = ("mean_std", "min_max", "none")
@@ -52,14 +53,18 @@ class Normalizer(Float32Constants):
         self.register_buffer("scale", torch.ones(dim))
 
     def set_statistics(self, statistics: FieldStatistics) -> None:
-        """Raises: ValueError when the number of dimensions is not the policy's."""
+        """Sets offset and scale from the statistics of a corpus.
+
+        Raises:
+            InputError: When the number of dimensions is not the policy's, or what the mode uses is not finite.
+        """
         mean, std, low, high = (
             torch.as_tensor(values, dtype=torch.float32).flatten()
             for values in (statistics.mean, statistics.std, statistics.min, statistics.max)
         )
         if not len(mean) == len(std) == len(low) == len(high) == len(self.offset):
-            raise ValueError(
-                f"statistics of {len(mean)} dimensions were given; the policy has {len(self.offset)}."
+            raise InputError(
+                f"statistics: got {len(mean)} dimensions; expected the policy's {len(self.offset)}."
             )
         if self.mode == "mean_std":
             offset, scale = mean, std
@@ -67,6 +72,7 @@ class Normalizer(Float32Constants):
             offset, scale = (high + low) / 2, (high - low) / 2
         else:
             offset, scale = torch.zeros_like(mean), torch.ones_like(mean)
+        check_finite("statistics", torch.stack([offset, scale]))
         self.offset.copy_(offset)
         self.scale.copy_(torch.where(scale.abs() < _SMALLEST_SCALE, torch.ones_like(scale), scale))
 

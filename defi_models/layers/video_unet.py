@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch import Tensor
 
+from defi_models.encoders.lazy_diffusers import diffusers_class
 from defi_models.encoders.public_folder import read_public_config
 from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.pretrained.configuration import from_mapping
-from defi_models.pretrained.lazy_diffusers import diffusers_class
 
 # A type checker sees empty placeholders for the classes of diffusers.
 DiffusersUNet: TypeAlias = Any
@@ -121,6 +123,49 @@ def unet_config(unet: DiffusersUNet, folder: Path) -> UNetConfig:
         )
     except ConfigurationError as error:
         raise ModelFolderError(str(error)) from error
+
+
+class FirstStep(NamedTuple):
+    """Constants of the first step of a schedule, the one denoising step that features are read from."""
+
+    timestep: float
+    """The UNet's conditioning, ln(sigma) / 4."""
+    noise_scale: float
+    """Standard deviation of the initial noise."""
+    input_scale: float
+    """Factor of `scale_model_input`."""
+
+
+def read_first_step(scheduler: DiffusersScheduler, steps: int) -> FirstStep:
+    """The constants of the first of `steps` steps; the scheduler itself is left as it is."""
+    scheduler = copy.deepcopy(scheduler)
+    with torch.device("cpu"):
+        scheduler.set_timesteps(steps)
+    input_scale = 1 / (float(scheduler.sigmas[0]) ** 2 + 1) ** 0.5
+    return FirstStep(float(scheduler.timesteps[0]), float(scheduler.init_noise_sigma), input_scale)
+
+
+def denoise_clip(
+    scheduler: DiffusersScheduler, steps: int, noise: Tensor, predict: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """Samples latents by the scheduler's rule; the scheduler itself is left as it is.
+
+    Args:
+        scheduler: the noise schedule.
+        steps: denoising steps.
+        noise: float (B, T, C, h, w), standard normal.
+        predict: (scaled noisy latents, timestep, a scalar) -> the UNet's output, both like `noise`.
+
+    Returns:
+        The denoised latents, like `noise`.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps, device=noise.device)
+    latents: Tensor = noise * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        output = predict(scheduler.scale_model_input(latents, timestep), timestep)
+        latents = scheduler.step(output, timestep, latents).prev_sample
+    return latents
 
 
 def build_scheduler(config: SchedulerConfig) -> DiffusersScheduler:
