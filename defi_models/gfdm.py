@@ -200,7 +200,7 @@ class GFDM(ModelFolder, nn.Module):
         Source: arXiv 2604.16391, section 3.1; Karras et al. 2022 with SVD's velocity preconditioning.
 
         Args:
-            latents: float (B, T, C, h, w), times `scaling_factor`; frame 0 is the condition.
+            latents: float (B, T, C, h, w), times `scaling_factor`, of any length; frame 0 is the condition.
             text: float (B, S, dim) token states, before `text_copies`.
             sigma_normal: float (B,) standard normal draws behind sigma = exp(sigma_std * n + sigma_mean).
             noise: float, like latents, standard normal.
@@ -210,7 +210,7 @@ class GFDM(ModelFolder, nn.Module):
             The loss, a float32 scalar, mean over the batch, and the denoised latents, float32 like latents.
         """
         config = self.config
-        check_tensor("latents", latents, self._latent_shape(), None)
+        check_tensor("latents", latents, self._latent_shape("T"), None)
         batch = len(latents)
         check_tensor("text", text, (batch, "S", config.text.dim), None)
         check_tensor("sigma_normal", sigma_normal, (batch,), None)

@@ -163,7 +163,7 @@ SIZE_FAULTS: dict[str, dict[str, int]] = {
     # key -> dimension whose size the model fixes, by name
     "gfdm.forward": {"frames.count": 1, "frames.height": 2, "frames.width": 3, "frames.colours": 4},
     "gfdm.forward from latents": {"latents.count": 1, "latents.channels": 2, "latents.height": 3},
-    "gfdm.loss": {"latents.count": 1, "text.width": 2, "noise.count": 1},
+    "gfdm.loss": {"latents.channels": 2, "text.width": 2, "noise.count": 1},
     "gfdm.unet_output": {"x.channels": 2, "x.height": 3, "text.width": 2},
     "gfdm.encode_frames": {"frames.height": 2, "frames.width": 3},
     "gfdm.decode_latents": {"latents.channels": 2, "latents.width": 4},
