@@ -1,11 +1,11 @@
-"""Released checkpoints into our model folders and back, bit for bit.
+"""Converter of released checkpoints into our model folders and back, bit for bit.
 
     python -m defi_models.convert --from reference --to ours SRC DST
     python -m defi_models.convert --from ours --to reference SRC DST
 
 A reference is a Lightning .ckpt, a plain state dict or .safetensors file (GIDM, policy), or a diffusers Stable
-Video Diffusion folder (GFDM). Ours is a model folder. Every key is listed as used, left (in the source, taken by
-nothing) or missed (wanted, but not in the source). What is left is kept beside the weights for the way back.
+Video Diffusion folder (GFDM). Ours is a model folder. Every key is printed as used or unexpected (in the source, not
+in the target); missing keys are an error. Unexpected tensors are stored in the model folder for the way back.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from defi_models.pretrained.folder import (
     write_folder,
 )
 
-LEFT_FILE = "left.safetensors"
-"""Released tensors that ours has no use for."""
+UNEXPECTED_FILE = "left.safetensors"
+"""Released tensors that our models do not have."""
 NOTES_FILE = "reference.json"
 """Prefix, metadata and tensor names of the released file."""
 _BOOKKEEPING = (".usage", "action_normalizer.", "proprio_normalizer.")
-"""Our buffers that a reference has no place for and does not need to compute the same."""
+"""Our buffers that a reference lacks and does not need to compute the same."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,17 @@ class Backbones:
 def reference_to_ours(source: Path, target: Path, backbones: Backbones | None = None) -> Report:
     """Converts a released checkpoint into a model folder.
 
-    Raises: ModelFolderError when the source is damaged, of no known kind, or lacks weights that ours needs
-        (the message lists them); nothing is written then.
+    Args:
+        source: a checkpoint file, or a diffusers Stable Video Diffusion folder.
+        target: the model folder to write; one that exists is replaced.
+        backbones: folders of the frozen parts that the source does not carry.
+
+    Returns:
+        The report of every key.
+
+    Raises:
+        ModelFolderError: When the source is damaged, of no known kind, or has missing keys (the message lists them);
+            nothing is written then.
     """
     backbones = backbones or Backbones()
     if source.is_dir():
@@ -80,7 +89,15 @@ def reference_to_ours(source: Path, target: Path, backbones: Backbones | None = 
 def ours_to_reference(source: Path, target: Path) -> Report:
     """Converts a model folder into the released layout of its kind.
 
-    Raises: ModelFolderError when the source is damaged or has parts that the reference cannot express.
+    Args:
+        source: a model folder.
+        target: the checkpoint file, or for a GFDM the diffusers folder, to write.
+
+    Returns:
+        The report of every key.
+
+    Raises:
+        ModelFolderError: When the source is damaged or has parts that the reference cannot express.
     """
     header = read_header(source)
     tensors = read_weights(source / WEIGHTS_FILE)
@@ -94,20 +111,20 @@ def ours_to_reference(source: Path, target: Path) -> Report:
         rules = policy_rules(reads_proprio=bool(header["config"]["adapter"]["head"]["proprio_dim"]))
     translated = to_released(own, rules)
     report.used = translated.used
-    report.left = [name for name in translated.left if not name.startswith("gfdm.")]
-    lost = [name for name in report.left if not any(mark in f".{name}" for mark in _BOOKKEEPING)]
+    report.unexpected_keys = [name for name in translated.unexpected_keys if not name.startswith("gfdm.")]
+    lost = [name for name in report.unexpected_keys if not any(mark in f".{name}" for mark in _BOOKKEEPING)]
     if lost:
         raise ModelFolderError(
-            f"{source} has weights that the reference has no place for, so it would compute something else: "
+            f"{source} has weights that the reference lacks, so it would compute something else: "
             f"{', '.join(lost)}. Train with the released options (no positions, no weight-free encoders)."
         )
     notes = _read_notes(source)
     if "names" in notes:  # backbones that came from elsewhere do not go into the released file
         report.used = [pair for pair in report.used if pair[1] in notes["names"]]
-        report.left += [name for name in translated.tensors if name not in notes["names"]]
+        report.unexpected_keys += [name for name in translated.tensors if name not in notes["names"]]
         translated.tensors = {n: t for n, t in translated.tensors.items() if n in notes["names"]}
-    if (source / LEFT_FILE).is_file():
-        translated.tensors |= read_weights(source / LEFT_FILE)
+    if (source / UNEXPECTED_FILE).is_file():
+        translated.tensors |= read_weights(source / UNEXPECTED_FILE)
     prefix = notes.get("prefix", "lam." if header["model"] == "gidm" and target.suffix == ".ckpt" else "")
     named = {prefix + name: tensor for name, tensor in translated.tensors.items()}
     write_released(target, named, notes.get("config", {}))
@@ -194,31 +211,31 @@ def _write_ours(
     for name in ("encoder.codebook", "adapter.latent_actions.codebook"):
         if f"{name}.weight" in tensors:
             tensors[f"{name}.usage"] = torch.zeros(len(tensors[f"{name}.weight"]), dtype=torch.int64)
-    absent = [part for part in frozen if not any(name.startswith(f"{part}.") for name in tensors)]
+    missing_parts = [part for part in frozen if not any(name.startswith(f"{part}.") for name in tensors)]
     with torch.device("meta"):
-        wanted = _shapes(build(), skip=absent)
-    missed = sorted(name for name in wanted if name not in tensors)
+        wanted = _shapes(build(), skip=missing_parts)
+    missing_keys = sorted(name for name in wanted if name not in tensors)
     wrong = [n for n, shape in wanted.items() if n in tensors and tensors[n].shape != shape]
-    if missed or wrong:
+    if missing_keys or wrong:
         raise ModelFolderError(
-            f"the source does not make a whole {kind}: missed {', '.join(missed) or 'nothing'}; "
-            f"of another shape: {', '.join(wrong) or 'nothing'}."
+            f"{released.path} does not make a whole {kind}: missing keys: {', '.join(missing_keys) or 'none'}; "
+            f"of another shape: {', '.join(wrong) or 'none'}. Was it trained with the released code, and copied whole?"
         )
-    left = {name: released.tensors[name] for name in translated.left}
+    unexpected = {name: released.tensors[name] for name in translated.unexpected_keys}
 
     def write(folder: Path) -> None:
         save_file({n: t.contiguous() for n, t in tensors.items()}, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(make_header(kind, config, absent), indent=2))
+        (folder / CONFIG_FILE).write_text(json.dumps(make_header(kind, config, missing_parts), indent=2))
         notes = {"prefix": released.prefix, "config": released.notes, "names": list(released.tensors)}
         (folder / NOTES_FILE).write_text(json.dumps(notes, indent=2))
-        if left:
-            save_file(left, folder / LEFT_FILE)
-        for part, place in tokenizers.items():
-            if place is not None:
-                load_tokenizer(place).save_pretrained(folder / TOKENIZERS_FOLDER / part)
+        if unexpected:
+            save_file(unexpected, folder / UNEXPECTED_FILE)
+        for part, tokenizer_folder in tokenizers.items():
+            if tokenizer_folder is not None:
+                load_tokenizer(tokenizer_folder).save_pretrained(folder / TOKENIZERS_FOLDER / part)
 
     write_folder(target, write)
-    return Report(used=translated.used, left=translated.left, absent=absent)
+    return Report(translated.used, translated.unexpected_keys, missing_parts)
 
 
 def _read_gfdm(backbones: Backbones) -> GFDM:
@@ -254,7 +271,7 @@ def _untied(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _shapes(model: nn.Module, skip: Iterable[str]) -> dict[str, torch.Size]:
-    """Names and shapes that a folder needs, without those of absent parts and tied copies."""
+    """Names and shapes that a folder needs, without those of missing parts and tied copies."""
     skipped = tuple(f"{part}." for part in skip)
     return {
         name: tensor.shape
@@ -273,8 +290,9 @@ def _prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m defi_models.conversion.cli",
+        prog="python -m defi_models.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""Sizes of a released checkpoint, read off its tensors; what shapes cannot tell comes from its notes."""
+"""Sizes of a released checkpoint, inferred from its tensors; what shapes do not show comes from its notes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,32 @@ _PAPER_CHUNK = 10
 
 @dataclass(frozen=True)
 class GidmSizes:
+    """Sizes of a released GIDM."""
+
     encoder: LatentActionEncoder.Config
+    """Sizes of the encoder."""
     decoder: FeatureDecoder.Config
+    """Sizes of the decoder."""
     patch_dim: int
+    """Width of the patch features."""
     text_dim: int
+    """Width of the token states."""
 
 
 @dataclass(frozen=True)
 class PolicySizes:
+    """Sizes of a released policy."""
+
     adapter: PolicyAdapter.Config
+    """Sizes of projector, GIDM encoder, Video-Former and action head."""
     feature_dim: int
+    """Channels of GFDM's features."""
     patch_dim: int
+    """Width of the patch features that GIDM was pretrained on."""
     text_dim: int
+    """Width of GIDM's token states."""
     goal_dim: int
+    """Width of the goal vector."""
 
     def build(self) -> PolicyAdapter:
         """The adapter with random weights."""
@@ -54,9 +67,17 @@ class PolicySizes:
 
 
 def gidm_sizes(tensors: Mapping[str, Tensor], notes: Notes) -> GidmSizes:
-    """Sizes of a latent action model under its released names.
+    """Sizes of a latent action model.
 
-    Raises: ModelFolderError naming the first tensor that is absent.
+    Args:
+        tensors: its state dict under the released names.
+        notes: its configuration, which may be empty.
+
+    Returns:
+        The configs and widths.
+
+    Raises:
+        ModelFolderError: Naming the first tensor that is missing.
     """
     encoder = _latent_actions(tensors, "", notes)
     decoder = FeatureDecoder.Config(
@@ -67,11 +88,17 @@ def gidm_sizes(tensors: Mapping[str, Tensor], notes: Notes) -> GidmSizes:
 
 
 def policy_sizes(tensors: Mapping[str, Tensor], notes: Notes) -> PolicySizes:
-    """Sizes of a fused policy under its released names.
+    """Sizes of a fused policy.
 
     Args:
-        notes: sections `video_former`, `gidm`, `denoiser` and `sampler`, each of which may be absent.
-    Raises: ModelFolderError naming the first tensor that is absent.
+        tensors: its state dict under the released names.
+        notes: sections `video_former`, `gidm`, `denoiser` and `sampler`, each of which may be missing.
+
+    Returns:
+        The configs and widths.
+
+    Raises:
+        ModelFolderError: Naming the first tensor that is missing.
     """
     frames, queries, width = _shape(tensors, "Video_Former.latents")
     inner = _shape(tensors, "Video_Former.layers.0.0.to_q.weight")[0]

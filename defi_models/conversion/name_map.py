@@ -1,4 +1,4 @@
-"""How the released checkpoints name what ours holds: one table, read in both directions.
+"""Tensor names of the released checkpoints and ours: one table, read in both directions.
 
 A rule maps a released name to one of our tensors, or to three where the released one is a fused query, key
 and value projection. Rules are patterns with `*` for block numbers and `**` for any rest; both carry over.
@@ -120,10 +120,12 @@ _PROPRIO = {"proprio_emb.*": "proprio_embedding.*"}
 
 @dataclass(frozen=True)
 class Rule:
-    """One released tensor and ours; `shape` is ours where it differs (the released one has leading ones)."""
+    """One released tensor and ours."""
 
     released: str
+    """Pattern of the released name."""
     ours: tuple[str, ...]
+    """Patterns of our names, more than one where the released tensor is a fused projection."""
     squeeze: int = 0
     """Leading dimensions of size one that the released tensor has and ours has not."""
 
@@ -137,7 +139,7 @@ def _module_rules(table: Mapping[str, str], released: str, ours: str) -> list[Ru
 
 
 def gidm_rules() -> list[Rule]:
-    """Of the latent action model; our names are those of `GIDM`."""
+    """Rules of the latent action model; our names are those of `GIDM`."""
     return [
         Rule("action_latent", ("encoder.queries",), squeeze=2),
         *_module_rules(_LATENT_ACTIONS, "", "encoder."),
@@ -152,10 +154,10 @@ def gidm_rules() -> list[Rule]:
 
 
 def policy_rules(*, reads_proprio: bool) -> list[Rule]:
-    """Of the fused policy; our names are those of `PolicyAdapter`, and `gidm_text` of the policy.
+    """Rules of the fused policy; our names are those of `PolicyAdapter`, and `gidm_text` of the policy.
 
     `proprio_emb.*` is present in released checkpoints but unused, so it maps only where our policy has a
-    proprioception input of its own.
+    proprioception input.
     """
     head = _HEAD | (_PROPRIO if reads_proprio else {})
     return [
@@ -173,23 +175,32 @@ def policy_rules(*, reads_proprio: bool) -> list[Rule]:
 
 @dataclass
 class Translation:
-    """What became of the tensors of a state dict."""
+    """The tensors of a state dict under other names."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    """Under their new names."""
     used: list[tuple[str, str]] = field(default_factory=list)
     """(source name, target name)"""
-    left: list[str] = field(default_factory=list)
+    unexpected_keys: list[str] = field(default_factory=list)
     """Source names that no rule takes."""
 
 
 def to_ours(released: Mapping[str, Tensor], rules: Iterable[Rule]) -> Translation:
-    """Released tensors under our names."""
+    """Released tensors under our names.
+
+    Args:
+        released: the released state dict.
+        rules: the rules of its kind.
+
+    Returns:
+        Our tensors, and the names that no rule takes.
+    """
     patterns = [(_pattern(rule.released), rule) for rule in rules]
     result = Translation()
     for name, tensor in released.items():
         found = _match(name, patterns)
         if found is None:
-            result.left.append(name)
+            result.unexpected_keys.append(name)
             continue
         rule, numbers = found
         targets = [_fill(own, numbers) for own in rule.ours]
@@ -201,7 +212,15 @@ def to_ours(released: Mapping[str, Tensor], rules: Iterable[Rule]) -> Translatio
 
 
 def to_released(ours: Mapping[str, Tensor], rules: Iterable[Rule]) -> Translation:
-    """Our tensors under the released names."""
+    """Our tensors under the released names.
+
+    Args:
+        ours: our state dict.
+        rules: the rules of its kind.
+
+    Returns:
+        The released tensors, and the names that no rule takes.
+    """
     patterns = [(_pattern(rule.ours[0]), rule) for rule in rules]
     result = Translation()
     taken = set()
@@ -218,7 +237,7 @@ def to_released(ours: Mapping[str, Tensor], rules: Iterable[Rule]) -> Translatio
         result.tensors[target] = value.reshape((1,) * rule.squeeze + tuple(value.shape))
         result.used.extend((source, target) for source in sources)
         taken.update(sources)
-    result.left = [name for name in ours if name not in taken]
+    result.unexpected_keys = [name for name in ours if name not in taken]
     return result
 
 

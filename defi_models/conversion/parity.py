@@ -1,4 +1,4 @@
-"""Our models against tensors recorded from the reference implementation: a row per recorded output.
+"""Comparison of our models with tensors recorded from the reference implementation: a row per recorded output.
 
     python -m defi_models.parity FOLDER
 
@@ -38,10 +38,12 @@ UNET_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Row:
-    """One recorded output beside ours."""
+    """One recorded output compared with ours."""
 
     model: str
+    """gidm, policy or gfdm."""
     output: str
+    """Name of the recorded output."""
     difference: float | None
     """Largest absolute difference; None where we compute no such output."""
     tolerance: float
@@ -49,6 +51,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
+        """Whether the difference is within the tolerance."""
         return self.difference is not None and self.difference <= self.tolerance
 
 
@@ -57,14 +60,23 @@ class Recording:
     """One file of recorded tensors."""
 
     path: Path
+    """The file."""
     config: dict[str, Any]
+    """Configuration of the reference, from the file's metadata."""
     weights: dict[str, Tensor]
+    """Weights by their released names."""
     inputs: dict[str, Tensor]
+    """Recorded inputs by name."""
     outputs: dict[str, Tensor]
+    """Recorded outputs by name."""
 
 
 def read_recording(path: Path) -> Recording:
-    """Raises: ModelFolderError when the file is absent, damaged or has no config in its metadata."""
+    """Recorded tensors of a file.
+
+    Raises:
+        ModelFolderError: When the file is missing, damaged or has no config in its metadata.
+    """
     if not path.is_file():
         raise ModelFolderError(f"recorded tensors {path} do not exist.")
     try:
@@ -98,7 +110,7 @@ def gidm_outputs(recording: Recording) -> dict[str, Tensor]:
         )
     ).eval()
     translated = to_ours(recording.weights, gidm_rules())
-    _refuse_left(recording.path, translated.left)
+    _refuse_unexpected(recording.path, translated.unexpected_keys)
     load_exactly(
         model, translated.tensors | {"encoder.codebook.usage": _usage(model.encoder)}, str(recording.path)
     )
@@ -127,7 +139,9 @@ def policy_outputs(recording: Recording) -> dict[str, Tensor]:
     adapter = replace(sizes, adapter=quirky).build().eval()
     translated = to_ours(recording.weights, policy_rules(reads_proprio=False))
     unused = ("model.inner_model.goal_emb.", "model.inner_model.proprio_emb.", "model.inner_model.pos_emb")
-    _refuse_left(recording.path, [name for name in translated.left if not name.startswith(unused)])
+    _refuse_unexpected(
+        recording.path, [name for name in translated.unexpected_keys if not name.startswith(unused)]
+    )
     usage = {"latent_actions.codebook.usage": _usage(adapter.latent_actions)}
     load_exactly(adapter, translated.tensors | usage, str(recording.path))
 
@@ -203,32 +217,37 @@ def compare(folder: str | Path) -> list[Row]:
     Attention runs through the plain kernel, whose rounding is that of the reference's hand-made attention;
     the fused CPU kernel computes the same within about twice the float32 noise.
 
-    Raises: ModelFolderError when the folder holds none of them or one is damaged.
+    Args:
+        folder: holds any of `gidm.safetensors`, `policy.safetensors` and `gfdm/`.
+
+    Raises:
+        ModelFolderError: When the folder holds none of them or one is damaged.
     """
     with sdpa_kernel(SDPBackend.MATH):
         return _compare(Path(folder))
 
 
-def _compare(place: Path) -> list[Row]:
+def _compare(folder: Path) -> list[Row]:
     rows: list[Row] = []
     parts: dict[str, Callable[[Recording], dict[str, Tensor]]] = {
         "gidm": gidm_outputs,
         "policy": policy_outputs,
     }
     for model, compute in parts.items():
-        if (place / f"{model}.safetensors").is_file():
-            recording = read_recording(place / f"{model}.safetensors")
+        if (folder / f"{model}.safetensors").is_file():
+            recording = read_recording(folder / f"{model}.safetensors")
             rows += _rows(model, recording.outputs, compute(recording))
-    if (place / "gfdm").is_dir():
-        recording, ours = gfdm_outputs(place / "gfdm")
+    if (folder / "gfdm").is_dir():
+        recording, ours = gfdm_outputs(folder / "gfdm")
         rows += _rows("gfdm", recording.outputs, ours)
     if not rows:
-        raise ModelFolderError(f"{place} holds none of gidm.safetensors, policy.safetensors, gfdm/.")
+        raise ModelFolderError(f"{folder} holds none of gidm.safetensors, policy.safetensors, gfdm/.")
     return rows
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m defi_models.conversion.parity", description=__doc__)
+    """The command line; returns the exit status: 0 all within tolerance, 1 not all, 2 an unreadable folder."""
+    parser = argparse.ArgumentParser(prog="python -m defi_models.parity", description=__doc__)
     parser.add_argument("folder", help="folder of recorded tensors")
     arguments = parser.parse_args(argv)
     try:
@@ -236,12 +255,12 @@ def main(argv: list[str] | None = None) -> int:
     except ModelFolderError as error:
         print(f"parity: {error}", file=sys.stderr)
         return 2
-    print(f"{'model':8}{'output':20}{'max abs difference':>20}{'tolerance':>12}  verdict")
+    print(f"{'model':8}{'output':20}{'max abs difference':>20}{'tolerance':>12}  result")
     for row in rows:
         difference = "not computed" if row.difference is None else f"{row.difference:.3e}"
         tolerance = "exact" if row.tolerance == 0 else f"{row.tolerance:.0e}"
-        verdict = "ok" if row.passed else "FAIL"
-        print(f"{row.model:8}{row.output:20}{difference:>20}{tolerance:>12}  {verdict}")
+        result = "ok" if row.passed else "FAIL"
+        print(f"{row.model:8}{row.output:20}{difference:>20}{tolerance:>12}  {result}")
     failed = sum(not row.passed for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} outputs within tolerance")
     return 1 if failed else 0
@@ -275,9 +294,9 @@ def _usage(encoder: LatentActionEncoder) -> Tensor:
     return encoder.codebook.usage
 
 
-def _refuse_left(path: Path, left: list[str]) -> None:
-    if left:
-        raise ModelFolderError(f"{path} holds weights that no rule takes: {', '.join(left[:5])}.")
+def _refuse_unexpected(path: Path, keys: list[str]) -> None:
+    if keys:
+        raise ModelFolderError(f"{path} has unexpected keys, which no rule takes: {', '.join(keys[:5])}.")
 
 
 if __name__ == "__main__":

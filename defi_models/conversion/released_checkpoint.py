@@ -1,4 +1,4 @@
-"""Reading and writing the files that checkpoints are released as; unsafe pickles are never executed."""
+"""Reader and writer of released checkpoint files; unsafe pickles are never executed."""
 
 from __future__ import annotations
 
@@ -25,30 +25,38 @@ _LIGHTNING_GIDM = "lam."
 class ReleasedFile:
     """A state dict under its released names."""
 
+    path: Path
+    """The file that was read."""
     tensors: dict[str, Tensor]
-    """Without the prefix."""
+    """Tensors by name, without the prefix."""
     prefix: str
-    """What every name of the file starts with: '', 'lam.' (Lightning's GIDM) or 'weights.' (recordings)."""
+    """Common start of every name of the file: '', 'lam.' (Lightning's GIDM) or 'weights.' (recordings)."""
     notes: dict[str, Any]
     """Configuration in the file's metadata."""
 
     @property
     def kind(self) -> str:
-        """'policy' or 'gidm'. Raises: ModelFolderError when it is neither."""
+        """'policy' or 'gidm'.
+
+        Raises:
+            ModelFolderError: When it is neither.
+        """
         if any(name.startswith("Video_Former.") for name in self.tensors):
             return "policy"
         if "action_latent" in self.tensors and "patch_up.weight" in self.tensors:
             return "gidm"
         shown = ", ".join(sorted(self.tensors)[:4])
         raise ModelFolderError(
-            f"these tensors are neither a policy's (Video_Former.*) nor a GIDM's (action_latent, patch_up.*): {shown}"
+            f"{self.path} holds tensors that are neither a policy's (Video_Former.*) nor a GIDM's (action_latent, patch_up.*): {shown}. "
+            "Name a checkpoint of one of them; a GFDM is a diffusers folder."
         )
 
 
 def read_released(path: Path) -> ReleasedFile:
     """Reads a Lightning .ckpt, a plain state dict or a safetensors file.
 
-    Raises: ModelFolderError when it is absent, damaged, holds no tensors, or is a pickle that would run code.
+    Raises:
+        ModelFolderError: When it is missing, damaged, holds no tensors, or is a pickle that would run code.
     """
     if not path.is_file():
         raise ModelFolderError(f"checkpoint {path} does not exist.")
@@ -70,11 +78,20 @@ def read_released(path: Path) -> ReleasedFile:
     for candidate in (_RECORDED, _LIGHTNING_GIDM):
         if tensors and all(name.startswith(candidate) for name in tensors):
             prefix = candidate
-    return ReleasedFile({name.removeprefix(prefix): t for name, t in tensors.items()}, prefix, notes)
+    return ReleasedFile(path, {name.removeprefix(prefix): t for name, t in tensors.items()}, prefix, notes)
 
 
 def write_released(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, Any]) -> None:
-    """Writes a state dict: Lightning's layout for pickles, else safetensors with `notes` in the metadata."""
+    """Writes a state dict: Lightning's layout for pickles, else safetensors.
+
+    Args:
+        path: the file; its suffix chooses the layout.
+        tensors: tensors by their released names.
+        notes: configuration, for the metadata of a safetensors file.
+
+    Raises:
+        ModelFolderError: For another suffix.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.writing")
     if path.suffix in _PICKLES:

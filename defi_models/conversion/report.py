@@ -1,4 +1,4 @@
-"""What a conversion did with every key."""
+"""The report of a conversion: every key, and what became of it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Report:
-    """What became of every key."""
+    """Every key of a conversion by what became of it, in PyTorch's terms."""
 
     used: list[tuple[str, str]] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    missed: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    """Frozen parts that neither the source nor an option provides."""
+    """(source name, target name)"""
+    unexpected_keys: list[str] = field(default_factory=list)
+    """Names in the source that the target does not have."""
+    missing_parts: list[str] = field(default_factory=list)
+    """Frozen parts that neither the source nor an option provides; a missing key of another part is an error."""
 
     def lines(self) -> Iterable[str]:
-        yield from (f"used    {source} -> {target}" for source, target in self.used)
-        yield from (f"left    {name}" for name in self.left)
-        yield from (f"missed  {name}" for name in self.missed)
-        yield from (f"absent  {name}: the folder cannot run without it" for name in self.absent)
-        yield f"{len(self.used)} used, {len(self.left)} left, {len(self.missed)} missed, {len(self.absent)} absent"
+        """The report as text, a line per key, the sums last."""
+        yield from (f"used        {source} -> {target}" for source, target in self.used)
+        yield from (f"unexpected  {name}" for name in self.unexpected_keys)
+        yield from (f"missing     {name}: the folder cannot run without it" for name in self.missing_parts)
+        yield (
+            f"{len(self.used)} used, {len(self.unexpected_keys)} unexpected, {len(self.missing_parts)} missing part(s)"
+        )

@@ -29,8 +29,8 @@ from defi_models.pretrained.folder import (
     write_folder,
 )
 
-LEFT_FOLDER = "left"
-"""Parts of a diffusers folder that ours has no use for."""
+UNEXPECTED_FOLDER = "left"
+"""Parts of a diffusers folder that our GFDM does not have."""
 _SVD_PARTS = ("unet", "vae", "scheduler")
 
 
@@ -38,16 +38,24 @@ def svd_to_ours(source: Path, target: Path, clip: Path | None) -> Report:
     """Converts a diffusers folder; its tensors keep their names under `unet.` and `codec.vae.`.
 
     Args:
-        clip: CLIP folder for the text encoder, which a diffusers folder does not hold; None leaves it absent.
-    Raises: ModelFolderError naming the file and what was expected.
+        source: a diffusers Stable Video Diffusion folder.
+        target: the model folder to write; one that exists is replaced.
+        clip: CLIP folder for the text encoder, which a diffusers folder does not hold; without it the part is
+            missing.
+
+    Returns:
+        The report of every key.
+
+    Raises:
+        ModelFolderError: Naming the file and what was expected.
     """
     text: ClipText | HashedText
-    absent = []
+    missing_parts = []
     if clip is not None:
         text = ClipText.from_folder(clip)
         model = GFDM.from_svd(source, text)
     else:
-        absent = ["text_encoder"]
+        missing_parts = ["text_encoder"]
         config = read_public_config(source / "unet", "UNetSpatioTemporalConditionModel")
         text = HashedText(HashedText.Config(dim=config.get("cross_attention_dim", 1024) // 2))
         model = GFDM.from_svd(source, text)
@@ -58,27 +66,39 @@ def svd_to_ours(source: Path, target: Path, clip: Path | None) -> Report:
     def write(folder: Path) -> None:
         stored = tensors | {f"text_encoder.{name}": tensor for name, tensor in text.state_dict().items()}
         save_file(stored, folder / WEIGHTS_FILE)
-        (folder / CONFIG_FILE).write_text(json.dumps(make_header("gfdm", model.config, absent), indent=2))
+        (folder / CONFIG_FILE).write_text(
+            json.dumps(make_header("gfdm", model.config, missing_parts), indent=2)
+        )
         for part in _SVD_PARTS:
             for config_file in (source / part).glob("*config.json"):
-                (folder / LEFT_FOLDER / part).mkdir(parents=True, exist_ok=True)
-                shutil.copy(config_file, folder / LEFT_FOLDER / part)
+                (folder / UNEXPECTED_FOLDER / part).mkdir(parents=True, exist_ok=True)
+                shutil.copy(config_file, folder / UNEXPECTED_FOLDER / part)
         for path in others:
             copy = shutil.copytree if path.is_dir() else shutil.copy
-            (folder / LEFT_FOLDER).mkdir(exist_ok=True)
-            copy(path, folder / LEFT_FOLDER / path.name)
+            (folder / UNEXPECTED_FOLDER).mkdir(exist_ok=True)
+            copy(path, folder / UNEXPECTED_FOLDER / path.name)
         if clip is not None:
             load_tokenizer(clip).save_pretrained(folder / TOKENIZERS_FOLDER / "text_encoder")
 
     write_folder(target, write)
     used = [(name.replace("codec.", "", 1), name) for name in tensors]
-    return Report(used=used, left=[p.name for p in others], absent=absent)
+    return Report(used, [p.name for p in others], missing_parts)
 
 
 def ours_to_svd(source: Path, target: Path, header: dict[str, Any], tensors: Mapping[str, Tensor]) -> Report:
-    """Converts a GFDM folder of ours, already read; what was left of the original folder is put back.
+    """Converts a GFDM folder of ours, already read; unexpected parts of the original folder are put back.
 
-    Raises: ModelFolderError when its codec is not SVD's or tensors are missing.
+    Args:
+        source: the model folder.
+        target: the diffusers folder to write; one that exists is replaced.
+        header: content of the model folder's config.json.
+        tensors: content of its weight file.
+
+    Returns:
+        The report of every key.
+
+    Raises:
+        ModelFolderError: When its codec is not SVD's or keys are missing.
     """
     if header["config"]["codec"]["kind"] != "vae":
         raise ModelFolderError(
@@ -91,9 +111,11 @@ def ours_to_svd(source: Path, target: Path, header: dict[str, Any], tensors: Map
         raise ModelFolderError(str(error)) from error
     model = GFDM(replace(config, text=HashedText.Config(dim=config.text.dim)))
     own = {name: t for name, t in tensors.items() if not name.startswith("text_encoder.")}
-    missed = [name for name in model.state_dict() if name not in own]
-    if missed:
-        raise ModelFolderError(f"{source / WEIGHTS_FILE} misses {', '.join(missed[:5])}.")
+    missing_keys = [name for name in model.state_dict() if name not in own]
+    if missing_keys:
+        raise ModelFolderError(
+            f"{source / WEIGHTS_FILE} has missing keys: {', '.join(missing_keys[:5])}. Convert or copy the folder again."
+        )
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(own[name].dtype)
     model.load_state_dict(own)
@@ -103,9 +125,9 @@ def ours_to_svd(source: Path, target: Path, header: dict[str, Any], tensors: Map
         model.unet.save_pretrained(folder / "unet")
         model.codec.vae.save_pretrained(folder / "vae")
         model.scheduler.save_pretrained(folder / "scheduler")
-        if (source / LEFT_FOLDER).is_dir():
-            shutil.copytree(source / LEFT_FOLDER, folder, dirs_exist_ok=True)
+        if (source / UNEXPECTED_FOLDER).is_dir():
+            shutil.copytree(source / UNEXPECTED_FOLDER, folder, dirs_exist_ok=True)
 
     write_folder(target, write)
     used = [(name, name.replace("codec.", "", 1)) for name in own]
-    return Report(used=used, left=[name for name in tensors if name.startswith("text_encoder.")])
+    return Report(used, [name for name in tensors if name.startswith("text_encoder.")])

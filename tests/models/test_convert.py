@@ -33,7 +33,9 @@ def test_a_released_file_comes_back_bit_identical(shared_parity: Path, tmp_path:
     report = convert.reference_to_ours(source, tmp_path / "ours")
     convert.ours_to_reference(tmp_path / "ours", tmp_path / "back.safetensors")
     assert identical(weights(source), weights(tmp_path / "back.safetensors"))
-    assert report.missed == []
+    assert report.used and {ours for _, ours in report.used} <= set(
+        load_file(tmp_path / "ours" / "model.safetensors")
+    )
 
 
 def test_a_lightning_gidm_comes_back_with_its_prefix(shared_parity: Path, tmp_path: Path) -> None:
@@ -61,7 +63,7 @@ def test_the_published_dino_inside_a_checkpoint_is_used(shared_parity: Path, tmp
 
     found = to_ours(state | frozen, gidm_rules())
     prefix = "patch_encoder.model.encoder.layer.0."
-    assert found.left == []
+    assert found.unexpected_keys == []
     assert torch.equal(
         found.tensors[prefix + "attention.k_proj.weight"],
         frozen["dino_encoder.blocks.0.attn.qkv.weight"][width : 2 * width],
@@ -75,8 +77,8 @@ def test_every_key_is_listed(shared_parity: Path, tmp_path: Path, capsys) -> Non
     assert convert.main(arguments) == 0
     printed = capsys.readouterr().out
     names = [name.removeprefix("weights.") for name in weights(source)]
-    assert all(f"used    {name} ->" in printed or f"left    {name}\n" in printed for name in names)
-    assert "left    model.inner_model.pos_emb" in printed and "absent  gfdm" in printed
+    assert all(f"used        {name} ->" in printed or f"unexpected  {name}\n" in printed for name in names)
+    assert "unexpected  model.inner_model.pos_emb" in printed and "missing     gfdm" in printed
 
 
 def test_a_folder_without_its_backbones_says_what_to_do(shared_parity: Path, tmp_path: Path) -> None:
@@ -105,7 +107,7 @@ def test_a_whole_policy_made_of_public_folders_acts_and_comes_back(tmp_path: Pat
     policy = DeFIPolicy.from_pretrained(tmp_path / "ours")
     batch = observation(1)
     del batch["proprio"]
-    assert report.absent == [] and policy.act(batch, generators(1)).shape == (1, 10, 7)
+    assert report.missing_parts == [] and policy.act(batch, generators(1)).shape == (1, 10, 7)
     convert.ours_to_reference(tmp_path / "ours", tmp_path / "back.safetensors")
     assert identical(released, weights(tmp_path / "back.safetensors"))
 
@@ -153,7 +155,7 @@ def outputs(folder: Path) -> tuple[dict, dict]:
     return recording.outputs, ours
 
 
-def test_an_incomplete_checkpoint_lists_what_it_misses_and_writes_nothing(
+def test_an_incomplete_checkpoint_lists_its_missing_keys_and_writes_nothing(
     shared_parity: Path, tmp_path: Path, capsys
 ) -> None:
     whole = weights(shared_parity / "gidm.safetensors")
@@ -161,7 +163,7 @@ def test_an_incomplete_checkpoint_lists_what_it_misses_and_writes_nothing(
     save_file(whole, tmp_path / "part.safetensors")
     arguments = [str(tmp_path / "part.safetensors"), str(tmp_path / "ours")]
     assert convert.main(["--from", "reference", "--to", "ours", *arguments]) == 2
-    assert "missed decoder.out.bias" in capsys.readouterr().err
+    assert "missing keys: decoder.out.bias" in capsys.readouterr().err
     assert not (tmp_path / "ours").exists()
 
 
