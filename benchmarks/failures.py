@@ -170,7 +170,7 @@ def small_disk(folder: Path) -> Iterator[bool]:
             subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def damage(checkpoint: checkpoints.Found) -> None:
+def damage(checkpoint: checkpoints.Checkpoint) -> None:
     """Other bytes of the same length."""
     shard = storage.join(checkpoint.uri, checkpoint.markers[0]["file"])
     storage.write_bytes(shard, bytes(checkpoint.markers[0]["bytes"]))

@@ -15,6 +15,7 @@ import ray
 
 from defi_platform.config import RayConfig
 from defi_platform.errors import UserError
+from defi_platform.retry import RetryPolicy, retry
 
 STARTS = 3
 """Tries to start a Ray of our own."""
@@ -58,21 +59,33 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 def _start_here(cpus: int) -> None:
     """Ray gives itself half a minute to start, which is short on a machine that is busy with something else."""
-    for number in range(1, STARTS + 1):
+
+    def start() -> None:
         try:
             ray.init(address="local", num_cpus=cpus, include_dashboard=False)
-            return
         except Exception as error:
-            # Ray has no type of its own for it.
-            if "timed out during startup" not in str(error):
-                raise
-            ray.shutdown()
-            if number < STARTS:
-                print("Ray has not started in its half minute, trying again", file=sys.stderr, flush=True)
-    raise ClusterError(
-        f"Ray did not start on this machine in {STARTS} tries of half a minute. Is it busy, or out of memory? "
-        "Start one beforehand with `ray start --head` and set ray.address=auto."
-    )
+            if _has_timed_out(error):
+                ray.shutdown()
+            raise
+
+    def announce(error: Exception) -> None:
+        print("Ray has not started in its half minute, trying again", file=sys.stderr, flush=True)
+
+    policy = RetryPolicy(max_attempts=STARTS, first_pause_s=0.0)
+    try:
+        retry(start, policy, is_transient=_has_timed_out, before_retry=announce)
+    except Exception as error:
+        if not _has_timed_out(error):
+            raise
+        raise ClusterError(
+            f"Ray did not start on this machine in {STARTS} tries of half a minute. Is it busy, or out of memory? "
+            "Start one beforehand with `ray start --head` and set ray.address=auto."
+        ) from error
+
+
+def _has_timed_out(error: Exception) -> bool:
+    # Ray has no type of its own for it.
+    return "timed out during startup" in str(error)
 
 
 def source_roots() -> list[str]:

@@ -1,4 +1,4 @@
-"""How far a long step is: a bar for people, a line now and then for log files, from the first second on."""
+"""Progress displays of long steps: a bar or status lines on a terminal, lines now and then in a log."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ EVERY_S = 10.0
 
 
 class Progress:
-    """Counts items of a step; a context manager.
+    """Counts the items of a step; a context manager.
 
-    A thread of its own prints the lines, so that a step that waits for its first answer shows it too.
+    On a terminal it is a bar, otherwise a line after a second and then every ten. A thread prints the lines, so that
+    a step that waits for its first answer shows it too.
 
     Args:
-        what: what is done, such as "ingest: bridge: listing".
-        unit: what is counted.
-        total: how many there will be; None where nobody knows.
+        title: of the step, such as "ingest: bridge: listing".
+        unit: of the items.
+        total: number of items; None where nobody knows.
+        initial: items that were done before.
     """
 
-    def __init__(self, what: str, unit: str, total: int | None = None) -> None:
-        self._what, self._unit, self._total = what, unit, total
-        self._done = 0
+    def __init__(self, title: str, unit: str, total: int | None = None, initial: int = 0) -> None:
+        self._title, self._unit, self._total = title, unit, total
+        self._done = self._initial = initial
         self._note = ""
         self._started = time.monotonic()
         self._ended = threading.Event()
         self._bar = (
-            tqdm(total=total, desc=what, unit=f" {unit}", leave=False) if sys.stderr.isatty() else None
+            tqdm(total=total, initial=initial, desc=title, unit=f" {unit}", leave=False)
+            if sys.stderr.isatty()
+            else None
         )
         self._printer = threading.Thread(target=self._print_lines, daemon=True)
 
@@ -51,7 +55,7 @@ class Progress:
             self._bar.close()
 
     def step(self, count: int = 1, note: str = "") -> None:
-        """`count` more are done; `note` stands at the end of the line."""
+        """Counts `count` more items; `note` ends the line from now on."""
         self._done += count
         self._note = note or self._note
         if self._bar is not None:
@@ -62,10 +66,10 @@ class Progress:
     def line(self) -> str:
         """The state in words."""
         seconds = time.monotonic() - self._started
-        rate = self._done / seconds if seconds else 0.0
+        rate = (self._done - self._initial) / seconds if seconds else 0.0
         of = "" if self._total is None else f" of {self._total:,}"
-        parts = [f"{self._what} {self._done:,}{of} {self._unit}", f"{rate:,.1f}/s"]
-        if self._total is not None and self._done:
+        parts = [f"{self._title} {self._done:,}{of} {self._unit}", f"{rate:,.1f}/s"]
+        if self._total is not None and rate:
             parts.append(f"about {(self._total - self._done) / rate:,.0f} s left")
         if self._note:
             parts.append(self._note)
@@ -76,6 +80,41 @@ class Progress:
         while not self._ended.wait(wait):
             print(self.line(), flush=True)
             wait = EVERY_S
+
+
+class StatusLines:
+    """One line for each of several things that go on at the same time.
+
+    On a terminal the lines are drawn in place once a second; in a log one appears when it has changed.
+
+    Args:
+        interval_s: shortest time between two lines of one thing in a log.
+    """
+
+    def __init__(self, interval_s: float = EVERY_S) -> None:
+        self._interval_s = 1.0 if sys.stdout.isatty() else interval_s
+        self._drawn = 0
+        self._shown = 0.0
+        self._last: dict[str, str] = {}
+
+    def due(self) -> bool:
+        """True when `show` was called long enough ago."""
+        return time.monotonic() - self._shown >= self._interval_s
+
+    def show(self, lines: dict[str, str]) -> None:
+        """Draws the lines, by name."""
+        self._shown = time.monotonic()
+        if sys.stdout.isatty():
+            if self._drawn:
+                sys.stdout.write(f"\x1b[{self._drawn}F")
+            sys.stdout.write("".join(f"\x1b[2K{text}\n" for text in lines.values()))
+            self._drawn = len(lines)
+        else:
+            for name, text in lines.items():
+                if self._last.get(name) != text:
+                    sys.stdout.write(text + "\n")
+        self._last = lines
+        sys.stdout.flush()
 
 
 def _resident_mb() -> int:

@@ -1,62 +1,86 @@
-"""A store that is away and a disk that is full are waited for: they come back, and a run of days is not to end by them."""
+"""Retry of requests that may fail for a while: a policy decides, one loop carries it out."""
 
 from __future__ import annotations
 
-import functools
+import math
+import random
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-from defi_platform.config import TrainConfig
-from defi_platform.storage import StorageError
-
-LONGEST_PAUSE_S = 5.0
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 Result = TypeVar("Result")
 
 
-def patiently(
+class Clock(Protocol):
+    """Time as retries see it; the module `time` is one."""
+
+    def monotonic(self) -> float:
+        """Seconds since some moment."""
+        ...
+
+    def sleep(self, seconds: float, /) -> None:
+        """Returns after so many seconds."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """Pauses between tries, doubling up to a longest one, until time or attempts run out."""
+
+    timeout_s: float = math.inf
+    """Since the first try began; an error that comes later is final."""
+    max_attempts: float = math.inf
+    first_pause_s: float = 0.2
+    max_pause_s: float = 5.0
+    jitter: bool = False
+    """Scales each pause by a random factor of 0.5 to 1.5, so that many processes do not ask at the same moment."""
+
+    def pause_s(self, failures: int, elapsed_s: float) -> float | None:
+        """Seconds until the next try.
+
+        Args:
+            failures: tries that have failed, at least one.
+            elapsed_s: seconds since the first try began.
+
+        Returns: None when there is to be no other try.
+        """
+        if failures >= self.max_attempts or elapsed_s >= self.timeout_s:
+            return None
+        # The exponent is bounded because a float overflows at 2^1024.
+        pause = min(self.max_pause_s, self.first_pause_s * 2 ** min(failures - 1, 64))
+        return pause * (0.5 + random.random()) if self.jitter else pause
+
+
+def retry(
     request: Callable[[], Result],
-    place: str,
+    policy: RetryPolicy,
     *,
-    name: str,
-    patience_s: float,
-    setting: str = "train.storage_patience_s",
-    after_failure: Callable[[Exception], None] | None = None,
+    is_transient: Callable[[Exception], bool],
+    before_retry: Callable[[Exception], None] | None = None,
+    clock: Clock = time,
 ) -> Result:
-    """Makes a request again and again until it succeeds; the first failure is told, and its end.
+    """Makes a request until it succeeds, its error is not transient, or the policy ends it.
 
     Args:
-        place: what is read or written, for messages.
-        name: of the run or the corpus, for messages.
-        setting: where `patience_s` is from, for messages.
-        after_failure: what may help before the next try.
-    Raises: StorageError when it has failed for longer than `patience_s`; FileNotFoundError at once.
+        request: the request.
+        policy: how often and how long.
+        is_transient: tells errors that may pass from those that will not.
+        before_retry: called with each error that another try follows, before its pause.
+        clock: measures and waits; tests give one without wall time.
+
+    Returns: the request's result.
+    Raises: the request's last error.
     """
-    began, told, pause = time.monotonic(), False, 0.2
+    began, failures = clock.monotonic(), 0
     while True:
         try:
-            done = request()
-            if told:
-                print(f"{name}: {place} can be used again", flush=True)
-            return done
-        except FileNotFoundError:
-            raise  # it answers, and nothing is there
-        except (OSError, StorageError) as error:
-            if time.monotonic() - began > patience_s:
-                raise StorageError(
-                    f"{place} could not be used for {patience_s:.0f} s ({setting}): {error}. Make room "
-                    "or bring the store back; the same command goes on from the last checkpoint."
-                ) from error
-            if not told:
-                print(f"{name}: {place} cannot be used, trying again: {error}", flush=True)
-            told = True
-            if after_failure:
-                after_failure(error)
-        time.sleep(pause)
-        pause = min(LONGEST_PAUSE_S, 2 * pause)
-
-
-def run_patience(name: str, train: TrainConfig) -> Any:
-    """`patiently` for requests to the folder of a run, for as long as its config says."""
-    return functools.partial(patiently, place=train.output, name=name, patience_s=train.storage_patience_s)
+            return request()
+        except Exception as error:
+            failures += 1
+            pause = policy.pause_s(failures, clock.monotonic() - began)
+            if pause is None or not is_transient(error):
+                raise
+            if before_retry:
+                before_retry(error)
+        clock.sleep(pause)

@@ -23,7 +23,7 @@ def follow_three_updates(stage: int, world_size: int) -> None:
         global_batch=2 * world_size, ema_decay=DECAY,
     )  # fmt: skip
     engine = TrainingEngine(tiny.TinyModel(dropout=0.0), settings, world_size)
-    assert engine.average
+    assert engine.ema
     weights = {name: p for name, p in engine.module.named_parameters() if p.requires_grad}
     shapes = {name: p.shape for name, p in tiny.TinyModel(0.0).named_parameters()}
     by_hand = {name: engine.full_parameter(p) for name, p in weights.items()}
@@ -45,10 +45,10 @@ def follow_three_updates(stage: int, world_size: int) -> None:
         return found
 
     before = working_copies()
-    with engine.averaged():
+    with engine.ema_weights():
         inside = working_copies()
     for name in weights:
-        whole = engine.average.whole(name, shapes[name])
+        whole = engine.ema.full(name, shapes[name])
         assert torch.allclose(whole, by_hand[name], rtol=1e-5, atol=1e-7), name
         assert torch.equal(inside[name], whole.to(inside[name].dtype)), name
         assert not torch.equal(inside[name], before[name]), name
@@ -58,7 +58,7 @@ def follow_three_updates(stage: int, world_size: int) -> None:
 
 def check_that_it_can_be_restored(engine: TrainingEngine, settings: TrainConfig, world_size: int) -> None:
     """Into a fresh engine, from the pieces that all ranks hand out."""
-    own = [(piece.name, piece.start, piece.tensors) for piece in engine.pieces()]
+    own = [(piece.name, piece.start, piece.tensors) for piece in engine.fragments()]
     everyones: list[list[tuple[str, int, dict[str, torch.Tensor]]]] = [[] for _ in range(world_size)]
     distributed.all_gather_object(everyones, own)
     pieces = sorted((piece for of_rank in everyones for piece in of_rank), key=lambda piece: piece[1])
@@ -75,7 +75,7 @@ def check_that_it_can_be_restored(engine: TrainingEngine, settings: TrainConfig,
     fresh = TrainingEngine(model, settings, world_size)
     fresh.restore(engine.scalars(), read)
     assert fresh.scalars() == engine.scalars()
-    for (name, start, mine), there in zip(own, fresh.pieces(), strict=True):
+    for (name, start, mine), there in zip(own, fresh.fragments(), strict=True):
         assert (there.name, there.start) == (name, start)
         for kind, value in mine.items():
             assert torch.equal(there.tensors[kind], value), (name, kind)
@@ -91,15 +91,15 @@ def test_weights_set_by_hand_start_their_average_anew(process_group: None) -> No
         tiny.TinyModel(0.0), TrainConfig(output="", global_batch=2, micro_batch=2, ema_decay=0.9), 1
     )
     bias = engine.module.get_submodule("out").bias
-    assert isinstance(bias, torch.nn.Parameter) and engine.average
-    before = engine.average.whole("out.bias", bias.shape)
+    assert isinstance(bias, torch.nn.Parameter) and engine.ema
+    before = engine.ema.full("out.bias", bias.shape)
     changed = before.clone()
     changed[2] = 5.0
-    engine.average.own("out.bias").add_(1.0)
+    engine.ema.fragment("out.bias").add_(1.0)
     engine.set_parameter(bias, changed)
     expected = before + 1
     expected[2] = 5.0
-    assert torch.equal(engine.average.whole("out.bias", bias.shape), expected)
+    assert torch.equal(engine.ema.full("out.bias", bias.shape), expected)
 
 
 def follow_on_two_ranks() -> None:

@@ -8,7 +8,7 @@ import torch
 from defi_platform.errors import CheckpointError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.format import DamagedCheckpoint, Position, Reader
-from defi_platform.train.engine.deepspeed_engine import Piece
+from defi_platform.train.engine.deepspeed_engine import ParameterFragment
 
 WHOLE = torch.arange(10.0)
 MODEL = {"kind": "tiny", "preset": "nano", "overrides": {}}
@@ -23,7 +23,7 @@ def write(
         scratch = run / f"scratch_{step}_{rank}"
         scratch.mkdir(parents=True)
         start, stop = ((0, 6), (6, 10))[rank]
-        pieces = [Piece("w", start, {"param": WHOLE[start:stop], "exp_avg": -WHOLE[start:stop]})]
+        pieces = [ParameterFragment("w", start, {"param": WHOLE[start:stop], "exp_avg": -WHOLE[start:stop]})]
         buffers = {"seen": torch.tensor([3])} if rank == 0 else {}
         position = Position(step, step * 8, MODEL, {"adam_step": float(step)}, validation_loss=loss)
         shard = checkpoints.write_shard(scratch, rank, 2, pieces, buffers)
@@ -63,7 +63,7 @@ def test_a_checkpoint_that_goes_while_it_is_looked_at_is_passed_over(tmp_path: P
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "truncated", "gone"])
-def test_a_damaged_shard_is_told_from_a_whole_one(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_shard_is_recognised(tmp_path: Path, damage: str) -> None:
     shard = next(write(tmp_path, 5).glob("shard_00001*.safetensors"))
     content = bytearray(shard.read_bytes())
     if damage == "flipped byte":

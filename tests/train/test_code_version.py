@@ -16,16 +16,16 @@ def copied(repository: Path, folder: Path) -> list[Path]:
     ]
 
 
-def test_the_code_is_told_by_its_content_wherever_it_lies(repository: Path, tmp_path: Path) -> None:
-    told = code_version()
+def test_the_code_is_identified_by_its_content_in_any_folder(repository: Path, tmp_path: Path) -> None:
+    version = code_version()
     packages = copied(repository, tmp_path)
-    assert source_digest(packages) == told["source"]
+    assert source_digest(packages) == version["source"]
     changed = packages[1] / "gidm.py"
     changed.write_text(changed.read_text() + "#")
-    assert source_digest(packages) != told["source"]
+    assert source_digest(packages) != version["source"]
 
 
-def test_in_a_checkout_the_commit_is_told_too(repository: Path) -> None:
+def test_a_checkout_reports_its_commit_too(repository: Path) -> None:
     if not (repository / ".git").exists():
         assert code_version()["commit"] is None
         return

@@ -42,7 +42,7 @@ def train(engine: TrainingEngine, steps: range) -> list[float]:
 
 def state_of(engine: TrainingEngine) -> tuple[dict[str, float], dict[tuple[str, str], Tensor]]:
     tensors = {}
-    for piece in engine.pieces():
+    for piece in engine.fragments():
         assert piece.start == 0, "one rank holds every parameter whole"
         for kind, value in piece.tensors.items():
             tensors[piece.name, kind] = value.clone()
@@ -65,10 +65,10 @@ def test_training_and_the_average_of_its_weights_go_on_alike_under_another_zero_
     assert second.scalars()["adam_step"] == 3
     # Without clipping differences between the stages' sums of squares the arithmetic is the same.
     assert train(second, range(3, 6)) == pytest.approx(expected, rel=1e-6)
-    assert first.average and second.average and second.average.updates == 6
+    assert first.ema and second.ema and second.ema.updates == 6
     for name in weights:
-        whole = first.average.whole(name, shapes[name].shape)
-        assert second.average.whole(name, shapes[name].shape) == pytest.approx(whole, rel=1e-6, abs=1e-7)
+        whole = first.ema.full(name, shapes[name].shape)
+        assert second.ema.full(name, shapes[name].shape) == pytest.approx(whole, rel=1e-6, abs=1e-7)
 
 
 def test_optimiser_state_may_live_in_the_hosts_memory(process_group: None) -> None:

@@ -53,7 +53,7 @@ def train_one_step(engine: TrainingEngine, train: TrainConfig) -> None:
 def state_bytes(engine: TrainingEngine) -> tuple[int, int]:
     """Measured: bytes of fp32 masters and moments, and of the average, on this rank."""
     optimizer = average = 0
-    for piece in engine.pieces():
+    for piece in engine.fragments():
         for kind, value in piece.tensors.items():
             size = value.numel() * value.element_size()
             average, optimizer = (average + size, optimizer) if kind == "ema" else (average, optimizer + size)

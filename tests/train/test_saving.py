@@ -16,25 +16,25 @@ from s3_server import free_port, s3_server
 from defi_platform import storage
 from defi_platform.storage import StorageError
 from defi_platform.train.checkpoint import format as checkpoints
-from defi_platform.train.checkpoint.async_saver import LONGEST_WAIT_S, MOST_WAITING, CheckpointSaver
+from defi_platform.train.checkpoint.async_saver import MAX_PENDING, MAX_WAIT_S, CheckpointSaver
 from defi_platform.train.checkpoint.format import Position, Reader
-from defi_platform.train.engine.collectives import Ranks
-from defi_platform.train.engine.deepspeed_engine import Piece
+from defi_platform.train.engine.collectives import Communicator
+from defi_platform.train.engine.deepspeed_engine import ParameterFragment
 from defi_platform.train.observability.metrics_log import MetricsLog, read_metrics
 
 Save = Callable[..., None]
 
 
-def saver_of(run: str, patience_s: float = 60.0, keep: int = 2) -> CheckpointSaver:
+def saver_of(run: str, timeout_s: float = 60.0, keep: int = 2) -> CheckpointSaver:
     return CheckpointSaver(
-        "tiny", run, Ranks(use_gpu=False), keep=keep, keep_best=False, patience_s=patience_s
+        "tiny", run, Communicator(use_gpu=False), keep=keep, keep_best=False, timeout_s=timeout_s
     )
 
 
-def save(saver: CheckpointSaver, step: int, elements: int = 1000, needed: bool = False) -> None:
+def save(saver: CheckpointSaver, step: int, elements: int = 1000, required: bool = False) -> None:
     values = torch.full((elements,), float(step))
     position = Position(step, step, {"kind": "tiny"}, {"adam_step": float(step)})
-    saver.save([Piece("w", 0, {"param": values})], {}, position, needed=needed)
+    saver.save([ParameterFragment("w", 0, {"param": values})], {}, position, required=required)
 
 
 def steps(run: str) -> list[int]:
@@ -51,7 +51,7 @@ def test_a_checkpoint_holds_the_state_of_its_step_whatever_happens_to_the_weight
 ) -> None:
     run, values = str(tmp_path), torch.zeros(100_000)
     saver = saver_of(run)
-    saver.save([Piece("w", 0, {"param": values})], {}, Position(1, 1, {}, {}))
+    saver.save([ParameterFragment("w", 0, {"param": values})], {}, Position(1, 1, {}, {}))
     values.fill_(7.0)
     saver.wait()
     assert steps(run) == [1] and first_value(run) == 0.0
@@ -94,7 +94,7 @@ def test_a_full_disk_is_waited_for_and_named_when_it_stays_full(
     assert steps(run) == [1]
 
     filler.write_bytes(bytes(1_500_000))
-    impatient = saver_of(run, patience_s=0.5)
+    impatient = saver_of(run, timeout_s=0.5)
     save(impatient, 2, elements=100_000)
     with pytest.raises(StorageError, match=r"No space left on device.*\n?.*Make room"):
         impatient.wait()
@@ -110,9 +110,9 @@ def test_without_room_on_local_disk_a_checkpoint_is_left_out_unless_it_is_needed
     saver = saver_of(run)
     save(saver, 1, elements=100_000)
     saver.wait()
-    assert steps(run) == [] and saver.missed() and not saver.missed(), "told once"
+    assert steps(run) == [] and saver.take_skipped() and not saver.take_skipped(), "reported once"
     threading.Timer(1.0, filler.unlink).start()
-    save(saver, 2, elements=100_000, needed=True)
+    save(saver, 2, elements=100_000, required=True)
     saver.wait()
     assert steps(run) == [2]
     left = [path for path in small_disk.rglob("*") if path.is_file() and path.suffix != ".lock"]
@@ -129,7 +129,7 @@ def test_metrics_of_a_full_disk_are_written_when_there_is_room_again(small_disk:
     for step in range(1, 400):
         log.append({"step": step, "split": "train"})
     threading.Timer(0.5, filler.unlink).start()
-    log.close(patience_s=30.0)
+    log.close(timeout_s=30.0)
     assert len(read_metrics(path)) == 399
 
 
@@ -149,23 +149,23 @@ def test_a_store_that_is_away_is_waited_for_behind_the_steps(
         import fsspec
 
         fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}").mkdir("runs")
-        saver = saver_of(run, patience_s=120.0)
+        saver = saver_of(run, timeout_s=120.0)
         save(saver, 1)
         saver.wait()
     began = time.monotonic()
-    for step in range(2, 2 + MOST_WAITING):
+    for step in range(2, 2 + MAX_PENDING):
         save(saver, step)
-    assert saver.full() and not saver.makes_room()
-    assert time.monotonic() - began < LONGEST_WAIT_S + 1.0, "training goes on while the store is away"
-    told = ""
-    while "cannot be used, trying again" not in told:
+    assert saver.is_full() and not saver.wait_for_capacity()
+    assert time.monotonic() - began < MAX_WAIT_S + 1.0, "training goes on while the store is away"
+    output = ""
+    while "cannot be used, trying again" not in output:
         assert time.monotonic() - began < 60, "nobody has noticed that the store is away"
         time.sleep(0.2)
-        told += capfd.readouterr().out
+        output += capfd.readouterr().out
     with s3_server(port=port):
         # A new server knows nothing of the old one's bucket: what a store that comes back would still hold.
         fsspec.filesystem("s3", endpoint_url=f"http://127.0.0.1:{port}").mkdir("runs")
         saver.wait()
-        assert steps(run)[0] == 1 + MOST_WAITING and not saver.full()
+        assert steps(run)[0] == 1 + MAX_PENDING and not saver.is_full()
     assert "can be used again" in capfd.readouterr().out
     storage.forget_connections()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,21 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from defi_platform.errors import ConfigError, ServeError, one_line
+from defi_platform.retry import RetryPolicy, retry
 from defi_platform.serve.protocols import openpi
 
 ANSWER_TIMEOUT_S = 120.0
 """Seconds: a first request may wait for a model to be compiled or a replica to be started."""
 RECONNECT_S = 30.0
 """Seconds of attempts to reach a lost server: about the time a replica takes to come back."""
+
+
+class ServeUnreachableError(ServeError):
+    """Nobody answers at the address; trying again later may help."""
+
+
+CONNECTION_LOST = (ConnectionClosed, TimeoutError, ServeUnreachableError)
+"""Errors after which an observation is sent again over a new connection."""
 
 
 class PolicyClient:
@@ -58,20 +66,24 @@ class PolicyClient:
             ServeError: the server rejects the observation, gives no usable actions or stays unreachable.
         """
         message = openpi.pack(observation)
-        deadline = time.monotonic() + self._reconnect_s
-        while True:
+
+        def ask() -> tuple[NDArray[np.float32], dict[str, Any]]:
             try:
                 if self._socket is None:
                     self._connect()
                 return self._ask(message)
-            except (ConnectionClosed, TimeoutError, ServeUnreachableError) as error:
+            except CONNECTION_LOST:
                 self.close()
-                if time.monotonic() > deadline:
-                    raise ServeError(
-                        f"the policy server at {self.url} stopped answering: {one_line(error)}. "
-                        "Start it again, then run the same command: finished episodes are kept."
-                    ) from error
-                time.sleep(0.5)
+                raise
+
+        policy = RetryPolicy(timeout_s=self._reconnect_s, first_pause_s=0.5, max_pause_s=0.5)
+        try:
+            return retry(ask, policy, is_transient=lambda error: isinstance(error, CONNECTION_LOST))
+        except CONNECTION_LOST as error:
+            raise ServeError(
+                f"the policy server at {self.url} stopped answering: {one_line(error)}. "
+                "Start it again, then run the same command: finished episodes are kept."
+            ) from error
 
     def close(self) -> None:
         """Closes the connection."""
@@ -131,10 +143,6 @@ class PolicyClient:
         if not isinstance(message, dict):
             raise ServeError(f"what answers at {self.url} does not speak openpi's protocol: {data!r:.100}")
         return message
-
-
-class ServeUnreachableError(ServeError):
-    """Nobody answers at the address; trying again later may help."""
 
 
 def check_metadata(

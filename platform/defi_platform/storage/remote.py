@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
-import random
 import sys
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from defi_platform.errors import UserError
+from defi_platform.retry import RetryPolicy, retry
 
 ATTEMPTS = 5
 """Tries of a remote request before its error is passed on; botocore tries each twice."""
+POLICY = RetryPolicy(max_attempts=ATTEMPTS, first_pause_s=0.1, jitter=True)
+NO_CREDENTIALS = ("NoCredentialsError", "ProfileNotFound", "PartialCredentialsError")
+"""Names of botocore's errors, which is imported by its file system alone."""
 
 Answer = TypeVar("Answer")
 
@@ -70,32 +72,31 @@ def filesystem(uri: str) -> tuple[Any, str]:
 
 def attempt(uri: str, request: Callable[[], Answer]) -> Answer:
     """Runs a remote request; what passes with time is tried again, the rest becomes a clear error."""
-    for number in range(ATTEMPTS):
-        try:
-            return request()
-        except FileNotFoundError as error:
-            if _bucket_is_missing(error):
-                raise StorageError(
-                    f"{uri}: there is no such bucket. Check the name and the region."
-                ) from error
-            raise
-        except PermissionError as error:
+    try:
+        return retry(request, POLICY, is_transient=_is_transient)
+    except FileNotFoundError as error:
+        if _bucket_is_missing(error):
+            raise StorageError(f"{uri}: there is no such bucket. Check the name and the region.") from error
+        raise
+    except PermissionError as error:
+        raise StorageError(
+            f"{uri}: access is denied ({error}). Check the credentials (AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY or AWS_PROFILE) and what they may do."
+        ) from error
+    except Exception as error:  # drivers raise their own families: botocore, aiohttp, OSError
+        if type(error).__name__ in NO_CREDENTIALS:
             raise StorageError(
-                f"{uri}: access is denied ({error}). Check the credentials (AWS_ACCESS_KEY_ID, "
-                "AWS_SECRET_ACCESS_KEY or AWS_PROFILE) and what they may do."
+                f"{uri}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
             ) from error
-        except Exception as error:  # drivers raise their own families: botocore, aiohttp, OSError
-            if type(error).__name__ in ("NoCredentialsError", "ProfileNotFound", "PartialCredentialsError"):
-                raise StorageError(
-                    f"{uri}: no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE."
-                ) from error
-            if number == ATTEMPTS - 1:
-                raise StorageUnavailable(
-                    f"{uri}: the store failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. "
-                    "Check the network and the endpoint (AWS_ENDPOINT_URL)."
-                ) from error
-            time.sleep(min(5.0, 0.1 * 2**number) * (0.5 + random.random()))
-    raise AssertionError("unreachable")
+        raise StorageUnavailable(
+            f"{uri}: the store failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. "
+            "Check the network and the endpoint (AWS_ENDPOINT_URL)."
+        ) from error
+
+
+def _is_transient(error: Exception) -> bool:
+    permanent = isinstance(error, (FileNotFoundError, PermissionError))
+    return not permanent and type(error).__name__ not in NO_CREDENTIALS
 
 
 def _bucket_is_missing(error: FileNotFoundError) -> bool:

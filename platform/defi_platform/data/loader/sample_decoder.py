@@ -23,10 +23,12 @@ from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sampling.plan import Plan, Sample
 from defi_platform.data.sampling.samplers import ChunkRule
 from defi_platform.errors import CorpusError
-from defi_platform.retry import LONGEST_PAUSE_S, patiently
+from defi_platform.retry import RetryPolicy
+from defi_platform.storage.outage import retry_storage
 
 STAGE = "decode"
-PATIENCE = "data.decode.storage_patience_s"
+TIMEOUT_KEY = "data.decode.storage_patience_s"
+"""Config key of the longest outage of a store that a stream survives."""
 
 Result = TypeVar("Result")
 
@@ -37,7 +39,7 @@ MAX_UNREADABLE_VIDEOS = 3
 """Videos that the store does not give, and no other meanwhile, after which it is taken to be away and waited for as
 long as the config says: going on would fill the quarantine and train on whatever is left."""
 
-ONE_VIDEO_PATIENCE_S = 120.0
+ONE_VIDEO_TIMEOUT_S = 120.0
 """For fewer, which may themselves be to blame; then stand-ins take their places."""
 
 PASSING = frozenset({"storage", "timeout", "crash"})
@@ -83,7 +85,7 @@ class SampleDecoder:
             samples = [self._past_known_bad(s, skip) for s, skip in zip(samples, skips, strict=True)]
             if self._cache.holds(np.array([sample.row for sample in samples])).all():
                 cache = self._cache
-                encoded = self._patiently(
+                encoded = self._retry(
                     lambda: np.stack([cache.read(s.row, s.indices) for s in samples]), "the latent cache"
                 )
                 return self._columns(ks, samples, skips) | {cache.place.info.column: encoded}
@@ -95,7 +97,7 @@ class SampleDecoder:
         columns = self._columns(ks, samples, skips)
         if isinstance(self._plan.rule, ChunkRule):
             chunk = self._plan.rule.chunk
-            chunks = self._patiently(lambda: self._chunks(samples, chunk), "the table of actions")
+            chunks = self._retry(lambda: self._chunks(samples, chunk), "the table of actions")
             return columns | {"images": frames} | chunks
         return columns | {"frames": frames}
 
@@ -105,14 +107,9 @@ class SampleDecoder:
 
     # ----------------------------------------------------------------------- inside
 
-    def _patiently(self, read: Callable[[], Result], place: str) -> Result:
-        return patiently(
-            read,
-            place,
-            name="data",
-            patience_s=self._data.decode.storage_patience_s,
-            setting=PATIENCE,
-        )
+    def _retry(self, request: Callable[[], Result], path: str) -> Result:
+        timeout_s = self._data.decode.storage_patience_s
+        return retry_storage(request, path, name="data", timeout_s=timeout_s, timeout_key=TIMEOUT_KEY)
 
     def _columns(self, ks: np.ndarray, samples: list[Sample], skips: list[_Skips]) -> dict[str, Any]:
         """What a micro-batch has besides its frames."""
@@ -168,7 +165,7 @@ class SampleDecoder:
         """
         answers: list[Answer] = [BadVideo("storage", "not asked yet")] * len(jobs)
         lost = list(range(len(jobs)))
-        waiting_since, pause = None, 0.5
+        failures, outage_began = 0, 0.0
         while True:
             asked = len(lost)
             again = self._pool.run([jobs[i] for i in lost], [out[i] for i in lost])
@@ -181,24 +178,26 @@ class SampleDecoder:
                 return answers
             self._not_given.update(rows[i] for i in lost)
             away = len(self._not_given) >= MAX_UNREADABLE_VIDEOS
-            patience_s = self._data.decode.storage_patience_s
+            timeout_s = self._data.decode.storage_patience_s
             if not away:
-                patience_s = min(patience_s, ONE_VIDEO_PATIENCE_S)
+                timeout_s = min(timeout_s, ONE_VIDEO_TIMEOUT_S)
             row, problem = self._plan.manifest.row(rows[lost[0]]), answers[lost[0]]
             assert isinstance(problem, BadVideo)
-            told = f"corpus {row['corpus']}: the store does not give {row['uri']}: {problem.message}"
-            if waiting_since is None:
-                waiting_since = time.monotonic()
-                print(f"{told}. It is tried again for {patience_s:g} s.", flush=True)
-            if time.monotonic() - waiting_since >= patience_s:
+            message = f"corpus {row['corpus']}: the store does not give {row['uri']}: {problem.message}"
+            if not failures:
+                outage_began = time.monotonic()
+                print(f"{message}. It is tried again for {timeout_s:g} s.", flush=True)
+            failures += 1
+            policy = RetryPolicy(timeout_s=timeout_s, first_pause_s=0.5)
+            pause_s = policy.pause_s(failures, time.monotonic() - outage_began)
+            if pause_s is None:
                 if not away:
                     return answers
                 raise CorpusError(
-                    f"{told}. It gave none of {len(self._not_given)} videos in {patience_s:g} s ({PATIENCE}); when "
-                    "it answers again, the same command goes on from the last checkpoint."
+                    f"{message}. It gave none of {len(self._not_given)} videos in {timeout_s:g} s ({TIMEOUT_KEY}); "
+                    "when it answers again, the same command goes on from the last checkpoint."
                 )
-            time.sleep(pause)
-            pause = min(LONGEST_PAUSE_S, 2 * pause)
+            time.sleep(pause_s)
 
     def _reject(self, row: int, problem: BadVideo) -> None:
         video = self._plan.manifest.row(row)
@@ -208,7 +207,7 @@ class SampleDecoder:
         self._bad[row] = problem.reason
         folder = self._plan.manifest.folder
         if folder is not None:
-            self._patiently(lambda: add_to_quarantine(folder, [entry], STAGE), "the quarantine table")
+            self._retry(lambda: add_to_quarantine(folder, [entry], STAGE), "the quarantine table")
 
     def _known_bad(self) -> dict[int, str]:
         """Manifest row -> reason, from what earlier decoders put into quarantine."""

@@ -1,4 +1,4 @@
-"""Writing checkpoints: to local disk within the step, from there to the run folder behind the steps that follow."""
+"""Asynchronous checkpoints: written to local disk within the step, uploaded to the run folder while training goes on."""
 
 from __future__ import annotations
 
@@ -16,67 +16,80 @@ import torch
 from torch import Tensor
 
 from defi_platform import storage
-from defi_platform.retry import patiently
+from defi_platform.storage.outage import retry_storage
 from defi_platform.storage.scratch import scratch_folder
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.format import Position
-from defi_platform.train.engine.collectives import Ranks
-from defi_platform.train.engine.deepspeed_engine import Piece
+from defi_platform.train.engine.collectives import Communicator
+from defi_platform.train.engine.deepspeed_engine import ParameterFragment
+from defi_platform.train.run_folder import TIMEOUT_KEY
 
 Result = TypeVar("Result")
 
-MOST_WAITING = 2
+MAX_PENDING = 2
 """Checkpoints on local disk that are not yet in the run folder. With so many the next one waits for the first of them."""
-LONGEST_WAIT_S = 5.0
-"""Age of a checkpoint on local disk from which on its store is slow or away, and training does not wait for it."""
+MAX_WAIT_S = 5.0
+"""Age of a checkpoint on local disk above which its store counts as slow or away, and training does not wait for it."""
 
 
 class CheckpointSaver:
     """One rank's side of a run's checkpoints.
 
-    A thread of its own and not Ray Train's asynchronous report: there a failed upload ends the workers, while here
-    it is tried again for as long as the run is told to wait.
+    A thread and not Ray Train's asynchronous report: there a failed upload ends the workers, here it is retried for
+    as long as the config allows.
 
     Args:
         name: of the run, for messages.
         run: run folder.
-        patience_s: how long a store that does not answer, or a full disk, is waited for.
+        communicator: of this rank.
+        keep: number of the newest checkpoints that are kept.
+        keep_best: keep the one with the lowest validation loss too.
+        timeout_s: longest outage of the store, or time of a full disk, before the run fails.
     """
 
     def __init__(
-        self, name: str, run: str, ranks: Ranks, *, keep: int, keep_best: bool, patience_s: float
+        self, name: str, run: str, communicator: Communicator, *, keep: int, keep_best: bool, timeout_s: float
     ) -> None:
-        self._name, self._run, self._ranks = name, run, ranks
-        self._keep, self._keep_best, self._patience_s = keep, keep_best, patience_s
-        self._attempt = ranks.from_first(checkpoints.new_attempt())
+        self._name, self._run, self._communicator = name, run, communicator
+        self._keep, self._keep_best, self._timeout_s = keep, keep_best, timeout_s
+        self._attempt = communicator.broadcast(checkpoints.new_attempt())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
-        self._waiting: list[tuple[float, Future[None]]] = []
-        """When each was taken, oldest first."""
-        self._missed = False
+        self._pending: list[tuple[float, Future[None]]] = []
+        """When each was written to local disk, and its upload; oldest first."""
+        self._skipped = False
         self.committed_step: int | None = None
-        """Of the newest checkpoint that this rank has brought to the run folder."""
-        self.spared_step: int | None = None
-        """Of a checkpoint that somebody is reading; set on rank 0."""
+        """Step of the newest checkpoint that this rank has uploaded."""
+        self.pinned_step: int | None = None
+        """Step of a checkpoint that is being read, which pruning keeps; set on rank 0."""
 
     def save(
-        self, pieces: Iterable[Piece], buffers: dict[str, Tensor], position: Position, *, needed: bool = False
+        self,
+        fragments: Iterable[ParameterFragment],
+        buffers: dict[str, Tensor],
+        position: Position,
+        *,
+        required: bool = False,
     ) -> None:
-        """Takes the state as it is now; it reaches the run folder later.
+        """Writes the present state to local disk and starts its upload.
 
         Args:
-            needed: the run cannot go on or end without this one. Any other is left out when the local disk is full.
+            fragments: this rank's share of the training state.
+            buffers: of the model; rank 0's.
+            position: of the run.
+            required: the run cannot end without this one. Any other is skipped when the local disk is full.
+
         Raises: StorageError when this or an earlier one could not be written in time.
         """
-        while len(self._waiting) >= MOST_WAITING:
-            self._oldest().result()
-        self._check()
-        held = list(pieces)
+        while len(self._pending) >= MAX_PENDING:
+            self._pop_oldest().result()
+        self._raise_failures()
+        state = list(fragments)
 
         def write() -> Path:
             folder = scratch_folder("shard")
             try:
                 return checkpoints.write_shard(
-                    folder, self._ranks.rank, self._ranks.world_size, held, buffers
+                    folder, self._communicator.rank, self._communicator.world_size, state, buffers
                 )
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -84,7 +97,7 @@ class CheckpointSaver:
 
         disk = f"local disk ({tempfile.gettempdir()})"
         try:
-            shard = write() if not needed else self._patiently(write, disk)
+            shard = write() if not required else self._retry(write, disk)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -93,79 +106,85 @@ class CheckpointSaver:
                 "to the next one",
                 flush=True,
             )
-            self._missed = True
+            self._skipped = True
             return
-        self._waiting.append((time.monotonic(), self._thread.submit(self._commit, shard, position)))
+        self._pending.append((time.monotonic(), self._thread.submit(self._commit, shard, position)))
 
-    def missed(self) -> bool:
-        """Whether a checkpoint was left out for want of room on this rank's disk; told once."""
-        told, self._missed = self._missed, False
-        return told
+    def take_skipped(self) -> bool:
+        """True once after a checkpoint was skipped because this rank's local disk was full."""
+        skipped, self._skipped = self._skipped, False
+        return skipped
 
-    def _check(self) -> None:
-        """Raises what has gone wrong behind the steps."""
-        while self._waiting and self._waiting[0][1].done():
-            self._oldest().result()
-
-    def full(self) -> bool:
-        """Whether one more checkpoint would have to wait for an earlier one; asked after every step.
+    def is_full(self) -> bool:
+        """True when another checkpoint would have to wait for an earlier one; asked after every step.
 
         Raises: StorageError when an earlier one could not be written in time.
         """
-        self._check()
-        return len(self._waiting) >= MOST_WAITING
+        self._raise_failures()
+        return len(self._pending) >= MAX_PENDING
 
-    def makes_room(self) -> bool:
-        """Waits a little for earlier checkpoints. Returns: whether no rank would have to wait for them any longer
-        (collective)."""
-        if self.full():
-            taken, oldest = self._waiting[0]
-            concurrent.futures.wait([oldest], max(0.0, taken + LONGEST_WAIT_S - time.monotonic()))
-        return not self._ranks.sum(torch.tensor(float(self.full())))
+    def wait_for_capacity(self) -> bool:
+        """Waits for an earlier checkpoint, until it is MAX_WAIT_S old (collective).
+
+        Returns: True when no rank would have to wait any longer to write another one.
+        """
+        if self.is_full():
+            written, oldest = self._pending[0]
+            concurrent.futures.wait([oldest], max(0.0, written + MAX_WAIT_S - time.monotonic()))
+        return not self._communicator.sum(torch.tensor(float(self.is_full())))
 
     def wait(self) -> None:
         """Returns when all checkpoints of all ranks are in the run folder (collective)."""
-        while self._waiting:
-            self._oldest().result()
-        self._ranks.barrier()
-        if self._ranks.first:
+        while self._pending:
+            self._pop_oldest().result()
+        self._communicator.barrier()
+        if self._communicator.is_rank_zero:
             self._prune()
 
-    def _oldest(self) -> Future[None]:
-        """Takes it off the list."""
-        return self._waiting.pop(0)[1]
+    def _raise_failures(self) -> None:
+        """Raises the errors of uploads that have ended."""
+        while self._pending and self._pending[0][1].done():
+            self._pop_oldest().result()
+
+    def _pop_oldest(self) -> Future[None]:
+        return self._pending.pop(0)[1]
 
     def _commit(self, shard: Path, position: Position) -> None:
         target = storage.join(
             self._run, checkpoints.FOLDER, checkpoints.folder_name(position.step, self._attempt)
         )
         try:
-            self._patiently(lambda: checkpoints.commit_shard(shard, target, position), target)
+            self._retry(lambda: checkpoints.commit_shard(shard, target, position), target)
         finally:
             shutil.rmtree(shard.parent, ignore_errors=True)
         self.committed_step = position.step
-        if self._ranks.first:
+        if self._communicator.is_rank_zero:
             self._prune()
 
     def _prune(self) -> None:
-        self._patiently(
+        self._retry(
             lambda: checkpoints.prune(
                 self._run,
                 self._keep,
                 unfinished=False,
                 keep_best=self._keep_best,
-                spared=self.spared_step,
+                pinned_step=self.pinned_step,
             ),
             storage.join(self._run, checkpoints.FOLDER),
         )
 
-    def _patiently(self, write: Callable[[], Result], place: str) -> Result:
-        return patiently(
-            write, place, name=self._name, patience_s=self._patience_s, after_failure=self._make_room
+    def _retry(self, request: Callable[[], Result], path: str) -> Result:
+        return retry_storage(
+            request,
+            path,
+            name=self._name,
+            timeout_s=self._timeout_s,
+            timeout_key=TIMEOUT_KEY,
+            before_retry=self._free_disk,
         )
 
-    def _make_room(self, error: Exception) -> None:
-        """A full disk may be full of checkpoints: all but the newest can be done without."""
-        full = self._ranks.first and getattr(error, "errno", None) == errno.ENOSPC
+    def _free_disk(self, error: Exception) -> None:
+        """Deletes all checkpoints but the newest where the disk of the run folder is full."""
+        full = self._communicator.is_rank_zero and getattr(error, "errno", None) == errno.ENOSPC
         if full and not storage.is_remote(self._run):
             checkpoints.prune(self._run, 1, unfinished=False)

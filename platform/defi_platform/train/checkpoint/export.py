@@ -1,4 +1,4 @@
-"""Writes the model folder of a run from its newest checkpoint, on one process without the other ranks."""
+"""Export of a run's newest checkpoint as a model folder, by one process without the other ranks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from defi_platform.train.recipe import Recipe
 
 
 def export_model(recipe: Recipe, target: str) -> nn.Module:
-    """The model of the newest checkpoint, saved with `save_pretrained`.
+    """Saves the model of the newest checkpoint with `save_pretrained`.
 
     Args:
-        target: model folder, local or remote; what stood there is replaced as a whole.
+        recipe: of the run.
+        target: model folder, local or remote; an existing one is replaced as a whole.
+
     Returns: the model, as `load_model` gives it.
     Raises: CheckpointError when the run has no checkpoint.
     """
@@ -33,9 +35,8 @@ def export_model(recipe: Recipe, target: str) -> nn.Module:
     return model
 
 
-def load_model(recipe: Recipe, checkpoint: checkpoints.Found) -> nn.Module:
-    """Builds the model on CPU and fills it with a checkpoint's fp32 master weights, averaged ones where the run keeps
-    an average.
+def load_model(recipe: Recipe, checkpoint: checkpoints.Checkpoint) -> nn.Module:
+    """Builds the model on CPU with the fp32 master weights of a checkpoint, or with their EMA where the run has one.
 
     Returns: the model, in evaluation mode.
     Raises: CheckpointError when the checkpoint is damaged or of another model.

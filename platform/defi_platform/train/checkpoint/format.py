@@ -1,8 +1,8 @@
-"""Checkpoints: one shard per rank, committed rank by rank, verified before they are trusted.
+"""Checkpoint format: one shard per rank, committed rank by rank, verified before it is trusted.
 
 A checkpoint is the folder `checkpoints/step_<n>_<attempt>/` of a run. Rank r of w writes
 `shard_<r>_of_<w>.safetensors` and, after it, `shard_<r>_of_<w>.json` with its size and SHA-256: that is the
-commit marker. A checkpoint counts when the markers of all w ranks are there. Tensors lie under
+commit marker. A checkpoint is committed when the markers of all w ranks are there. Tensors lie under
 `<kind>/<start>/<parameter>`: a run of elements of the flattened parameter from `start` on; buffers, which all
 ranks share, under `buffer/0/<name>` of shard 0.
 """
@@ -28,13 +28,13 @@ from torch import Tensor
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
 from defi_platform.storage.scratch import scratch_folder
-from defi_platform.train.engine.deepspeed_engine import Piece
+from defi_platform.train.engine.deepspeed_engine import ParameterFragment
 
 FOLDER = "checkpoints"
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint that was committed whole and is not whole any more; the one before it may be."""
+    """A checkpoint whose files have changed since it was committed; the one before it may be whole."""
 
 
 _NAME = re.compile(r"step_(\d{9})_[0-9a-f]{6}")
@@ -43,19 +43,19 @@ _MARKER = re.compile(r"shard_(\d{5})_of_(\d{5})\.json")
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands; everything about its data is the sample number."""
+    """Progress of a run; of its data it holds the sample number alone."""
 
     step: int
     samples: int
-    """The plan's next sample number k."""
+    """The plan's next sample number."""
     model: dict[str, Any]
-    """Kind, preset and settings of the model; a checkpoint of another one is refused."""
+    """Kind, preset and settings of the model; a checkpoint of another one is rejected."""
     scalars: dict[str, float]
-    """Of the optimiser, the same on every rank."""
+    """State of the optimiser that is the same on every rank."""
     wall_s: float = 0.0
     """Seconds of training so far, over all attempts."""
     clock: dict[str, float] = field(default_factory=dict)
-    """`started`: when the driver of this attempt did; `before_s`: seconds of the drivers before it."""
+    """`started`: Unix time at which the driver started; `before_s`: seconds of training under earlier drivers."""
     plan: str = ""
     """Fingerprint of the plan that `samples` is counted in."""
     validation_loss: float | None = None
@@ -63,7 +63,7 @@ class Position:
 
 
 def new_attempt() -> str:
-    """The part of a checkpoint's name that tells it from an earlier, perhaps damaged, one of the same step."""
+    """Suffix of a checkpoint's name that differs from that of an earlier, perhaps damaged, one of the same step."""
     return uuid.uuid4().hex[:6]
 
 
@@ -73,29 +73,47 @@ def folder_name(step: int, attempt: str) -> str:
 
 
 def write_shard(
-    folder: Path, rank: int, world_size: int, pieces: Iterable[Piece], buffers: dict[str, Tensor]
+    folder: Path,
+    rank: int,
+    world_size: int,
+    fragments: Iterable[ParameterFragment],
+    buffers: dict[str, Tensor],
 ) -> Path:
-    """Writes this rank's shard into a local folder, without the marker that makes it count.
+    """Writes this rank's shard into a local folder, without the marker that commits it.
 
-    Raises: OSError, ENOSPC for a full disk too.
+    Args:
+        folder: local.
+        rank: this one.
+        world_size: number of ranks.
+        fragments: this rank's share of the training state.
+        buffers: of the model; only rank 0's are read.
+
+    Returns: the file.
+    Raises: OSError, with ENOSPC for a full disk.
     """
     tensors = {f"buffer/0/{name}": value.detach().cpu().contiguous() for name, value in buffers.items()}
-    for piece in pieces:
-        for kind, value in piece.tensors.items():
-            # A copy: pieces are views of one flat buffer, which safetensors refuses to store.
-            tensors[f"{kind}/{piece.start}/{piece.name}"] = value.cpu().clone()
+    for fragment in fragments:
+        for kind, value in fragment.tensors.items():
+            # A copy: fragments are views of one flat buffer, which safetensors does not store.
+            tensors[f"{kind}/{fragment.start}/{fragment.name}"] = value.cpu().clone()
     shard = folder / f"shard_{rank:05d}_of_{world_size:05d}.safetensors"
     try:
         save_file(tensors, shard)
     except SafetensorError as error:
-        # It tells of the operating system's errors in words only.
+        # Its message holds the operating system's error in words only.
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else errno.EIO, str(error), str(shard)) from error
     return shard
 
 
 def commit_shard(shard: Path, target: str, position: Position) -> None:
-    """Copies a shard to its checkpoint folder, and after it the marker that vouches for it."""
+    """Copies a shard to its checkpoint folder, and after it the marker that commits it.
+
+    Args:
+        shard: local file that `write_shard` wrote.
+        target: checkpoint folder, local or remote.
+        position: of the run.
+    """
     marker = {
         "file": shard.name,
         "bytes": shard.stat().st_size,
@@ -107,8 +125,8 @@ def commit_shard(shard: Path, target: str, position: Position) -> None:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A checkpoint whose ranks have all committed."""
+class Checkpoint:
+    """A committed checkpoint."""
 
     uri: str
     step: int
@@ -116,36 +134,40 @@ class Found:
 
     @property
     def position(self) -> Position:
+        """Progress of the run at this checkpoint."""
         return Position(**self.markers[0]["position"])
 
 
-def committed(run: str) -> list[Found]:
-    """Checkpoints of a run, newest first; partial ones are not among them."""
+def committed(run: str) -> list[Checkpoint]:
+    """Committed checkpoints of a run, newest first."""
     folder = storage.join(run, FOLDER)
     found = []
     for name in storage.names(folder):
         match = _NAME.fullmatch(name)
         markers = _markers(storage.join(folder, name)) if match else None
         if match and markers:
-            found.append(Found(storage.join(folder, name), int(match[1]), markers))
+            found.append(Checkpoint(storage.join(folder, name), int(match[1]), markers))
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.uri), reverse=True)
 
 
-def prune(run: str, keep: int, unfinished: bool, keep_best: bool = False, spared: int | None = None) -> None:
+def prune(
+    run: str, keep: int, unfinished: bool, keep_best: bool = False, pinned_step: int | None = None
+) -> None:
     """Deletes all but the newest `keep` checkpoints.
 
     Args:
-        keep_best: spare the one with the lowest validation loss too.
-        spared: step of a checkpoint that is still wanted.
-        unfinished: also delete what was never committed; only before training starts, when no rank can
-            still be writing.
+        run: run folder.
+        keep: number of the newest ones that stay.
+        unfinished: also delete uncommitted ones; only before training starts, when no rank can still be writing.
+        keep_best: keep the one with the lowest validation loss too.
+        pinned_step: step of a checkpoint that is being read, which stays.
     """
     found = committed(run)
     folder = storage.join(run, FOLDER)
     validated = [one for one in found if keep_best and one.position.validation_loss is not None]
     best = min(validated, key=lambda one: one.position.validation_loss or 0.0, default=None)
     for old in found[keep:]:
-        if old.step != spared and (best is None or old.uri != best.uri):
+        if old.step != pinned_step and (best is None or old.uri != best.uri):
             storage.delete(old.uri)
     if unfinished:
         whole = {checkpoint.uri for checkpoint in found}
@@ -163,17 +185,17 @@ def _markers(uri: str) -> list[dict[str, Any]] | None:
             json.loads(storage.read_text(storage.join(uri, match[0]))) for match in sorted(names, key=str)
         ]
     except (json.JSONDecodeError, FileNotFoundError):
-        # Cut off while it was written, or deleted by the run while somebody else looks.
+        # Cut off while it was written, or deleted by the run while another process reads.
         return None
 
 
 class Reader:
-    """The tensors of one committed checkpoint, put together from all shards.
+    """Reads the whole tensors of one committed checkpoint from all its shards.
 
     Raises: DamagedCheckpoint when a shard is not what its marker says.
     """
 
-    def __init__(self, checkpoint: Found):
+    def __init__(self, checkpoint: Checkpoint):
         self.position = checkpoint.position
         self._uri = checkpoint.uri
         self._scratch: Path | None = None
@@ -194,7 +216,7 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Removes what was downloaded."""
+        """Removes downloaded files."""
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -204,6 +226,11 @@ class Reader:
 
     def read(self, kind: str, name: str, shape: torch.Size | None = None) -> Tensor:
         """One whole tensor; flat unless a shape is given.
+
+        Args:
+            kind: "param", a moment, "ema" or "buffer".
+            name: of the parameter or buffer.
+            shape: of the result.
 
         Raises: CheckpointError when it is not there or has another number of elements.
         """
@@ -231,7 +258,7 @@ class Reader:
                 path = self._scratch / marker["file"]
                 storage.get_file(uri, path)
             else:
-                path = storage.local_path(uri)
+                path = Path(storage.local_path(uri))
             size = path.stat().st_size
         except FileNotFoundError as error:
             raise DamagedCheckpoint(f"{uri} is gone.") from error

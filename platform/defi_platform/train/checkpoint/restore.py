@@ -1,4 +1,4 @@
-"""How an attempt begins: the newest whole checkpoint, put into the model and the engine."""
+"""Resume: the newest whole checkpoint, restored into the model and the engine."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from defi_platform import storage
 from defi_platform.errors import CheckpointError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.format import Position
-from defi_platform.train.engine.collectives import Ranks
+from defi_platform.train.engine.collectives import Communicator
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 from defi_platform.train.recipe import Recipe
 
 
-def restored(
-    recipe: Recipe, model: nn.Module, plan_fingerprint: str, ranks: Ranks
+def restore_engine(
+    recipe: Recipe, model: nn.Module, plan_fingerprint: str, communicator: Communicator
 ) -> tuple[TrainingEngine, Position | None]:
-    """The engine around the model, both as the newest whole checkpoint left them (collective).
+    """Makes the engine around a model, both in the state of the newest whole checkpoint (collective).
 
-    Returns: the engine, and where the run stands; None at its start.
+    Args:
+        recipe: of the run.
+        model: on CPU, as the recipe builds it; its weights and buffers are overwritten.
+        plan_fingerprint: of the plan that training will read.
+        communicator: of this rank.
+
+    Returns: the engine and the progress of the run, None at its start.
     Raises: CheckpointError for a checkpoint of another model or of other data.
     """
     train = recipe.config.train
-    reader = _newest(recipe, ranks)
+    reader = _open_newest(recipe, communicator)
     if reader is None:
-        return TrainingEngine(model, train, ranks.world_size), None
+        return TrainingEngine(model, train, communicator.world_size), None
     with reader:
         _check_plan(train.output, reader.position, plan_fingerprint)
         shapes = {}
@@ -35,7 +41,7 @@ def restored(
         for name, buffer in model.named_buffers():
             if name in reader.names("buffer"):
                 buffer.copy_(reader.read("buffer", name, buffer.shape))
-            if name in recipe.summed_buffers and not ranks.first:
+            if name in recipe.summed_buffers and not communicator.is_rank_zero:
                 # The sum over the ranks lives on in rank 0's count alone.
                 buffer.zero_()
         extra = sorted(set(reader.names("param")) - set(shapes))
@@ -44,9 +50,9 @@ def restored(
                 f"the checkpoint in {train.output} also holds '{extra[0]}', which this model has not. "
                 "Choose another train.output, or the settings that it was written with."
             )
-        engine = TrainingEngine(model, train, ranks.world_size)
+        engine = TrainingEngine(model, train, communicator.world_size)
         engine.restore(reader.position.scalars, lambda name, kind: reader.read(kind, name, shapes[name]))
-    if ranks.first:
+    if communicator.is_rank_zero:
         print(f"{recipe.kind}: goes on from step {reader.position.step}", flush=True)
     return engine, reader.position
 
@@ -60,11 +66,11 @@ def _check_plan(run: str, position: Position, fingerprint: str) -> None:
         )
 
 
-def _newest(recipe: Recipe, ranks: Ranks) -> checkpoints.Reader | None:
+def _open_newest(recipe: Recipe, communicator: Communicator) -> checkpoints.Reader | None:
     """Opens the newest checkpoint that is whole; rank 0 chooses, so that all take the same."""
     train = recipe.config.train
     choice: str | None = None
-    if ranks.first:
+    if communicator.is_rank_zero:
         for candidate in checkpoints.committed(train.output):
             try:
                 checkpoints.Reader(candidate).close()
@@ -75,7 +81,7 @@ def _newest(recipe: Recipe, ranks: Ranks) -> checkpoints.Reader | None:
             choice = candidate.uri
             break
         checkpoints.prune(train.output, train.keep_checkpoints, unfinished=True, keep_best=train.keep_best)
-    choice = ranks.from_first(choice)
+    choice = communicator.broadcast(choice)
     for candidate in checkpoints.committed(train.output):
         if candidate.uri == choice:
             return checkpoints.Reader(candidate)

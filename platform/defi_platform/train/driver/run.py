@@ -20,7 +20,6 @@ from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.loader import to_mapping, to_yaml
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
-from defi_platform.retry import run_patience
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.config_checks import (
     check_cluster,
@@ -35,6 +34,7 @@ from defi_platform.train.observability.status import FILE as STATUS
 from defi_platform.train.observability.status import StatusView
 from defi_platform.train.ray_errors import format_error, root_cause, unwrap
 from defi_platform.train.recipe import Recipe
+from defi_platform.train.run_folder import retry_run_folder
 from defi_platform.train.stop_request import STOP, request_stop
 from defi_platform.train.worker.entry import train_worker
 from defi_platform.train.worker.run_results import MODEL, SUMMARY
@@ -97,8 +97,9 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
                 recipe.prepare()
             _run_all(pending)
         for recipe in pending:
-            patient = run_patience(recipe.kind, recipe.config.train)
-            summaries[recipe.kind] = patient(functools.partial(_summary, recipe.config.train.output))
+            settings = recipe.config.train
+            read = functools.partial(_summary, settings.output)
+            summaries[recipe.kind] = retry_run_folder(recipe.kind, settings, read)
     return [summaries[recipe.kind] for recipe in recipes]
 
 

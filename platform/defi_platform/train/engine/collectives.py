@@ -1,4 +1,4 @@
-"""What the ranks of a run do together besides training."""
+"""Collective operations on small values: sum, mean, broadcast and barrier over the ranks of a run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 Value = TypeVar("Value")
 
 
-class Ranks:
-    """This rank among all. Every method that says so is a collective call."""
+class Communicator:
+    """This rank among all ranks of torch's default process group. Methods marked collective are called by all."""
 
     def __init__(self, use_gpu: bool):
         self.rank, self.world_size = distributed.get_rank(), distributed.get_world_size()
         self.device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
 
     @property
-    def first(self) -> bool:
-        """Whether this is the rank that writes and tells."""
+    def is_rank_zero(self) -> bool:
+        """True on the rank that writes files and messages."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all ranks, where `value` was (collective)."""
+        """The sum over all ranks, on the device of `value` (collective)."""
         if self.world_size == 1:
             return value
         moved = value.to(self.device)
@@ -37,12 +37,12 @@ class Ranks:
         total = self.sum(torch.stack([values[name].double() for name in names])).tolist()
         return {name: value / self.world_size for name, value in zip(names, total, strict=True)}
 
-    def from_first(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """Rank 0's value on every rank (collective)."""
-        held = [value]
-        distributed.broadcast_object_list(held, src=0, device=self.device)
-        return held[0]
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
     def barrier(self) -> None:
-        """Returns when every rank is here (collective)."""
+        """Returns when every rank has called it (collective)."""
         distributed.barrier()

@@ -1,8 +1,8 @@
-"""A DeepSpeed engine as the loop needs it, and its training state as pieces of named parameters.
+"""A DeepSpeed engine as the loop needs it, and its training state as fragments of named parameters.
 
-DeepSpeed's own checkpoints fit one world size and one ZeRO stage. Here each rank hands out the pieces of
-parameters and of Adam's moments that it owns, each with its place in the full parameter, without any
-communication. Put together they restore any other layout: `TrainingState` of one run is that of all.
+DeepSpeed's own checkpoints fit one world size and one ZeRO stage. Here each rank hands out the fragments of
+parameters and of Adam's moments that it owns, each with its offset in the full parameter, without any
+communication. Put together they restore any other world size and stage.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform.config import TrainConfig
-from defi_platform.train.engine.ema import WeightAverage
+from defi_platform.train.engine.ema import EMA
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's state per parameter, by torch's names."""
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of consecutive elements of one flattened parameter, owned by this rank."""
+class ParameterFragment:
+    """Consecutive elements of one flattened parameter, owned by this rank."""
 
     name: str
     start: int
     tensors: dict[str, Tensor]
-    """"param" (fp32 master weights), after the first update each of MOMENTS, and "ema" where an average is kept; all
-    1-D, same length."""
+    """"param" (fp32 master weights), after the first update each of MOMENTS, and "ema" where there is one; all 1-D,
+    same length."""
 
 
 def prepare_process(use_gpu: bool, threads: int | None) -> None:
@@ -42,7 +42,7 @@ def prepare_process(use_gpu: bool, threads: int | None) -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if threads:
         torch.set_num_threads(threads)
-    # DeepSpeed tells at length what it builds and prints; the loop's own lines would drown in it.
+    # DeepSpeed reports at length what it builds; the loop's own lines would drown in it.
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"deepspeed|torch")
     import deepspeed
@@ -54,7 +54,13 @@ def prepare_process(use_gpu: bool, threads: int | None) -> None:
 
 
 class TrainingEngine:
-    """A model under DeepSpeed: forward, backward and update, whatever the ZeRO stage and precision."""
+    """A model under DeepSpeed: forward, backward and update, whatever the ZeRO stage and precision.
+
+    Args:
+        model: on CPU, in fp32.
+        train: batch sizes, precision, ZeRO stage and optimiser settings.
+        world_size: ranks of the run.
+    """
 
     def __init__(self, model: nn.Module, train: TrainConfig, world_size: int):
         import deepspeed
@@ -99,21 +105,24 @@ class TrainingEngine:
         for name, buffer in self.module.named_buffers():
             # DeepSpeed casts buffers with the weights; normalisation statistics and counts must stay exact.
             buffer.data = buffers[name].to(buffer.device)
-        self.average = WeightAverage(self, train.ema_decay) if train.ema_decay else None
+        self.ema = EMA(self, train.ema_decay) if train.ema_decay else None
 
     @property
     def module(self) -> nn.Module:
         """The model itself; under ZeRO 3 its parameters are empty outside of forward and backward."""
-        return self.engine.module
+        module: nn.Module = self.engine.module
+        return module
 
     @property
     def device(self) -> torch.device:
-        """Where batches have to be."""
-        return self.engine.device
+        """Device that batches have to be on."""
+        device: torch.device = self.engine.device
+        return device
 
     def forward(self, batch: dict[str, Any], generators: list[torch.Generator]) -> dict[str, Tensor]:
         """The model's outputs, among them the scalar "loss"."""
-        return self.engine(batch, generator=generators)
+        outputs: dict[str, Tensor] = self.engine(batch, generator=generators)
+        return outputs
 
     def backward(self, loss: Tensor) -> None:
         """Adds this micro-batch's gradients; they are averaged over the accumulation and the ranks."""
@@ -131,8 +140,8 @@ class TrainingEngine:
         if not boundary:
             return True
         applied = bool(self.engine.was_step_applied())
-        if applied and self.average:
-            self.average.update()
+        if applied and self.ema:
+            self.ema.update()
         return applied
 
     def grad_norm(self) -> float | None:
@@ -150,37 +159,42 @@ class TrainingEngine:
         for name in ("cur_scale", "cur_iter", "last_overflow_iter"):
             if scaler is not None and hasattr(scaler, name):
                 values[name] = float(getattr(scaler, name))
-        if self.average:
-            values["ema_updates"] = float(self.average.updates)
+        if self.ema:
+            values["ema_updates"] = float(self.ema.updates)
         return values
 
-    def masters(self) -> Iterator[tuple[str, int, Tensor]]:
-        """(name, start, fp32 values) of this rank's share of the weights, in the order of `pieces`; views where
-        DeepSpeed keeps them so."""
-        for piece in self._pieces(moments=False):
-            yield piece.name, piece.start, piece.tensors["param"]
+    def master_fragments(self) -> Iterator[tuple[str, int, Tensor]]:
+        """(name, start, fp32 values) of this rank's share of the weights, in the order of `fragments`.
 
-    def pieces(self) -> Iterator[Piece]:
+        Values are views of the masters where DeepSpeed gives them.
+        """
+        for fragment in self._fragments(moments=False):
+            yield fragment.name, fragment.start, fragment.tensors["param"]
+
+    def fragments(self) -> Iterator[ParameterFragment]:
         """This rank's share of the training state; all ranks' together cover each parameter once."""
-        for piece in self._pieces(moments=True):
-            if self.average:
-                piece.tensors["ema"] = self.average.own(piece.name)
-            yield piece
+        for fragment in self._fragments(moments=True):
+            if self.ema:
+                fragment.tensors["ema"] = self.ema.fragment(fragment.name)
+            yield fragment
 
-    def _pieces(self, moments: bool) -> Iterator[Piece]:
+    def _fragments(self, moments: bool) -> Iterator[ParameterFragment]:
         rank = torch.distributed.get_rank()
         for number, (name, parameter) in enumerate(self._trainable()):
             if self._stage == 0:
                 if number % self._world_size == rank:
                     state = self._adam().state.get(parameter, {}) if moments else {}
-                    yield Piece(name, 0, _flat(parameter, {m: state[m] for m in MOMENTS if m in state}))
+                    yield ParameterFragment(
+                        name, 0, _flat(parameter, {m: state[m] for m in MOMENTS if m in state})
+                    )
             elif self._stage == 3:
-                yield from self._piece_of_stage_3(name, parameter, rank, moments)
+                yield from self._stage_3_fragment(name, parameter, rank, moments)
             elif parameter._hp_mapping is not None:
                 mapping = parameter._hp_mapping
-                there = (mapping.optim_fragment or {}) if moments else {}
-                values = {m: mapping.get_hp_fragment(m) for m in MOMENTS if m in there}
-                yield Piece(name, mapping.lp_fragment_address.start, _flat(mapping.get_hp_fragment(), values))
+                available = (mapping.optim_fragment or {}) if moments else {}
+                values = {m: mapping.get_hp_fragment(m) for m in MOMENTS if m in available}
+                tensors = _flat(mapping.get_hp_fragment(), values)
+                yield ParameterFragment(name, mapping.lp_fragment_address.start, tensors)
 
     def restore(self, scalars: dict[str, float], read: Callable[[str, str], Tensor]) -> None:
         """Sets master weights and optimiser state.
@@ -206,58 +220,57 @@ class TrainingEngine:
         for key, value in scalars.items():
             if scaler is not None and hasattr(scaler, key):
                 setattr(scaler, key, value if key == "cur_scale" else int(value))
-        if self.average:
+        if self.ema:
             # A run that had no average before starts one at the weights it has reached.
-            known = "ema_updates" in scalars
-            self.average.restore(
-                int(scalars.get("ema_updates", 0)), lambda name: read(name, "ema" if known else "param")
-            )
+            kind = "ema" if "ema_updates" in scalars else "param"
+            self.ema.restore(int(scalars.get("ema_updates", 0)), lambda name: read(name, kind))
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
-        """The whole parameter in fp32 on every rank (a collective call)."""
+        """The whole parameter in fp32 on every rank (collective)."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         if self._stage == 0 or not parameter.requires_grad:
             return parameter.detach().float().clone()
         shape = self._shape(parameter)
-        return safe_get_full_fp32_param(parameter).flatten()[: shape.numel()].reshape(shape)
+        full: Tensor = safe_get_full_fp32_param(parameter)
+        return full.flatten()[: shape.numel()].reshape(shape)
 
     def gathered(self, parameter: nn.Parameter) -> AbstractContextManager[Any]:
-        """Inside it the working copy of the parameter is whole, under ZeRO 3 too (a collective call)."""
+        """Makes the working copy of the parameter whole, under ZeRO 3 too, inside a `with` (collective)."""
         import deepspeed
 
         return deepspeed.zero.GatheredParameters(parameter) if self._stage == 3 else nullcontext()
 
     @torch.no_grad()
     def set_parameter(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Overwrites a parameter, masters and working copy, on every rank (a collective call)."""
-        if self.average:
-            self.average.overwrite(self._name_of(parameter), value)
+        """Overwrites a parameter, masters and working copy, on every rank (collective)."""
+        if self.ema:
+            self.ema.overwrite(self._name_of(parameter), value)
         if self._stage > 0:
             self._set_state(parameter, "param", value)
         self._set_working_copy(parameter, value)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside it the model computes with the average of its weights, if one is kept (collective at both ends)."""
-        if self.average is None:
+    def ema_weights(self) -> Iterator[None]:
+        """Makes the model compute with the EMA of its weights, if there is one, inside a `with` (collective at both
+        ends)."""
+        if self.ema is None:
             yield
             return
-        kept: dict[str, Tensor] = {}
+        originals: dict[str, Tensor] = {}
         with torch.no_grad():
             for name, parameter in self._trainable():
                 if self._stage < 3:
-                    kept[name] = parameter.detach().clone()
-                self._set_working_copy(parameter, self.average.whole(name, self._shape(parameter)))
+                    originals[name] = parameter.detach().clone()
+                self._set_working_copy(parameter, self.ema.full(name, self._shape(parameter)))
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, parameter in self._trainable():
                     # Under ZeRO 3 a copy of all weights may not fit, but the masters are at hand.
-                    self._set_working_copy(
-                        parameter, kept[name] if name in kept else self.full_parameter(parameter)
-                    )
+                    original = originals[name] if name in originals else self.full_parameter(parameter)
+                    self._set_working_copy(parameter, original)
 
     @torch.no_grad()
     def _set_working_copy(self, parameter: nn.Parameter, value: Tensor) -> None:
@@ -273,10 +286,12 @@ class TrainingEngine:
     def _name_of(self, wanted: nn.Parameter) -> str:
         return next(name for name, parameter in self.module.named_parameters() if parameter is wanted)
 
-    # ----------------------------------------------------------------- DeepSpeed's inside
+    # ----------------------------------------------------------------- DeepSpeed's internals
 
     def _adam(self) -> torch.optim.Optimizer:
-        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        wrapped = self.engine.optimizer
+        adam: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
+        return adam
 
     def _trainable(self) -> Iterator[tuple[str, Any]]:  # DeepSpeed adds attributes to parameters
         for name, parameter in self.module.named_parameters():
@@ -286,7 +301,9 @@ class TrainingEngine:
     def _shape(self, parameter: nn.Parameter) -> torch.Size:
         return getattr(parameter, "ds_shape", parameter.shape)
 
-    def _piece_of_stage_3(self, name: str, parameter: Any, rank: int, moments: bool) -> Iterator[Piece]:
+    def _stage_3_fragment(
+        self, name: str, parameter: Any, rank: int, moments: bool
+    ) -> Iterator[ParameterFragment]:
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         master = safe_get_local_fp32_param(parameter)
@@ -299,7 +316,7 @@ class TrainingEngine:
         if moments and self._adam().state:
             for moment in MOMENTS:
                 tensors[moment] = safe_get_local_optimizer_state(parameter, moment)
-        yield Piece(name, start, {key: value[:length].detach() for key, value in tensors.items()})
+        yield ParameterFragment(name, start, {key: value[:length].detach() for key, value in tensors.items()})
 
     def _set_state(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
         """Sets this rank's part of "param" (the masters) or of a moment from the whole tensor; ZeRO 1 to 3."""

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: each rank averages the part of the fp32 masters that it owns."""
+"""Exponential moving average (EMA) of the weights; each rank averages the part of the fp32 masters that it owns."""
 
 from __future__ import annotations
 
@@ -10,49 +10,57 @@ import torch.distributed as distributed
 from torch import Tensor
 
 
-class Masters(Protocol):
-    """What is averaged: (parameter name, first element, values 1-D) of this rank's share, always in one order."""
+class ShardedWeights(Protocol):
+    """Master weights of a model, sharded over the ranks."""
 
-    def masters(self) -> Iterator[tuple[str, int, Tensor]]: ...
+    def master_fragments(self) -> Iterator[tuple[str, int, Tensor]]:
+        """(parameter name, first element, values 1-D) of this rank's share, always in one order."""
+        ...
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Device of the values."""
+        ...
 
 
-class WeightAverage:
-    """`average <- rate * average + (1 - rate) * weights` after each update, rate = min(decay, (1 + n) / (10 + n)).
+class EMA:
+    """`ema <- rate * ema + (1 - rate) * weights` after each update, rate = min(decay, (1 + n) / (10 + n)).
 
-    Without communication, whatever the ZeRO stage: only reading the whole average is a collective call.
+    Without communication, whatever the ZeRO stage: only reading a whole parameter's average is a collective call.
+
+    Args:
+        weights: to average; the average starts at their present values.
+        decay: upper bound of the rate.
     """
 
-    def __init__(self, engine: Masters, decay: float):
+    def __init__(self, weights: ShardedWeights, decay: float):
         self.updates = 0
         """n: updates averaged so far."""
-        self._engine, self._decay = engine, decay
+        self._weights, self._decay = weights, decay
         self._starts: dict[str, int] = {}
-        self._own: dict[str, Tensor] = {}
-        for name, start, values in engine.masters():
-            self._starts[name], self._own[name] = start, values.detach().clone()
+        self._fragments: dict[str, Tensor] = {}
+        for name, start, values in weights.master_fragments():
+            self._starts[name], self._fragments[name] = start, values.detach().clone()
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the weights as they are after an update."""
+        """Averages in the weights as they are after an update."""
         rate = min(self._decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        masters = [values for _, _, values in self._engine.masters()]
+        masters = [values for _, _, values in self._weights.master_fragments()]
         if masters:
-            torch._foreach_lerp_(list(self._own.values()), masters, 1 - rate)
+            torch._foreach_lerp_(list(self._fragments.values()), masters, 1 - rate)
 
-    def own(self, name: str) -> Tensor:
-        """This rank's piece of the average of one parameter, 1-D."""
-        return self._own[name]
+    def fragment(self, name: str) -> Tensor:
+        """This rank's part of one parameter's average, 1-D."""
+        return self._fragments[name]
 
-    def whole(self, name: str, shape: torch.Size) -> Tensor:
-        """The average of one parameter on every rank, float32 (a collective call)."""
-        full = torch.zeros(shape.numel(), device=self._engine.device)
-        if name in self._own:
+    def full(self, name: str, shape: torch.Size) -> Tensor:
+        """The average of one parameter on every rank, float32 of `shape` (collective)."""
+        full = torch.zeros(shape.numel(), device=self._weights.device)
+        if name in self._fragments:
             start = self._starts[name]
-            full[start : start + len(self._own[name])] = self._own[name]
+            full[start : start + len(self._fragments[name])] = self._fragments[name]
         if distributed.get_world_size() > 1:
             distributed.all_reduce(full)
         return full.view(shape)
@@ -60,18 +68,20 @@ class WeightAverage:
     @torch.no_grad()
     def overwrite(self, name: str, value: Tensor) -> None:
         """Follows weights that were set by hand: where `value` differs from them, the average starts there anew."""
-        for own, start, values in self._engine.masters():
-            if own == name:
-                piece = value.detach().flatten()[start : start + len(values)].to(values)
-                self._own[name].copy_(torch.where(piece == values, self._own[name], piece))
+        for parameter, start, values in self._weights.master_fragments():
+            if parameter == name:
+                fragment = value.detach().flatten()[start : start + len(values)].to(values)
+                self._fragments[name].copy_(torch.where(fragment == values, self._fragments[name], fragment))
 
     @torch.no_grad()
     def restore(self, updates: int, read: Callable[[str], Tensor]) -> None:
-        """
+        """Sets the average of a checkpoint.
+
         Args:
+            updates: n of the checkpoint.
             read: parameter name -> the whole average.
         """
         self.updates = updates
         for name, start in self._starts.items():
-            own = self._own[name]
-            own.copy_(read(name).flatten()[start : start + len(own)])
+            fragment = self._fragments[name]
+            fragment.copy_(read(name).flatten()[start : start + len(fragment)])

@@ -1,4 +1,4 @@
-"""Seeds of every random draw of a run, as pure functions of what is drawn for.
+"""Seeds of every random draw of a run, as pure functions of their purpose.
 
 A sample's own noise depends on (seed, sample number) alone; dropout depends on (seed, first sample number of
 the micro-batch). Neither knows the rank, the world size or how often the run was resumed.
@@ -16,11 +16,23 @@ _PURPOSES = {"noise": 1, "dropout": 2, "validation": 3, "weights": 4, "restart":
 
 
 def seed_of(seed: int, purpose: str, number: int = 0) -> int:
-    """A 63-bit seed for one purpose and number of a run with seed `seed`."""
+    """A 63-bit seed for one purpose of a run.
+
+    Args:
+        seed: of the run.
+        purpose: one of "noise", "dropout", "validation", "weights", "restart", "media" and "probe".
+        number: of the sample or step that the seed is for.
+    """
     text = f"{seed}/{_PURPOSES[purpose]}/{number}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def sample_generators(seed: int, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per sample number."""
+    """One CPU generator per sample number.
+
+    Args:
+        seed: of the run.
+        purpose: see `seed_of`.
+        samples: sample numbers.
+    """
     return [torch.Generator().manual_seed(seed_of(seed, purpose, k)) for k in samples]

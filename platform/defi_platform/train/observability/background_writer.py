@@ -1,18 +1,18 @@
-"""Small files that training must not wait for: written by a thread of their own, again and again until they are there."""
+"""Background writes of small files that training must not wait for, retried until they succeed."""
 
 from __future__ import annotations
 
 import threading
-import time
 
 from defi_platform import storage
+from defi_platform.retry import RetryPolicy, retry
 from defi_platform.storage import StorageError
 
-RETRY_S = 2.0
+POLICY = RetryPolicy(first_pause_s=2.0, max_pause_s=2.0)
 
 
 class BackgroundWriter:
-    """Writes the newest text of each path; older ones that were never written are dropped."""
+    """Writes the newest text of each path in a thread; an older one that was never written is dropped."""
 
     def __init__(self) -> None:
         self._newest: dict[str, str] = {}
@@ -27,37 +27,46 @@ class BackgroundWriter:
             self._newest[path] = text
             self._changed.notify_all()
 
-    def flush(self, patience_s: float) -> None:
+    def flush(self, timeout_s: float) -> None:
         """Waits until everything is written.
 
-        Raises: StorageError with the last failure when that takes longer than `patience_s`.
+        Raises: StorageError with the last failure when that takes longer than `timeout_s`.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._newest and not self._writing, patience_s):
+            if not self._changed.wait_for(lambda: not self._newest and not self._writing, timeout_s):
                 raise StorageError(
-                    f"{', '.join(self._newest) or 'a file'} could not be written for {patience_s:.0f} s: "
+                    f"{', '.join(self._newest) or 'a file'} could not be written for {timeout_s:.0f} s: "
                     f"{self._failure or 'the store does not answer'}."
                 )
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: bool(self._newest))
-                path = next(iter(self._newest))
-                text = self._newest.pop(path)
-                self._writing = True
-            try:
-                storage.write_text(path, text)
-                failure = None
-            except (OSError, StorageError) as error:
-                failure = str(error)
-            with self._changed:
-                self._writing = False
-                if failure:
-                    self._newest.setdefault(path, text)
-                    if not self._failure:
-                        print(f"{path} cannot be written for now, training goes on: {failure}", flush=True)
-                self._failure = failure
-                self._changed.notify_all()
+            retry(self._write_next, POLICY, is_transient=_is_transient)
+
+    def _write_next(self) -> None:
+        """Waits for a text and writes it; one that fails is put back unless there is a newer one."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._newest))
+            path = next(iter(self._newest))
+            text = self._newest.pop(path)
+            self._writing = True
+        failure: Exception | None = None
+        try:
+            storage.write_text(path, text)
+        except (OSError, StorageError) as error:
+            failure = error
+        with self._changed:
+            self._writing = False
             if failure:
-                time.sleep(RETRY_S)
+                self._newest.setdefault(path, text)
+                if not self._failure:
+                    print(f"{path} cannot be written for now, training goes on: {failure}", flush=True)
+            self._failure = str(failure) if failure else None
+            self._changed.notify_all()
+        if failure:
+            raise failure
+
+
+def _is_transient(error: Exception) -> bool:
+    # A folder that is absent may be made again, and nobody else would.
+    return isinstance(error, (OSError, StorageError))

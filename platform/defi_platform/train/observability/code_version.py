@@ -1,4 +1,4 @@
-"""Which code a run was made by."""
+"""Version of the code that a run was made by."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import defi_platform
 
 
 def code_version() -> dict[str, Any]:
-    """`version` of the package, `source` (digest of both packages' code, also where nothing else tells: `ray job submit`
-    leaves out .git), and `commit` and `changed` where it runs from a checkout."""
+    """Version of this code.
+
+    Returns: `version` of the package; `source`, the digest of both packages' code, which is known also where
+        `ray job submit` has left out .git; `commit` and `changed` (uncommitted edits), None outside of a checkout.
+    """
     packages = [Path(package.__path__[0]).resolve() for package in (defi_platform, defi_models)]
     root = packages[0].parents[1]
     found: dict[str, Any] = {
@@ -46,7 +49,7 @@ def source_digest(packages: Iterable[Path]) -> str:
 
 
 def installed_version(package: str) -> str | None:
-    """None when it is not installed."""
+    """Version of an installed package, else None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

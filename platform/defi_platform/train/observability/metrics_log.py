@@ -7,20 +7,23 @@ import time
 from typing import Any
 
 from defi_platform import storage
+from defi_platform.retry import RetryPolicy, retry
 from defi_platform.storage import StorageError
 from defi_platform.train.observability.background_writer import BackgroundWriter
 
 REMOTE_FLUSH_S = 30.0
 """Object stores cannot append: there the whole file is written again this often."""
+CLOSE_PAUSE_S = 1.0
 
 
 class MetricsLog:
-    """The only writer of a run's metrics; held by rank 0. A full disk or a store that is away never stops it: what
-    could not be written is written with the next row.
+    """The only writer of a run's metrics, on rank 0.
+
+    A full disk or a store that is away never stops it: rows that could not be written are written with the next one.
 
     Args:
         path: file, local or remote.
-        step: what was logged after this step by an earlier attempt is dropped, because it is done again.
+        step: rows that an earlier attempt logged after this step are dropped, because its steps are done again.
     """
 
     def __init__(self, path: str, step: int):
@@ -29,7 +32,8 @@ class MetricsLog:
         self._flushed = time.monotonic()
         self._background = BackgroundWriter()
         self._behind = False
-        self._write_all()
+        """Rows are missing in the local file."""
+        self._try_write_all()
 
     def append(self, row: dict[str, Any]) -> None:
         """Adds one row; it survives the death of the process (local) or of the last 30 s (remote)."""
@@ -39,7 +43,7 @@ class MetricsLog:
             if time.monotonic() - self._flushed > REMOTE_FLUSH_S:
                 self._write_all()
         elif self._behind:
-            self._write_all()
+            self._try_write_all()
         else:
             try:
                 with storage.local_path(self._path).open("a", encoding="utf-8") as file:
@@ -49,21 +53,20 @@ class MetricsLog:
                 self._behind = True
 
     def flush(self) -> None:
-        """Brings a remote file up to date, some time soon."""
+        """Starts to bring a remote file up to date."""
         if storage.is_remote(self._path):
             self._write_all()
 
-    def close(self, patience_s: float) -> None:
-        """Returns when every row is in the file. Raises: StorageError when that takes longer than `patience_s`."""
-        deadline = time.monotonic() + patience_s
-        self._write_all()
-        while self._behind and time.monotonic() < deadline:
-            time.sleep(1.0)
-            self._write_all()
-        if self._behind:
+    def close(self, timeout_s: float) -> None:
+        """Returns when every row is in the file. Raises: StorageError when that takes longer than `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        policy = RetryPolicy(timeout_s=timeout_s, first_pause_s=CLOSE_PAUSE_S, max_pause_s=CLOSE_PAUSE_S)
+        try:
+            retry(self._write_all, policy, is_transient=lambda error: isinstance(error, OSError))
+        except OSError as error:
             raise StorageError(
-                f"{self._path} could not be written for {patience_s:.0f} s. Make room on its disk."
-            )
+                f"{self._path} could not be written for {timeout_s:.0f} s. Make room on its disk."
+            ) from error
         self._background.flush(max(0.0, deadline - time.monotonic()))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -76,11 +79,14 @@ class MetricsLog:
         if storage.is_remote(self._path):
             self._background.write(self._path, text)
             return
+        storage.write_text(self._path, text)
+        self._behind = False
+
+    def _try_write_all(self) -> None:
         try:
-            storage.write_text(self._path, text)
-            self._behind = False
+            self._write_all()
         except OSError:
-            # Told when it began.
+            # `append` has warned when it began.
             self._behind = True
 
 

@@ -18,7 +18,7 @@ PEAK_TFLOPS = {
 
 
 def known_peak_tflops(train: TrainConfig) -> float | None:
-    """Of this process's device in the run's precision; None on CPUs and unknown devices."""
+    """Peak TFLOP/s of this process's device in the run's precision; None on CPUs and unknown devices."""
     if not train.use_gpu or not torch.cuda.is_available():
         return None
     name = torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, by phase."""
+"""Time of a training step by phase."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import time
 import torch
 
 PHASES = ("data", "transfer", "forward", "backward", "optimizer", "checkpoint", "validation", "other")
-"""data: waiting for the batch. checkpoint: what training itself waits for; the rest happens behind it. other: metrics,
-tracking and what a recipe does after an update."""
+"""data: waiting for the batch. checkpoint: only the part that training waits for. other: metrics, tracking and the recipe's
+work after an update."""
 
 
-class StepClock:
-    """Every moment between `start` and the last `end` belongs to one phase.
+class PhaseTimer:
+    """Splits the time between `start` and the last `end` into phases.
 
-    On a GPU the phases are measured with events on its own stream, without waiting for it: work is counted where it
-    runs, not where it was asked for.
+    On a GPU the phases are measured with events on its stream, without waiting for it: work is counted when it runs,
+    not when it was launched.
     """
 
     def __init__(self, use_gpu: bool):
@@ -25,11 +25,11 @@ class StepClock:
         self.start()
 
     def start(self) -> None:
-        """What has passed since the last phase is nobody's."""
+        """Begins a phase; the time before it is not counted."""
         self._last = self._now()
 
     def end(self, phase: str) -> None:
-        """What has passed since the last phase was `phase`."""
+        """Counts the time since the last phase as `phase`."""
         now = self._now()
         if self._use_gpu:
             self._spans.append((phase, self._last, now))
@@ -38,7 +38,7 @@ class StepClock:
         self._last = now
 
     def take(self) -> dict[str, float]:
-        """Seconds of each phase since the last call."""
+        """Seconds of each phase since the last call (waits for the GPU)."""
         if self._use_gpu:
             torch.cuda.synchronize()
             for phase, began, ended in self._spans:
@@ -50,6 +50,6 @@ class StepClock:
     def _now(self) -> float | torch.cuda.Event:
         if not self._use_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event

@@ -1,4 +1,4 @@
-"""run_card.json and run_card.md of a complete run: all that is needed to repeat it, and what it took."""
+"""run_card.json and run_card.md of a complete run: settings and versions to repeat it, and what it took."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def write_run_card(
     """Writes both files into the run folder.
 
     Args:
+        recipe: of the run.
         fingerprint: of the plan.
         summary: content of summary.json.
         rows: of metrics.jsonl, all attempts.
@@ -43,7 +44,14 @@ def write_run_card(
 def make_card(
     recipe: Recipe, fingerprint: str, summary: dict[str, Any], rows: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """The card as plain values."""
+    """The card as plain values.
+
+    Args:
+        recipe: of the run.
+        fingerprint: of the plan.
+        summary: content of summary.json.
+        rows: of metrics.jsonl, all attempts.
+    """
     phases = phase_seconds(rows)
     gpu = torch.cuda.get_device_name() if recipe.config.train.use_gpu else None
     return {
@@ -84,9 +92,16 @@ def phase_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
 def speed(
     recipe: Recipe, summary: dict[str, Any], rows: list[dict[str, Any]], phases: dict[str, float]
 ) -> dict[str, float | None]:
-    """Samples and model FLOP per second of training itself, without start-up, validation and export.
+    """Speed of training itself, without start-up, validation and export.
 
-    `mfu` is per worker, against the device's peak; None where the peak is not known.
+    Args:
+        recipe: of the run.
+        summary: content of summary.json.
+        rows: of metrics.jsonl.
+        phases: seconds of the run by phase.
+
+    Returns: samples per second, model TFLOP/s per worker, peak TFLOP/s of a worker's device, model FLOP utilisation
+        (MFU) and the share of time spent waiting for data; None where the peak or the cost is not known.
     """
     seconds = sum(phases.values()) - phases["validation"]
     samples = sum(row["split"] == "train" for row in rows) and summary["samples"]
@@ -104,9 +119,10 @@ def speed(
 
 
 def as_markdown(card: dict[str, Any], config: str) -> str:
-    """The card for people.
+    """The card as Markdown.
 
     Args:
+        card: see `make_card`.
         config: resolved, as YAML.
     """
     summary, code, rate = card["summary"], card["code"], card["speed"]

@@ -1,14 +1,14 @@
-"""status.json of a run: what anyone may want to know while it trains, and the line that shows it."""
+"""status.json of a run, its progress while it trains, and the lines that show it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import time
 from typing import Any
 
 from defi_platform import storage
+from defi_platform.progress import StatusLines
 from defi_platform.storage import StorageError
 from defi_platform.train.observability.background_writer import BackgroundWriter
 
@@ -16,11 +16,17 @@ FILE = "status.json"
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 15.0
 FLUSH_S = 30.0
 SPEED_WINDOW_S = 30.0
-"""The rate that is shown is that of about the last half minute."""
+"""The rate shown is that of about the last half minute."""
 
 
 class StatusWriter:
-    """Rank 0's side: writes the newest state now and then, atomically, behind the training step."""
+    """Writes the newest state now and then, atomically, in the background; on rank 0.
+
+    Args:
+        run: run folder.
+        kind: of the recipe.
+        steps: of the whole run.
+    """
 
     def __init__(self, run: str, kind: str, steps: int):
         self._path = storage.join(run, FILE)
@@ -31,7 +37,7 @@ class StatusWriter:
         self._marks: list[tuple[float, int]] = []
 
     def update(self, force: bool = False, **values: Any) -> None:
-        """Takes over `values`; `samples` also feeds the rate and the expected end."""
+        """Merges `values` into the state; `samples` also feeds the rate and the expected end."""
         self._state.update(values)
         now = time.monotonic()
         if not force and now - self._written < self._interval:
@@ -43,7 +49,7 @@ class StatusWriter:
         self._background.write(self._path, json.dumps(self._state))
 
     def flush(self) -> None:
-        """Waits a little until the newest state is written: it is information, no result."""
+        """Waits up to FLUSH_S until the newest state is written, which no result depends on."""
         with contextlib.suppress(StorageError):
             self._background.flush(FLUSH_S)
 
@@ -63,13 +69,14 @@ def read_status(run: str) -> dict[str, Any] | None:
     """The newest state of a run, None before its first."""
     path = storage.join(run, FILE)
     try:
-        return json.loads(storage.read_text(path))
+        status: dict[str, Any] = json.loads(storage.read_text(path))
+        return status
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 
 
 def line(name: str, status: dict[str, Any] | None) -> str:
-    """One line for people: `gfdm step 120/600 | loss 0.4211 | 24.1 samples/s | data wait 3 % | ETA 2:31`."""
+    """One line of progress: `gfdm step 120/600 | loss 0.4211 | 24.1 samples/s | data wait 3 % | ETA 2:31`."""
     if status is None:
         return f"{name} starting"
     if status.get("phase") != "training":
@@ -93,39 +100,23 @@ def _newest_line(name: str, run: str) -> str:
     try:
         return line(name, read_status(run))
     except (OSError, StorageError):
-        # The workers wait for a store that is away, and go on; so does whoever watches them.
+        # The workers outlast a store that is away, and so does the view of them.
         return f"{name}: its status cannot be read for now, {run} does not answer"
 
 
 class StatusView:
-    """The driver's side: one view of all runs that train at the same time.
+    """The driver's view of all runs that train at the same time.
 
-    On a terminal it is drawn in place; in a log a line appears per run every `interval_s`.
+    Args:
+        runs: name -> run folder.
+        interval_s: between lines of one run, where the output is a log.
     """
 
     def __init__(self, runs: dict[str, str], interval_s: float = 10.0):
         self._runs = runs
-        self._interval = interval_s
-        self._drawn = 0
-        self._shown = 0.0
-        self._last: dict[str, str] = {}
+        self._lines = StatusLines(interval_s)
 
     def refresh(self) -> None:
         """Shows what has changed, when it is time to."""
-        terminal = sys.stdout.isatty()
-        now = time.monotonic()
-        if now - self._shown < (1.0 if terminal else self._interval):
-            return
-        self._shown = now
-        lines = {name: _newest_line(name, run) for name, run in self._runs.items()}
-        if terminal:
-            if self._drawn:
-                sys.stdout.write(f"\x1b[{self._drawn}F")
-            sys.stdout.write("".join(f"\x1b[2K{text}\n" for text in lines.values()))
-            self._drawn = len(lines)
-        else:
-            for name, text in lines.items():
-                if self._last.get(name) != text:
-                    sys.stdout.write(text + "\n")
-        self._last = lines
-        sys.stdout.flush()
+        if self._lines.due():
+            self._lines.show({name: _newest_line(name, run) for name, run in self._runs.items()})

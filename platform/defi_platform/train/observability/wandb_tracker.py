@@ -22,12 +22,15 @@ INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 30.0, 60.0
 
 
 class Tracker:
-    """Sends a run's metrics to W&B as one run over all its attempts. It never makes training fail: an attempt that
-    finds no server is kept offline, for `wandb sync`.
+    """Sends a run's metrics to W&B as one run over all its attempts.
+
+    It never makes training fail: an attempt that finds no server is kept offline, for `wandb sync`.
 
     Args:
+        config: of the tracking.
         run: run folder; the W&B run id is kept there, and the offline data (of a remote one: once the run ends).
-        settings: the resolved config of the job, and what else says where the figures come from.
+        kind: of the recipe.
+        settings: the resolved config of the job, code version and data fingerprint.
     """
 
     def __init__(self, config: TrackingConfig, run: str, kind: str, settings: dict[str, Any]):
@@ -62,7 +65,13 @@ class Tracker:
         )
 
     def media(self, name: str, path: str, step: int) -> None:
-        """Sends a picture or an mp4."""
+        """Sends a picture or an mp4.
+
+        Args:
+            name: in W&B; one that ends in ".mp4" is a video.
+            path: of the file, local or remote.
+            step: that it belongs to.
+        """
         if self._run is None:
             return
         import wandb
@@ -82,12 +91,12 @@ class Tracker:
             return
         try:
             if offline:
-                self._bring_home(self._scratch / FOLDER)
+                self._upload(self._scratch / FOLDER)
             shutil.rmtree(self._scratch)
         except (OSError, storage.StorageError) as error:
             log.warning("W&B's data of this attempt stays in %s: %s", self._scratch, error)
 
-    def _bring_home(self, folder: Path) -> None:
+    def _upload(self, folder: Path) -> None:
         import wandb
 
         # Only when its service has ended is everything written.
@@ -106,11 +115,13 @@ class Tracker:
             self._run = None
 
 
-def _init(mode: str, options: dict[str, Any], kept: str) -> Any:
+def _init(mode: str, options: dict[str, Any], offline_folder: str) -> Any:
     """A W&B run; offline where it should be online and the server does not answer.
 
     Args:
-        kept: where the data of an offline one ends up.
+        mode: "online" or "offline".
+        options: of `wandb.init`.
+        offline_folder: where the data of an offline one ends up.
     """
     import wandb
 
@@ -123,7 +134,7 @@ def _init(mode: str, options: dict[str, Any], kept: str) -> Any:
         if mode != "online":
             raise
         print(
-            f"W&B cannot be reached ({error}); this attempt is kept in {kept}, from where "
+            f"W&B cannot be reached ({error}); this attempt is kept in {offline_folder}, from where "
             "`wandb sync` brings it to the server",
             flush=True,
         )

@@ -12,7 +12,7 @@ from defi_platform.data.sampling.samplers import ClipRule, Rule
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
-from defi_platform.train.validation.clip_grid import film, strips
+from defi_platform.train.validation.clip_grid import encode_video, image_grid
 from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ class GFDMRecipe(VideoRecipe):
             ).cpu()
             rows.append(predicted.numpy())
             figures |= _quality(f"{steps}_steps" if steps > 1 else "1_step", predicted, truth)
-        media = {f"media/clips_{step:06d}.png": strips(rows), f"media/clips_{step:06d}.mp4": film(rows)}
+        media = {
+            f"media/clips_{step:06d}.png": image_grid(rows),
+            f"media/clips_{step:06d}.mp4": encode_video(rows),
+        }
         for name, content in media.items():
             storage.write_bytes(storage.join(folder, name), content)
         return EvalReport(list(media), {"sampled_clips": figures})

@@ -1,46 +1,45 @@
-"""Validation beside training: a task of its own looks closely at a checkpoint while the workers go on.
+"""Asynchronous validation: a Ray task evaluates a checkpoint while the workers train.
 
-A Ray task that rank 0 starts, and not Ray Train's `ValidationConfig`: that validates checkpoints which Ray Train keeps
-in its own storage, which every node would have to share, and ours reach the run folder behind the training steps.
+Rank 0 starts it, and not Ray Train's `ValidationConfig`: that validates checkpoints in Ray Train's own storage, which
+every node would have to share, and ours reach the run folder after their step.
 """
 
 from __future__ import annotations
 
-import time
-
 import ray
 from ray import cloudpickle
 
+from defi_platform.retry import RetryPolicy, retry
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import load_model
 from defi_platform.train.ray_errors import format_error, unwrap
 from defi_platform.train.recipe import EvalReport, Recipe
 from defi_platform.train.validation.loss import held_out_batches
 
-WAIT_AT_THE_END_S = 600.0
-"""For the validation that is still under way when training ends."""
-LOOK_EVERY_S = 0.5
+FINAL_TIMEOUT_S = 600.0
+"""For the validation that is under way when training ends."""
+POLL_INTERVAL_S = 0.5
 
 
 class AsyncValidation:
-    """Rank 0's side: at most one validation is under way, and what it will look at is not deleted meanwhile.
+    """Rank 0's side: at most one validation is under way.
 
-    A validation that fails is told and counted; it never stops training.
+    A validation that fails is reported and counted; it never stops training.
     """
 
     def __init__(self, recipe: Recipe):
         self._recipe, self._train = recipe, recipe.config.train
         self._task: ray.ObjectRef[bytes] | None = None
         self.step: int | None = None
-        """Of the checkpoint that is being validated."""
+        """Of the checkpoint that is being validated, which must not be deleted meanwhile."""
         self.counts = {"done": 0, "failed": 0, "left_out": 0}
 
-    def consider(self, step: int) -> None:
-        """Starts on the checkpoint of this step when one is due; leaves it out while the last one is under way."""
+    def start_if_due(self, step: int) -> None:
+        """Starts on the checkpoint of this step when one is due; skips it while the last one is under way."""
         if not self._due(step):
             return
         if self.step is not None:
-            self.leave_out(step)
+            self.skip(step)
             return
         resources = dict(self._train.async_validation_resources)
         task = ray.remote(validate_checkpoint).options(
@@ -51,21 +50,24 @@ class AsyncValidation:
             scheduling_strategy="DEFAULT",
             max_retries=0,
         )
-        self.step, self._task = step, task.remote(cloudpickle.dumps(self._recipe), step)
+        pickled = cloudpickle.dumps(self._recipe)  # type: ignore[no-untyped-call]
+        self.step, self._task = step, task.remote(pickled, step)
 
-    def leave_out(self, step: int) -> None:
-        """Counts the one of this step, when it is due, as left out."""
+    def skip(self, step: int) -> None:
+        """Counts the validation of this step, when one is due, as left out."""
         self.counts["left_out"] += self._due(step)
 
     def _due(self, step: int) -> bool:
         every = self._train.async_validation_every
         return bool(every) and step % every == 0
 
-    def finished(self, wait_s: float = 0.0) -> tuple[int, EvalReport] | None:
-        """The step and what was found, once, of a validation that has ended well.
+    def poll(self, wait_s: float = 0.0) -> tuple[int, EvalReport] | None:
+        """Takes the result of a validation that has succeeded.
 
         Args:
-            wait_s: how long to wait for one that is under way; after it that one is given up.
+            wait_s: longest wait for one that is under way, after which it is cancelled; 0: it goes on.
+
+        Returns: its step and report, once; None when there is nothing new.
         """
         if self._task is None:
             return None
@@ -77,40 +79,43 @@ class AsyncValidation:
             if not done:
                 ray.cancel(task, force=True)
                 raise TimeoutError(f"not ready {wait_s:.0f} s after the end of training")
-            found = cloudpickle.loads(ray.get(task))
+            report: EvalReport = cloudpickle.loads(ray.get(task))
         except Exception as error:  # noqa: BLE001 - whatever ends it, training goes on
             self.counts["failed"] += 1
-            print(
-                f"{self._recipe.kind}: validation beside training, step {step}: {format_error(unwrap(error))}",
-                flush=True,
-            )
+            cause = format_error(unwrap(error))
+            print(f"{self._recipe.kind}: async validation of step {step} failed: {cause}", flush=True)
             return None
         assert step is not None
         self.counts["done"] += 1
-        return step, found
+        return step, report
 
 
 def validate_checkpoint(pickled: bytes, step: int) -> bytes:
-    """What the recipe finds out about the model of one checkpoint, on the GPU where the task was given one.
+    """Evaluates the model of one checkpoint, on the GPU where the task was given one.
 
     Args:
         pickled: the recipe; the checkpoint may take its `storage_patience_s` to reach the run folder.
-    Returns: the EvalReport, pickled. Raises: TimeoutError when the checkpoint does not come.
+        step: of the checkpoint.
+
+    Returns: the EvalReport, pickled.
+    Raises: TimeoutError when the checkpoint does not come.
     """
     recipe: Recipe = cloudpickle.loads(pickled)
     train = recipe.config.train
-    found = _committed(train.output, step, train.storage_patience_s)
-    model = load_model(recipe, found).to("cuda" if ray.get_gpu_ids() else "cpu")
+    checkpoint = _wait_for_checkpoint(train.output, step, train.storage_patience_s)
+    model = load_model(recipe, checkpoint).to("cuda" if ray.get_gpu_ids() else "cpu")
     batch = held_out_batches(recipe, 0, 1)[0]
-    return cloudpickle.dumps(recipe.evaluate(model, batch, train.output, step))
+    report = recipe.evaluate(model, batch, train.output, step)
+    pickled_report: bytes = cloudpickle.dumps(report)  # type: ignore[no-untyped-call]
+    return pickled_report
 
 
-def _committed(run: str, step: int, patience_s: float) -> checkpoints.Found:
-    deadline = time.monotonic() + patience_s
-    while True:
-        for found in checkpoints.committed(run):
-            if found.step == step:
-                return found
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no checkpoint of step {step} in {run} after {patience_s:.0f} s")
-        time.sleep(LOOK_EVERY_S)
+def _wait_for_checkpoint(run: str, step: int, timeout_s: float) -> checkpoints.Checkpoint:
+    def find() -> checkpoints.Checkpoint:
+        for checkpoint in checkpoints.committed(run):
+            if checkpoint.step == step:
+                return checkpoint
+        raise TimeoutError(f"no checkpoint of step {step} in {run} after {timeout_s:.0f} s")
+
+    policy = RetryPolicy(timeout_s=timeout_s, first_pause_s=POLL_INTERVAL_S, max_pause_s=POLL_INTERVAL_S)
+    return retry(find, policy, is_transient=lambda error: isinstance(error, TimeoutError))

@@ -1,4 +1,4 @@
-"""Predicted clips beside true ones, for people: as a picture of all frames, and as a film."""
+"""Predicted clips next to true ones: an image grid of all frames, and a video."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from defi_platform.data.writers.h264 import encode_h264
 
 GAP = 2
-"""White pixels between pictures."""
-FILM_FPS = 4
-"""Slow enough to compare; what a clip's frames are apart in time depends on its video."""
+"""White pixels between frames."""
+VIDEO_FPS = 4
+"""Slow enough to compare; the time between a clip's frames depends on its video."""
 
 
-def strips(rows: Sequence[np.ndarray]) -> bytes:
+def image_grid(rows: Sequence[np.ndarray]) -> bytes:
     """A PNG of clips, each in `len(rows)` rows of frames.
 
     Args:
-        rows: uint8 (B, T, H, W, 3) each.
+        rows: uint8 (B, T, H, W, 3) each; such as truth and prediction.
     """
     from PIL import Image
 
@@ -37,8 +37,8 @@ def strips(rows: Sequence[np.ndarray]) -> bytes:
     return png.getvalue()
 
 
-def film(rows: Sequence[np.ndarray]) -> bytes:
-    """An mp4 of the same clips: one below the other, the rows side by side.
+def encode_video(rows: Sequence[np.ndarray]) -> bytes:
+    """An H.264 mp4 of clips, one below the other, with the `rows` as columns.
 
     Args:
         rows: uint8 (B, T, H, W, 3) each.
@@ -50,4 +50,4 @@ def film(rows: Sequence[np.ndarray]) -> bytes:
     for clip, column in itertools.product(range(clips), range(len(rows))):
         top, left = clip * (height + GAP), column * (width + GAP)
         canvas[:, top : top + height, left : left + width] = rows[column][clip]
-    return encode_h264(list(canvas), FILM_FPS)
+    return encode_h264(list(canvas), VIDEO_FPS)

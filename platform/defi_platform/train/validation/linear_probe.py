@@ -1,7 +1,7 @@
-"""Linear probe: how much of the true action can be read off GIDM's latent action by a linear map.
+"""Linear probe: the share of the true action that a linear map reads off GIDM's latent action.
 
-It says whether pretraining on video has learned actions. Beside it stands the same encoder with random weights: what
-is read from that was never learned. N pairs, K latent action tokens, A action dimensions.
+It measures whether pretraining on video has learned actions. The control is the same encoder with random weights,
+which has learned nothing. N pairs, K latent action tokens, A action dimensions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 BATCH = 16
 STRENGTHS = tuple(10.0**power for power in range(-2, 6))
-"""Of the ridge; the best on a fifth of the training pairs is taken."""
+"""Ridge penalties; the best on a fifth of the training pairs is taken."""
 
 
 def probe_data(probe: ProbeConfig, data: DataConfig) -> DataConfig:
@@ -37,11 +37,15 @@ def probe_data(probe: ProbeConfig, data: DataConfig) -> DataConfig:
 def linear_probe(
     encoders: dict[str, GIDM], data: DataConfig, pairs: int, rule: PairRule, seed: int
 ) -> dict[str, float]:
-    """
+    """R2 of a linear map from latent actions to true actions, by encoder.
+
     Args:
         encoders: name -> model in evaluation mode; all see the same pairs.
         data: labelled corpora, as `probe_data` makes them.
         pairs: N of the training split, and as many of the validation split.
+        rule: frame sampler of the pairs.
+        seed: of the plan.
+
     Returns: name -> R2 on the validation split.
     """
     manifest = Manifest.open(data.manifest, list(data.corpora))
@@ -64,12 +68,12 @@ def _pairs(
     reader = SignalReader()
     for batch in local_batches(plan, data, Shard.single(0, number, BATCH)):
         # A sample that stands in for a bad video is not the one that the plan names, so its actions are unknown.
-        whole = [place for place, reason in enumerate(batch["skipped"]) if not reason]
-        texts = [batch["text"][place] for place in whole]
+        valid = [index for index, reason in enumerate(batch["skipped"]) if not reason]
+        texts = [batch["text"][index] for index in valid]
         for name, encoder in encoders.items():
-            latent = encoder.encode(batch["frames"][whole], texts).tokens
+            latent = encoder.encode(batch["frames"][valid], texts).tokens
             found[name].append(latent.flatten(1).float().cpu())
-        for k in batch["sample"][whole].tolist():
+        for k in batch["sample"][valid].tolist():
             sample = plan.resolve(k)
             first, last = sample.indices
             taken = reader.of_row(plan.manifest, sample.row).actions[first:last]
@@ -78,12 +82,16 @@ def _pairs(
 
 
 def ridge_r2(features: Tensor, targets: Tensor, held_features: Tensor, held_targets: Tensor) -> float:
-    """R2 of a ridge regression on held-out rows: 1 - residual over total sum of squares, over all dimensions after
-    each is scaled to unit variance; dimensions that do not vary in training are left out. 0 is as good as always
-    answering the mean, below 0 is worse.
+    """R2 of a ridge regression on held-out rows.
+
+    1 - residual over total sum of squares, over all dimensions after each is scaled to unit variance; dimensions that
+    do not vary in training are ignored. 0 is as good as always answering the mean, below 0 is worse.
 
     Args:
-        features (N, F), targets (N, A): what is fitted; `held_*` what is judged.
+        features: (N, F) of the training rows.
+        targets: (N, A) of the training rows.
+        held_features: (M, F) of the held-out rows.
+        held_targets: (M, A) of the held-out rows.
     """
     mean, std = targets.double().mean(dim=0), targets.double().std(dim=0)
     varying = std > 1e-6
@@ -100,7 +108,8 @@ def ridge_r2(features: Tensor, targets: Tensor, held_features: Tensor, held_targ
 
 def _ridge(x: Tensor, y: Tensor, strength: float) -> Tensor:
     """(F, A): the minimum of |y - x w|^2 + strength |w|^2, in closed form."""
-    return torch.linalg.solve(x.T @ x + strength * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    weights: Tensor = torch.linalg.solve(x.T @ x + strength * torch.eye(x.shape[1], dtype=x.dtype), x.T @ y)
+    return weights
 
 
 def _r2(weights: Tensor, x: Tensor, y: Tensor) -> float:

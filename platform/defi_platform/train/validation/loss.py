@@ -1,4 +1,4 @@
-"""Loss on held-out samples: the same ones with the same draws each time, whatever the world size."""
+"""Validation loss on held-out samples: the same ones with the same noise each time, whatever the world size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defi_platform.train.engine.collectives import Ranks
+from defi_platform.train.engine.collectives import Communicator
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 from defi_platform.train.engine.seeds import sample_generators, seed_of
 from defi_platform.train.recipe import Recipe
@@ -20,9 +20,19 @@ Forward = Callable[[dict[str, Any], list[int], str], dict[str, Tensor]]
 def forward_pass(
     engine: TrainingEngine, seed: int, batch: dict[str, Any], samples: list[int], purpose: str
 ) -> dict[str, Tensor]:
-    """Outputs for one micro-batch that is on the device; its draws depend on the sample numbers alone."""
-    # Dropout draws from torch's global generator: seeded by the micro-batch's place in the plan, it does not depend
-    # on which rank computes it, nor on what was computed before.
+    """Outputs of the model for one micro-batch; their randomness depends on the sample numbers alone.
+
+    Args:
+        engine: around the model.
+        seed: of the run.
+        batch: on the engine's device.
+        samples: sample numbers of the batch.
+        purpose: of the noise, "noise" or "validation".
+
+    Returns: the outputs by name, among them the scalar "loss".
+    """
+    # Dropout uses torch's global generator: seeded by the micro-batch's first sample number, it does not depend on
+    # which rank computes it, nor on what was computed before.
     torch.manual_seed(seed_of(seed, "dropout", samples[0]))
     return engine.forward(batch, sample_generators(seed, purpose, samples))
 
@@ -36,7 +46,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def scalars(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of a model's outputs is a figure to average."""
+    """The scalar floating-point outputs of a model, detached."""
     return {
         name: value.detach()
         for name, value in outputs.items()
@@ -45,27 +55,33 @@ def scalars(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def held_out_batches(recipe: Recipe, first: int, last: int) -> list[dict[str, Any]]:
-    """Micro-batches number first..last of the validation split, in memory."""
+    """Micro-batches number first .. last - 1 of the validation split, in memory."""
     size = recipe.config.train.micro_batch
     return list(recipe.validation_stream(recipe.plan("validation"), first * size, last * size, size))
 
 
 class Validator:
-    """Validates with the averaged weights where there are some."""
+    """Computes the validation loss over all ranks, with the EMA of the weights where there is one.
 
-    def __init__(self, recipe: Recipe, engine: TrainingEngine, ranks: Ranks):
-        self._recipe, self._engine, self._ranks = recipe, engine, ranks
+    Args:
+        recipe: of the run.
+        engine: around its model.
+        communicator: of this rank.
+    """
+
+    def __init__(self, recipe: Recipe, engine: TrainingEngine, communicator: Communicator):
+        self._recipe, self._engine, self._communicator = recipe, engine, communicator
         self._train = recipe.config.train
-        self._held: list[dict[str, Any]] | None = None
+        self._batches: list[dict[str, Any]] | None = None
 
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
         """The mean of every scalar output, and the recipe's own metrics (collective)."""
         batches, shares = self.batches(), self._shares()
-        first, last = shares[self._ranks.rank]
+        first, last = shares[self._communicator.rank]
         sums: dict[str, Tensor] = {}
         counts: Tensor | None = None
-        with self._engine.averaged():
+        with self._engine.ema_weights():
             self._engine.module.eval()
             for number in range(max(stop - start for start, stop in shares)):
                 # Under ZeRO 3 every rank has to take part in every forward pass, so a rank that has run out
@@ -78,25 +94,27 @@ class Validator:
                     sums[name] = (
                         sums.get(name, torch.zeros((), dtype=torch.float64)) + weight * value.double().cpu()
                     )
-                found = self._recipe.validation_counts(outputs)
-                if found is not None:
-                    found = weight * found.double().cpu()
-                    counts = found if counts is None else counts + found
-        share = self._ranks.world_size / self._train.validation_batches
-        row: dict[str, Any] = dict(self._ranks.mean({name: value * share for name, value in sums.items()}))
+                batch_counts = self._recipe.validation_counts(outputs)
+                if batch_counts is not None:
+                    batch_counts = weight * batch_counts.double().cpu()
+                    counts = batch_counts if counts is None else counts + batch_counts
+        share = self._communicator.world_size / self._train.validation_batches
+        row: dict[str, Any] = dict(
+            self._communicator.mean({name: value * share for name, value in sums.items()})
+        )
         if counts is not None:
-            row.update(self._recipe.validation_metrics(self._ranks.sum(counts)))
+            row.update(self._recipe.validation_metrics(self._communicator.sum(counts)))
         return row
 
     def batches(self) -> list[dict[str, Any]]:
         """This rank's share of the held-out batches, read once."""
-        if self._held is None:
-            first, last = self._shares()[self._ranks.rank]
-            self._held = held_out_batches(self._recipe, first, max(last, first + 1))
-        return self._held
+        if self._batches is None:
+            first, last = self._shares()[self._communicator.rank]
+            self._batches = held_out_batches(self._recipe, first, max(last, first + 1))
+        return self._batches
 
     def _shares(self) -> list[tuple[int, int]]:
-        number, world_size = self._train.validation_batches, self._ranks.world_size
+        number, world_size = self._train.validation_batches, self._communicator.world_size
         bounds = [number * rank // world_size for rank in range(world_size + 1)]
         # A rank without a batch of its own still needs one to take part with.
         return [(first, last) if last > first else (0, 0) for first, last in itertools.pairwise(bounds)]

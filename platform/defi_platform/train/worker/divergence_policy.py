@@ -1,4 +1,4 @@
-"""Losses and gradients that are no number: what is left out, and when a run stops. Decides, does nothing."""
+"""Policy for updates whose loss or gradient is not finite: keep, skip or stop. It decides and carries out nothing."""
 
 from __future__ import annotations
 
@@ -9,57 +9,63 @@ from enum import Enum
 from defi_platform.config import TrainConfig
 from defi_platform.errors import UserError
 
-MOST_SKIPPED = {"fp32": 3, "bf16": 3, "fp16": 50}
-"""Updates left out in a row after which a run stops, by precision. fp16 leaves some out as a matter of course,
-each time with half the loss scale of the time before."""
+MAX_SKIPPED = {"fp32": 3, "bf16": 3, "fp16": 50}
+"""Consecutive skipped updates after which a run stops, by precision. fp16 skips some as a matter of course, each time
+with half the loss scale of the time before."""
 
 
 class Diverged(UserError):
-    """A run whose loss or gradient is no number and will not become one again."""
+    """A run whose loss or gradient is not finite and will not become so again."""
 
 
 class UpdateDecision(Enum):
-    """What an update came to."""
+    """The decision about an update."""
 
     KEEP = "keep"
     SKIP = "skip"
-    """It was left out; the weights are what they were before."""
+    """DeepSpeed has left it out; the weights are unchanged."""
     STOP = "stop"
 
 
-class UpdateJudge:
-    """Judges one update after the other."""
-
-    def __init__(self, precision: str, most: int | None = None):
-        """
-        Args:
-            most: updates left out in a row that end the run; None: MOST_SKIPPED of the precision.
-        """
-        self.in_a_row = 0
-        """Updates left out since the last one that was not."""
-        self._most = MOST_SKIPPED[precision] if most is None else most
-
-    def judge(self, applied: bool, loss: float, grad_norm: float | None) -> UpdateDecision:
-        """
-        Args:
-            applied: False when DeepSpeed left the update out because of its gradient.
-            loss, grad_norm: of this update; the norm is None where it is not computed.
-        """
-        if applied:
-            self.in_a_row = 0
-            finite = math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm))
-            return UpdateDecision.KEEP if finite else UpdateDecision.STOP
-        self.in_a_row += 1
-        return UpdateDecision.SKIP if self.in_a_row < self._most else UpdateDecision.STOP
-
-
-def divergence_told(
-    kind: str, train: TrainConfig, step: int, samples: tuple[int, int], row: Mapping[str, float]
-) -> str:
-    """What a user reads when a run stops.
+class DivergencePolicy:
+    """Decides about one update after the other.
 
     Args:
-        samples: first and last of all updates in a row that were bad.
+        precision: "fp32", "bf16" or "fp16".
+        max_skipped: consecutive skipped updates that end the run; None: MAX_SKIPPED of the precision.
+    """
+
+    def __init__(self, precision: str, max_skipped: int | None = None):
+        self.consecutive_skips = 0
+        """Updates skipped since the last one that was applied."""
+        self._max_skipped = MAX_SKIPPED[precision] if max_skipped is None else max_skipped
+
+    def decide(self, applied: bool, loss: float, grad_norm: float | None) -> UpdateDecision:
+        """Decides about one update.
+
+        Args:
+            applied: False when DeepSpeed left the update out because of its gradient.
+            loss: mean loss of the update.
+            grad_norm: norm of its gradient; None where it is not computed.
+        """
+        if applied:
+            self.consecutive_skips = 0
+            finite = math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm))
+            return UpdateDecision.KEEP if finite else UpdateDecision.STOP
+        self.consecutive_skips += 1
+        return UpdateDecision.SKIP if self.consecutive_skips < self._max_skipped else UpdateDecision.STOP
+
+
+def divergence_message(
+    kind: str, train: TrainConfig, step: int, samples: tuple[int, int], row: Mapping[str, float]
+) -> str:
+    """Message of a run that stops because it has diverged.
+
+    Args:
+        kind: of the recipe.
+        train: its settings.
+        step: of the last bad update.
+        samples: first and last sample of all consecutive bad updates.
         row: loss and gradient norm of the last of them.
     """
     return (

@@ -1,4 +1,4 @@
-"""What every Ray Train worker runs."""
+"""Entry point of the Ray Train workers."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from ray import cloudpickle
 
 from defi_platform import storage
 from defi_platform.errors import UserError
-from defi_platform.retry import run_patience
 from defi_platform.storage.remote import StorageUnavailable
 from defi_platform.train.config_checks import check_device
 from defi_platform.train.engine.deepspeed_engine import prepare_process
 from defi_platform.train.recipe import Recipe
+from defi_platform.train.run_folder import retry_run_folder
 from defi_platform.train.worker.loop import Training
 
 
 def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
-    """Entry point of a Ray Train worker.
+    """Trains on one worker.
 
     Args:
         config: "pickled": the recipe, the time when the driver started it, and whether its nodes are preemptible.
-    Returns: {} after a complete run, {"stopped": step} after a stop request, {"error": [type, message]} for what
-        a user has caused and no retry can cure.
+
+    Returns: {} after a complete run, {"stopped": step} after a stop request, {"error": [type, message]} for an error
+        that a user has caused and no retry can cure.
     """
     settings = cloudpickle.loads(config["pickled"])
     recipe: Recipe = settings["recipe"]
-    # Ray Train tells of every report under a logger named after its own file.
+    # Ray Train logs every report under a logger named after its own file.
     logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
     prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
     # After a death the store may be away: every rank waits for it, before any of them waits for another.
     train = recipe.config.train
-    run_patience(recipe.kind, train)(lambda: storage.is_folder(train.output))
+    retry_run_folder(recipe.kind, train, lambda: storage.is_folder(train.output))
     try:
         check_device(train)
         training = Training(recipe, settings["started"], settings["preemptible"])

@@ -1,4 +1,4 @@
-"""What a complete run leaves in its folder besides checkpoints and figures: the model, pictures, curves, the run card."""
+"""Results of a complete run: the exported model, pictures, loss curves, the run card and the summary."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ def write_results(
     device: torch.device,
     fingerprint: str,
 ) -> dict[str, Any]:
-    """Writes all of it but the summary, which is the sign that a run is complete; the same when it is done again.
+    """Writes all results but the summary, which marks a run as complete. Writing them again changes nothing.
 
     Args:
+        recipe: of the run.
         rows: of metrics.jsonl.
-        facts: what the loop knows of the run: `steps`, `samples`, `wall_s`, `workers` and so on.
+        facts: the loop's figures of the run: `steps`, `samples`, `wall_s`, `workers` and so on.
         batch: of the validation split, on CPU.
-        device: to look at the model on.
+        device: to evaluate the model on.
+        fingerprint: of the plan.
+
     Returns: the summary.
     """
     run = recipe.config.train.output
     model = export_model(recipe, storage.join(run, MODEL)).to(device)
-    concluded = recipe.evaluate(model, batch, run, facts["steps"])
+    report = recipe.evaluate(model, batch, run, facts["steps"])
     write_curves(rows, storage.join(run, CURVES), f"{recipe.kind} ({recipe.config.model.preset})")
     validations = [row for row in rows if row["split"] == "validation"]
     summary = {
@@ -46,8 +49,8 @@ def write_results(
         "checkpoints_left_out": sum(row["split"] == "checkpoint_left_out" for row in rows),
         "validation": {"first": validations[0], "last": validations[-1]},
         "skipped": recipe.skipped(),
-        "media": concluded.media,
-        **concluded.figures,
+        "media": report.media,
+        **report.figures,
         **recipe.summary(validations[-1]),
     }
     write_run_card(recipe, fingerprint, summary, rows)
