@@ -1,9 +1,9 @@
-"""What each failure costs a run: one elastic run on a cluster of several raylets, hit by one after the other.
+"""Cost of each failure to a run: one elastic run on a cluster of several raylets, hit by one after the other.
 
     python benchmarks/failures.py [--away 60] [--quick]
 
 The run folder lies on S3 (moto behind a proxy that can refuse), W&B has a server that does not answer. The model is
-tiny and its steps are paced, so that what is seen is what the platform does. Told for each failure: the steps that were
+tiny and its steps are paced, so that what is seen is what the platform does. Reported for each failure: the steps that were
 done again, the longest time without a step, and the workers after it. The run has to end with every sample learned from
 exactly once and nobody having done anything about it; otherwise this fails.
 """
@@ -40,13 +40,13 @@ from defi_platform.train.worker.run_results import METRICS, SUMMARY
 
 RUN = "s3://runs/hit"
 STEPS, CHECKPOINT_EVERY, BATCH, PACE_S = 1000, 10, 4, 0.2
-PATIENCE_S = 180.0
+TIMEOUT_S = 180.0
 """For what has to happen after a failure."""
 DISK_BYTES = 1 << 20
 
 
 class PacedRecipe(tiny.TinyRecipe):
-    """Tells each step in a file, and takes its time for it until the last failure is over.
+    """Writes each step to a file, and takes its time for it until the last failure is over.
 
     Args:
         marks: folder of those files.
@@ -56,7 +56,7 @@ class PacedRecipe(tiny.TinyRecipe):
     def __init__(self, config: PretrainConfig, marks: Path, disk: Path):
         super().__init__(config, "hit")
         self.marks, self.disk = marks, disk
-        self.told_attempt = False
+        self.attempt_written = False
 
     def build(self) -> Any:
         from defi_platform.train.observability import wandb_tracker as tracking
@@ -69,8 +69,8 @@ class PacedRecipe(tiny.TinyRecipe):
         import torch.distributed as distributed
 
         rank, workers = distributed.get_rank(), distributed.get_world_size()
-        if not self.told_attempt:
-            self.told_attempt = True
+        if not self.attempt_written:
+            self.attempt_written = True
             (self.marks / f"pid_{rank}").write_text(str(os.getpid()))
             if rank == 0:
                 with (self.marks / "attempts").open("a") as file:
@@ -87,7 +87,7 @@ class PacedRecipe(tiny.TinyRecipe):
 
 @dataclass(frozen=True)
 class Cost:
-    """What one failure came to."""
+    """Cost of one failure."""
 
     failure: str
     again: int
@@ -99,7 +99,7 @@ class Cost:
 
 
 class Watch:
-    """What the run has told so far."""
+    """Steps and attempts that the run has written so far."""
 
     def __init__(self, marks: Path, run: threading.Thread):
         self._marks, self._run = marks, run
@@ -119,14 +119,20 @@ class Watch:
 
     def until(self, what: str, condition: Callable[[], bool]) -> None:
         """Waits. Raises: TimeoutError when that takes too long, or the run has ended."""
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             if time.monotonic() > deadline or not self._run.is_alive():
                 raise TimeoutError(f"waited for {what} at step {self.step()}, attempts {self.attempts()}")
             time.sleep(0.05)
 
     def cost(self, failure: str, inflict: Callable[[], Any], over: Callable[[], bool]) -> Cost:
-        """Inflicts a failure and waits until it is over and the run is past the step that it had reached."""
+        """Inflicts a failure and waits until it is over and the run is past the step that it had reached.
+
+        Args:
+            failure: its name.
+            inflict: causes it.
+            over: true when it is over.
+        """
         reached, before = self.step(), len(self.attempts())
         with self.longest_pause() as pause:
             inflict()
@@ -142,20 +148,20 @@ class Watch:
         """Yields a list whose only value is the longest time without a step inside, in seconds, once it has ended."""
         pause, ended = [0.0], threading.Event()
 
-        def look() -> None:
+        def poll() -> None:
             last, since = self.step(), time.monotonic()
             while not ended.wait(0.05):
                 if self.step() != last:
                     last, since = self.step(), time.monotonic()
                 pause[0] = max(pause[0], time.monotonic() - since)
 
-        looking = threading.Thread(target=look, daemon=True)
-        looking.start()
+        poller = threading.Thread(target=poll, daemon=True)
+        poller.start()
         try:
             yield pause
         finally:
             ended.set()
-            looking.join()
+            poller.join()
 
 
 @contextlib.contextmanager
@@ -177,7 +183,7 @@ def damage(checkpoint: checkpoints.Checkpoint) -> None:
 
 
 def announce(cluster: Any, node: Any) -> None:
-    """What a cloud does before it takes a spot instance away."""
+    """Announces a preemption, as a cloud does before it takes a spot instance away."""
     command = [
         "ray", "drain-node", "--address", cluster.address, "--node-id", node.node_id, "--reason",
         "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "600",
@@ -318,7 +324,7 @@ def run_and_hit(folder: Path, endpoint: str, away_s: float, quick: bool) -> list
             watch.until("the first checkpoint", lambda: bool(checkpoints.committed(RUN)))
             costs = inflict_all(cluster, nodes, watch, proxy, disk if mounted else None, away_s, quick)
             (marks / "over").touch()
-            run.join(PATIENCE_S)
+            run.join(TIMEOUT_S)
         assert ended, "the run did not end"
         check_result(len(watch.attempts()), tracked=not quick)
     finally:
@@ -336,8 +342,8 @@ def check_result(attempts: int, tracked: bool) -> None:
 
     summary = json.loads(storage.read_text(storage.join(RUN, SUMMARY)))
     assert summary["steps"] == STEPS
-    told = [row["samples"] for row in read_metrics(storage.join(RUN, METRICS)) if row["split"] == "train"]
-    assert told == [BATCH * step for step in range(1, STEPS + 1)], "a step is missing, or there twice"
+    logged = [row["samples"] for row in read_metrics(storage.join(RUN, METRICS)) if row["split"] == "train"]
+    assert logged == [BATCH * step for step in range(1, STEPS + 1)], "a step is missing, or there twice"
     with storage.local_copy(storage.join(RUN, "model", "model.pt")) as model:
         seen = int(torch.load(model, weights_only=True)["seen"])
     assert seen == BATCH * STEPS, f"{seen} samples were learned from, not {BATCH * STEPS}"

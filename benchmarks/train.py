@@ -1,4 +1,4 @@
-"""Training speed of our loop (Ray Train + DeepSpeed) beside a bare PyTorch loop and DDP, step by step in turns.
+"""Training speed of our loop (Ray Train + DeepSpeed) against a bare PyTorch loop and DDP, step by step in turns.
 
     python benchmarks/train.py [--turns 12] [--kinds gidm gfdm] [--workers 1 2] [--zero 0 1]
 
@@ -9,7 +9,7 @@ both. A turn counts by the mean of its steps, the ratio is the median over the t
 - samples/s with 1 and 2 workers, and the ratio to bare PyTorch or DDP (target: at least 0.95);
 - the share of a step that waits for data, and that checkpoints cost when there is one every 50 steps (under 3 %);
 - the same share for data that is really read, from the latent cache (under 2 %);
-- GFDM and GIDM trained at once, each on a core of its own, against the longer of them alone (at most 1.15 times).
+- GFDM and GIDM trained at once, each on its own core, against the longer of them alone (at most 1.15 times).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def held_batches(kind: str) -> list[dict[str, Any]]:
 
 
 class FromMemory:
-    """Takes the place of a recipe's data."""
+    """Replaces a recipe's data by batches held in memory."""
 
     kind: str
     turns: Turns | None = None
@@ -139,11 +139,11 @@ class FromMemory:
 
 
 class MemoryGFDM(FromMemory, GFDMRecipe):
-    pass
+    """GFDM on batches held in memory."""
 
 
 class MemoryGIDM(FromMemory, GIDMRecipe):
-    pass
+    """GIDM on batches held in memory."""
 
 
 def settings(kind: str, output: Path, steps: int, workers: int, zero_stage: int) -> PretrainConfig:
@@ -171,7 +171,7 @@ def recipe_of(
 
 @dataclass(frozen=True)
 class Trained:
-    """What one of our runs took."""
+    """Times of one of our runs."""
 
     turns: list[float]
     """Mean seconds of the steps of each turn, without waiting for it, checkpoints and validation."""
@@ -187,7 +187,7 @@ def ours(recipes: list[Recipe]) -> dict[str, Trained]:
     found = {}
     for recipe in recipes:
         rows = read_metrics(f"{recipe.config.train.output}/metrics.jsonl")
-        # The first step has a row of its own; the first turn is warm-up.
+        # The first step has its own row; the first turn is warm-up.
         later = [row for row in rows if row["split"] == "train" and row["step"] > TURN]
         # A row's own checkpoint comes after it, so it is counted in the next.
         seconds = {phase: sum(row[f"{phase}_s"] for row in later) for phase in PHASES}
@@ -222,8 +222,8 @@ def bare_worker(rank: int, kind: str, steps: int, workers: int, folder: str) -> 
             turns.take(step // TURN)
         began = time.perf_counter()
         first = (step * workers + rank) * BATCH[kind]
-        draws = sample_generators(0, "noise", range(first, first + BATCH[kind]))
-        loss = model(held[step % HELD], generator=draws)["loss"]
+        generators = sample_generators(0, "noise", range(first, first + BATCH[kind]))
+        loss = model(held[step % HELD], generator=generators)["loss"]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

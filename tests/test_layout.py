@@ -16,10 +16,10 @@ MAX_LINES, MAX_MODULES = 400, 12
 
 LAYERS = [
     {"defi_models"},
-    {"defi_platform.errors"},
+    {"defi_platform.errors", "defi_platform.retry"},
     {"defi_platform.storage"},
     {"defi_platform.config"},
-    {"defi_platform.cluster", "defi_platform.retry", "defi_platform.progress"},
+    {"defi_platform.cluster", "defi_platform.progress"},
     {"defi_platform.data.rejection", "defi_platform.data.tables"},
     {"defi_platform.data.manifest"},
     {"defi_platform.data.sources", "defi_platform.data.sampling", "defi_platform.data.writers"},

@@ -11,7 +11,6 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from tqdm import tqdm
 
 from defi_platform import storage
 from defi_platform.cluster import ray_session
@@ -32,6 +31,7 @@ from defi_platform.data.manifest.quarantine import add_to_quarantine, strict_err
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import BadVideo
 from defi_platform.errors import ConfigError
+from defi_platform.progress import Progress
 from defi_platform.train.driver.pretrain import RECIPES
 from defi_platform.train.engine.seeds import seed_of
 
@@ -122,12 +122,12 @@ def _encode(
         num_gpus=1 if gpus else 0,
     )
     videos, frames, skipped = 0, 0, dict[str, int]()
-    with tqdm(total=len(todo), desc=f"{info.column}: encoding", unit=" videos", disable=None) as progress:
+    with Progress(f"{info.column}: encoding", "videos", len(todo)) as progress:
         for row in results.iter_rows():
             videos, frames = videos + int(row["videos"]), frames + int(row["frames"])
             for reason in filter(None, str(row["skipped"]).split(",")):
                 skipped[reason] = skipped.get(reason, 0) + 1
-            progress.update(int(row["videos"]) + len(list(filter(None, str(row["skipped"]).split(",")))))
+            progress.step(int(row["videos"]) + len(list(filter(None, str(row["skipped"]).split(",")))))
     return videos, frames, skipped
 
 

@@ -65,7 +65,7 @@ def retry(
     Args:
         request: the request.
         policy: how often and how long.
-        is_transient: tells errors that may pass from those that will not.
+        is_transient: true for errors that may pass.
         before_retry: called with each error that another try follows, before its pause.
         clock: measures and waits; tests give one without wall time.
 

@@ -27,8 +27,8 @@ from defi_platform.errors import ConfigError, SimulatorError
 from defi_platform.evaluate.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
-from defi_platform.evaluate.progress import progress
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
+from defi_platform.progress import Progress
 
 SUMMARY = "recording.json"
 _ATTEMPTS = ".attempts"
@@ -171,14 +171,14 @@ def _fill(config: RecordConfig, attempts: _Attempts) -> None:
                 pool.submit(Attempt(task, config.seed + offset))
     kept = sum(len(attempts.succeeded(task)) for task in config.tasks)
     failed = sum(len(attempts.failed(task)) for task in config.tasks)
-    with progress(wanted * len(config.tasks), kept, "record") as bar:
-        bar.set_postfix(failed=failed, refresh=False)
+    with Progress("record", "episodes", wanted * len(config.tasks), initial=kept) as progress:
+        progress.step(0, f"{failed} failed")
         for attempt, packed in pool.results():
             if attempts.add(attempt, packed):
-                bar.update()
+                progress.step()
                 continue
             failed += 1
-            bar.set_postfix(failed=failed, refresh=False)
+            progress.step(0, f"{failed} failed")
             failures = len(attempts.failed(attempt.task))
             if failures > max(5, 2 * wanted):
                 raise SimulatorError(

@@ -26,10 +26,10 @@ from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
 from defi_platform.evaluate.confidence import Rate, latency_quantiles, wilson
 from defi_platform.evaluate.policy_client import PolicyClient, check_metadata
-from defi_platform.evaluate.progress import progress
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
 from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
 from defi_platform.evaluate.success_table import success_lines
+from defi_platform.progress import Progress
 
 SUMMARY = "summary.json"
 RESULTS = "results.jsonl"
@@ -161,13 +161,12 @@ def _run(config: EvaluateConfig, url: str, missing: list[Rollout], episodes: _Ep
     total = len(list(_units(config)))
     solved = dict.fromkeys(config.arms, 0)
     done = dict.fromkeys(config.arms, 0)
-    with progress(total, total - len(missing), "evaluate") as bar:
+    with Progress("evaluate", "episodes", total, initial=total - len(missing)) as progress:
         for unit, outcome in pool.results():
             episodes.add(unit, outcome)
             done[unit.arm] += 1
             solved[unit.arm] += outcome.row["success"]
-            bar.set_postfix({arm: f"{solved[arm]}/{done[arm]}" for arm in config.arms}, refresh=False)
-            bar.update()
+            progress.step(note=" ".join(f"{arm} {solved[arm]}/{done[arm]}" for arm in config.arms))
 
 
 # --------------------------------------------------------------------------- the store of episodes

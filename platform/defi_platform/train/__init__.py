@@ -1,1 +1,1 @@
-"""Ray Train + DeepSpeed: one loop, three recipes, checkpoints that outlive anything."""
+"""Training: recipes and configs come in, checkpoints, metrics and an exported model folder come out."""

@@ -1,4 +1,4 @@
-"""Batches in the exact order of the plan: a stream decoded on Ray Data, or a few of them without it.
+"""Batches in the exact order of the plan: a stream decoded on Ray Data, or local batches without it.
 
 B samples of a micro-batch, T frames, V cameras, H x W pixels, A actions, P proprioception. Pixels stay uint8.
 """
@@ -23,11 +23,11 @@ from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.sharding import Shard
 
 ACTOR_CPUS = 0.05
-"""Logical CPUs of a decode actor. Train workers hold whole ones; a decoder that had to wait for a whole CPU
-beside them would wait for ever on a small machine."""
+"""Logical CPUs of a decode actor. Train workers hold whole ones; a decoder that needed a whole CPU
+besides would wait for ever on a small machine."""
 
 MAX_BATCHES_PER_EXECUTION = 2048
-"""Micro-batches per Ray Data execution. Its input blocks are listed up front, so an endless run is cut."""
+"""Micro-batches per Ray Data execution. Its input blocks are made up front, so an endless run is cut."""
 
 STATS_EVERY_S = 60.0
 
@@ -47,10 +47,13 @@ def stream(
     The decode actors start with the first batch, which takes seconds; see `local_batches`.
 
     Args:
+        plan: what each sample number is.
+        data: frame size, decoder settings and strictness.
+        shard: sample numbers of this rank.
         cache: a micro-batch whose videos are all in it comes without `frames`, with `latents` float (B, T, C, h, w)
             or `features` float (B, T, L, D) in their place.
-        keep_stats: is handed the samples per second and what Ray Data tells of its operators (time, memory, rows),
-            every STATS_EVERY_S seconds and when the stream ends.
+        keep_stats: is called with the samples per second and Ray Data's statistics (time, memory, rows of its
+            operators), every STATS_EVERY_S seconds and when the stream ends.
 
     Yields: dicts of
         frames: uint8 (B, T, H, W, 3) for clips and pairs, or for chunks
@@ -59,38 +62,41 @@ def stream(
         text, video_id, corpus: list[str]; sample: int64 (B,), the numbers k;
         skipped: list[str], per sample the reasons of the bad videos it stands in for, "" where there were none.
 
-    Raises: CorpusError, inside Ray's own error, when `data.strict`
-        meets a bad video or a corpus has run out of good ones.
+    Raises: CorpusError, inside Ray's own error, when `data.strict` meets a bad video or a corpus has run out of good
+        ones.
     """
-    return _chapters(plan, data, cache, keep_stats, shard.micro_batches())
+    return _executions(plan, data, cache, keep_stats, shard.micro_batches())
 
 
 def local_batches(
     plan: Plan, data: DataConfig, shard: Shard, *, cache: CacheLocation | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Micro-batches of a shard as `stream` gives them, decoded in processes of this one's.
+    """Micro-batches of a shard as `stream` gives them, decoded in subprocesses and without Ray.
 
-    For a few batches that somebody waits for, such as those of a validation: it starts in a tenth of a second.
+    For a few batches that are waited for, such as those of a validation: it starts in a tenth of a second.
 
     Args:
+        plan: what each sample number is.
+        data: frame size, decoder settings and strictness.
+        shard: sample numbers to decode.
         cache: as for `stream`.
 
-    Raises: CorpusError, as `stream`, but as itself.
+    Raises: CorpusError as `stream`, but not wrapped.
     """
     with contextlib.closing(SampleDecoder(plan, data, cache)) as decoder:
         for piece in shard.micro_batches():
             yield _torch(decoder({name: np.array([getattr(piece, name)]) for name in ("start", "stop")}))
 
 
-def _chapters(
+def _executions(
     plan: Plan,
     data: DataConfig,
     cache: CacheLocation | None,
     keep_stats: Callable[[str], None] | None,
     pieces: Iterator[range],
 ) -> Iterator[dict[str, Any]]:
-    while chapter := [piece for _, piece in zip(range(MAX_BATCHES_PER_EXECUTION), pieces, strict=False)]:
-        dataset = _decoded(plan, data, cache, chapter)
+    while execution := [piece for _, piece in zip(range(MAX_BATCHES_PER_EXECUTION), pieces, strict=False)]:
+        dataset = _decoded(plan, data, cache, execution)
         batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         yield from map(_torch, _observed(batches, dataset, keep_stats) if keep_stats else batches)
 
@@ -98,11 +104,11 @@ def _chapters(
 def _observed(
     batches: Iterable[dict[str, Any]], dataset: ray.data.Dataset, keep_stats: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """The same batches; what is known of their making is handed over now and then, and at the end."""
-    told = started = time.monotonic()
+    """The same batches; statistics are handed to `keep_stats` now and then, and at the end."""
+    reported = started = time.monotonic()
     seen = 0
 
-    def tell() -> None:
+    def report() -> None:
         seconds = time.monotonic() - started
         keep_stats(
             f"{seen} samples in {seconds:.1f} s, {seen / seconds:.2f} per second\n\n{dataset.stats()}\n"
@@ -112,18 +118,18 @@ def _observed(
         for batch in batches:
             seen += len(batch["sample"])
             yield batch
-            if time.monotonic() - told > STATS_EVERY_S:
-                told = time.monotonic()
-                tell()
+            if time.monotonic() - reported > STATS_EVERY_S:
+                reported = time.monotonic()
+                report()
     finally:
-        tell()
+        report()
 
 
 def _decoded(
     plan: Plan, data: DataConfig, cache: CacheLocation | None, pieces: list[range]
 ) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # One block per micro-batch, made here: other constructors send a task of a whole CPU to look at each block.
+    # One block per micro-batch, made here: other constructors send a task of a whole CPU to inspect each block.
     items = [{"start": piece.start, "stop": piece.stop} for piece in pieces]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     context = dataset.context

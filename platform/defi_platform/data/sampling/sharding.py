@@ -43,7 +43,13 @@ class Shard:
 
     @classmethod
     def single(cls, start: int, stop: int, batch: int) -> Shard:
-        """All samples start .. stop - 1 for one process, in batches of `batch`."""
+        """The shard of a process alone.
+
+        Args:
+            start: first sample.
+            stop: sample after the last one.
+            batch: samples of each batch.
+        """
         return cls(start=start, stop=stop, rank=0, world_size=1, global_batch=batch, micro_batch=batch)
 
     @property

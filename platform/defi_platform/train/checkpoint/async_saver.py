@@ -1,4 +1,4 @@
-"""Asynchronous checkpoints: written to local disk within the step, uploaded to the run folder while training goes on."""
+"""Asynchronous checkpoints: written to local disk within the step, uploaded to the run folder behind training."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""DeepSpeed around a model: micro-batches come in, updated weights and training state as fragments come out."""

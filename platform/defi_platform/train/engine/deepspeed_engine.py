@@ -131,7 +131,7 @@ class TrainingEngine:
     def step(self, learning_rate: float) -> bool:
         """Ends a micro-batch; the last one of a global batch updates the weights.
 
-        Returns: False when the update was left out because of an overflow (fp16).
+        Returns: False when DeepSpeed skipped the update because of an overflow (fp16).
         """
         for group in self._adam().param_groups:
             group["lr"] = learning_rate
@@ -252,8 +252,10 @@ class TrainingEngine:
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:
-        """Makes the model compute with the EMA of its weights, if there is one, inside a `with` (collective at both
-        ends)."""
+        """Makes the model compute with the EMA of its weights inside a `with`; without an EMA it changes nothing.
+
+        Entering and leaving are collective.
+        """
         if self.ema is None:
             yield
             return

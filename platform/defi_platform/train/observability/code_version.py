@@ -17,7 +17,7 @@ def code_version() -> dict[str, Any]:
     """Version of this code.
 
     Returns: `version` of the package; `source`, the digest of both packages' code, which is known also where
-        `ray job submit` has left out .git; `commit` and `changed` (uncommitted edits), None outside of a checkout.
+        `ray job submit` does not bring .git along; `commit` and `changed` (uncommitted edits), None outside of a checkout.
     """
     packages = [Path(package.__path__[0]).resolve() for package in (defi_platform, defi_models)]
     root = packages[0].parents[1]

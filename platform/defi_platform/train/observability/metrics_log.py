@@ -91,7 +91,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str) -> list[dict[str, Any]]:
-    """Rows of a metrics file, [] when there is none; a last line cut off by a kill is left out."""
+    """Rows of a metrics file, [] when there is none; a last line cut off by a kill is ignored."""
     if not storage.exists(path):
         return []
     lines = storage.read_text(path).splitlines()

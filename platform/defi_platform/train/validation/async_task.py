@@ -54,7 +54,7 @@ class AsyncValidation:
         self.step, self._task = step, task.remote(pickled, step)
 
     def skip(self, step: int) -> None:
-        """Counts the validation of this step, when one is due, as left out."""
+        """Counts the validation of this step, when one is due, as skipped."""
         self.counts["left_out"] += self._due(step)
 
     def _due(self, step: int) -> bool:
@@ -65,7 +65,7 @@ class AsyncValidation:
         """Takes the result of a validation that has succeeded.
 
         Args:
-            wait_s: longest wait for one that is under way, after which it is cancelled; 0: it goes on.
+            wait_s: longest wait for one that is under way, after which it is cancelled; 0 does not wait or cancel.
 
         Returns: its step and report, once; None when there is nothing new.
         """
@@ -80,7 +80,7 @@ class AsyncValidation:
                 ray.cancel(task, force=True)
                 raise TimeoutError(f"not ready {wait_s:.0f} s after the end of training")
             report: EvalReport = cloudpickle.loads(ray.get(task))
-        except Exception as error:  # noqa: BLE001 - whatever ends it, training goes on
+        except Exception as error:  # noqa: BLE001 - whatever ends it, training must not end
             self.counts["failed"] += 1
             cause = format_error(unwrap(error))
             print(f"{self._recipe.kind}: async validation of step {step} failed: {cause}", flush=True)

@@ -55,7 +55,13 @@ def scalars(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def held_out_batches(recipe: Recipe, first: int, last: int) -> list[dict[str, Any]]:
-    """Micro-batches number first .. last - 1 of the validation split, in memory."""
+    """Micro-batches of the validation split, in memory.
+
+    Args:
+        recipe: of the run.
+        first: number of the first micro-batch.
+        last: number after the last one.
+    """
     size = recipe.config.train.micro_batch
     return list(recipe.validation_stream(recipe.plan("validation"), first * size, last * size, size))
 
@@ -116,5 +122,5 @@ class Validator:
     def _shares(self) -> list[tuple[int, int]]:
         number, world_size = self._train.validation_batches, self._communicator.world_size
         bounds = [number * rank // world_size for rank in range(world_size + 1)]
-        # A rank without a batch of its own still needs one to take part with.
+        # A rank without a share still needs a batch to take part with.
         return [(first, last) if last > first else (0, 0) for first, last in itertools.pairwise(bounds)]

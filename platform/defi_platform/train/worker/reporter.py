@@ -80,7 +80,7 @@ class Reporter:
             self._status.update(force, **values)
 
     def log_event(self, step: int, split: str, **values: Any) -> None:
-        """Logs what happened at a step, such as a skipped update, as a row of its own split."""
+        """Logs what happened at a step, such as a skipped update, as a row of that split."""
         if self._log:
             self._log.append({"step": step, "split": split, **values})
 
