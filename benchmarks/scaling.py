@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--gpus 8 64 512] [--peak-tflops 989] [--mfu 0.35] [--network-gbs 50]
 
-Nothing here is measured on those GPUs. Memory and traffic are the formulas of defi_platform.train.driver.memory_estimate, which a
+Nothing here is measured on those GPUs. Memory and traffic are the formulas of driver/memory_estimate.py, which a
 test holds against real engines; efficiency assumes that each GPU computes at --mfu of its peak, has --network-gbs
 gigabytes per second to the others, and hides none of the traffic behind computing: a lower bound. Weak scaling: each
 GPU keeps the micro-batch of configs/paper.
