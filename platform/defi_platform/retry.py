@@ -48,7 +48,7 @@ class RetryPolicy:
         if failures >= self.max_attempts or elapsed_s >= self.timeout_s:
             return None
         # The exponent is bounded because a float overflows at 2^1024.
-        pause = min(self.max_pause_s, self.first_pause_s * 2 ** min(failures - 1, 64))
+        pause = min(self.max_pause_s, self.first_pause_s * 2.0 ** min(failures - 1, 64))
         return pause * (0.5 + random.random()) if self.jitter else pause
 
 

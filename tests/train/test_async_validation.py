@@ -1,4 +1,4 @@
-"""Validation beside training, with a real Ray task on real checkpoints."""
+"""Asynchronous validation, with a real Ray task on real checkpoints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ExaminedRecipe(tiny.TinyRecipe):
 
 
 @pytest.mark.slow
-def test_a_task_beside_training_looks_at_checkpoints_and_never_stops_it(
+def test_an_async_validation_evaluates_checkpoints_and_never_stops_training(
     ray_cluster: None,
     run_config: Callable[..., PretrainConfig],
     tmp_path: Path,

@@ -252,13 +252,14 @@ class Reader:
         return whole if shape is None else whole.reshape(shape)
 
     def _local(self, marker: dict[str, Any]) -> Path:
-        uri = storage.join(self._uri, marker["file"])
+        name: str = marker["file"]
+        uri = storage.join(self._uri, name)
         try:
             if self._scratch:
-                path = self._scratch / marker["file"]
+                path = self._scratch / name
                 storage.get_file(uri, path)
             else:
-                path = Path(storage.local_path(uri))
+                path = storage.local_path(uri)
             size = path.stat().st_size
         except FileNotFoundError as error:
             raise DamagedCheckpoint(f"{uri} is gone.") from error
