@@ -18,7 +18,7 @@ from defi_models import presets
 from defi_models.describe import Cost, cost_of
 from defi_platform.config import FinetuneConfig, PretrainConfig, TrainConfig
 from defi_platform.config.loader import load_config
-from defi_platform.train.driver.memory_estimate import footprint
+from defi_platform.train.driver.memory_estimate import footprint, sent_bytes
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "paper"
 GIB, GB = 2**30, 1e9
@@ -65,10 +65,11 @@ def main() -> None:
                     train, zero_stage=stage, global_batch=train.micro_batch * gpus, num_workers=gpus
                 )
                 one = footprint(cost.parameters, cost.trained, cost.activation_bytes, settings, gpus)
-                network = one.sent / (given.network_gbs * GB)
+                sent = sent_bytes(cost.trained, settings, gpus)
+                network = sent / (given.network_gbs * GB)
                 print(
                     f"{name:8}{gpus:>6}{stage:>6}{(one.device - one.activations) / GIB:>11.2f}"
-                    f"{one.activations / GIB:>17.2f}{one.sent / GB:>14.2f}{compute:>11.3f}{network:>11.3f}"
+                    f"{one.activations / GIB:>17.2f}{sent / GB:>14.2f}{compute:>11.3f}{network:>11.3f}"
                     f"{compute / (compute + network):>12.1%}"
                 )
 

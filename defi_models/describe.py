@@ -25,16 +25,13 @@ from defi_models.encoders.dino import DinoPatches
 from defi_models.errors import ConfigurationError
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM
+from defi_models.memory import training_memory
 from defi_models.policy import DeFIPolicy
 from defi_models.rng import normal
 
 META = torch.device("meta")
 ModelConfig = GFDM.Config | GIDM.Config | DeFIPolicy.Config
 _TEXT_TOKENS = 20
-_WEIGHT_BYTES = 2
-_GRADIENT_BYTES = 2
-_OPTIMIZER_BYTES = 12
-"""Per trained parameter under mixed precision: float32 master copy and AdamW's two moments."""
 _BACKWARD_OVER_FORWARD = 2
 """Every matrix product of the forward pass has two in the backward pass."""
 _GIB = 2**30
@@ -79,15 +76,9 @@ class Cost:
 
     def state_bytes(self, zero_stage: int, world_size: int) -> int:
         """Weights, gradients and optimiser state on each worker, bf16 with a float32 AdamW."""
-        weights = _WEIGHT_BYTES * self.parameters
-        gradients, optimizer = _GRADIENT_BYTES * self.trained, _OPTIMIZER_BYTES * self.trained
-        if zero_stage >= 1:
-            optimizer = -(-optimizer // world_size)
-        if zero_stage >= 2:
-            gradients = -(-gradients // world_size)
-        if zero_stage >= 3:
-            weights = -(-weights // world_size)
-        return weights + gradients + optimizer
+        return training_memory(
+            self.parameters, self.trained, zero_stage=zero_stage, world_size=world_size
+        ).device
 
 
 def describe(preset: str, *, recompute: bool = False) -> list[Cost]:
@@ -145,13 +136,13 @@ def _gidm_cost(model: GIDM, height: int) -> Cost:
     # weight-free patches have no size of their own: they see what GFDM sees
     size = patches.image_size if isinstance(patches, DinoPatches.Config) else height
     frames = _zeros(1, 2, size, size, 3, dtype=torch.uint8)
-    features = model.encode_patches(frames)
+    features = model.encode_frames(frames)
     text, mask = _zeros(1, _TEXT_TOKENS, model.config.text.dim), _zeros(1, _TEXT_TOKENS, dtype=torch.bool)
 
     def train() -> Tensor:
         return model.loss(features, text, mask).loss
 
-    forward = {"patches": _flops(lambda: model.encode_patches(frames)), "encoder + decoder": _flops(train)}
+    forward = {"patches": _flops(lambda: model.encode_frames(frames)), "encoder + decoder": _flops(train)}
     return Cost("gidm", _parts(model), _activations(model, train), forward, forward["encoder + decoder"], {})
 
 

@@ -49,6 +49,8 @@ class GFDM(ModelFolder, nn.Module):
     """
 
     kind = "gfdm"
+    cache_column = "latents"
+    """Batch entry that may hold the output of `encode_frames` in place of `frames`."""
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
@@ -249,6 +251,11 @@ class GFDM(ModelFolder, nn.Module):
         ids = self._time_ids(len(x), config.fps)
         output: Tensor = self.unet(x.to(self.dtype), timestep, text, added_time_ids=ids).sample
         return output.float()
+
+    @property
+    def frozen_encoder(self) -> VaeCodec | BlockDctCodec:
+        """The part behind `encode_frames`, whose output a cache may hold."""
+        return self.codec
 
     @torch.no_grad()
     def encode_frames(self, frames: Tensor) -> Tensor:

@@ -100,6 +100,8 @@ class GIDM(ModelFolder, nn.Module):
     """
 
     kind = "gidm"
+    cache_column = "features"
+    """Batch entry that may hold the output of `encode_frames` in place of `frames`."""
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
@@ -215,12 +217,17 @@ class GIDM(ModelFolder, nn.Module):
         """
         check_tensor("frames", frames, self._frame_shape(2), torch.uint8)
         states = self.text_encoder.states(check_texts("text", text, len(frames), "frames"))
-        features = self.encode_patches(frames).to(self.dtype)
+        features = self.encode_frames(frames).to(self.dtype)
         actions: LatentActions = self.encoder(features, states.states.to(self.dtype), states.mask)
         return actions
 
+    @property
+    def frozen_encoder(self) -> DinoPatches | BlockDctPatches:
+        """The part behind `encode_frames`, whose output a cache may hold."""
+        return self.patch_encoder
+
     @torch.no_grad()
-    def encode_patches(self, frames: Tensor) -> Tensor:
+    def encode_frames(self, frames: Tensor) -> Tensor:
         """Patch features of frames, uint8 (B, T, H, W, 3) -> float (B, T, L, feature_dim)."""
         check_tensor("frames", frames, self._frame_shape("T"), torch.uint8)
         flat = frames.to(self.device).flatten(0, 1)
@@ -244,7 +251,7 @@ class GIDM(ModelFolder, nn.Module):
         """Patch features of frames, which are augmented in training where the config says so."""
         augmentation = self.config.augmentation if self.training else None
         frames = frames.to(self.device)
-        return self.encode_patches(augmentation(frames, generator) if augmentation else frames)
+        return self.encode_frames(augmentation(frames, generator) if augmentation else frames)
 
     def _given_features(self, features: Tensor) -> Tensor:
         if self.training and self.config.augmentation:

@@ -12,6 +12,7 @@ FLAGS = {"--strict": "data.strict=true", "--retry-quarantined": "data.retry_quar
 
 
 def main() -> int:
+    """Runs the job. Returns: the exit code."""
     config = parse_arguments(IngestConfig, flags=FLAGS, description=__doc__)
     # Imported late: it takes seconds, and --help and mistakes in the config should not.
     from defi_platform.data.ingest.pipeline import run_ingest

@@ -10,6 +10,7 @@ from defi_platform.errors import exit_code
 
 
 def main() -> int:
+    """Runs the job. Returns: the exit code."""
     config = parse_arguments(InspectConfig, description=__doc__)
     # Imported late: it takes seconds, and --help and mistakes in the config should not.
     from defi_platform.evaluate.html.corpus_page import inspect_corpora

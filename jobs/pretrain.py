@@ -12,6 +12,7 @@ FLAGS = {"--dry-run": "dry_run=true"}
 
 
 def main() -> int:
+    """Runs the job. Returns: the exit code."""
     config = parse_arguments(PretrainBothConfig, flags=FLAGS, description=__doc__)
     # Imported late: it takes seconds, and --help and mistakes in the config should not.
     from defi_platform.train.driver.pretrain import pretrain_both

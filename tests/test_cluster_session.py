@@ -1,4 +1,4 @@
-"""How a job comes by its Ray where none is running."""
+"""The start of a Ray cluster for a job where none is running."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The demo's memory of its stages: reuse, going on after an interruption, doing again what has changed."""
+"""The demo's record of its stages: reuse, resuming after an interruption, running again what has changed."""
 
 from __future__ import annotations
 

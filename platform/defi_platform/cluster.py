@@ -1,4 +1,4 @@
-"""How a job reaches Ray: it joins the cluster it was submitted to, or starts one on this machine."""
+"""Connection to Ray: a job joins the cluster it was submitted to, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class ClusterError(UserError):
 
 @contextlib.contextmanager
 def ray_session(config: RayConfig) -> Iterator[None]:
-    """Connects to Ray for the length of a job; an already connected process is left as it is.
+    """Connects to Ray for the duration of a job; an already connected process keeps its connection.
 
     The address comes from `config.address`, else from RAY_ADDRESS (which `ray job submit` sets); without
-    either a cluster is started here and stopped at the end.
+    either a cluster is started on this machine and stopped at the end.
 
-    Raises: ClusterError when the named cluster does not answer.
+    Raises: ClusterError when the named cluster does not answer, or none starts.
     """
     if ray.is_initialized():
         yield
@@ -84,12 +84,12 @@ def _start_here(cpus: int) -> None:
 
 
 def _has_timed_out(error: Exception) -> bool:
-    # Ray has no type of its own for it.
+    # Ray raises a plain Exception.
     return "timed out during startup" in str(error)
 
 
 def source_roots() -> list[str]:
-    """Folders that hold the two packages when they run from a checkout; [] when they are installed."""
+    """The folders to import the two packages from when they run from a checkout; [] when they are installed."""
     # Found, not imported: the models bring torch with them.
     models = find_spec("defi_models")
     if models is None or models.origin is None:
@@ -108,7 +108,7 @@ def source_roots() -> list[str]:
 def _source_environment() -> dict[str, Any] | None:
     """Runtime environment that lets the cluster's workers import the packages of this checkout.
 
-    Under `ray job submit --working-dir .` that is the copy Ray unpacked, which lies at the same place on every
+    Under `ray job submit --working-dir .` that is the copy Ray unpacked, which lies at the same path on every
     node. A PYTHONPATH given at submission is left as it is.
     """
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}

@@ -1,8 +1,8 @@
-"""The whole mission once, end to end: record, pretrain both, fine-tune, serve and evaluate, report.
+"""The demo: record, pretrain both models, fine-tune, serve and evaluate, report, once each.
 
-Every stage is the same function its own job calls, and finds by itself what is done. This module adds what
-only the sequence needs: a stage whose settings, or whose inputs' settings, have changed since it finished is
-done again (the old folder is kept aside), and how long each stage took is remembered over interruptions.
+Every stage is the function that its own job calls, and resumes by itself. This module adds what the sequence needs: a
+stage runs again when its settings, or those of a stage it reads from, have changed since it finished (the old folder
+is kept under another name), and the time of each stage is added up over interruptions.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ class Stage:
     config: Any
     run: Callable[[Any], Any]
     folders: tuple[str, ...]
-    """What the stage writes."""
+    """Folders that the stage writes."""
     after: tuple[str, ...] = ()
     """Names of the stages whose results it reads."""
 
 
 def stages(config: DemoConfig) -> list[Stage]:
-    """The demo's stages in their order."""
+    """The demo's stages in order."""
     gfdm, gidm = config.pretrain.gfdm, config.pretrain.gidm
     return [
         Stage("record", "record demonstrations", config.record, record, (config.record.output,)),
@@ -75,13 +75,16 @@ def stages(config: DemoConfig) -> list[Stage]:
 def run_demo(config: DemoConfig) -> str:
     """Runs, resumes or reuses every stage and writes the report.
 
-    Returns: the report's path.
+    Args:
+        config: of all stages.
+
+    Returns: the path of the report.
     """
     log = StageLog(storage.join(config.output, "stages.json"))
-    todo = stages(config)
-    # One Ray for all stages; starting it takes longer than finding out that nothing is left to do.
-    with contextlib.nullcontext() if all(map(log.done, todo)) else ray_session(config.ray):
-        for number, stage in enumerate(todo, start=1):
+    sequence = stages(config)
+    # One Ray for all stages; starting it takes longer than finding that nothing is left to do.
+    with contextlib.nullcontext() if all(map(log.done, sequence)) else ray_session(config.ray):
+        for number, stage in enumerate(sequence, start=1):
             log.run_stage(stage, f"[{number}/5] {stage.title}")
     print("[5/5] report", flush=True)
     return write_report(
@@ -97,7 +100,7 @@ def run_demo(config: DemoConfig) -> str:
 
 
 class StageLog:
-    """What is known of each stage: the fingerprint of its settings, its time, whether it finished."""
+    """The record of the stages in a JSON file: fingerprint of the settings, seconds, whether it finished."""
 
     def __init__(self, path: str):
         self._path = path
@@ -110,22 +113,28 @@ class StageLog:
         return {name: entry["seconds"] for name, entry in self._stages.items()}
 
     def done(self, stage: Stage) -> bool:
-        """Whether it has finished with these settings, and so have the stages that it reads from."""
+        """True when a stage, and the stages it reads from, finished with their present settings."""
         if not all(name in self._stages for name in (stage.name, *stage.after)):
             return False
         entry = self._stages[stage.name]
         return bool(entry["done"]) and entry["fingerprint"] == self._fingerprint(stage)
 
     def run_stage(self, stage: Stage, title: str) -> None:
-        """Runs a stage, goes on with an interrupted one, or leaves a finished one as it is."""
+        """Runs a stage, resumes an interrupted one, or leaves a finished one as it is.
+
+        Args:
+            stage: what to run.
+            title: for the lines on the console.
+        """
         fingerprint = self._fingerprint(stage)
         entry = self._stages.get(stage.name)
         if entry and entry["fingerprint"] != fingerprint:
             for folder in stage.folders:
                 if storage.exists(folder):
-                    aside = storage.set_aside(folder)
+                    kept = storage.set_aside(folder)
                     print(
-                        f"{title}: its settings have changed; what there was is kept in {aside}", flush=True
+                        f"{title}: its settings have changed; the earlier result is kept in {kept}",
+                        flush=True,
                     )
             entry = None
         if entry and entry["done"]:
@@ -145,18 +154,18 @@ class StageLog:
 
     def _fingerprint(self, stage: Stage) -> str:
         inputs = [self._stages[name]["fingerprint"] for name in stage.after]
-        text = json.dumps([_what(to_mapping(stage.config)), inputs], sort_keys=True)
+        text = json.dumps([_result_settings(to_mapping(stage.config)), inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _save(self) -> None:
         storage.write_text(self._path, json.dumps(self._stages, indent=1))
 
 
-_HOW = {"ray", "workers", "host", "port", "threads", "tracking", "decode"}
-"""Settings of how a stage is carried out, which do not make its result another one."""
+_EXECUTION_SETTINGS = {"ray", "workers", "host", "port", "threads", "tracking", "decode"}
+"""Settings of how a stage is executed, which do not change its result."""
 
 
-def _what(values: Any) -> Any:
+def _result_settings(values: Any) -> Any:
     if not isinstance(values, dict):
         return values
-    return {key: _what(value) for key, value in values.items() if key not in _HOW}
+    return {key: _result_settings(value) for key, value in values.items() if key not in _EXECUTION_SETTINGS}

@@ -12,9 +12,9 @@ import ray
 import ray.data
 import torch
 
-from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import EncodeConfig, PretrainConfig, TrainConfig
+from defi_platform.config.paths import absolute_paths
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latents.cache import (
@@ -32,8 +32,8 @@ from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import BadVideo
 from defi_platform.errors import ConfigError
 from defi_platform.progress import Progress
-from defi_platform.train.driver.pretrain import RECIPES
 from defi_platform.train.engine.seeds import seed_of
+from defi_platform.train.recipes.registry import PRETRAININGS
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,10 @@ def encode_latents(config: EncodeConfig) -> EncodeSummary:
 
     Raises: UserError; CacheError when the folder is the cache of another encoder.
     """
+    config = absolute_paths(config)
     _check(config)
-    assert config.data.cache is not None
-    folder = config.data.cache = storage.absolute(config.data.cache)
+    folder = config.data.cache
+    assert folder is not None
     started = time.monotonic()
     with ray_session(config.ray):
         manifest = ingest(config.data)
@@ -82,9 +83,9 @@ def encode_latents(config: EncodeConfig) -> EncodeSummary:
 
 
 def _check(config: EncodeConfig) -> None:
-    if config.kind not in RECIPES:
+    if config.kind not in PRETRAININGS:
         raise ConfigError(
-            f"there is no model kind '{config.kind}' to encode for; choose {' or '.join(RECIPES)}."
+            f"there is no model kind '{config.kind}' to encode for; choose {' or '.join(PRETRAININGS)}."
         )
     if config.dtype not in DTYPES:
         raise ConfigError(f"dtype is {config.dtype}; choose {' or '.join(DTYPES)}.")
@@ -95,7 +96,7 @@ def _check(config: EncodeConfig) -> None:
 def _encoder(config: EncodeConfig, device: str = "cpu") -> FrameEncoder:
     """The encoder of the model that a training with these settings builds, weight for weight."""
     settings = PretrainConfig(model=config.model, data=config.data, train=TrainConfig(seed=config.seed))
-    recipe = RECIPES[config.kind](settings)
+    recipe = PRETRAININGS[config.kind](settings)
     torch.manual_seed(seed_of(config.seed, "weights"))
     return FrameEncoder(recipe.build_without_cache().to(device))  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The one exception family that a user can cause: its message names the thing, the place and the fix."""
+"""Exceptions that a user can cause; their messages name the cause, where it is, and the fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something only the user can put right. Jobs print its message without a traceback and exit with 2."""
+    """An error that only the user can fix. Jobs print its message without a traceback and exit with 2."""
 
 
 class ConfigError(UserError):
@@ -36,7 +36,7 @@ def one_line(error: BaseException) -> str:
 
 
 def exit_code(job: Callable[[], int]) -> int:
-    """Runs a job and turns what a user can cause into one clear message.
+    """Runs a job and reports an error that the user can fix as one message on stderr.
 
     Returns: the job's own exit code; 2 after a `UserError`; 130 after Ctrl-C.
     """

@@ -75,7 +75,7 @@ def test_gidm_augments_in_training_only(gidm: GIDM) -> None:
 
 def test_features_encoded_ahead_are_refused_where_training_augments() -> None:
     model = GIDM(presets.gidm("nano", augmentation={})).train()
-    features = model.encode_patches(pixels(1, 2))
+    features = model.encode_frames(pixels(1, 2))
     with pytest.raises(ValueError, match="augmentation to null"):
         model({"features": features, "text": TEXTS[:1]})
     model.eval()({"features": features, "text": TEXTS[:1]})

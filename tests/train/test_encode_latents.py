@@ -16,8 +16,8 @@ from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.sampling.sharding import Shard
 from defi_platform.encode_latents import encode_latents
 from defi_platform.errors import ConfigError
-from defi_platform.train.driver.pretrain import RECIPES
 from defi_platform.train.engine.seeds import sample_generators
+from defi_platform.train.recipes.registry import RECIPES
 from defi_platform.train.recipes.video_base import VideoRecipe
 
 SIZE = 2

@@ -43,7 +43,7 @@ class FilterConfig:
     """Shortest video in seconds that is accepted. null: no filter."""
     duplicate_bits: int | None = None
     """Most bits (of 192, over three pictures) by which two videos may differ and still count as duplicates; 6 finds
-    copies in another size or codec. Not for robots before fixed cameras, whose episodes all look alike. null: no
+    copies in another size or codec. Not for robots before fixed cameras, whose episodes are all similar. null: no
     filter."""
 
 

@@ -1,4 +1,4 @@
-"""Rules that stand beside a config field, as its dataclass metadata."""
+"""Rules of single config fields, kept in their dataclass metadata."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ def bound_on_resume(schema: Any) -> list[str]:
 
 
 def is_path(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field holds a path."""
+    """True for a field that holds a path."""
     return bool(field.metadata.get("path"))

@@ -114,7 +114,7 @@ class TrainConfig:
     max_failures: int = field(default=3, metadata=RESUME_FREE)
     """Worker failures that a run recovers from before it gives up; -1: any number."""
     restart_dead_codes_every: int = 100
-    """Steps between two restarts of unused GIDM codes, in place of the reference's once per epoch. 0: never."""
+    """Steps between two restarts of unused GIDM codes; the reference restarts them once per epoch. 0: never."""
     probe: ProbeConfig | None = field(default=None, metadata=RESUME_FREE)
     """GIDM: labelled corpora for the linear probe at the end of the run; null: no probe."""
     threads: int | None = field(default=None, metadata=RESUME_FREE)

@@ -1,4 +1,4 @@
-"""What is refused before anything starts: settings that contradict each other or the cluster."""
+"""Checks before anything starts: settings that contradict each other, the device, the storage or the cluster."""
 
 from __future__ import annotations
 
@@ -18,72 +18,80 @@ from defi_platform.train.engine.lr_schedule import SCHEDULES
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def check_train_config(train: TrainConfig, place: str = "train") -> None:
-    """Raises: ConfigError naming both values and the fix."""
-    _choice(place, "precision", train.precision, PRECISIONS)
-    _choice(place, "schedule", train.schedule, SCHEDULES)
+def check_train_config(train: TrainConfig, part: str = "train") -> None:
+    """Checks the settings of a run against each other.
+
+    Args:
+        train: the settings.
+        part: dotted config key of the part, for messages.
+
+    Raises: ConfigError naming both values and the fix.
+    """
+    _choice(part, "precision", train.precision, PRECISIONS)
+    _choice(part, "schedule", train.schedule, SCHEDULES)
     for name in ("steps", "global_batch", "micro_batch", "num_workers"):
-        _at_least(place, name, getattr(train, name), 1)
+        _at_least(part, name, getattr(train, name), 1)
     for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "validation_batches"):
-        _at_least(place, name, getattr(train, name), 1)
-    for name in ("restart_dead_codes_every", "async_validation_every"):
-        _at_least(place, name, getattr(train, name), 0)
-    if train.async_validation_every % train.checkpoint_every:
+        _at_least(part, name, getattr(train, name), 1)
+    _at_least(part, "restart_dead_codes_every", train.restart_dead_codes_every, 0)
+    every, name = train.async_validation_every, "async_validation_every"
+    _at_least(part, name, every, 0)
+    if every % train.checkpoint_every:
+        multiple = max(1, round(every / train.checkpoint_every)) * train.checkpoint_every
         raise ConfigError(
-            f"{place}.async_validation_every={train.async_validation_every} is no multiple of {place}.checkpoint_every="
-            f"{train.checkpoint_every}: it looks at checkpoints. Set it to "
-            f"{max(1, round(train.async_validation_every / train.checkpoint_every)) * train.checkpoint_every}."
+            f"{part}.{name}={every} is no multiple of {part}.checkpoint_every={train.checkpoint_every}: it evaluates "
+            f"checkpoints. Set it to {multiple}."
         )
     if train.zero_stage not in (0, 1, 2, 3):
-        raise ConfigError(f"{place}.zero_stage is {train.zero_stage}; choose 0, 1, 2 or 3.")
+        raise ConfigError(f"{part}.zero_stage is {train.zero_stage}; choose 0, 1, 2 or 3.")
     per_pass = train.micro_batch * train.num_workers
     if train.global_batch % per_pass:
         below = max(per_pass, train.global_batch // per_pass * per_pass)
         raise ConfigError(
-            f"{place}.global_batch={train.global_batch} is not micro_batch x num_workers x a whole number "
+            f"{part}.global_batch={train.global_batch} is not micro_batch x num_workers x a whole number "
             f"(micro_batch={train.micro_batch}, num_workers={train.num_workers}). "
-            f"Set {place}.global_batch={below}, or a micro_batch that divides "
+            f"Set {part}.global_batch={below}, or a micro_batch that divides "
             f"{train.global_batch / train.num_workers:g}."
         )
     if train.min_workers is not None:
-        _at_least(place, "min_workers", train.min_workers, 1)
+        _at_least(part, "min_workers", train.min_workers, 1)
         if train.min_workers > train.num_workers:
             raise ConfigError(
-                f"{place}.min_workers={train.min_workers} is more than {place}.num_workers={train.num_workers}, the "
-                f"most there may be. Set {place}.num_workers={train.min_workers}, or min_workers lower."
+                f"{part}.min_workers={train.min_workers} is more than {part}.num_workers={train.num_workers}, the "
+                f"most there may be. Set {part}.num_workers={train.min_workers}, or min_workers lower."
             )
     if train.offload_optimizer and train.zero_stage == 0:
         raise ConfigError(
-            f"{place}.offload_optimizer=true with {place}.zero_stage=0: only ZeRO moves optimiser state. "
-            f"Set {place}.zero_stage=1, 2 or 3."
+            f"{part}.offload_optimizer=true with {part}.zero_stage=0: only ZeRO moves optimiser state. "
+            f"Set {part}.zero_stage=1, 2 or 3."
         )
     if train.ema_decay is not None and not 0 <= train.ema_decay < 1:
         raise ConfigError(
-            f"{place}.ema_decay is {train.ema_decay}; a number in [0, 1) is expected, e.g. 0.9999, or null for none."
+            f"{part}.ema_decay is {train.ema_decay}; a number in [0, 1) is expected, e.g. 0.9999, or null for none."
         )
     if train.max_skipped_in_a_row is not None:
-        _at_least(place, "max_skipped_in_a_row", train.max_skipped_in_a_row, 1)
+        _at_least(part, "max_skipped_in_a_row", train.max_skipped_in_a_row, 1)
     if train.precision != "fp32" and train.zero_stage == 0:
         raise ConfigError(
-            f"{place}.precision={train.precision} with {place}.zero_stage=0 would keep no fp32 master weights. "
-            f"Set {place}.zero_stage=1."
+            f"{part}.precision={train.precision} with {part}.zero_stage=0 would keep no fp32 master weights. "
+            f"Set {part}.zero_stage=1."
         )
     if train.precision == "fp16" and not train.use_gpu:
         raise ConfigError(
-            f"{place}.precision=fp16 with {place}.use_gpu=false: CPUs have no fp16 training. "
-            f"Set {place}.precision=bf16, or {place}.use_gpu=true."
+            f"{part}.precision=fp16 with {part}.use_gpu=false: CPUs have no fp16 training. "
+            f"Set {part}.precision=bf16, or {part}.use_gpu=true."
         )
     if len(train.betas) != 2 or not all(0 <= beta < 1 for beta in train.betas):
-        raise ConfigError(f"{place}.betas is {train.betas}; two numbers in [0, 1) are expected.")
+        raise ConfigError(f"{part}.betas is {train.betas}; two numbers in [0, 1) are expected.")
     if train.use_gpu and train.resources_per_worker.get("GPU", 1) <= 0:
         raise ConfigError(
-            f"{place}.use_gpu=true but {place}.resources_per_worker.GPU="
+            f"{part}.use_gpu=true but {part}.resources_per_worker.GPU="
             f"{train.resources_per_worker['GPU']:g}. Leave GPU out, or set it to 1."
         )
 
 
 def check_device(train: TrainConfig) -> None:
-    """In a worker: refuses a precision that its GPU does not compute in. Raises: ConfigError."""
+    """Checks, in a worker, that its GPU computes in the configured precision. Raises: ConfigError."""
     if not train.use_gpu or train.precision != "bf16":
         return
     if not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -94,13 +102,13 @@ def check_device(train: TrainConfig) -> None:
 
 
 def check_writable(folder: str) -> None:
-    """Writes a small file and deletes it. Raises: StorageError when that is not allowed."""
-    there = storage.is_folder(folder)
+    """Writes a small file and deletes it. Raises: StorageError when that is not possible."""
+    existed = storage.is_folder(folder)
     probe = storage.join(folder, f"write-test-{uuid.uuid4().hex[:8]}")
     try:
         storage.write_text(probe, "")
         storage.delete(probe)
-        if not there and not storage.is_remote(folder):
+        if not existed and not storage.is_remote(folder):
             storage.local_path(folder).rmdir()
     except OSError as error:
         raise StorageError(
@@ -113,15 +121,16 @@ def check_cluster(
     available: Mapping[str, float] | None = None,
     decoder_cpus: float = 0.0,
 ) -> None:
-    """Refuses a request that the connected cluster can never meet, which Ray would wait for without end.
+    """Checks that the connected cluster can ever meet a request, for which Ray would otherwise wait forever.
 
     Args:
-        requests: job name -> its settings; all run at the same time.
-        decoder_cpus: logical CPUs that their decoders hold beside them.
+        requests: run name -> its settings; all run at the same time.
         available: resources of the whole cluster; None asks Ray.
+        decoder_cpus: logical CPUs that the runs' decoders need in addition.
+
     Raises: ClusterError naming what is asked for, what there is, and the fix.
     """
-    there_is = ray.cluster_resources() if available is None else available
+    present = ray.cluster_resources() if available is None else available
     wanted: dict[str, float] = {}
     for train in requests.values():
         for resource, amount in worker_resources(train).items():
@@ -131,7 +140,7 @@ def check_cluster(
     if decoder_cpus:
         wanted["CPU"] = wanted.get("CPU", 0.0) + decoder_cpus
     for resource, amount in wanted.items():
-        if amount > there_is.get(resource, 0.0):
+        if amount > present.get(resource, 0.0):
             asked = "; ".join(
                 f"{name}: {min_world_size(train)} workers x {worker_resources(train)[resource]:g}"
                 for name, train in requests.items()
@@ -144,13 +153,13 @@ def check_cluster(
                 asked += f"; decoders: {decoder_cpus:g}"
             raise ClusterError(
                 f"training asks for {amount:g} {resource} ({asked}), the cluster has "
-                f"{there_is.get(resource, 0.0):g}. Set train.num_workers or train.resources_per_worker lower, "
+                f"{present.get(resource, 0.0):g}. Set train.num_workers or train.resources_per_worker lower, "
                 + ("raise ray.local_cpus, or add nodes." if resource == "CPU" else "or add nodes.")
             )
 
 
 def world_sizes(train: TrainConfig) -> list[int]:
-    """Numbers of workers that the run can have: those of its range into which the global batch can be divided."""
+    """Possible numbers of workers, ascending: those of the run's range that divide the global batch."""
     least = train.num_workers if train.min_workers is None else train.min_workers
     return [
         workers
@@ -160,7 +169,7 @@ def world_sizes(train: TrainConfig) -> list[int]:
 
 
 def min_world_size(train: TrainConfig) -> int:
-    """Without which the run does not start."""
+    """The lowest number of workers with which the run starts."""
     return min(world_sizes(train), default=train.num_workers)
 
 
@@ -173,15 +182,15 @@ def worker_resources(train: TrainConfig) -> dict[str, float]:
 
 
 def async_validation_resources(train: TrainConfig) -> dict[str, float]:
-    """Ray resources of what runs beside the workers."""
+    """Ray resources of asynchronous validation; {} where there is none."""
     return train.async_validation_resources if train.async_validation_every else {}
 
 
-def _choice(place: str, name: str, value: str, choices: tuple[str, ...]) -> None:
+def _choice(part: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ConfigError(f"{place}.{name} is '{value}'; choose one of {', '.join(choices)}.")
+        raise ConfigError(f"{part}.{name} is '{value}'; choose one of {', '.join(choices)}.")
 
 
-def _at_least(place: str, name: str, value: int, least: int) -> None:
+def _at_least(part: str, name: str, value: int, least: int) -> None:
     if value < least:
-        raise ConfigError(f"{place}.{name} is {value}; at least {least} is needed.")
+        raise ConfigError(f"{part}.{name} is {value}; at least {least} is needed.")

@@ -1,4 +1,4 @@
-"""What a user reads when workers die: one line per failure, from Ray Train's controller."""
+"""Worker failures for the user: one line each, from Ray Train's controller, without Ray's wrappers."""
 
 from __future__ import annotations
 
@@ -8,19 +8,23 @@ from ray.train import UserCallback
 
 
 class FailureLines(UserCallback):
-    """Says which worker failed, why, and that the run goes on (or Ray Train raises, and the job tells)."""
+    """Prints one line per worker failure; Ray Train then restarts the workers, or raises and the job reports it."""
 
     def __init__(self, kind: str):
         self._kind = kind
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Prints the root cause of a failure."""
         rank, error = root_cause(worker_exceptions)
         print(f"{self._kind}: worker {rank} failed: {format_error(error)}", flush=True)
 
 
 def root_cause(worker_exceptions: dict[int, Exception]) -> tuple[int, BaseException]:
-    """The failure that came first, as far as it can be told: one rank's death takes the others' collective
-    calls with it, so errors of broken connections are named only when there is nothing else."""
+    """The rank and error of the failure that most likely came first.
+
+    The death of one rank fails the collective calls of the others, so errors of broken connections are returned only
+    when there is nothing else.
+    """
     unwrapped = {rank: unwrap(error) for rank, error in sorted(worker_exceptions.items())}
     for rank, error in unwrapped.items():
         if "peer" not in str(error) and "Connection" not in str(error):

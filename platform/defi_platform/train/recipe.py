@@ -1,4 +1,4 @@
-"""What a model brings to the loop: how it is built, which samples it sees, what is watched besides its loss."""
+"""The interface between a model and the training loop: building, samples, metrics, evaluation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from defi_platform.config import PretrainConfig
+from defi_platform.config.paths import absolute_paths
 from defi_platform.data.sampling.sharding import Shard
 
 if TYPE_CHECKING:
@@ -19,36 +20,39 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalReport:
-    """What a recipe found out about its finished model."""
+    """The result of evaluating a model beyond its loss."""
 
     media: list[str] = field(default_factory=list)
     """Pictures, as paths relative to the run folder."""
     figures: dict[str, Any] = field(default_factory=dict)
-    """For summary.json and the run card."""
+    """Numbers for summary.json and the run card."""
 
 
 class Recipe(ABC):
-    """One of the trainings. Recipes are sent to the workers, so they hold settings and nothing heavy."""
+    """A kind of training. Recipes are sent to the workers, so they hold settings and nothing heavy."""
 
     kind: str
     """gfdm | gidm | policy: the name in status lines, checkpoints and model folders."""
+    job: str = ""
+    """Script below jobs/ that runs it; "" where there is none."""
     summed_buffers: Sequence[str] = ()
     """Names of buffers that each rank counts for itself; a checkpoint holds their sum."""
 
     def __init__(self, config: PretrainConfig):
-        self.config = config
+        # Workers, decoders and actors run in other working directories than the driver.
+        self.config = absolute_paths(config)
 
     def identity(self) -> dict[str, Any]:
-        """What makes two runs' weights interchangeable; kept in each checkpoint."""
+        """The settings that must agree for two runs' weights to be interchangeable; kept in each checkpoint."""
         model = self.config.model
         return {"kind": self.kind, "preset": model.preset, "overrides": model.overrides}
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """The model on CPU, in fp32, the same on every rank; `forward(batch, generator=)` gives "loss"."""
+        """Builds the model on CPU, in fp32, the same on every rank; `forward(batch, generator=)` returns "loss"."""
 
     def configure_model(self, model: Any) -> None:
-        """Applies what `train` says about how the model computes, before it trains."""
+        """Applies the settings of `train` that change how the model computes, before it trains."""
         if self.config.train.recompute:
             model.set_recompute(True)
         if self.config.train.compile:
@@ -59,7 +63,7 @@ class Recipe(ABC):
         """The plan of the train or validation split."""
 
     def fingerprint(self, plan: Any) -> str:
-        """Changes when any sample of the plan could; "" where there is no telling."""
+        """A hash that changes when any sample of the plan may; "" where none is known."""
         return ""
 
     @abstractmethod
@@ -67,7 +71,14 @@ class Recipe(ABC):
         """Micro-batches of one rank's share of a plan, as `defi_platform.data.loader.stream.stream` gives them."""
 
     def validation_stream(self, plan: Any, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
-        """The few batches of samples start..stop of the validation plan that training waits for."""
+        """Batches of samples start..stop - 1 of the validation plan, few enough to be loaded in this process.
+
+        Args:
+            plan: of the validation split.
+            start: first sample number.
+            stop: sample number after the last one.
+            size: samples per batch.
+        """
         return self.stream(plan, Shard.single(start, stop, size))
 
     def cost(self) -> Cost | None:
@@ -75,42 +86,48 @@ class Recipe(ABC):
         return None
 
     def describe_data(self) -> list[str]:
-        """What a dry run tells about the data. Raises: UserError when a run would find it missing."""
+        """Lines about the data for a dry run. Raises: UserError when data is missing."""
         return []
 
     def prepare(self) -> None:  # noqa: B027 - optional
-        """Done once by the driver before workers start: whatever the plan needs."""
+        """Prepares what the plan needs; called once by the driver before workers start."""
 
     def after_update(self, engine: TrainingEngine, step: int) -> dict[str, float]:
-        """Called on every rank after update number `step` (from 1).
+        """Acts on every rank after an update.
 
-        Returns: what to log with this step.
+        Args:
+            engine: with the model.
+            step: number of the update, from 1.
+
+        Returns: metrics to log with this step.
         """
         return {}
 
     def validation_counts(self, outputs: dict[str, Tensor]) -> Tensor | None:
-        """Counts (1-D) of one validation batch that are summed over batches and ranks."""
+        """Counts of one validation batch, of any shape, that are summed over batches and ranks; None: none."""
         return None
 
     def validation_metrics(self, counts: Tensor) -> dict[str, Any]:
-        """Metrics from the summed counts."""
+        """Metrics from the summed counts of `validation_counts`."""
         return {}
 
     def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
-        """What is found out about the model of a checkpoint: of the last one on rank 0, of those before it by a task
-        beside training.
+        """Evaluates the model of a checkpoint beyond its loss.
+
+        The last checkpoint is evaluated on rank 0, earlier ones by the asynchronous validation task.
 
         Args:
             model: in fp32, in evaluation mode, on the device that is to compute.
             batch: of the validation split, on CPU.
             folder: run folder, to write pictures below.
+            step: of the checkpoint.
         """
         return EvalReport()
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
-        """What summary.json tells besides the loop's own figures, from the last validation."""
+        """Values for summary.json in addition to the loop's, from the last validation."""
         return {}
 
     def skipped(self) -> dict[str, int]:
-        """Videos left out so far, by reason."""
+        """Number of rejected videos so far, by reason."""
         return {}

@@ -1,4 +1,4 @@
-"""The request to stop a run at a checkpoint: an empty file in its run folder, wherever that lies."""
+"""The request to stop a run at a checkpoint: an empty file in its run folder, local or remote."""
 
 from __future__ import annotations
 
@@ -17,29 +17,34 @@ def request_stop(run: str) -> None:
 
 
 class StopRequest:
-    """Rank 0's look at that file; in a remote folder a thread looks now and then, so that no step waits for it."""
+    """Rank 0's view of that file; a remote folder is polled in a thread, so that no step waits for storage.
+
+    Args:
+        run: run folder.
+        interval_s: seconds between two polls of a remote folder.
+    """
 
     def __init__(self, run: str, interval_s: float = REMOTE_INTERVAL_S):
         self._path, self._remote = storage.join(run, STOP), storage.is_remote(run)
-        self._seen, self._interval_s = threading.Event(), interval_s
+        self._requested, self._interval_s = threading.Event(), interval_s
         self._ended = threading.Event()
         if self._remote:
-            threading.Thread(target=self._look, daemon=True, name="stop-request").start()
+            threading.Thread(target=self._poll, daemon=True, name="stop-request").start()
 
     def made(self) -> bool:
-        """Whether somebody has asked."""
-        return self._seen.is_set() if self._remote else storage.exists(self._path)
+        """True when a stop has been requested."""
+        return self._requested.is_set() if self._remote else storage.exists(self._path)
 
     def close(self) -> None:
         """Ends the thread."""
         self._ended.set()
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self._ended.wait(self._interval_s):
             try:
                 if storage.exists(self._path):
-                    self._seen.set()
+                    self._requested.set()
                     return
             except (OSError, StorageError):
-                # The store is away. Checkpoints tell of that; the request is looked for again.
+                # Storage is unavailable, which checkpoints report; the next poll tries again.
                 continue

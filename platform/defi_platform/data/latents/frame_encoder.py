@@ -1,4 +1,4 @@
-"""The frozen part of GFDM or GIDM that sees pictures, taken by itself: what a latent cache holds the output of."""
+"""The frozen image encoder of GFDM or GIDM by itself: a latent cache holds its output."""
 
 # T frames, H W pixels
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import nn
 
 from defi_models.pretrained.configuration import to_mapping
 from defi_platform.data.latents.cache import EncoderInfo
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from defi_models.gfdm import GFDM
     from defi_models.gidm import GIDM
 
-COLUMNS = {"gfdm": "latents", "gidm": "features"}
 DTYPES = ("float32", "float16")
 
 
@@ -45,13 +43,12 @@ class FrameEncoder:
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         """uint8 (T, H, W, 3) -> float32 (T, ...): scaled latents (C, h, w) or patch features (L, D) per frame."""
         batch = torch.from_numpy(frames)[None]
-        model = self._model
-        encoded = model.encode_frames(batch) if model.kind == "gfdm" else model.encode_patches(batch)  # type: ignore[operator]
-        return encoded[0].float().cpu().numpy()
+        encoded: np.ndarray = self._model.encode_frames(batch)[0].float().cpu().numpy()
+        return encoded
 
     def info(self, height: int, width: int, dtype: str = "float32") -> EncoderInfo:
         """What identifies the encoder's output."""
-        kind, part = self._model.kind, _frozen_part(self._model)
+        kind, part = self._model.kind, self._model.frozen_encoder
         settings = {"encoder": to_mapping(part.config), "height": height, "width": width, "dtype": dtype}
         digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())
         for name, tensor in sorted(part.state_dict().items()):
@@ -60,13 +57,9 @@ class FrameEncoder:
         shape = self(np.zeros((1, height, width, 3), np.uint8)).shape[1:]
         return EncoderInfo(
             kind=kind,
-            column=COLUMNS[kind],
+            column=self._model.cache_column,
             fingerprint=digest.hexdigest()[:16],
             describes=f"{type(part).__name__} at {height}x{width} as {dtype}",
             shape=tuple(shape),
             dtype=dtype,
         )
-
-
-def _frozen_part(model: GFDM | GIDM) -> nn.Module:
-    return model.codec if model.kind == "gfdm" else model.patch_encoder  # type: ignore[return-value]

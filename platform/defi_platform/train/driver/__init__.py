@@ -1,0 +1,1 @@
+"""The driver: configs go in, checks and Ray Train runs follow, summaries of complete runs come out."""

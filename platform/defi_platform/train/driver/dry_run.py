@@ -1,4 +1,4 @@
-"""What a run would be, found out without starting it: data, storage, memory, steps, hours."""
+"""Dry run: data, storage, memory, steps and hours of a run, without starting it."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from defi_platform.train.worker.run_results import METRICS
 
 GIB = 2**30
 ASSUMED_MFU = 0.35
-"""Where nothing was measured: what well-set-up training of transformers and UNets reaches on recent GPUs."""
+"""Model FLOP utilisation where nothing was measured: typical of well-configured training on recent GPUs."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """Everything that was found out about one run."""
+    """The findings about one run."""
 
     kind: str
     lines: list[str]
 
     def text(self) -> str:
-        """For people."""
+        """The findings as lines for the console."""
         return "\n".join(
             [f"{self.kind}: dry run, nothing was started", *(f"  {line}" for line in self.lines)]
         )
 
 
 def dry_run(recipes: Sequence[Recipe]) -> list[DryRun]:
-    """Looks at what the runs need.
+    """Finds what runs need, and checks that they could start.
 
     Raises: UserError for what would stop them: data that is absent, a run folder that cannot be written.
     """
-    found = []
+    results = []
     for recipe in recipes:
         train = recipe.config.train
         check_writable(train.output)
@@ -52,12 +52,12 @@ def dry_run(recipes: Sequence[Recipe]) -> list[DryRun]:
         if cost:
             lines += memory_plan(cost, train)
         lines += _length(train, cost)
-        found.append(DryRun(recipe.kind, lines))
-    return found
+        results.append(DryRun(recipe.kind, lines))
+    return results
 
 
 def memory_plan(cost: Cost, train: TrainConfig) -> list[str]:
-    """Bytes on each worker for each ZeRO stage and number of workers of the run, the chosen one marked."""
+    """GiB on each worker, by ZeRO stage and number of workers; the configured stage is marked."""
     lines = [
         f"model: {cost.parameters:,} parameters, {cost.trained:,} trained, "
         f"{cost.training_flops / 1e9:,.1f} GFLOP per sample (forward and backward)",
@@ -69,17 +69,23 @@ def memory_plan(cost: Cost, train: TrainConfig) -> list[str]:
         for stage in range(4):
             if train.precision != "fp32" and stage == 0:
                 continue
-            one = footprint(
+            memory = footprint(
                 cost.parameters, cost.trained, cost.activation_bytes, _at_stage(train, stage), workers
             )
             parts = " + ".join(
                 f"{part / GIB:.2f}"
-                for part in (one.weights, one.gradients, one.optimizer, one.average, one.activations)
+                for part in (
+                    memory.weights,
+                    memory.gradients,
+                    memory.optimizer,
+                    memory.average,
+                    memory.activations,
+                )
             )
-            where = " (optimiser on the host)" if one.offloaded and stage else ""
+            host = " (optimiser on the host)" if memory.offloaded and stage else ""
             chosen = " <- chosen" if stage == train.zero_stage else ""
             lines.append(
-                f"  {workers} workers, ZeRO {stage}: {parts} = {one.device / GIB:.2f} on the device{where}{chosen}"
+                f"  {workers} workers, ZeRO {stage}: {parts} = {memory.device / GIB:.2f} on the device{host}{chosen}"
             )
     lines.append("  workspaces, fragmentation and frozen encoders' own activations come on top")
     return lines
@@ -114,7 +120,7 @@ def _length(train: TrainConfig, cost: Cost | None) -> list[str]:
 
 
 def step_seconds(train: TrainConfig, cost: Cost | None) -> tuple[float | None, str]:
-    """Expected seconds of a step, and where the number comes from."""
+    """Expected seconds of a step (None where nothing is known), and the source of the number."""
     if train.expected_step_s:
         return train.expected_step_s, "train.expected_step_s"
     measured = [

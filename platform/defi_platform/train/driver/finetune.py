@@ -9,7 +9,7 @@ from defi_platform.train.recipes.policy import PolicyRecipe
 
 
 def finetune(config: FinetuneConfig) -> RunSummary | DryRun:
-    """Fine-tunes the policy made of two pretrained model folders; goes on where an earlier attempt was.
+    """Fine-tunes the policy fused from two pretrained model folders; resumes an earlier attempt.
 
     Raises: UserError.
     """

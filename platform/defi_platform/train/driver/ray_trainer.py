@@ -1,4 +1,4 @@
-"""Ray Train's controller, set up for a run: quiet, and without the helpers that this cluster has no use for."""
+"""Ray Train's controller, configured for a run: quiet, and without callbacks that this cluster does not need."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ from defi_platform.train.ray_errors import FailureLines
 
 
 class RunTrainer(TorchTrainer):
-    """A `TorchTrainer` for `train_worker`."""
+    """A `TorchTrainer` for one run.
+
+    Args:
+        kind: of the recipe, for messages.
+        worker: function that each worker runs.
+        settings: argument of that function.
+        train: settings of the run.
+        resources: Ray resources of one worker.
+    """
 
     def __init__(
         self,
@@ -49,8 +57,8 @@ class RunTrainer(TorchTrainer):
                 resources_per_worker=resources,
             ),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # Ray ships v1's types
-                # Ray Train's own notes, of which nothing is needed later: our checkpoints go to the run folder by
-                # another way (see saving.py), and Ray would read the name of another run as its continuation.
+                # Ray Train's own records, of which nothing is needed later: checkpoints go to the run folder (see
+                # checkpoint/async_saver.py), and Ray would take a run of the same name for the one to continue.
                 name=f"{kind}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(Path(tempfile.gettempdir()) / "defi-ray-train"),
                 failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
@@ -67,28 +75,30 @@ class RunTrainer(TorchTrainer):
         return super()._initialize_and_run_controller(**settings)  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
-        # Ray Train hands no datasets out here (each worker streams its own part of the plan), so the actor that would
-        # is not started; it takes two seconds of a core.
-        needless: tuple[type, ...] = (DatasetsCallback,)
+        # Ray Train distributes no datasets here (each worker streams its own part of the plan), so the actor for it is
+        # not started; it takes two seconds of a core.
+        unneeded: tuple[type, ...] = (DatasetsCallback,)
         if not get_dashboard_url():
-            # The cleaner asks the dashboard whether the controller lives. Without one it complains every second;
+            # The cleaner asks the dashboard whether the controller lives. Without one it logs an error every second;
             # Ray frees the placement group of a dead job in any case.
-            needless += (PlacementGroupCleanerCallback,)
+            unneeded += (PlacementGroupCleanerCallback,)
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]
-        return [one for one in callbacks if not isinstance(one, needless)]
+        return [one for one in callbacks if not isinstance(one, unneeded)]
 
 
 class ControllerEnvironment(UserCallback):
-    """What Ray Train reads from the environment, set in the controller's process when this is unpacked there: runs that
-    one driver starts want it otherwise. What the user has set counts."""
+    """Environment variables that Ray Train reads, set in the controller's process when this is unpickled there.
+
+    Runs that one driver starts need different values. A variable that the user has set is left as it is.
+    """
 
     def __init__(self, train: TrainConfig, preemptible: bool):
         self._values = {
-            # The end of a run, or a dead worker, is noticed at a poll; two seconds is much for short runs.
+            # The end of a run, or a dead worker, is noticed at a poll; two seconds are long for short runs.
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-            # Ray Train repeats what is printed in its log, which goes to the same place.
+            # Ray Train would repeat printed lines in its log, which goes to the same console.
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-            # One process less to start where no node can go.
+            # One process less to start where no node can be preempted.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": str(int(preemptible)),
         }
         if train.min_workers is not None:

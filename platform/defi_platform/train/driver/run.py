@@ -1,4 +1,4 @@
-"""The driver's side of training: checks, start, watching, and what is left of a run when it ends."""
+"""The driver's side of training: checks, start, monitoring, and the summary of a complete run."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ CONFIG = "config.yaml"
 
 
 class TrainingFailed(UserError):
-    """A run that did not reach its end: its workers failed more often than allowed, or with it another run."""
+    """A run that did not complete: its workers failed more often than allowed."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a complete run left: summary.json, and where it lies."""
+    """The summary of a complete run, and its folder."""
 
     folder: str
     values: dict[str, Any]
     reused: bool = False
-    """The run was complete before; nothing was done."""
+    """The run was already complete; nothing was done."""
 
     @property
     def model(self) -> str:
@@ -61,7 +61,7 @@ class RunSummary:
         return storage.join(self.folder, MODEL)
 
     def text(self) -> str:
-        """A few lines for people."""
+        """The summary as lines for the console."""
         first, last = self.values["validation"]["first"], self.values["validation"]["last"]
         done = "was complete before" if self.reused else f"{self.values['wall_s']:.0f} s"
         return (
@@ -71,9 +71,10 @@ class RunSummary:
 
 
 def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
-    """Runs trainings side by side on one cluster; complete ones are left as they are.
+    """Runs trainings in parallel on one cluster; complete ones are left as they are.
 
-    Raises: UserError for what is refused before anything starts; TrainingFailed, after all others have ended,
+    Returns: a summary per recipe, in their order.
+    Raises: UserError for what is wrong before anything starts; TrainingFailed, after all others have ended,
         when one fails.
     """
     _check(recipes)
@@ -104,9 +105,9 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
 
 
 def dry_run_all(recipes: Sequence[Recipe]) -> list[DryRun]:
-    """What `train` would do, all of its checks included; nothing is started, no cluster is asked.
+    """Dry runs of trainings, with all checks of `train`; nothing is started, no cluster is asked.
 
-    Raises: UserError for what it would refuse.
+    Raises: UserError, as `train` would.
     """
     _check(recipes)
     for recipe in recipes:
@@ -118,25 +119,23 @@ def dry_run_all(recipes: Sequence[Recipe]) -> list[DryRun]:
 def _check(recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         check_train_config(recipe.config.train, "train" if len(recipes) == 1 else f"{recipe.kind}.train")
-        # Workers have other working directories than the driver.
-        recipe.config.train.output = storage.absolute(recipe.config.train.output)
     folders = [recipe.config.train.output for recipe in recipes]
     if len(set(folders)) < len(folders):
         raise ConfigError(f"two trainings share train.output={folders[0]}. Give each a folder of its own.")
 
 
 def complete_run(recipe: Recipe) -> RunSummary | None:
-    """The summary of a run that has nothing left to do."""
+    """The summary of a run that is complete; None for others."""
     folder = recipe.config.train.output
     if not storage.exists(storage.join(folder, SUMMARY)):
         return None
     summary = _summary(folder, reused=True)
-    _refuse_other_model(recipe, summary.values["model"])
+    _check_same_model(recipe, summary.values["model"])
     return summary if summary.values["steps"] >= recipe.config.train.steps else None
 
 
 def check_resumable(recipe: Recipe) -> None:
-    """Refuses a run folder that holds the run of other settings.
+    """Checks that a run folder holds no run with other settings.
 
     Raises: CheckpointError for another model, ConfigError for settings that change data order or loss.
     """
@@ -144,7 +143,7 @@ def check_resumable(recipe: Recipe) -> None:
     found = checkpoints.committed(folder)
     if not found:
         return
-    _refuse_other_model(recipe, found[0].position.model)
+    _check_same_model(recipe, found[0].position.model)
     path = storage.join(folder, CONFIG)
     if not storage.exists(path):
         return
@@ -162,13 +161,15 @@ def check_resumable(recipe: Recipe) -> None:
                 )
 
 
-def _refuse_other_model(recipe: Recipe, there: dict[str, Any]) -> None:
-    if there != recipe.identity():
-        wanted = recipe.identity()
-        differing = [key for key in wanted if there.get(key) != wanted[key]]
+def _check_same_model(recipe: Recipe, present: dict[str, Any]) -> None:
+    wanted = recipe.identity()
+    if present != wanted:
+        differing = [key for key in wanted if present.get(key) != wanted[key]]
         raise CheckpointError(
             f"{recipe.config.train.output} holds another model: "
-            + ", ".join(f"{key} {there.get(key)!r} there, {wanted[key]!r} in the config" for key in differing)
+            + ", ".join(
+                f"{key} {present.get(key)!r} there, {wanted[key]!r} in the config" for key in differing
+            )
             + ". Choose another train.output, or the settings that it was written with."
         )
 
@@ -178,15 +179,15 @@ def _run_all(recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
         prepare_folder(recipe)
 
-    def drive(recipe: Recipe) -> None:
+    def run(recipe: Recipe) -> None:
         try:
             _fit(recipe)
             outcomes[recipe.kind] = None
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             outcomes[recipe.kind] = error
 
-    # In threads of its own, because Ray Train's Ctrl-C handler ends the process with success.
-    threads = [threading.Thread(target=drive, args=(recipe,), daemon=True) for recipe in recipes]
+    # In threads, because Ray Train's Ctrl-C handler ends the process with success.
+    threads = [threading.Thread(target=run, args=(recipe,), daemon=True) for recipe in recipes]
     view = StatusView({recipe.kind: recipe.config.train.output for recipe in recipes})
     for thread in threads:
         thread.start()
@@ -207,7 +208,7 @@ def _watch(threads: Sequence[threading.Thread], view: StatusView) -> None:
 def _stop_on_interrupt(
     recipes: Sequence[Recipe], threads: Sequence[threading.Thread], view: StatusView
 ) -> Iterator[None]:
-    """After Ctrl-C the runs stop at a checkpoint; a second Ctrl-C ends them at once."""
+    """Stops the runs at a checkpoint after Ctrl-C, and at once after a second one."""
     try:
         yield
     except KeyboardInterrupt:
@@ -219,7 +220,7 @@ def _stop_on_interrupt(
 
 
 def prepare_folder(recipe: Recipe) -> None:
-    """Writes the run's config, and clears what an earlier attempt left for others to read."""
+    """Writes the run's config and deletes the stop request, status and summary of an earlier attempt."""
     folder = recipe.config.train.output
     storage.write_text(storage.join(folder, CONFIG), to_yaml(recipe.config))
     for name in (STOP, STATUS, SUMMARY):
@@ -249,15 +250,15 @@ def _families(base: type[UserError]) -> list[type[UserError]]:
 
 
 def _failure(failed: dict[str, BaseException], fine: Sequence[str]) -> BaseException:
-    """One error for all runs that failed; the only one's own where it was alone and the user's to mend."""
+    """One error for all runs that failed; a single run's own error where it is the user's to fix."""
     first = next(iter(failed.values()))
     if isinstance(first, KeyboardInterrupt):
         return first
     if len(failed) == 1 and not fine and isinstance(first, UserError):
         return first
-    told = "; ".join(f"{kind} failed: {_cause(error)}" for kind, error in failed.items())
+    reasons = "; ".join(f"{kind} failed: {_cause(error)}" for kind, error in failed.items())
     rest = f" Complete: {', '.join(fine)}." if fine else ""
-    failure = TrainingFailed(f"{told}.{rest} The same command goes on from the last checkpoint.")
+    failure = TrainingFailed(f"{reasons}.{rest} The same command goes on from the last checkpoint.")
     failure.__cause__ = first
     return failure
 

@@ -21,7 +21,6 @@ PACKAGES = (
     "defi-platform", "ray", "torch", "deepspeed", "diffusers", "transformers", "safetensors", "numpy", "pyarrow",
     "decord", "av", "omegaconf", "wandb",
 )  # fmt: skip
-JOBS = {"gfdm": "pretrain_gfdm.py", "gidm": "pretrain_gidm.py", "policy": "finetune_policy.py"}
 
 
 def write_run_card(
@@ -38,7 +37,9 @@ def write_run_card(
     card = make_card(recipe, fingerprint, summary, rows)
     output = recipe.config.train.output
     storage.write_text(storage.join(output, JSON), json.dumps(card, indent=1))
-    storage.write_text(storage.join(output, MARKDOWN), as_markdown(card, to_yaml(recipe.config)))
+    storage.write_text(
+        storage.join(output, MARKDOWN), as_markdown(card, to_yaml(recipe.config), recipe.job or "...")
+    )
 
 
 def make_card(
@@ -118,12 +119,13 @@ def speed(
     }
 
 
-def as_markdown(card: dict[str, Any], config: str) -> str:
+def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
     """The card as Markdown.
 
     Args:
         card: see `make_card`.
         config: resolved, as YAML.
+        job: script below jobs/ that runs the recipe.
     """
     summary, code, rate = card["summary"], card["code"], card["speed"]
     first, last = summary["validation"]["first"], summary["validation"]["last"]
@@ -170,7 +172,7 @@ def as_markdown(card: dict[str, Any], config: str) -> str:
             "## To repeat it",
             "",
             f"Save the configuration below as `run.yaml`, check out the code above, and run "
-            f"`python jobs/{JOBS.get(summary['kind'], '...')} --config run.yaml`.",
+            f"`python jobs/{job} --config run.yaml`.",
             "",
             "```yaml",
             config.rstrip(),

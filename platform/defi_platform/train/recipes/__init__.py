@@ -1,1 +1,1 @@
-"""GFDM, GIDM and the fused policy, as the loop trains them."""
+"""Recipes: a config goes in, the model, its samples and its evaluation for the training loop come out."""

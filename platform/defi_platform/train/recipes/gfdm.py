@@ -1,4 +1,4 @@
-"""GFDM: clips of video, denoised."""
+"""Recipe of GFDM: denoising of video clips."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ QUARTERS = (-0.6745, 0.0, 0.6745)
 
 
 class GFDMRecipe(VideoRecipe):
-    """Forward dynamics pretraining."""
+    """Pretraining of the forward dynamics model."""
 
     kind = "gfdm"
+    job = "pretrain_gfdm.py"
 
     def rule(self) -> Rule:
+        """Clips of `data.clip_frames` frames."""
         data = self.config.data
         return ClipRule(data.clip_frames, data.clip_span_s)
 
     def cost(self) -> Cost:
+        """Cost of the configured GFDM."""
         from defi_models import presets
         from defi_models.describe import cost_of
         from defi_models.gfdm import GFDM
@@ -42,6 +45,7 @@ class GFDMRecipe(VideoRecipe):
         return cost_of(config, recompute=self.config.train.recompute)
 
     def build_without_cache(self) -> nn.Module:
+        """Builds GFDM from its folder or preset."""
         from defi_models import presets
         from defi_models.gfdm import GFDM
 
@@ -67,8 +71,10 @@ class GFDMRecipe(VideoRecipe):
         return sums
 
     def validation_metrics(self, counts: Tensor) -> dict[str, Any]:
-        """Mean loss of the quarters of the training noise, from the least to the most; a quarter that no sample
-        drew is left out."""
+        """Mean loss per quarter of the training noise, from the lowest to the highest.
+
+        A quarter without samples has no entry.
+        """
         return {
             f"loss_noise_quarter_{number}": float(total / samples)
             for number, (total, samples) in enumerate(counts.T, start=1)
@@ -76,9 +82,18 @@ class GFDMRecipe(VideoRecipe):
         }
 
     def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
-        """Three rows per clip: what happened, and what the model makes of the first frame and the text in one
-        denoising step (which is what the policy reads) and in SAMPLING_STEPS, as a picture and as a film; PSNR,
-        SSIM and GMSD of both, and of predicting that nothing moves."""
+        """Samples clips from their first frames and texts, and compares them with the true ones.
+
+        Writes an image and a video with three rows per clip: the truth, the prediction in one denoising step (as the
+        policy reads it), and the one in SAMPLING_STEPS. Reports PSNR, SSIM and GMSD of both, and of predicting that
+        nothing moves.
+
+        Args:
+            model: GFDM, in evaluation mode.
+            batch: of the validation split; the first SHOWN_CLIPS are used.
+            folder: run folder.
+            step: of the checkpoint, part of the files' names.
+        """
         truth = batch["frames"][:SHOWN_CLIPS]
         still = truth[:, :1].expand_as(truth)
         rows, figures = [truth.numpy()], _quality("still", still, truth)
@@ -103,10 +118,10 @@ class GFDMRecipe(VideoRecipe):
 
 
 def _quality(name: str, predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Means over the frames that were predicted: all but the first."""
-    later, right = predicted[:, 1:], truth[:, 1:]
+    """Means over the predicted frames, which are all but the first."""
+    predicted, truth = predicted[:, 1:], truth[:, 1:]
     return {
-        f"psnr_{name}": float(psnr(later, right).mean()),
-        f"ssim_{name}": float(ssim(later, right).mean()),
-        f"gmsd_{name}": float(gmsd(later, right).mean()),
+        f"psnr_{name}": float(psnr(predicted, truth).mean()),
+        f"ssim_{name}": float(ssim(predicted, truth).mean()),
+        f"gmsd_{name}": float(gmsd(predicted, truth).mean()),
     }

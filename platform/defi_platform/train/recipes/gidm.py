@@ -1,4 +1,4 @@
-"""GIDM: pairs of frames, and the codebook of latent actions between them."""
+"""Recipe of GIDM: latent actions between pairs of frames, and their codebook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from defi_platform import storage
 from defi_platform.config import PretrainConfig, ProbeConfig
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.sampling.samplers import PairRule, Rule
@@ -28,28 +27,27 @@ if TYPE_CHECKING:
 
 
 class GIDMRecipe(VideoRecipe):
-    """Inverse dynamics pretraining."""
+    """Pretraining of the inverse dynamics model."""
 
     kind = "gidm"
+    job = "pretrain_gidm.py"
     summed_buffers: Sequence[str] = ("encoder.codebook.usage",)
 
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        if probe := config.train.probe:
-            probe.manifest = storage.absolute(probe.manifest)
-            for corpus in probe.corpora.values():
-                corpus.path = storage.absolute(corpus.path)
-        if config.train.async_validation_every and not self._probe:
+        if (every := config.train.async_validation_every) and not self._probe:
+            name = "train.async_validation_every"
             raise ConfigError(
-                f"gidm: train.async_validation_every={config.train.async_validation_every} without train.probe: beside "
-                "training, GIDM is only probed for actions. Name a labelled corpus "
-                "(train.probe.corpora.NAME.path=FOLDER), or set train.async_validation_every=0."
+                f"gidm: {name}={every} without train.probe: during training, GIDM is only probed for actions. Name a "
+                f"labelled corpus (train.probe.corpora.NAME.path=FOLDER), or set {name}=0."
             )
 
     def rule(self) -> Rule:
+        """Pairs of frames `data.pair_interval_s` apart."""
         return PairRule(self.config.data.pair_interval_s)
 
     def cost(self) -> Cost:
+        """Cost of the configured GIDM."""
         from defi_models import presets
         from defi_models.describe import cost_of
         from defi_models.gidm import GIDM
@@ -58,6 +56,7 @@ class GIDMRecipe(VideoRecipe):
         return cost_of(config, recompute=self.config.train.recompute, height=self.config.data.height)
 
     def build_without_cache(self) -> nn.Module:
+        """Builds GIDM from its folder or preset."""
         from defi_models import presets
         from defi_models.gidm import GIDM
 
@@ -68,6 +67,7 @@ class GIDMRecipe(VideoRecipe):
             return GIDM(presets.gidm(model.preset, **model.overrides))
 
     def after_update(self, engine: TrainingEngine, step: int) -> dict[str, float]:
+        """Restarts unused codes when due."""
         every = self.config.train.restart_dead_codes_every
         codebook = cast("Codebook | None", engine.module.codebook)
         if codebook is None or not every or step % every:
@@ -75,36 +75,46 @@ class GIDMRecipe(VideoRecipe):
         return restart_dead_codes(engine, codebook, seed_of(self.config.train.seed, "restart", step))
 
     def validation_counts(self, outputs: dict[str, Tensor]) -> Tensor | None:
+        """(codes,) number of times each code was chosen; None without a codebook."""
         if "indices" not in outputs:
             return None
         return torch.bincount(outputs["indices"].flatten(), minlength=self._codes)
 
     def validation_metrics(self, counts: Tensor) -> dict[str, Any]:
+        """Usage of the codebook."""
         return code_usage(counts)
 
     def prepare(self) -> None:
+        """Ingests the corpora, those of the probe included."""
         super().prepare()
         if self._probe:
             ingest(probe_data(self._probe, self.config.data))
 
     def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
-        """R2 of the linear probe, learned and with random weights, where a labelled corpus is given."""
+        """Measures R2 of the linear probe, for the trained and an untrained encoder, where a labelled corpus is given.
+
+        Args:
+            model: GIDM, in evaluation mode.
+            batch: unused.
+            folder: unused.
+            step: unused.
+        """
         if not self._probe:
             return EvalReport()
         torch.manual_seed(seed_of(self.config.train.seed, "probe"))
         encoders = {"latent_action": model, "random_encoder": self.untrained(model)}
-        found = linear_probe(
+        r2 = linear_probe(
             cast("dict[str, GIDM]", encoders),
             probe_data(self._probe, self.config.data),
             self._probe.pairs,
             PairRule(self.config.data.pair_interval_s),
             self.config.train.seed,
         )
-        return EvalReport(figures={"probe_r2": found})
+        return EvalReport(figures={"probe_r2": r2})
 
     @staticmethod
     def untrained(model: nn.Module) -> nn.Module:
-        """The same frozen backbones around an encoder and decoder with fresh random weights."""
+        """A model with the same frozen backbones, and random weights in encoder and decoder."""
         from defi_models.gidm import GIDM
 
         trained = cast("GIDM", model)
@@ -117,6 +127,7 @@ class GIDMRecipe(VideoRecipe):
         return probe if probe and probe.corpora else None
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
+        """Codebook usage, in addition to the values of all video recipes."""
         names = ("codebook_fraction_used", "codebook_perplexity", "code_counts")
         return super().summary(validation) | {name: validation[name] for name in names if name in validation}
 
@@ -129,10 +140,11 @@ class GIDMRecipe(VideoRecipe):
 
 
 def code_usage(counts: Tensor) -> dict[str, Any]:
-    """How much of the codebook is in use.
+    """Usage of the codebook.
 
     Args:
-        counts: (codes,) how often each was chosen.
+        counts: (codes,) number of times each was chosen.
+
     Returns: `codebook_fraction_used` in 0..1, `codebook_perplexity` (the effective number of codes), and the
         counts themselves.
     """
@@ -146,7 +158,15 @@ def code_usage(counts: Tensor) -> dict[str, Any]:
 
 
 def restart_dead_codes(engine: TrainingEngine, codebook: Codebook, seed: int) -> dict[str, float]:
-    """Replaces the codes that no rank has used since the last restart, the same way on every rank."""
+    """Replaces the codes that no rank has used since the last restart, identically on every rank.
+
+    Args:
+        engine: with the model.
+        codebook: of that model.
+        seed: of the choice of new codes.
+
+    Returns: the number of replaced codes, as a metric.
+    """
     counts = codebook.usage.clone()
     distributed.all_reduce(counts)
     dead = int((counts == 0).sum())

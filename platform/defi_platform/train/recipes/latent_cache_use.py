@@ -1,4 +1,4 @@
-"""A latent cache in use by a training: whether it fits, and how much of the run it served."""
+"""A latent cache in use by a training: its check, and the share of the samples read from it."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ class CacheUse:
         assert data.cache is not None
         encoder = FrameEncoder(cast(Any, model))
         info = encoder.info(data.height, data.width, stored_dtype(data.cache))
-        self.place = CacheLocation(data.cache, info)
+        self.location = CacheLocation(data.cache, info)
         rows = np.unique(plan.first_rows())
-        self._videos, self._of = int(LatentCache(self.place, plan.manifest).holds(rows).sum()), len(rows)
+        self._videos, self._of = int(LatentCache(self.location, plan.manifest).holds(rows).sum()), len(rows)
         self._read = self._decoded = 0
 
-    def counted(self, batches: Iterable[dict[str, Any]], tell: bool) -> Iterator[dict[str, Any]]:
-        """The same batches, counted; with `tell`, one line for people first."""
-        if tell:
-            print(self._line(), flush=True)
+    def count(self, batches: Iterable[dict[str, Any]], announce: bool) -> Iterator[dict[str, Any]]:
+        """Passes batches through and counts their samples; with `announce`, prints one line first."""
+        if announce:
+            print(self._announcement(), flush=True)
         for batch in batches:
-            cached = self.place.info.column in batch
+            cached = self.location.info.column in batch
             self._read += len(batch["sample"]) if cached else 0
             self._decoded += 0 if cached else len(batch["sample"])
             yield batch
 
-    def told(self) -> dict[str, Any]:
-        """For the run's summary; samples are those of this rank and attempt."""
+    def summary(self) -> dict[str, Any]:
+        """Values for the run's summary; samples are those of this rank and attempt."""
         return {
-            "folder": self.place.folder,
-            "encoder": self.place.info.fingerprint,
+            "folder": self.location.folder,
+            "encoder": self.location.info.fingerprint,
             "videos": self._videos,
             "of": self._of,
             "samples_read": self._read,
             "samples_decoded": self._decoded,
         }
 
-    def _line(self) -> str:
-        info = self.place.info
+    def _announcement(self) -> str:
+        info = self.location.info
         rest = (
             ""
             if self._videos == self._of
             else f"; micro-batches with any of the other {self._of - self._videos} are decoded: run "
             "jobs/encode_latents.py to complete it"
         )
-        return f"{info.kind}: {info.column} of {self._videos} of {self._of} videos come from {self.place.folder}{rest}"
+        return f"{info.kind}: {info.column} of {self._videos} of {self._of} videos come from {self.location.folder}{rest}"

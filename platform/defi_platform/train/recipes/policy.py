@@ -1,4 +1,4 @@
-"""The fused policy: frames with the actions that followed, on top of the two pretrained models."""
+"""Recipe of the fused policy: frames and the actions that follow, on top of the two pretrained models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from defi_platform import storage
 from defi_platform.config import FinetuneConfig
 from defi_platform.data.loader.robot_signals import dimensions, statistics
 from defi_platform.data.sampling.plan import Plan
@@ -27,6 +26,8 @@ class PolicyRecipe(VideoRecipe):
     """Fine-tuning of the policy on labelled episodes."""
 
     kind = "policy"
+    job = "finetune_policy.py"
+    config_type = FinetuneConfig
     config: FinetuneConfig
     summed_buffers: Sequence[str] = ("adapter.latent_actions.codebook.usage",)
 
@@ -36,18 +37,20 @@ class PolicyRecipe(VideoRecipe):
             raise ConfigError(
                 "fine-tuning reads pictures, not what an encoder made of them. Set data.cache=null."
             )
-        config.gfdm, config.gidm = storage.absolute(config.gfdm), storage.absolute(config.gidm)
         self._chunk: int | None = None
 
     def identity(self) -> dict[str, Any]:
+        """The parts that train, in addition to kind, preset and overrides."""
         return super().identity() | {"trainable": self.config.trainable}
 
     def rule(self) -> Rule:
+        """Frames with the chunk of actions that follows them."""
         if self._chunk is None:
             self._chunk = self._model_config().adapter.head.chunk
         return ChunkRule(self._chunk)
 
     def cost(self) -> Cost:
+        """Cost of the policy fused from the two model folders."""
         from defi_models.describe import cost_of
         from defi_models.gfdm import GFDM
         from defi_models.gidm import GIDM
@@ -62,6 +65,7 @@ class PolicyRecipe(VideoRecipe):
         )
 
     def build_without_cache(self) -> nn.Module:
+        """Fuses the policy from the two model folders, with statistics of the corpus."""
         from defi_models.gfdm import GFDM
         from defi_models.gidm import GIDM
         from defi_models.policy import DeFIPolicy
@@ -75,8 +79,8 @@ class PolicyRecipe(VideoRecipe):
             self._check_views(settings.views, plan)
             policy = DeFIPolicy.fuse(replace(settings, cameras=camera_names(plan)), gfdm, gidm)
             if self.config.model.init_from:
-                before = load_folder(DeFIPolicy.from_pretrained, self.config.model.init_from)
-                policy.load_state_dict(before.state_dict())
+                initial = load_folder(DeFIPolicy.from_pretrained, self.config.model.init_from)
+                policy.load_state_dict(initial.state_dict())
             policy.set_trainable(self.config.trainable)
         policy.set_statistics(_as_model_statistics(plan))
         data = self.config.data
@@ -113,17 +117,17 @@ class PolicyRecipe(VideoRecipe):
 
 
 def camera_names(plan: Plan) -> tuple[str, ...]:
-    """Names of the policy's views in their order: a server asks for pictures by these names."""
+    """Names of the policy's views in order; a server asks for images by these names."""
     return tuple(plan.manifest.take("camera", np.array(plan.resolve(0).rows)))
 
 
 def _as_model_statistics(plan: Plan) -> Statistics:
     from defi_models.inputs.normalization import FieldStatistics, Statistics
 
-    found = {
+    fields = {
         name: FieldStatistics(
             mean=one.mean.tolist(), std=one.std.tolist(), min=one.min.tolist(), max=one.max.tolist()
         )
         for name, one in statistics(plan).items()
     }
-    return Statistics(action=found["action"], proprio=found.get("proprio"))
+    return Statistics(action=fields["action"], proprio=fields.get("proprio"))

@@ -1,4 +1,4 @@
-"""What the three recipes share: samples come from a plan over the configured corpora."""
+"""Base class of the recipes: samples come from a plan over the configured video corpora."""
 
 from __future__ import annotations
 
@@ -36,25 +36,19 @@ Model = TypeVar("Model", bound=nn.Module)
 class VideoRecipe(Recipe):
     """A recipe that learns from video corpora."""
 
+    config_type: type[PretrainConfig] = PretrainConfig
+    """Config class of the recipe."""
+
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
-        data = config.data
-        # Decoders and workers run in other working directories than the driver.
-        data.manifest = storage.absolute(data.manifest)
-        for corpus in data.corpora.values():
-            corpus.path = storage.absolute(corpus.path)
-        if data.cache is not None:
-            data.cache = storage.absolute(data.cache)
         self._cache: CacheUse | None = None
-        if config.model.init_from:
-            config.model.init_from = storage.absolute(config.model.init_from)
 
     @abstractmethod
     def rule(self) -> Rule:
-        """How a sample is cut out of a video."""
+        """The rule by which a sample is cut out of a video."""
 
     def build(self) -> nn.Module:
-        """The model; where a latent cache is configured, also the check that it is of this model's encoder."""
+        """Builds the model; a configured latent cache is checked against its encoder."""
         model = self.build_without_cache()
         # The export builds once more, when the counts of the run's cache are still wanted.
         if self.config.data.cache is not None and self._cache is None:
@@ -66,12 +60,13 @@ class VideoRecipe(Recipe):
         """The model alone; see `Recipe.build`."""
 
     def prepare(self) -> None:
-        """Brings the manifest up to date, and finds out now whether both splits have samples."""
+        """Brings the manifest up to date and checks that both splits have samples."""
         ingest(self.config.data)
         for split in ("train", "validation"):
             self.plan(split)
 
     def describe_data(self) -> list[str]:
+        """Corpora with their formats, videos and shares of the mixture, and samples per epoch where known."""
         data, lines, known = self.config.data, [], True
         if not data.corpora:
             raise ConfigError(
@@ -93,44 +88,66 @@ class VideoRecipe(Recipe):
         return lines
 
     def plan(self, split: str) -> Plan:
+        """The plan of one split over the manifest."""
         data = self.config.data
         manifest = Manifest.open(data.manifest, list(data.corpora))
         return Plan.of(manifest, data, self.rule(), self.config.train.seed, split)
 
     def fingerprint(self, plan: Plan) -> str:
+        """A hash that changes when any sample of the plan may."""
         return plan.fingerprint()
 
     def stream(self, plan: Plan, shard: Shard) -> Iterable[dict[str, Any]]:
+        """Micro-batches of one rank's share of a plan, from the latent cache where one is configured."""
         cache = self._cache
         batches = stream(
             plan,
             self.config.data,
             shard,
-            cache=cache.place if cache else None,
+            cache=cache.location if cache else None,
             keep_stats=self._keep_stats if shard.rank == 0 else None,
         )
-        return cache.counted(batches, tell=shard.rank == 0) if cache else batches
+        return cache.count(batches, announce=shard.rank == 0) if cache else batches
 
     def validation_stream(self, plan: Plan, start: int, stop: int, size: int) -> Iterable[dict[str, Any]]:
-        # On pictures, whether there is a cache or not: they are shown, and decoded only once.
+        """Batches of pictures, loaded in this process.
+
+        Args:
+            plan: of the validation split.
+            start: first sample number.
+            stop: sample number after the last one.
+            size: samples per batch.
+        """
+        # From pictures also where there is a cache: they are shown, and decoded only once.
         return local_batches(plan, self.config.data, Shard.single(start, stop, size))
 
     def _keep_stats(self, text: str) -> None:
-        """What Ray Data tells of rank 0's stream; each attempt at a run overwrites it, none depends on it."""
-        place = storage.join(self.config.train.output, DATA_STATS)
+        """Writes Ray Data's statistics of rank 0's stream; each attempt at a run overwrites them, none reads them."""
+        path = storage.join(self.config.train.output, DATA_STATS)
         try:
-            storage.write_text(place, text)
+            storage.write_text(path, text)
         except (OSError, StorageError) as error:
-            print(f"{self.kind}: {place} cannot be written for now, training goes on: {error}", flush=True)
+            print(f"{self.kind}: {path} cannot be written for now, training continues: {error}", flush=True)
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
-        return {"cache": self._cache.told()} if self._cache else {}
+        """The use of the latent cache, where one is configured."""
+        return {"cache": self._cache.summary()} if self._cache else {}
 
     def skipped(self) -> dict[str, int]:
+        """Number of quarantined videos by reason."""
         return skipped(self.config.data.manifest)
 
     def check_size(self, what: str, wanted: Any, given: Any, field: str) -> None:
-        """Raises: ConfigError when the data is not cut as the model needs it."""
+        """Checks that samples are cut as the model needs them.
+
+        Args:
+            what: name of the model's field.
+            wanted: its value.
+            given: value of the data's field.
+            field: name of the data's field.
+
+        Raises: ConfigError.
+        """
         if wanted != given:
             raise ConfigError(
                 f"data.{field}={given}, but the {self.kind} model '{self.config.model.preset}' has {what}={wanted}. "
@@ -140,6 +157,11 @@ class VideoRecipe(Recipe):
 
 def starting_config(model: type[Any], preset: Callable[..., Any], settings: ModelConfig) -> Any:
     """The config of the model that training starts from: its folder's, else the preset's with the overrides.
+
+    Args:
+        model: class of the model.
+        preset: function of `defi_models.presets` for that class.
+        settings: names the folder or the preset.
 
     Raises: CheckpointError, ConfigError.
     """
