@@ -117,9 +117,9 @@ CALLS: dict[str, tuple[str, Callable[..., Any], Callable[[], dict[str, Any]]]] =
         lambda model, **given: model.encode(**given),
         lambda: {"frames": pixels(B, 2), "text": TEXTS[:B]},
     ),
-    "gidm.encode_patches": (
+    "gidm.encode_frames": (
         "gidm",
-        lambda model, **given: model.encode_patches(**given),
+        lambda model, **given: model.encode_frames(**given),
         lambda: {"frames": pixels(B, 2)},
     ),
     "gidm.encode_text": (
@@ -174,7 +174,7 @@ SIZE_FAULTS: dict[str, dict[str, int]] = {
     "gidm.forward from features": {"features.count": 1, "features.width": 3},
     "gidm.loss": {"features.count": 1, "text.width": 2, "text_mask.length": 1},
     "gidm.encode": {"frames.count": 1, "frames.colours": 4},
-    "gidm.encode_patches": {"frames.colours": 4},
+    "gidm.encode_frames": {"frames.colours": 4},
     "policy.forward": {"images.views": 1, "actions.chunk": 1, "actions.width": 2, "action_mask.chunk": 1},
     "policy.act": {"images.views": 1, "images.height": 2, "images.width": 3, "proprio.width": 1},
     "policy.gfdm_features": {"images.views": 1, "images.height": 2},
