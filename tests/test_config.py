@@ -28,6 +28,7 @@ from defi_platform.config import (
 from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.help import keys
 from defi_platform.config.loader import data_home, load_config, parse_arguments, to_mapping, to_yaml
+from defi_platform.config.paths import absolute_paths
 from defi_platform.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -139,7 +140,7 @@ def test_the_help_of_a_job_in_a_bare_checkout_lists_every_key_and_imports_neithe
         check=False,
     )
     assert shown.returncode == 0, shown.stderr
-    assert f"imported {checkout / 'platform'}" in shown.stderr, "the packages of another place were used"
+    assert f"imported {checkout / 'platform'}" in shown.stderr, "the packages of another checkout were used"
     for key in keys(SCHEMAS[job.stem]):
         assert f"\n  {key.name}: {key.type} = {key.default}\n" in shown.stdout
 
@@ -169,6 +170,22 @@ def test_the_settings_that_a_resumed_run_is_bound_to() -> None:
         "corpora", "height", "width", "clip_frames", "clip_span_s", "pair_interval_s", "holdout",
         "retry_quarantined",
     }  # fmt: skip
+
+
+def test_every_path_of_a_config_becomes_absolute_and_nothing_else_changes(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(FinetuneConfig, files / "run.yaml", ["gfdm=s3://b/gfdm/", "gidm=models/gidm"])
+    absolute = absolute_paths(config)
+    assert config.data.corpora["robots"].path == "x", "the given config is left as it was"
+    assert absolute.data.corpora["robots"].path == str(tmp_path / "x")
+    assert (absolute.data.manifest, absolute.train.output) == (str(tmp_path / "m"), str(tmp_path / "out"))
+    assert (absolute.gfdm, absolute.gidm) == ("s3://b/gfdm", str(tmp_path / "models" / "gidm"))
+    assert absolute.data.cache is None and absolute.model.init_from is None
+    before, after = to_mapping(config), to_mapping(absolute)
+    assert before["tracking"] == after["tracking"] and before["data"]["decode"] == after["data"]["decode"]
+    assert absolute_paths(absolute) == absolute
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_its_key_and_place(files: Path) -> None:

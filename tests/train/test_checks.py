@@ -24,13 +24,13 @@ CONFLICTS: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "told"), CONFLICTS)
+@pytest.mark.parametrize(("settings", "parts"), CONFLICTS)
 def test_conflicting_settings_are_refused_naming_the_values_and_the_fix(
-    settings: dict[str, Any], told: list[str]
+    settings: dict[str, Any], parts: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as refused:
         check_train_config(TrainConfig(output="somewhere", **settings))
-    for part in told:
+    for part in parts:
         assert part in str(refused.value)
 
 

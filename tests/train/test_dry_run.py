@@ -17,6 +17,7 @@ from defi_platform.storage import StorageError
 from defi_platform.train.config_checks import check_writable
 from defi_platform.train.driver.finetune import finetune
 from defi_platform.train.driver.pretrain import pretrain, pretrain_both
+from defi_platform.train.recipes.registry import PRETRAININGS, RECIPES
 
 SMALL = ["model.preset=nano", "model.init_from=null", "data.height=64", "data.width=64", "data.clip_frames=8"]
 
@@ -57,7 +58,7 @@ def test_the_papers_gfdm_run_is_laid_out_before_anything_starts(home: Path, repo
         PretrainConfig, repository / "configs/paper/pretrain_gfdm.yaml", ["train.peak_tflops=989"]
     )
     config.dry_run = True
-    told = pretrain("gfdm", config).text()
+    text = pretrain("gfdm", config).text()
     for part in (
         "nothing was started",
         "something: ", "lerobot_v3, not ingested yet, 40.0% of the mixture",
@@ -66,7 +67,7 @@ def test_the_papers_gfdm_run_is_laid_out_before_anything_starts(home: Path, repo
         "steps: 100,000, samples: 4,800,000",
         "a guess, not a measurement",
     ):  # fmt: skip
-        assert part in told, told
+        assert part in text, text
     assert files(home) == before
 
 
@@ -78,11 +79,11 @@ def test_every_configuration_of_the_paper_passes_its_checks(home: Path, reposito
     path = repository / "configs" / "paper" / f"{name}.yaml"
     if "finetune" in name:
         policy = load_config(FinetuneConfig, path, ["model.preset=nano", "dry_run=true"])
-        told = finetune(policy).text()
+        text = finetune(policy).text()
     else:
         config = load_config(PretrainConfig, path, [*SMALL, "dry_run=true"])
-        told = pretrain("gfdm" if "gfdm" in name else "gidm", config).text()
-    assert "<- chosen" in told and "hours: not known" in told
+        text = pretrain("gfdm" if "gfdm" in name else "gidm", config).text()
+    assert "<- chosen" in text and "hours: not known" in text
 
 
 def test_both_of_the_papers_pretrainings_are_laid_out_side_by_side(home: Path, repository: Path) -> None:
@@ -92,9 +93,9 @@ def test_both_of_the_papers_pretrainings_are_laid_out_side_by_side(home: Path, r
         ["dry_run=true", "gidm.train.expected_step_s=2.5"]
         + [f"{kind}.{item}" for kind in ("gfdm", "gidm") for item in SMALL],
     )
-    told = pretrain_both(both)
-    assert "8 workers" in told["gfdm"].text()
-    assert "hours: 69.44 at 2.500 s per step (train.expected_step_s)" in told["gidm"].text()
+    dry_runs = pretrain_both(both)
+    assert "8 workers" in dry_runs["gfdm"].text()
+    assert "hours: 69.44 at 2.500 s per step (train.expected_step_s)" in dry_runs["gidm"].text()
 
 
 def test_a_dry_run_refuses_what_the_run_would(home: Path, repository: Path, tmp_path: Path) -> None:
@@ -116,3 +117,10 @@ def test_a_dry_run_refuses_what_the_run_would(home: Path, repository: Path, tmp_
 def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
     check_writable(str(tmp_path / "new"))
     assert files(tmp_path) == set()
+
+
+def test_every_recipe_of_the_registry_names_the_job_that_runs_it(repository: Path) -> None:
+    assert list(RECIPES) == ["gfdm", "gidm", "policy"] and list(PRETRAININGS) == ["gfdm", "gidm"]
+    for recipe in RECIPES.values():
+        job = (repository / "jobs" / recipe.job).read_text()
+        assert f"parse_arguments({recipe.config_type.__name__}" in job
