@@ -18,7 +18,7 @@ from defi_platform.errors import UserError
 from defi_platform.retry import RetryPolicy, retry
 
 STARTS = 3
-"""Tries to start a Ray of our own."""
+"""Attempts to start Ray on this machine."""
 
 
 class ClusterError(UserError):
@@ -58,7 +58,7 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
 
 def _start_here(cpus: int) -> None:
-    """Ray gives itself half a minute to start, which is short on a machine that is busy with something else."""
+    """Starts Ray on this machine, again if need be: its own limit of half a minute is short on a busy machine."""
 
     def start() -> None:
         try:

@@ -22,7 +22,7 @@ def code_version() -> dict[str, Any]:
     packages = [Path(package.__path__[0]).resolve() for package in (defi_platform, defi_models)]
     root = packages[0].parents[1]
     found: dict[str, Any] = {
-        "version": installed_version("defi-platform"),
+        "version": defi_platform.__version__,
         "source": source_digest(packages),
         "commit": None,
         "changed": None,
