@@ -1,1 +1,1 @@
-"""Corpus formats: one small module each, all yielding the same rows."""
+"""Corpus formats, one small module each: the folder of a corpus goes in, the same records of its videos come out."""

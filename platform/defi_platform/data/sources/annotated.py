@@ -1,4 +1,4 @@
-"""Annotated video folders (the VPP / GFDM layout): `annotation/<split>/<id>.json` beside the videos.
+"""Annotated video folders (the VPP / GFDM layout): `annotation/<split>/<id>.json` next to the videos.
 
 Source of the layout: docs/formats.md, "Annotated video folder".
 """
@@ -23,17 +23,19 @@ from defi_platform.data.sources.records import (
 from defi_platform.errors import CorpusError
 from defi_platform.storage.parallel_read import side_by_side
 
+TITLE = "annotated video folder"
+
 FRAME_LISTS = ("state", "states", "action", "actions")
-"""Per-frame lists, of n or n - 1 entries, that tell how long the video is."""
+"""Per-frame lists, of n or n - 1 entries, that imply the length of the video."""
 
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether `root`, whose top level holds `top`, is of this format."""
+    """True when `root`, whose top level holds the names `top`, is of this format."""
     return "annotation" in top
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """Videos named by the annotations. The first of `texts` is the instruction."""
+    """Yields a record of every video that the annotations name. The first of `texts` is the instruction."""
     files = yield from files_below(root)
     annotations = (
         entry
@@ -59,7 +61,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             )
             continue
         for camera, video in enumerate(videos):
-            claim = VideoRecord(
+            record = VideoRecord(
                 video_id=f"{episode}/{camera}",
                 uri="",
                 text=text,
@@ -70,7 +72,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 num_actions=_actions(annotation),
                 signals_uri=entry.uri if _actions(annotation) else "",
             )
-            yield record_or_missing(files, video.lstrip("./"), root, claim)
+            yield record_or_missing(files, video.lstrip("./"), root, record)
 
 
 def _min_frames(annotation: dict[str, Any]) -> int | None:
@@ -82,7 +84,7 @@ def _min_frames(annotation: dict[str, Any]) -> int | None:
 
 
 def read_signals(uri: str, episode_id: str) -> Signals:
-    """The annotation's `action(s)` and `state(s)`. Raises: CorpusError."""
+    """Reads the annotation's `action(s)` and `state(s)`. Raises: CorpusError."""
     try:
         annotation = json.loads(storage.read_bytes(uri))
         actions = matrix(_first(annotation, ("action", "actions")))

@@ -19,6 +19,7 @@ from defi_platform.data.sources.records import Listing, RejectedRecord, Signals,
 from defi_platform.data.sources.uri import address, parse
 from defi_platform.errors import CorpusError
 
+TITLE = "CALVIN"
 FPS = 30.0
 CAMERAS = {"rgb_static": "static", "rgb_gripper": "gripper"}
 FOLDERS = ("training", "validation")
@@ -29,23 +30,23 @@ SAFE_GLOBALS = {
     for module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray")
     for name in ("ndarray", "dtype", "_reconstruct", "scalar")
 }
-"""All that a pickled dict of texts, numbers and arrays needs; anything else could run code."""
+"""Everything that a pickled dict of texts, numbers and arrays needs; anything else could run code."""
 
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether `training/` or `validation/` holds language annotations."""
+    """True when `training/` or `validation/` holds language annotations."""
     return any(f in top and storage.exists(storage.join(root, f, ANNOTATIONS)) for f in FOLDERS)
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """One claim per language segment and camera."""
+    """Yields one record per language segment and camera."""
     for folder in FOLDERS:
-        place = storage.join(root, folder, ANNOTATIONS)
-        if not storage.exists(place):
+        annotations = storage.join(root, folder, ANNOTATIONS)
+        if not storage.exists(annotations):
             continue
         files = yield from files_below(storage.join(root, folder))
         split = VALIDATION if folder == VALIDATION and storage.exists(storage.join(root, "training")) else ""
-        for (first, last), text in _segments(place):
+        for (first, last), text in _segments(annotations):
             episode = f"{folder}/{first:07d}-{last:07d}"
             frames = [files.get(f"episode_{n:07d}.npz") for n in range(first, last + 1)]
             absent = sum(frame is None for frame in frames)
@@ -77,28 +78,28 @@ def listing(root: str, fps: float | None = None) -> Listing:
 
 
 def read_signals(uri: str, episode_id: str) -> Signals:
-    """`rel_actions` (n, 7) and `robot_obs` (n, 15). Raises: CorpusError."""
+    """Reads `rel_actions` (n, 7) and `robot_obs` (n, 15). Raises: CorpusError."""
     where = parse(uri)
     first, last = where.span
     actions, proprio = [], []
     for number in range(first, last + 1):
-        place = storage.join(where.path, f"episode_{number:07d}.npz")
+        frame_uri = storage.join(where.path, f"episode_{number:07d}.npz")
         try:
-            with np.load(io.BytesIO(storage.read_bytes(place)), allow_pickle=False) as frame:
+            with np.load(io.BytesIO(storage.read_bytes(frame_uri)), allow_pickle=False) as frame:
                 actions.append(frame["rel_actions"])
                 proprio.append(frame["robot_obs"])
         except (FileNotFoundError, ValueError, KeyError, OSError) as error:
-            raise CorpusError(f"{place}: {error}. Restore it or run the ingest again.") from error
+            raise CorpusError(f"{frame_uri}: {error}. Restore it or run the ingest again.") from error
     return Signals(np.asarray(actions, np.float32), np.asarray(proprio, np.float32))
 
 
-def _segments(place: str) -> list[tuple[tuple[int, int], str]]:
+def _segments(uri: str) -> list[tuple[tuple[int, int], str]]:
     try:
-        annotations = _pickled_dict(storage.read_bytes(place))
+        annotations = _pickled_dict(storage.read_bytes(uri))
         spans = [(int(first), int(last)) for first, last in annotations["info"]["indx"]]
         return list(zip(spans, (str(text) for text in annotations["language"]["ann"]), strict=True))
     except (pickle.UnpicklingError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise CorpusError(f"{place} cannot be used: {type(error).__name__}: {error}. Restore it.") from error
+        raise CorpusError(f"{uri} cannot be used: {type(error).__name__}: {error}. Restore it.") from error
 
 
 def _pickled_dict(content: bytes) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which format a corpus has: set in its configuration, or found by looking."""
+"""Formats by name, and detection of the one that a corpus has."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from defi_platform.data.sources.rlds import builders as rlds
 from defi_platform.errors import CorpusError
 
 FORMATS: Final[dict[str, ModuleType]] = {
-    # In the order in which they are tried: a plain folder is what nothing else claims.
+    # In the order in which they are tried: a plain folder is what no other format recognises.
     "lerobot_v3": lerobot,
     "lerobot_v21": lerobot_v21,
     "annotated": annotated,
@@ -28,13 +28,12 @@ FORMATS: Final[dict[str, ModuleType]] = {
     "plain": plain,
 }
 
-LOOKED_FOR = "annotated video folder, LeRobot v2.1/v3.0, RLDS, CALVIN, WebDataset, HDF5, Something-Something, plain videos"
-
 
 def format_of(name: str, corpus: CorpusConfig) -> str:
-    """The corpus's format.
+    """Name of a corpus's format: the configured one, or the first whose `detect` recognises the folder.
 
-    Raises: CorpusError when the folder is absent, empty or of no known format, or the format is unknown.
+    Raises: CorpusError when the folder is absent, empty or of no known format, or the format is unknown;
+        StorageError when its upload was cut short.
     """
     root = corpus.path
     if corpus.format != "auto" and corpus.format not in FORMATS:
@@ -58,19 +57,36 @@ def format_of(name: str, corpus: CorpusConfig) -> str:
     missing = [
         part for part in ("annotation/", "meta/info.json") if part.rstrip("/").split("/")[0] not in top
     ]
+    titles = ", ".join(module.TITLE for module in FORMATS.values())
     raise CorpusError(
         f"{root} has no {' and no '.join(missing or ['video'])}.\n"
-        f"  Looked for: {LOOKED_FOR}. Set data.corpora.{name}.format to choose one."
+        f"  Looked for: {titles}. Set data.corpora.{name}.format to choose one."
     )
 
 
 def listing(format_name: str, root: str, fps: float | None) -> Listing:
-    """What the corpus at `root` claims to have. `fps` wins over what the corpus says."""
-    listed: Listing = FORMATS[format_name].listing(root, fps)
-    return listed
+    """Lists the videos that the corpus at `root` names.
+
+    Args:
+        format_name: key of `FORMATS`.
+        root: folder of the corpus, local or remote.
+        fps: frames per second, which wins over what the corpus says; None asks the corpus.
+
+    Returns: an iterator of records, rejected records and signs of progress.
+    """
+    records: Listing = FORMATS[format_name].listing(root, fps)
+    return records
 
 
 def read_signals(format_name: str, uri: str, episode_id: str) -> Signals:
-    """Actions and proprioception of one episode. Raises: CorpusError."""
+    """Reads actions and proprioception of one episode.
+
+    Args:
+        format_name: key of `FORMATS`.
+        uri: `signals_uri` of the episode's record.
+        episode_id: `episode_id` of the episode's record.
+
+    Raises: CorpusError when the file, or the episode in it, is absent or damaged.
+    """
     signals: Signals = FORMATS[format_name].read_signals(uri, episode_id)
     return signals

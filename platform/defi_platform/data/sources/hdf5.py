@@ -17,18 +17,19 @@ from defi_platform.errors import CorpusError
 from defi_platform.storage.parallel_read import side_by_side
 from defi_platform.storage.range_file import RangeFile
 
+TITLE = "HDF5"
 SUFFIXES = (".hdf5", ".h5")
 PROPRIO = ("qpos", "state", "proprio")
-"""Names under /observations that are taken for proprioception, the first there is."""
+"""Names under /observations that are taken for proprioception; the first that exists."""
 
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether there is an HDF5 file anywhere below `root`."""
+    """True when there is an HDF5 file anywhere below `root`."""
     return any(entry.name.endswith(SUFFIXES) for entry in storage.walk(root))
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """One claim per file and camera."""
+    """Yields one record per file and camera."""
     import h5py
 
     RangeFile.failures.clear()
@@ -76,8 +77,8 @@ def _opened(entry: storage.Entry) -> IO[bytes] | OSError:
     try:
         source = storage.open_seekable(entry.uri)
         if storage.is_remote(entry.uri):
-            for place in (max(0, entry.bytes - 1), 0):
-                source.seek(place)
+            for offset in (max(0, entry.bytes - 1), 0):
+                source.seek(offset)
                 source.read(1)
             source.seek(0)
     except OSError as error:
@@ -86,7 +87,7 @@ def _opened(entry: storage.Entry) -> IO[bytes] | OSError:
 
 
 def read_signals(uri: str, episode_id: str) -> Signals:
-    """`/action` (n, A) and, where there is one, the proprioception (n, P). Raises: CorpusError."""
+    """Reads `/action` (n, A) and, where there is one, the proprioception (n, P). Raises: CorpusError."""
     import h5py
 
     path = parse(uri).path

@@ -10,23 +10,25 @@ from defi_platform import storage
 from defi_platform.data.sources.records import Listing, RejectedRecord, VideoRecord, files_below
 from defi_platform.data.sources.texts import read_texts
 
+TITLE = "plain videos"
+
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv"]
 )
 
 
 def is_video(name: str) -> bool:
-    """Whether a file's name ends like a video's."""
+    """True when a file's name ends like a video's."""
     return posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether there is a video anywhere below `root`."""
+    """True when there is a video anywhere below `root`."""
     return any(is_video(entry.name) for entry in storage.walk(root))
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """Every video file, with its text where a table at the top of the folder names it."""
+    """Yields every video file, with its text where a table at the top of the folder names it."""
     files = yield from files_below(root)
     texts = read_texts(root, [name for name in files if "/" not in name])
     named = np.zeros(len(texts), bool)
@@ -46,7 +48,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             version=entry.version,
             fps=fps,
         )
-    # A key that comes twice counts where it is found: at its last row.
+    # Of a key that comes twice the last row is found, so that one decides.
     absent = {texts[row][0] for row in np.flatnonzero(~named).tolist()}
     for key in sorted(key for key in absent if not named[texts.row(key)]):
         yield RejectedRecord(

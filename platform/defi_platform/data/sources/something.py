@@ -1,7 +1,7 @@
 """Something-Something v2: `<id>.webm` files and JSON lists of labels.
 
 Source of the layout: docs/formats.md, "Something-Something v2". The test split has no labels, so its
-videos are listed as rejected for want of a text.
+videos are rejected for want of a text.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from defi_platform.data.sources.plain import is_video
 from defi_platform.data.sources.records import Listing, RejectedRecord, VideoRecord, files_below
 from defi_platform.errors import CorpusError
 
+TITLE = "Something-Something"
+
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether a JSON list of labels lies at the top or one folder down."""
-    return any(_is_labels(storage.read_bytes(place)) for place in _candidates(root, top))
+    """True when a JSON list of labels lies at the top or one folder down."""
+    return any(_is_labels(storage.read_bytes(uri)) for uri in _candidates(root, top))
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """One claim per labelled video; labels without a video are missing, videos without a label have no text."""
+    """Yields one record per labelled video; labels without a video are missing, videos without a label have no text."""
     files = yield from files_below(root)
     videos = {posixpath.splitext(posixpath.basename(name))[0]: name for name in files if is_video(name)}
     texts: dict[str, str] = {}
-    for place in _candidates(root, set(storage.names(root))):
-        content = storage.read_bytes(place)
+    for uri in _candidates(root, set(storage.names(root))):
+        content = storage.read_bytes(uri)
         if not _is_labels(content):
             continue
         for entry in json.loads(content):
@@ -56,12 +58,12 @@ def listing(root: str, fps: float | None = None) -> Listing:
 
 
 def _candidates(root: str, top: set[str]) -> list[str]:
-    places = [storage.join(root, name) for name in sorted(top) if name.endswith(".json")]
+    uris = [storage.join(root, name) for name in sorted(top) if name.endswith(".json")]
     for name in sorted(top):
         if "label" in name.lower() and not name.endswith(".json"):
             inside = storage.names(storage.join(root, name))
-            places += [storage.join(root, name, n) for n in inside if n.endswith(".json")]
-    return places
+            uris += [storage.join(root, name, n) for n in inside if n.endswith(".json")]
+    return uris
 
 
 def _is_labels(content: bytes) -> bool:

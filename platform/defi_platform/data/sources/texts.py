@@ -1,4 +1,4 @@
-"""Tables of texts beside plain videos: CSV, JSON lines or Parquet with a column that names the video."""
+"""Tables of texts next to plain videos: CSV, JSON lines or Parquet with a column that names the video."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from defi_platform.data.tables.file_index import TEXT, KeyedRows
 from defi_platform.errors import CorpusError
 
 VIDEO_COLUMNS = ("video", "file", "file_name", "filename", "path", "video_path", "id", "video_id", "key")
-TEXT_COLUMNS = ("text", "caption", "label", "instruction", "task", "description")
+TEXT_KEYS = ("text", "caption", "label", "instruction", "task")
+"""Names that texts go by in the wild, the likeliest first."""
+TEXT_COLUMNS = (*TEXT_KEYS, "description")
 
 
 def read_texts(root: str, names: Sequence[str]) -> KeyedRows:
-    """(video name or key, text) from every table among `names` that has both columns.
+    """Reads (video name or key, text) from every table among `names` that has both columns.
 
     Raises: CorpusError for a table that cannot be read.
     """
     texts = KeyedRows(TEXT)
     for name in sorted(names):
-        place = storage.join(root, name)
+        uri = storage.join(root, name)
         rows = READERS.get(posixpath.splitext(name)[1])
         if rows is None:
             continue
         try:
-            with storage.open_seekable(place) as file:
+            with storage.open_seekable(uri) as file:
                 for video, text in _pairs(rows(file)):
                     texts.add(video, text)
         except (ValueError, TypeError, AttributeError, csv.Error, OSError) as error:
             raise CorpusError(
-                f"{place} cannot be read as a table of texts: {error}. Repair or remove it."
+                f"{uri} cannot be read as a table of texts: {error}. Repair or remove it."
             ) from error
     return texts
 

@@ -1,4 +1,4 @@
-"""How a manifest's `uri` names video that is not a file of its own: a path, then `#kind=where`.
+"""URIs of video inside a larger file or folder, as the manifest stores them: a path, then `#kind=where`.
 
 shard.tar#range=1536,204800                 a file inside an uncompressed tar: offset and length in bytes
 x.tfrecord-00000-of-00001#rlds=0,139000,image_0     an RLDS episode: offset and length of its record, camera
@@ -30,7 +30,7 @@ class Address:
 
 
 def parse(uri: str) -> Address:
-    """Takes a `uri` apart."""
+    """Splits a `uri` into its parts."""
     match = _PATTERN.fullmatch(uri)
     if match is None:
         return Address(uri)
@@ -38,5 +38,11 @@ def parse(uri: str) -> Address:
 
 
 def address(path: str, kind: str, *where: object) -> str:
-    """The `uri` of video inside `path`."""
+    """Builds the `uri` of video inside `path`.
+
+    Args:
+        path: file or folder, local or remote.
+        kind: range | rlds | calvin | hdf5
+        where: what that kind needs, see the top of this module.
+    """
     return f"{path}#{kind}={','.join(str(part) for part in where)}"

@@ -1,4 +1,4 @@
-"""WebDataset tars of video: files of one sample share a key, `<key>.mp4` beside `<key>.txt` or `<key>.json`.
+"""WebDataset tars of video: files of one sample share a key, `<key>.mp4` with `<key>.txt` or `<key>.json`.
 
 Source of the layout: docs/formats.md, "WebDataset video". Videos are read in place, by byte range.
 """
@@ -11,32 +11,30 @@ import tarfile
 from typing import IO
 
 from defi_platform import storage
+from defi_platform.data.sources.detection import first_folders
 from defi_platform.data.sources.plain import is_video
 from defi_platform.data.sources.records import Listing, RejectedRecord, VideoRecord
+from defi_platform.data.sources.texts import TEXT_KEYS
 from defi_platform.data.sources.uri import address
 from defi_platform.storage.parallel_read import side_by_side
 
-TEXT_KEYS = ("text", "caption", "label", "instruction", "task")
-
-
-MOST_FOLDERS = 200
-"""Folders at the top that are looked into for tars; a corpus of videos may have a million."""
+TITLE = "WebDataset"
 
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether there are tar files at the top or one folder down."""
+    """True when there are tar files at the top or one folder down."""
     return any(name.endswith(".tar") for name in top) or any(
         name.endswith(".tar")
-        for folder in storage.folders(root)[:MOST_FOLDERS]
+        for folder in first_folders(root)
         for name in storage.names(storage.join(root, folder))
     )
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """One claim per video member of every tar."""
+    """Yields one record per video member of every tar."""
     shards = (entry for entry in storage.walk(root) if entry.name.endswith(".tar"))
-    for _, found in side_by_side(lambda entry: list(_shard(entry, fps)), shards, storage.is_remote(root)):
-        yield from found
+    for _, records in side_by_side(lambda entry: list(_shard(entry, fps)), shards, storage.is_remote(root)):
+        yield from records
 
 
 def _shard(entry: storage.Entry, fps: float | None) -> Listing:

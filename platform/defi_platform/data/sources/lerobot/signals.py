@@ -18,7 +18,10 @@ PROPRIO = "observation.state"
 
 
 def read_signals(uri: str, episode_id: str) -> Signals:
-    """Signals of `episode_000012`. Raises: CorpusError when the file or the episode in it is absent."""
+    """Reads the signals of one episode, such as `episode_000012`.
+
+    Raises: CorpusError when the file or the episode in it is absent.
+    """
     index = int(episode_id.rsplit("_", 1)[-1])
     try:
         return _file(uri)[index]
@@ -28,7 +31,7 @@ def read_signals(uri: str, episode_id: str) -> Signals:
         ) from error
     except KeyError as error:
         raise CorpusError(
-            f"{uri} has no rows of episode {index}, which the manifest places there. Run the ingest again."
+            f"{uri} has no rows of episode {index}, which the manifest says it has. Run the ingest again."
         ) from error
 
 
@@ -47,6 +50,6 @@ def _file(uri: str) -> dict[int, Signals]:
 
 
 def matrix(rows: Sequence[object]) -> np.ndarray:
-    """(n, D) float32 of n rows, numbers standing for rows of one."""
+    """Makes (n, D) float32 of n rows; a number counts as a row of one."""
     values = np.asarray(rows, np.float32)
     return values.reshape(len(values), -1)

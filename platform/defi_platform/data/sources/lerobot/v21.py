@@ -19,16 +19,18 @@ from defi_platform.data.sources.records import (
     record_or_missing,
 )
 
-__all__ = ["detect", "listing", "read_signals"]
+__all__ = ["TITLE", "detect", "listing", "read_signals"]
+
+TITLE = "LeRobot v2.1"
 
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether `root` is a LeRobot dataset of version 2."""
+    """True when `root` is a LeRobot dataset of version 2."""
     return "meta" in top and storage.exists(storage.join(root, "meta", "info.json")) and not is_v3(root)
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """One claim per episode and camera that `meta/episodes.jsonl` names, there or not."""
+    """Yields one record per episode and camera that `meta/episodes.jsonl` names, whether its file exists or not."""
     info = read_info(root)
     files = yield from files_below(root)
     tasks = _tasks(root)
@@ -44,10 +46,10 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 message=f"{type(error).__name__}: {error}",
             )
             continue
-        place = {"episode_chunk": index // info.chunk_size, "episode_index": index}
-        data = files.get(info.data_path.format(**place)) if "action" in info.features else None
+        numbers = {"episode_chunk": index // info.chunk_size, "episode_index": index}
+        data = files.get(info.data_path.format(**numbers)) if "action" in info.features else None
         for camera in info.cameras:
-            claim = VideoRecord(
+            record = VideoRecord(
                 video_id=f"episode_{index:06d}/{camera}",
                 uri="",
                 text=_text(episode.get("tasks"), tasks),
@@ -58,7 +60,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 num_actions=length if data else 0,
                 signals_uri=data.uri if data else "",
             )
-            yield record_or_missing(files, info.video_path.format(video_key=camera, **place), root, claim)
+            yield record_or_missing(files, info.video_path.format(video_key=camera, **numbers), root, record)
 
 
 def _lines(root: str, name: str) -> list[str]:
@@ -76,7 +78,7 @@ def _tasks(root: str) -> dict[int, str]:
             task = json.loads(line)
             tasks[int(task["task_index"])] = str(task["task"])
         except (ValueError, KeyError, TypeError):
-            continue  # an episode usually carries its text itself; one that does not is listed without
+            continue  # an episode usually carries its text itself; one that does not goes without
     return tasks
 
 

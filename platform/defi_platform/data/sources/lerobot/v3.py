@@ -25,7 +25,10 @@ from defi_platform.data.sources.records import (
 from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
 from defi_platform.errors import CorpusError
 
-__all__ = ["Info", "detect", "episodes", "is_v3", "listing", "read_info", "read_signals"]
+__all__ = ["TITLE", "Info", "detect", "episodes", "is_v3", "listing", "read_info", "read_signals"]
+
+
+TITLE = "LeRobot v3.0"
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class Info:
 
 def read_info(root: str) -> Info:
     """Reads `meta/info.json`. Raises: CorpusError when it is absent or damaged."""
-    place = storage.join(root, "meta", "info.json")
+    uri = storage.join(root, "meta", "info.json")
     try:
-        raw = json.loads(storage.read_bytes(place))
+        raw = json.loads(storage.read_bytes(uri))
         features = dict(raw["features"])
         return Info(
             version=str(raw["codebase_version"]),
@@ -62,22 +65,22 @@ def read_info(root: str) -> Info:
         raise CorpusError(f"{root} has no meta/info.json, so it is not a LeRobot dataset.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorpusError(
-            f"{place} cannot be used: {type(error).__name__}: {error}. Restore it from the dataset's source."
+            f"{uri} cannot be used: {type(error).__name__}: {error}. Restore it from the dataset's source."
         ) from error
 
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether `root` is a LeRobot dataset of version 3."""
+    """True when `root` is a LeRobot dataset of version 3."""
     return "meta" in top and storage.exists(storage.join(root, "meta", "info.json")) and is_v3(root)
 
 
 def is_v3(root: str) -> bool:
-    """Whether episodes share files, which is what version 3 changed."""
+    """True when episodes share files, which is what version 3 changed."""
     return storage.exists(storage.join(root, "meta", "episodes"))
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """One claim per episode and camera, located by `from_timestamp` at the dataset's `fps`."""
+    """Yields one record per episode and camera, located by `from_timestamp` at the dataset's `fps`."""
     info = read_info(root)
     files = yield from files_below(root)
     with_actions = "action" in info.features
@@ -114,7 +117,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 chunk_index=episode[f"{key}/chunk_index"],
                 file_index=episode[f"{key}/file_index"],
             )
-            claim = VideoRecord(
+            record = VideoRecord(
                 video_id=video_id,
                 uri="",
                 text=text,
@@ -126,20 +129,20 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 num_actions=length if has_data else 0,
                 signals_uri=files[data].uri if has_data else "",
             )
-            yield record_or_missing(files, name, root, claim)
+            yield record_or_missing(files, name, root, record)
 
 
 def episodes(root: str, files: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Rows of `meta/episodes`, without the statistics. Raises: CorpusError for a damaged file."""
+    """Yields the rows of `meta/episodes`, without the statistics. Raises: CorpusError for a damaged file."""
     for name in sorted(n for n in files if n.startswith("meta/episodes/") and n.endswith(".parquet")):
-        place = storage.join(root, name)
+        uri = storage.join(root, name)
         try:
-            file = pq.ParquetFile(io.BytesIO(storage.read_bytes(place)))
+            file = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
             columns = [c for c in file.schema_arrow.names if not c.startswith("stats/")]
             rows = file.read(columns=columns)
         except (OSError, ValueError) as error:
             raise CorpusError(
-                f"{place} cannot be read: {error}. Restore it from the dataset's source."
+                f"{uri} cannot be read: {error}. Restore it from the dataset's source."
             ) from error
         for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
             yield from batch.to_pylist()

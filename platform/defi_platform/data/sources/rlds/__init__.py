@@ -1,0 +1,1 @@
+"""Open X-Embodiment RLDS: a folder of TFRecords goes in, records of episodes and their signals come out."""

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from defi_platform import storage
+from defi_platform.data.sources.detection import first_folders
 from defi_platform.data.sources.records import Listing, RejectedRecord, Signals, VideoRecord, files_below
 from defi_platform.data.sources.rlds.tfrecord import (
     DamagedRecord,
@@ -28,8 +29,10 @@ from defi_platform.data.sources.uri import address, parse
 from defi_platform.errors import CorpusError
 from defi_platform.storage.parallel_read import side_by_side
 
+TITLE = "RLDS"
+
 RATES = {"bridge": 5.0, "fractal": 3.0}
-"""Control rates of datasets by the start of their name; the files do not hold them."""
+"""Control rates in Hz of datasets by the start of their name; the files do not hold them."""
 
 
 TEXTS = tuple(
@@ -41,30 +44,27 @@ TEXTS = tuple(
     )
 )
 COUNTS = ("steps/is_first", "steps/is_last", "steps/reward")
-"""Features with a value per step, the first there is."""
-LISTED = frozenset([*TEXTS, *COUNTS, "steps/action"])
-"""All that a listing has to know; they stand between the frames."""
+"""Features with a value per step; the first that exists."""
+FEATURES_TO_LIST = frozenset([*TEXTS, *COUNTS, "steps/action"])
+"""Everything that a listing has to know; they stand between the frames."""
 
 SPARSE_FROM = 8 << 20
 """Bytes of a remote record from which stepping over its frames is faster than reading it in one request."""
 
-MOST_FOLDERS = 200
-"""Folders at the top that are looked into for datasets; a corpus of videos may have a million."""
-
 
 def detect(root: str, top: set[str]) -> bool:
-    """Whether there is a `features.json` beside TFRecords, here or one or two folders down."""
+    """True when there is a `features.json` at the top, or one or two folders down."""
     return bool(_versions(root, top))
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """One claim per episode and camera; of every record all but its frames is read."""
+    """Yields one record per episode and camera; of every TFRecord all but its frames is read."""
     for folder in _versions(root, set(storage.names(root))):
         yield from _version(folder, root, fps)
 
 
 def read_signals(uri: str, episode_id: str) -> Signals:
-    """`steps/action` and `steps/observation/state` (or `proprio`) of one episode. Raises: CorpusError."""
+    """Reads `steps/action` and `steps/observation/state` (or `proprio`) of one episode. Raises: CorpusError."""
     where = parse(uri)
     try:
         with storage.open_seekable(where.path) as file:
@@ -83,7 +83,7 @@ def _versions(root: str, top: set[str]) -> list[str]:
     if "features.json" in top:
         return [root]
     found = []
-    for name in storage.folders(root)[:MOST_FOLDERS]:
+    for name in first_folders(root):
         inside = set(storage.names(storage.join(root, name)))
         if "features.json" in inside:
             found.append(storage.join(root, name))
@@ -122,8 +122,8 @@ def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> L
     try:
         with storage.open_seekable(entry.uri) as file:
             for number, (offset, length) in enumerate(record_spans(file, entry.bytes)):
-                place = (entry.uri, offset, length)
-                yield from _episode(file, f"{key}/{number:05d}", place, cameras, rate, entry.version)
+                span = (entry.uri, offset, length)
+                yield from _episode(file, f"{key}/{number:05d}", span, cameras, rate, entry.version)
     except DamagedRecord as error:
         yield RejectedRecord(
             video_id=f"{key}/{number + 1:05d}",
@@ -135,9 +135,9 @@ def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> L
 
 
 def _episode(
-    file: IO[bytes], key: str, place: tuple[str, int, int], cameras: list[str], rate: float, version: str
+    file: IO[bytes], key: str, span: tuple[str, int, int], cameras: list[str], rate: float, version: str
 ) -> Listing:
-    path, offset, length = place
+    path, offset, length = span
     try:
         features = _features(file, path, offset, length)
     except DamagedRecord as error:
@@ -164,25 +164,25 @@ def _episode(
 
 
 def _features(file: IO[bytes], path: str, offset: int, length: int) -> dict[str, Value]:
-    """What a listing has to know of a record. Its checksum, and its frames, are left to the probe."""
+    """Features of a record that a listing has to know. Its checksum, and its frames, are left to the probe."""
     if storage.is_remote(path) and length < SPARSE_FROM:
         record = read_record(file, offset, length, verify=False)
-        features = read_features(io.BytesIO(record), 0, length, LISTED)
+        features = read_features(io.BytesIO(record), 0, length, FEATURES_TO_LIST)
     else:
-        features = read_features(file, offset, length, LISTED)
-    if not any(name in features for name in COUNTS):  # then the longest list tells the number of steps
+        features = read_features(file, offset, length, FEATURES_TO_LIST)
+    if not any(name in features for name in COUNTS):  # then the longest list gives the number of steps
         return parse_example(read_record(file, offset, length, verify=False))
     return features
 
 
 def _described(folder: str) -> tuple[list[str], str]:
     """(cameras, name of the dataset) by `features.json` and `dataset_info.json`."""
-    place = storage.join(folder, "features.json")
+    uri = storage.join(folder, "features.json")
     try:
-        features = json.loads(storage.read_bytes(place))
+        features = json.loads(storage.read_bytes(uri))
         cameras = sorted(path.removeprefix("steps/observation/") for path in _images(features, ""))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorpusError(f"{place} cannot be used: {type(error).__name__}: {error}. Restore it.") from error
+        raise CorpusError(f"{uri} cannot be used: {type(error).__name__}: {error}. Restore it.") from error
     try:
         name = str(json.loads(storage.read_bytes(storage.join(folder, "dataset_info.json")))["name"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -216,7 +216,7 @@ def _absent_shards(folder: str, shards: list[str]) -> Listing:
                 f"{info['name']}-{split['name']}.tfrecord-{n:05d}-of-{count:05d}" for n in range(count)
             }
     except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass  # not needed: the names of the shards tell most of it
+        pass  # not needed: most of it follows from the names of the shards
     for name in sorted(promised - set(shards)):
         yield RejectedRecord(
             video_id=name,

@@ -33,7 +33,7 @@ def masked_crc32c(data: bytes | memoryview) -> int:
 
 
 def record_spans(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the data of every record; reads the headers only.
+    """Yields (offset, length) of the data of every record, in bytes; reads the headers only.
 
     Raises: DamagedRecord where a header is damaged or the file ends early; the records before it are good.
     """
@@ -54,7 +54,16 @@ def record_spans(file: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
 
 
 def read_record(file: IO[bytes], offset: int, length: int, verify: bool = True) -> bytes:
-    """Data of one record. Raises: DamagedRecord."""
+    """Reads the data of one record.
+
+    Args:
+        file: a TFRecord file.
+        offset: of the data, in bytes.
+        length: of the data, in bytes.
+        verify: compares the data with its checksum.
+
+    Raises: DamagedRecord when it is cut short or does not match.
+    """
     file.seek(offset)
     data = file.read(length + TAIL.size)
     if len(data) < length + TAIL.size:
@@ -65,7 +74,13 @@ def read_record(file: IO[bytes], offset: int, length: int, verify: bool = True) 
 
 
 def read_features(file: IO[bytes], offset: int, length: int, wanted: Collection[str]) -> dict[str, Value]:
-    """The `wanted` features of the `tf.train.Example` in one record; the others are stepped over, not read.
+    """Reads the `wanted` features of the `tf.train.Example` in one record; the others are stepped over, not read.
+
+    Args:
+        file: a TFRecord file.
+        offset: of the record's data, in bytes.
+        length: of the record's data, in bytes.
+        wanted: names of features; those that the record lacks are absent from the result.
 
     Raises: DamagedRecord when the way to them is damaged; what is stepped over may be, too.
     """
@@ -86,7 +101,7 @@ def read_features(file: IO[bytes], offset: int, length: int, wanted: Collection[
 
 
 def parse_example(record: bytes) -> dict[str, Value]:
-    """Features of a `tf.train.Example` by name. Raises: DamagedRecord."""
+    """Parses the features of a `tf.train.Example`, by name. Raises: DamagedRecord."""
     features: dict[str, Value] = {}
     try:
         for number, features_message in _fields(memoryview(record)):
@@ -112,29 +127,29 @@ def _value(feature: memoryview) -> Value:
     return []
 
 
-def _varint(data: memoryview, place: int) -> tuple[int, int]:
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
     value = shift = 0
     while True:
-        byte = data[place]
-        place += 1
+        byte = data[position]
+        position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, place
+            return value, position
         shift += 7
 
 
 def _varints(data: memoryview) -> Iterator[int]:
-    place = 0
-    while place < len(data):
-        value, place = _varint(data, place)
+    position = 0
+    while position < len(data):
+        value, position = _varint(data, position)
         yield value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _spans(file: IO[bytes], place: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """`_fields` of the bytes from `place` to `stop` - 1 of a file: (field number, start and end of the content)."""
-    while place < stop:
-        file.seek(place)
-        head = memoryview(file.read(min(LONGEST_HEAD, stop - place)))
+def _spans(file: IO[bytes], position: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """`_fields` of the bytes from `position` to `stop` - 1 of a file: (field number, start and end of the content)."""
+    while position < stop:
+        file.seek(position)
+        head = memoryview(file.read(min(LONGEST_HEAD, stop - position)))
         tag, start = _varint(head, 0)
         kind, end = tag & 7, start
         if kind == 0:
@@ -146,10 +161,10 @@ def _spans(file: IO[bytes], place: int, stop: int) -> Iterator[tuple[int, int, i
             end = start + (8 if kind == 1 else 4)
         else:
             raise ValueError(f"wire type {kind}")
-        if place + end > stop:
+        if position + end > stop:
             raise ValueError("a field reaches past the end")
-        yield tag >> 3, place + start, place + end
-        place += end
+        yield tag >> 3, position + start, position + end
+        position += end
 
 
 def _content(file: IO[bytes], start: int, stop: int) -> bytes:
@@ -159,21 +174,21 @@ def _content(file: IO[bytes], start: int, stop: int) -> bytes:
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
     """(field number, content) of a protocol buffer message; a varint's content is its own bytes."""
-    place = 0
-    while place < len(data):
-        tag, place = _varint(data, place)
-        kind, start = tag & 7, place
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        kind, start = tag & 7, position
         if kind == 0:
-            _, place = _varint(data, place)
+            _, position = _varint(data, position)
         elif kind == 1:
-            place += 8
+            position += 8
         elif kind == 2:
-            length, start = _varint(data, place)
-            place = start + length
+            length, start = _varint(data, position)
+            position = start + length
         elif kind == 5:
-            place += 4
+            position += 4
         else:
             raise ValueError(f"wire type {kind}")
-        if place > len(data):
+        if position > len(data):
             raise ValueError("a field reaches past the end")
-        yield tag >> 3, data[start:place]
+        yield tag >> 3, data[start:position]
