@@ -1,9 +1,10 @@
-"""jobs/encode_latents.py: fills a latent cache on Ray, on GPUs where there are any."""
+"""Encoding of corpora into a latent cache on Ray, on GPUs where there are any: the job of jobs/encode_latents.py."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latents.cache import (
     EncoderInfo,
-    begin,
+    create_cache,
     missing_rows,
     remove_leftovers,
     write_shard,
@@ -38,7 +39,7 @@ from defi_platform.train.recipes.registry import PRETRAININGS
 
 @dataclass(frozen=True)
 class EncodeSummary:
-    """What an encoding did."""
+    """Result of an encoding: videos, frames, what was skipped, and the time."""
 
     folder: str
     info: EncoderInfo
@@ -74,7 +75,7 @@ def encode_latents(config: EncodeConfig) -> EncodeSummary:
         manifest = ingest(config.data)
         # Built here too: the fingerprint is needed before anything is written.
         info = _encoder(config).info(config.data.height, config.data.width, config.dtype)
-        begin(folder, info)
+        create_cache(folder, info)
         remove_leftovers(folder)
         todo = missing_rows(folder, manifest, np.arange(len(manifest)))
         encoded, frames, skipped = _encode(config, manifest, info, todo)
@@ -147,7 +148,7 @@ def _groups(manifest: Manifest, rows: np.ndarray, info: EncoderInfo, shard_bytes
 
 
 class _VideoEncoder:
-    """Decodes videos in processes of its own, encodes them and writes one shard per call."""
+    """Decodes videos in decoder processes, encodes them and writes one shard per call."""
 
     def __init__(self, config: EncodeConfig, manifest: Manifest, info: EncoderInfo) -> None:
         device = "cuda" if ray.get_gpu_ids() else "cpu"
@@ -158,7 +159,7 @@ class _VideoEncoder:
         self._pool = DecoderPool(config.data.decode)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """{"rows": (1, n)} -> how many videos and frames were encoded, and the reasons of those that were not."""
+        """Encodes {"rows": (1, n)}; returns the counts of videos and frames, and the reasons of the skipped ones."""
         rows = [int(row) for row in batch["rows"][0]]
         parts: list[np.ndarray] = []
         videos: list[dict[str, Any]] = []
@@ -183,8 +184,8 @@ class _VideoEncoder:
             "skipped": np.array([",".join(entry["reason"] for entry in bad)], dtype=object),
         }
 
-    def _encoded(self, rows: list[int]) -> Any:
-        """One answer per row: (F, ...) or a `BadVideo`. Frames are decoded ahead, a batch of them at a time."""
+    def _encoded(self, rows: list[int]) -> Iterator[np.ndarray | BadVideo]:
+        """Yields one answer per row: (F, ...) or a `BadVideo`. Frames are decoded ahead, a batch of them at a time."""
         pieces = [(row, piece) for row in rows for piece in self._pieces(row)]
         data = self._config.data
         jobs = (decode_job(self._manifest, data, row, piece) for row, piece in pieces)

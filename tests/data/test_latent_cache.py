@@ -13,7 +13,7 @@ from defi_platform.data.latents.cache import (
     CacheLocation,
     EncoderInfo,
     LatentCache,
-    begin,
+    create_cache,
     missing_rows,
     remove_leftovers,
     write_shard,
@@ -41,7 +41,7 @@ def add(folder: str, *names: str) -> None:
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     """A cache of three videos in two shards."""
-    begin(str(tmp_path), INFO)
+    create_cache(str(tmp_path), INFO)
     add(str(tmp_path), "a", "b")
     add(str(tmp_path), "c")
     return str(tmp_path)
@@ -58,7 +58,7 @@ def test_any_frame_of_any_video_is_read_as_it_was_written(folder: str) -> None:
 
 def test_frames_are_read_by_range_from_another_store() -> None:
     folder = "memory://cache-by-range"
-    begin(folder, INFO)
+    create_cache(folder, INFO)
     add(folder, "a", "b")
     cache = LatentCache(CacheLocation(folder, INFO), Manifest.from_rows([video("b")]))
     assert (cache.read(0, [6, 2]) == frames_of("b")[[6, 2]]).all()
@@ -78,7 +78,7 @@ def test_the_cache_of_another_encoder_is_refused_with_both_fingerprints(folder: 
     other = replace(INFO, fingerprint="bbbb", describes="TestCodec at 16x16 as float32")
     for use in (
         lambda: LatentCache(CacheLocation(folder, other), Manifest.from_rows([video("a")])),
-        lambda: begin(folder, other),
+        lambda: create_cache(folder, other),
     ):
         with pytest.raises(CacheError, match=r"fingerprint aaaa \(.*8x8.*bbbb \(.*16x16"):
             use()

@@ -108,8 +108,8 @@ def test_the_samples_of_a_step_do_not_depend_on_the_world_size(sizes: tuple[int,
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 2**64 - 1))
 def test_a_keyed_permutation_reaches_every_place_once(size: int, key: int) -> None:
-    places = permuted(np.arange(size), size, np.full(size, key, np.uint64))
-    assert sorted(places.tolist()) == list(range(size))
+    positions = permuted(np.arange(size), size, np.full(size, key, np.uint64))
+    assert sorted(positions.tolist()) == list(range(size))
 
 
 def test_two_epochs_have_different_orders() -> None:
@@ -130,7 +130,7 @@ def test_a_mixture_holds_in_every_window_and_to_one_percent_after_10_000(
     weights: list[float], start: int
 ) -> None:
     shares = np.array(weights) / sum(weights)
-    streams, _ = Mixture.of(np.array(weights)).places(np.arange(start, start + 10_000))
+    streams, _ = Mixture.of(np.array(weights)).positions(np.arange(start, start + 10_000))
     counts = np.bincount(streams, minlength=len(weights))
     assert np.abs(counts / 10_000 - shares).max() < 0.001
     for first in range(0, 10_000 - 300, 300):
@@ -141,9 +141,9 @@ def test_a_mixture_holds_in_every_window_and_to_one_percent_after_10_000(
 @settings(max_examples=40, deadline=None)
 @given(weights=st.lists(st.floats(0.01, 1.0), min_size=1, max_size=8), start=st.integers(0, 10**9))
 def test_each_stream_of_a_mixture_counts_up_without_gaps(weights: list[float], start: int) -> None:
-    streams, places = Mixture.of(np.array(weights)).places(np.arange(start, start + 2000))
+    streams, positions = Mixture.of(np.array(weights)).positions(np.arange(start, start + 2000))
     for number in range(len(weights)):
-        of_stream = places[streams == number]
+        of_stream = positions[streams == number]
         assert np.all(np.diff(of_stream) == 1)
 
 
@@ -264,8 +264,8 @@ def test_a_mapped_manifest_reads_as_the_one_it_was_written_from(tmp_path: Path) 
     commit_corpus(str(tmp_path), "a", rows, *empty, {})
     mapped = Manifest.open(str(tmp_path))
     assert mapped.table == rows
-    places = np.arange(299, -1, -1)
-    assert mapped.take("text", places) == [f"a {n}" for n in places.tolist()]
+    positions = np.arange(299, -1, -1)
+    assert mapped.take("text", positions) == [f"a {n}" for n in positions.tolist()]
     assert [mapped.row(n)["video_id"] for n in range(300)] == rows.column("video_id").to_pylist()
     assert mapped.fingerprint() == manifest(a=300).fingerprint()
 

@@ -1,4 +1,4 @@
-"""Why a video is not used: the closed list of the quarantine table."""
+"""Reasons for rejecting a video: the closed list of the quarantine table, and the error that carries one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ REASONS: Final[dict[str, str]] = {
 
 
 TRANSIENT_REASON = "storage"
-"""The one reason that says nothing of the file: such videos are opened again by every ingest."""
+"""The one reason that does not lie in the file: such videos are opened again by every ingest."""
 
 
 class BadVideo(Exception):

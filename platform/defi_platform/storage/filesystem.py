@@ -1,7 +1,7 @@
 """Reading, writing and listing of files: local paths, s3:// and any other fsspec URL.
 
 A path is a string: `/data/x`, `relative/x`, `s3://bucket/x`, `memory://x`. Files appear whole or not at all:
-local ones are renamed into place, and one put of an object store is atomic by itself.
+local ones are written under another name and renamed, and one put of an object store is atomic by itself.
 """
 
 from __future__ import annotations

@@ -17,7 +17,12 @@ Answer = TypeVar("Answer")
 def side_by_side(
     read: Callable[[Item], Answer], items: Iterable[Item], remote: bool
 ) -> Iterator[tuple[Item, Answer]]:
-    """(item, read(item)) for each item, in order; one by one where the files are local.
+    """Yields (item, read(item)) for each item, in order; one by one where the files are local.
+
+    Args:
+        read: called in several threads at once where the files are remote.
+        items: taken from a little ahead of the caller.
+        remote: whether reading waits for a network.
 
     Raises: what `read` raises, at its item.
     """

@@ -1,4 +1,4 @@
-"""A remote file that is read by range: what is not looked at is not downloaded."""
+"""Remote file that is read by range: what nobody reads is not downloaded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RangeFile(io.RawIOBase):
     """A seekable file over a function that fetches a range.
 
     Libraries that read through callbacks may take a failed read for the end of the file, or report it as damage.
-    So every failure of the process is also kept in `failures`, where whoever judges content has to look.
+    So every failure of the process is also kept in `failures`, which must be checked before content is called bad.
 
     Args:
         fetch: (start, stop) -> the bytes in between; raises when it cannot.
@@ -32,31 +32,36 @@ class RangeFile(io.RawIOBase):
         self._size = size
         self._block_bytes = block_bytes
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
-        self._place = 0
+        self._position = 0
 
     def readable(self) -> bool:
+        """True."""
         return True
 
     def seekable(self) -> bool:
+        """True."""
         return True
 
     def tell(self) -> int:
-        return self._place
+        """Returns the byte offset of the next read."""
+        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        """Moves the byte offset of the next read, without reading. Returns: the offset from the start."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if start + offset < 0:
             raise OSError(f"seek to {start + offset}, before the start of the file")
-        self._place = start + offset
-        return self._place
+        self._position = start + offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """Reads into a writable buffer. Returns: the number of bytes, 0 at the end. Raises: what `fetch` raises."""
         view = memoryview(buffer).cast("B")
-        stop = min(self._place + len(view), self._size)
-        count = max(0, stop - self._place)
+        stop = min(self._position + len(view), self._size)
+        count = max(0, stop - self._position)
         if count:
-            view[:count] = self._read(self._place, stop)
-            self._place = stop
+            view[:count] = self._read(self._position, stop)
+            self._position = stop
         return count
 
     def _read(self, start: int, stop: int) -> bytes:

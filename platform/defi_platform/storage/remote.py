@@ -1,4 +1,4 @@
-"""Stores behind URLs: one connection per process, requests that are tried again, and errors that name the way out."""
+"""Requests to remote stores: one connection per process, retries, and errors that name the fix."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _remote(protocol: str, process: int) -> Any:
 
 
 def forget_connections() -> None:
-    """Makes the next remote request look at the environment (endpoint, credentials) again."""
+    """Makes the next remote request read the environment (endpoint, credentials) again."""
     _remote.cache_clear()
     if "fsspec" in sys.modules:
         # fsspec keeps file systems by their arguments, which do not name the credentials.
@@ -65,13 +65,16 @@ def forget_connections() -> None:
 
 
 def filesystem(uri: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path in it. Raises: StorageError when its driver is not installed."""
+    """Returns the file system of a URL, and the path in it. Raises: StorageError when its driver is not installed."""
     fs = _remote(uri.split("://", 1)[0], os.getpid())
     return fs, cast(str, fs._strip_protocol(uri))
 
 
 def attempt(uri: str, request: Callable[[], Answer]) -> Answer:
-    """Runs a remote request; what passes with time is tried again, the rest becomes a clear error."""
+    """Runs a remote request, and again after failures that may be transient.
+
+    Raises: FileNotFoundError; StorageUnavailable after the last attempt; StorageError that names the fix for others.
+    """
     try:
         return retry(request, POLICY, is_transient=_is_transient)
     except FileNotFoundError as error:
@@ -107,5 +110,5 @@ def _bucket_is_missing(error: FileNotFoundError) -> bool:
 
 
 def protocols(fs: Any) -> tuple[str, ...]:
-    """What a file system's URLs can begin with."""
+    """Protocols that URLs of a file system can begin with."""
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)

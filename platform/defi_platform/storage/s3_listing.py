@@ -12,22 +12,21 @@ Page = dict[str, Any]
 """An answer of ListObjectsV2."""
 
 Request = Callable[[dict[str, Any]], Page]
-"""Sends one ListObjectsV2 with these arguments besides the bucket; tries again what passes with time."""
+"""Sends one ListObjectsV2 with these arguments besides the bucket; retries transient failures."""
 
 THREADS = 8
-FEW = 8
-"""Sub-folders up to which their own sub-folders are looked for too, so that there is work for every thread."""
-
+MAX_FOLDERS_TO_DESCEND = 8
+"""Sub-folders up to which their own sub-folders are listed apart too, so that there is work for every thread."""
 
 PAGES_AHEAD = 8
 """Pages of a folder that wait to be read; a store answers faster than anyone can use what it says."""
 
 STOP_S = 0.2
-"""How soon a thread whose pages nobody reads any more notices."""
+"""Seconds until a thread whose pages nobody reads any more notices."""
 
 
 def objects(request: Request, prefix: str) -> Iterator[dict[str, Any]]:
-    """Every object below `prefix` ("" or ending in "/"), in order of the keys; pages are passed on as they come."""
+    """Yields every object below `prefix` ("" or ending in "/"), in order of the keys, page by page as they come."""
     parts = sorted(_parts(request, prefix, levels=2), key=_name)
     folders = [part for part in parts if isinstance(part, str)]
     stop = threading.Event()
@@ -51,7 +50,13 @@ def objects(request: Request, prefix: str) -> Iterator[dict[str, Any]]:
 
 
 def names(request: Request, prefix: str, only_folders: bool = False) -> Iterator[str]:
-    """Names of objects and folders right below `prefix`, page by page; there may be millions."""
+    """Yields the names of objects and folders right below `prefix`, page by page; there may be millions.
+
+    Args:
+        request: of the bucket.
+        prefix: "" or ending in "/".
+        only_folders: leaves objects out.
+    """
     for page in _pages(request, prefix, threading.Event(), Delimiter="/"):
         keys = [str(found["Prefix"]) for found in page.get("CommonPrefixes") or ()]
         if not only_folders:
@@ -64,14 +69,14 @@ def _name(part: dict[str, Any] | str) -> str:
 
 
 def _parts(request: Request, prefix: str, levels: int) -> Iterator[dict[str, Any] | str]:
-    """Objects right below `prefix`, and folders that hold the others; all in one folder where there are many."""
+    """Yields objects right below `prefix`, and folders that hold the others; `prefix` itself where there are many."""
     page = request({"Prefix": prefix, "Delimiter": "/"})
     if page.get("IsTruncated"):
         yield prefix
         return
     yield from page.get("Contents") or ()
     folders = [str(found["Prefix"]) for found in page.get("CommonPrefixes") or ()]
-    if levels == 0 or len(folders) > FEW:
+    if levels == 0 or len(folders) > MAX_FOLDERS_TO_DESCEND:
         yield from folders
         return
     for folder in folders:

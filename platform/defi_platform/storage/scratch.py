@@ -1,5 +1,7 @@
-"""Folders on local disk for what only passes through. What a killed process has left there, gigabytes perhaps, the next
-process that needs one removes."""
+"""Temporary folders on local disk.
+
+What a killed process has left there, gigabytes perhaps, the next process that needs one removes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from typing import IO
 
 @contextlib.contextmanager
 def scratch(purpose: str) -> Iterator[Path]:
-    """A new folder below TMPDIR, removed at the end."""
+    """Yields a new folder below TMPDIR, which is removed at the end."""
     folder = scratch_folder(purpose)
     try:
         yield folder
@@ -27,21 +29,23 @@ def scratch(purpose: str) -> Iterator[Path]:
 
 
 def scratch_folder(purpose: str) -> Path:
-    """A new folder below TMPDIR that the caller removes.
+    """Makes a new folder below TMPDIR that the caller removes.
 
     Raises: OSError, ENOSPC for a full disk too.
     """
-    return Path(tempfile.mkdtemp(prefix=f"{purpose}-", dir=_own(tempfile.gettempdir(), os.getpid())))
+    return Path(
+        tempfile.mkdtemp(prefix=f"{purpose}-", dir=_process_folder(tempfile.gettempdir(), os.getpid()))
+    )
 
 
 @functools.cache
-def _own(temporary: str, process: int) -> Path:
-    """The folder of this process; as long as it lives it holds the lock on the file beside."""
-    place = Path(temporary) / f"defi-{os.getuid()}"
-    place.mkdir(mode=0o700, exist_ok=True)
-    _sweep(place)
+def _process_folder(temporary: str, process: int) -> Path:
+    """Makes the folder of this process, which holds a lock on the file of the same name as long as it lives."""
+    parent = Path(temporary) / f"defi-{os.getuid()}"
+    parent.mkdir(mode=0o700, exist_ok=True)
+    _sweep(parent)
     while True:
-        lock = place / f"{process}-{uuid.uuid4().hex[:8]}.lock"
+        lock = parent / f"{process}-{uuid.uuid4().hex[:8]}.lock"
         file = lock.open("x")
         # Some network file systems have no locks: nothing is ever swept there.
         with contextlib.suppress(OSError):
@@ -56,9 +60,9 @@ def _own(temporary: str, process: int) -> Path:
     return folder
 
 
-def _sweep(place: Path) -> None:
+def _sweep(parent: Path) -> None:
     """Removes what processes have left that are no more: the lock goes with its process, however that ends."""
-    for lock in place.glob("*.lock"):
+    for lock in parent.glob("*.lock"):
         # It is held, or somebody else has just removed it.
         with contextlib.suppress(OSError), lock.open() as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

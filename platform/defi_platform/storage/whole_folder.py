@@ -1,7 +1,7 @@
-"""Folders that are there whole or not at all: written in one step, refused by readers when an upload was cut short.
+"""Folders that appear whole or not at all, and readers that reject an upload that was cut short.
 
-Local folders are renamed into place. Object stores cannot rename: there a marker is written first and deleted last,
-and whatever reads the folder refuses it as long as the marker is there.
+Local folders are written under another name and renamed. Object stores cannot rename: there a marker is written first and deleted last,
+and whatever reads the folder rejects it as long as the marker exists.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def committed_folder(uri: str) -> Iterator[Path]:
     """Yields a local folder to fill; when the block ends without error it stands at `uri`, whole.
 
     A folder that stood there before is replaced. After an error in the block `uri` is as it was. An upload that is
-    cut short leaves a folder that `ensure_complete` refuses, until the next one ends.
+    cut short leaves a folder that `ensure_complete` rejects, until the next one ends.
     """
     if is_remote(uri):
         with scratch("upload") as staging:
@@ -38,10 +38,10 @@ def committed_folder(uri: str) -> Iterator[Path]:
 
 
 def ensure_complete(uri: str, top: Collection[str] | None = None) -> None:
-    """Refuses a folder whose upload was cut short.
+    """Rejects a folder whose upload was cut short.
 
     Args:
-        uri: the folder, local or remote; one that does not exist is not refused.
+        uri: the folder, local or remote; one that does not exist passes.
         top: names right below it, where they are known.
 
     Raises: StorageError that names the folder and the fix.
@@ -76,7 +76,7 @@ def local_copy(uri: str) -> Iterator[Path]:
 
 
 def _upload(staging: Path, uri: str) -> None:
-    """Puts the files below `staging` in the place of whatever is at `uri`."""
+    """Replaces whatever is at `uri` by the files below `staging`."""
     fs, path = filesystem(uri)
     marker = posixpath.join(path, INCOMPLETE)
     old = names(uri)

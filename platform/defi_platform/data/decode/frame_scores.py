@@ -1,4 +1,4 @@
-"""Scores of a video that tell what is not worth learning from, taken while the probe decodes it anyway.
+"""Scores of frames by which the ingest rejects videos, taken while the probe decodes them anyway.
 
 Numpy alone: this runs in decoder processes. h, w: size of a picture in grey levels (0 to 255).
 """
@@ -16,8 +16,8 @@ SMALL = (36, 64)
 SHARP_HEIGHT = 240
 """Height in which sharpness is measured: it depends on the size, so taller pictures are scaled down to it."""
 
-PER_SECOND = 2.0
-FEWEST_SAMPLES = 8
+SAMPLES_PER_SECOND = 2.0
+MIN_SAMPLES = 8
 
 CHANGE_UNIT = 0.25
 """Grey levels per step of `FrameScores.changes`."""
@@ -28,7 +28,7 @@ Scaled = Callable[[int, int], np.ndarray]
 
 @dataclass(frozen=True, eq=False)
 class FrameScores:
-    """What the frames of a file look like. n sampled frames, T frames."""
+    """Brightness, sharpness, motion and hashes of the frames of a file. n sampled frames, T frames."""
 
     sampled: np.ndarray
     """int32 (n,): frame numbers, two per second or more."""
@@ -45,16 +45,18 @@ class FrameScores:
 
 
 class FrameScorer:
-    """Looks at the frames of one file in their order.
+    """Scores the frames of one file in their order.
 
     Args:
-        num_frames: of the file. fps: 0 where it is not known.
-        height, width: of its pictures.
+        num_frames: of the file.
+        fps: of the file; 0 where it is not known.
+        height: of its pictures, in pixels.
+        width: of its pictures, in pixels.
     """
 
     def __init__(self, num_frames: int, fps: float, height: int, width: int) -> None:
-        per_sample = round((fps or 10.0) / PER_SECOND)
-        self._step = max(1, min(per_sample, num_frames // FEWEST_SAMPLES))
+        per_sample = round((fps or 10.0) / SAMPLES_PER_SECOND)
+        self._step = max(1, min(per_sample, num_frames // MIN_SAMPLES))
         scale = min(1.0, SHARP_HEIGHT / max(1, height))
         self._sharp_size = max(3, round(height * scale)), max(3, round(width * scale))
         self._last: np.ndarray | None = None
@@ -63,8 +65,8 @@ class FrameScorer:
         self._rows: list[tuple[int, float, float, float, np.uint64]] = []
         self._changes = bytearray()
 
-    def see(self, scaled: Scaled) -> None:
-        """Takes the next frame."""
+    def add(self, scaled: Scaled) -> None:
+        """Scores the next frame."""
         small = scaled(*SMALL).astype(np.float32)
         change = 0.0 if self._last is None else _distance(small, self._last)
         self._changes.append(min(255, round(change / CHANGE_UNIT)))
@@ -77,7 +79,7 @@ class FrameScorer:
         self._count += 1
 
     def result(self) -> FrameScores:
-        """The scores of what was seen."""
+        """Returns the scores of the frames so far."""
         columns = list(zip(*self._rows, strict=True)) or [()] * 5
         return FrameScores(
             sampled=np.array(columns[0], np.int32),

@@ -1,6 +1,6 @@
-"""Episodes that are not video files: encoded or raw pictures in TFRecords, npz files and HDF5.
+"""Readers of episodes that are not video files: encoded or raw pictures in TFRecords, npz files and HDF5.
 
-Each reader answers like those of `decode.py`. Frames are RGB uint8 (T, H, W, 3), scaled to cover `size`.
+Each has the interface of `video_readers.Reader`. Frames are RGB uint8 (T, H, W, 3), scaled to cover `size`.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ class FrameStore(abc.ABC):
 
     num_frames: int
     codec: str
+    """jpeg | png | npz | raw"""
 
     def __init__(self, size: tuple[int, int] | None) -> None:
         self._size = size
 
     @abc.abstractmethod
     def picture(self, index: int) -> Image.Image:
-        """One frame in its own size. Raises: BadVideo."""
+        """Reads one frame in its own size. Raises: BadVideo."""
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """(T, H, W, 3) uint8. Raises: BadVideo."""
+        """Reads frames, uint8 (T, H, W, 3). Raises: BadVideo."""
         if max(indices) >= self.num_frames:
             raise BadVideo("short", f"frame {max(indices)} asked, {self.num_frames} there")
         pictures = {index: self._scaled(self.picture(index)) for index in set(indices)}
@@ -46,7 +47,7 @@ class FrameStore(abc.ABC):
         return np.asarray(picture)
 
     def close(self) -> None:  # noqa: B027  only HDF5 keeps a file open
-        """Lets go of open files."""
+        """Closes open files."""
 
 
 class RldsStore(FrameStore):
@@ -69,6 +70,7 @@ class RldsStore(FrameStore):
         self.codec = "png" if images and bytes(images[0][:4]) == b"\x89PNG" else "jpeg"
 
     def picture(self, index: int) -> Image.Image:
+        """Reads one frame in its own size. Raises: BadVideo."""
         return decoded_image(self._images[index], f"step {index}")
 
 
@@ -85,6 +87,7 @@ class CalvinStore(FrameStore):
         self.num_frames = last - self._first + 1
 
     def picture(self, index: int) -> Image.Image:
+        """Reads one frame in its own size. Raises: BadVideo."""
         name = f"episode_{self._first + index:07d}.npz"
         try:
             content = io.BytesIO(storage.read_bytes(storage.join(self._folder, name)))
@@ -117,6 +120,7 @@ class Hdf5Store(FrameStore):
         self.codec = "jpeg" if self._compressed else "raw"
 
     def picture(self, index: int) -> Image.Image:
+        """Reads one frame in its own size. Raises: BadVideo."""
         try:
             value = self._images[index]
         except OSError as error:
@@ -128,6 +132,7 @@ class Hdf5Store(FrameStore):
         return Image.fromarray(np.ascontiguousarray(value, dtype=np.uint8))
 
     def close(self) -> None:
+        """Closes the file."""
         self._file.close()
         self._source.close()
 
@@ -136,14 +141,22 @@ STORES: dict[str, type[FrameStore]] = {"rlds": RldsStore, "calvin": CalvinStore,
 
 
 def open_store(address: Address, size: tuple[int, int] | None, verify: bool = False) -> FrameStore:
-    """Opens what `address` names. Raises: BadVideo, FileNotFoundError."""
+    """Opens the episode that `address` names.
+
+    Args:
+        address: a parsed URI of kind rlds, calvin or hdf5.
+        size: (height, width) to scale frames to; None keeps theirs.
+        verify: compares records with their checksums, where the format has any.
+
+    Raises: BadVideo, FileNotFoundError, StorageError.
+    """
     store: Any = STORES[address.kind]
     opened: FrameStore = store(address, size, verify)
     return opened
 
 
 def decoded_image(content: bytes | memoryview, what: str) -> Image.Image:
-    """JPEG or PNG bytes as an RGB picture. Raises: BadVideo."""
+    """Decodes JPEG or PNG bytes to an RGB picture; `what` names it in errors. Raises: BadVideo."""
     try:
         return Image.open(io.BytesIO(content)).convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:

@@ -31,7 +31,16 @@ END_TOLERANCE_S = 1.0
 
 
 def probe(path: str, thorough: bool, memory_bytes: int, score_frames: bool = False) -> Probe:
-    """Judges one local file. Raises: BadVideo with the reason it cannot be used."""
+    """Opens, checks and describes one local file.
+
+    Args:
+        path: of the file.
+        thorough: decodes every frame; otherwise the first one and the last group of pictures.
+        memory_bytes: that decoding may use.
+        score_frames: scores the frames on the way; only where it is thorough.
+
+    Raises: BadVideo with the reason why the file cannot be used.
+    """
     size = os.path.getsize(path)
     _check_content(path, size)
     container, stream = open_container(path)
@@ -78,7 +87,7 @@ def _check_content(path: str, size: int) -> None:
 
 
 def _check_count(container: Any, stream: Any, pts: list[int]) -> None:
-    """The guard against silent loss: what the container promises against what it holds."""
+    """Compares what the container promises with what it holds, against silent loss."""
     if not pts:
         raise BadVideo("unreadable", "the container lists no frames")
     if stream.frames > len(pts):
@@ -109,7 +118,7 @@ def _decode_through(
                     rotation = frame.rotation % 360
                 count += 1
                 if scorer is not None:
-                    scorer.see(functools.partial(_grey, frame))
+                    scorer.add(functools.partial(_grey, frame))
                 if not thorough:
                     break
             if thorough:
@@ -139,7 +148,7 @@ def _is_variable(seconds: list[float]) -> bool:
 
 
 def _choose_decoder(path: str, num_frames: int, shape: tuple[int, int]) -> str:
-    """decord where it gives as many frames of the right shape as PyAV does, and is no slower; else PyAV."""
+    """Chooses decord where it gives as many frames of the right shape as PyAV does, and is no slower; else PyAV."""
     if shape[0] * shape[1] <= SMALL_PIXELS:
         return "pyav"
     try:
@@ -147,6 +156,6 @@ def _choose_decoder(path: str, num_frames: int, shape: tuple[int, int]) -> str:
         if reader.num_frames == num_frames and reader.frames([0, num_frames - 1]).shape[1:3] == shape:
             return "decord"
     except BadVideo:
-        # Not a verdict on the file: PyAV has just decoded it.
+        # Which says nothing against the file: PyAV has just decoded it.
         return "pyav"
     return "pyav"

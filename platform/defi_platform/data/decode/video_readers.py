@@ -1,6 +1,6 @@
 """Readers of video files: frames out of them with decord or PyAV.
 
-Beside it only `probe` and `writers/h264` use PyAV, and nothing else decord. It runs inside decoder processes that may be killed at any moment, so it imports neither Ray nor torch.
+The probe opens files through this module; `writers/h264` is the only other one that imports PyAV. It runs inside decoder processes that may be killed at any moment, so it imports neither Ray nor torch.
 Layout: T frames, H height, W width; frames are RGB uint8 (T, H, W, 3).
 """
 
@@ -27,16 +27,24 @@ class Reader(Protocol):
     num_frames: int
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """(T, H, W, 3) uint8. Raises: BadVideo."""
+        """Decodes frames, uint8 (T, H, W, 3). Raises: BadVideo."""
         ...
 
     def close(self) -> None:
-        """Lets go of the file and of the decoder's memory."""
+        """Closes the file and frees the decoder's memory."""
         ...
 
 
 def check_memory(width: int, height: int, memory_bytes: int) -> None:
-    """Refuses frames whose decoding cannot fit. Codecs report a failed allocation as any error, or crash."""
+    """Rejects frames whose decoding cannot fit: codecs report a failed allocation as any error, or crash.
+
+    Args:
+        width: of the frames, in pixels; 0 where it is not known.
+        height: of the frames, in pixels.
+        memory_bytes: that decoding may use.
+
+    Raises: BadVideo(memory).
+    """
     need = width * height * BYTES_PER_PIXEL
     if need > memory_bytes:
         raise BadVideo(
@@ -49,7 +57,7 @@ def check_memory(width: int, height: int, memory_bytes: int) -> None:
 
 
 class DecordReader:
-    """decord on one thread: a machine runs several decoders, and threads of theirs would fight."""
+    """Reader on decord, with one thread: a machine runs several decoders, whose threads would compete."""
 
     def __init__(self, path: Any, size: tuple[int, int] | None) -> None:
         import decord
@@ -64,14 +72,16 @@ class DecordReader:
         self.num_frames = len(self._video)
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """Decodes frames, uint8 (T, H, W, 3). Raises: BadVideo."""
         if max(indices) >= self.num_frames:
             raise BadVideo("short", f"frame {max(indices)} asked, {self.num_frames} there")
         try:
-            return self._video.get_batch(list(indices)).asnumpy()
+            return np.asarray(self._video.get_batch(list(indices)).asnumpy())
         except self._errors as error:
             raise BadVideo("corrupt", f"decord: {first_line(error)}") from error
 
     def close(self) -> None:
+        """Closes the file and frees the decoder's memory."""
         del self._video
 
 
@@ -79,7 +89,7 @@ class DecordReader:
 
 
 class PyavReader:
-    """PyAV: opens what decord cannot (AV1), reads remote files by range, rotates by the display matrix."""
+    """Reader on PyAV: opens what decord cannot (AV1), reads remote files by range, rotates by the display matrix."""
 
     def __init__(self, file: Any, size: tuple[int, int] | None) -> None:
         import av
@@ -96,6 +106,7 @@ class PyavReader:
         """Index of the frame decoded last; -1 before the first."""
 
     def frames(self, indices: Sequence[int]) -> np.ndarray:
+        """Decodes frames, uint8 (T, H, W, 3). Raises: BadVideo."""
         if max(indices) >= self.num_frames:
             raise BadVideo("short", f"frame {max(indices)} asked, {self.num_frames} there")
         pictures: dict[int, np.ndarray] = {}
@@ -108,6 +119,7 @@ class PyavReader:
         return np.stack([pictures[index] for index in indices])
 
     def close(self) -> None:
+        """Closes the file and frees the decoder's memory."""
         # The decoding generator and its container refer to each other, so memory would wait for the collector.
         self._decoded = None
         self._container.close()
@@ -145,14 +157,16 @@ class PyavReader:
 
 
 def pyav_release() -> str:
-    """PyAV as the quarantine names it."""
+    """Names PyAV and its version, as the quarantine does."""
     import av
 
     return f"pyav {av.__version__}"
 
 
 def open_container(file: Any) -> tuple[Any, Any]:
-    """Opens a file or path with PyAV: (container, video stream on one thread).
+    """Opens a file or path with PyAV.
+
+    Returns: (container, video stream on one thread).
 
     Raises: BadVideo(unreadable | no_video_stream).
     """
@@ -174,7 +188,7 @@ def open_container(file: Any) -> tuple[Any, Any]:
 
 
 def packet_times(container: Any, stream: Any) -> tuple[list[int], list[int]]:
-    """Display times of all frames and of the key frames, sorted, in the stream's time base."""
+    """Lists display times of all frames and of the key frames, sorted, in the stream's time base."""
     times, keys = [], []
     for packet in container.demux(stream):
         if not packet.size:
@@ -190,5 +204,6 @@ def packet_times(container: Any, stream: Any) -> tuple[list[int], list[int]]:
 
 
 def first_line(error: BaseException) -> str:
+    """First line of an error of a codec library, or its type where it has no message."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__

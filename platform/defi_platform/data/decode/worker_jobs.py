@@ -159,7 +159,7 @@ def _probe_store(where: Address, job: ProbeJob, memory_bytes: int) -> Probe:
             if picture.size != (width, height):
                 raise BadVideo("corrupt", f"frame {index} is of another size than the first")
             if scorer is not None:
-                scorer.see(functools.partial(_grey, picture.convert("L")))
+                scorer.add(functools.partial(_grey, picture.convert("L")))
             blank = blank and all(low == high for low, high in picture.getextrema())
         if blank:
             raise BadVideo("black", "every frame is of one colour, as where a camera was absent")

@@ -1,4 +1,4 @@
-"""Frames as a frozen encoder sees them, stored once: VAE latents for GFDM, patch features for GIDM.
+"""Latent cache: outputs of a frozen encoder, stored once: VAE latents for GFDM, patch features for GIDM.
 
     <folder>/encoder.json          which encoder, and the shape of what it makes of a frame
     <folder>/shards/<id>.npy       (F, ...) frames of some videos, one after the other; mapped, not read
@@ -38,9 +38,10 @@ INDEX_SCHEMA = pa.schema(
         ("frames", pa.int32()),
     ]
 )
-"""`first`: place of the video's first frame in the shard."""
+"""`first`: index of the video's first frame in the shard."""
 
 OPEN_SHARDS = 256
+"""Shards kept open per process."""
 
 
 class CacheError(UserError):
@@ -49,7 +50,7 @@ class CacheError(UserError):
 
 @dataclass(frozen=True)
 class EncoderInfo:
-    """What a cache was made with."""
+    """The encoder whose output a cache holds, and the form of that output."""
 
     kind: str
     """gfdm | gidm"""
@@ -65,7 +66,7 @@ class EncoderInfo:
 
     @property
     def frame_bytes(self) -> int:
-        """What a frame takes."""
+        """Bytes of one frame in the cache."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
@@ -77,19 +78,19 @@ class CacheLocation:
     info: EncoderInfo
 
 
-def begin(folder: str, info: EncoderInfo) -> None:
-    """Makes `folder` a cache of this encoder, or finds that it is one. Raises: CacheError."""
-    place = storage.join(folder, ENCODER)
-    if storage.exists(place):
+def create_cache(folder: str, info: EncoderInfo) -> None:
+    """Makes `folder` a cache of this encoder, or checks that it is one. Raises: CacheError."""
+    path = storage.join(folder, ENCODER)
+    if storage.exists(path):
         _check_encoder(folder, info)
     else:
-        storage.write_text(place, json.dumps(asdict(info), indent=1))
+        storage.write_text(path, json.dumps(asdict(info), indent=1))
 
 
 def stored_dtype(folder: str) -> str:
-    """Type that the cache in `folder` stores; what is no cache is found out when it is opened."""
-    place = storage.join(folder, ENCODER)
-    if not storage.exists(place):
+    """Data type that the cache in `folder` stores; float32 where there is none, which opening it reports."""
+    path = storage.join(folder, ENCODER)
+    if not storage.exists(path):
         return "float32"
     return str(_read_encoder(folder)["dtype"])
 
@@ -98,6 +99,7 @@ def write_shard(folder: str, frames: np.ndarray, videos: Sequence[dict[str, Any]
     """Adds a shard.
 
     Args:
+        folder: of the cache.
         frames: (F, ...) of all videos, in their order.
         videos: corpus, video_id, version and frames (their number) of each.
     """
@@ -115,53 +117,65 @@ def write_shard(folder: str, frames: np.ndarray, videos: Sequence[dict[str, Any]
 
 
 class LatentCache:
-    """The frames of a manifest's videos that a cache holds.
+    """Reader of a cache: encoded frames of the manifest's videos that it holds.
+
+    Args:
+        location: folder, and the encoder that the cache must be of.
+        manifest: whose rows are asked for.
 
     Raises: CacheError when the folder is no cache, of another encoder, or holds a video in another version than
         the manifest's and not in that one.
     """
 
-    def __init__(self, place: CacheLocation, manifest: Manifest) -> None:
-        self.place = place
-        _check_encoder(place.folder, place.info)
-        self._shards, index = _read_index(place.folder)
+    def __init__(self, location: CacheLocation, manifest: Manifest) -> None:
+        self.location = location
+        _check_encoder(location.folder, location.info)
+        self._shards, index = _read_index(location.folder)
         found = pc.index_in(_keys(manifest, "version"), value_set=_keys(index, "version"))
         found = found.fill_null(-1).to_numpy()
-        self._refuse_other_versions(manifest, index, found)
+        self._reject_other_versions(manifest, index, found)
         there = found >= 0
         self._shard = np.where(there, index["shard"].to_numpy()[found] if len(index) else -1, -1)
         self._first = np.where(there, index["first"].to_numpy()[found] if len(index) else -1, -1)
         self._open: OrderedDict[int, Any] = OrderedDict()
 
     def holds(self, rows: np.ndarray) -> np.ndarray:
-        """bool, per manifest row: whether its video is in the cache."""
+        """Says of each manifest row whether its video is in the cache, bool (N,)."""
         return np.asarray(self._shard[rows] >= 0)
 
     def read(self, row: int, indices: Sequence[int]) -> np.ndarray:
-        """float32 (T, ...) of one video, as the encoder gives it; `indices` count from the video's own start."""
+        """Reads float32 (T, ...) of one video, as the encoder gives it; `indices` count from the video's own start."""
         shard = int(self._shard[row])
         frames = self._open.pop(shard, None)
         if frames is None:
-            frames = _opened(storage.join(self.place.folder, SHARDS, self._shards[shard]))
+            frames = _opened(storage.join(self.location.folder, SHARDS, self._shards[shard]))
         self._open[shard] = frames
         while len(self._open) > OPEN_SHARDS:
             self._open.popitem(last=False)
         return np.asarray(frames[self._first[row] + np.asarray(indices)], np.float32)
 
-    def _refuse_other_versions(self, manifest: Manifest, index: pa.Table, found: np.ndarray) -> None:
+    def _reject_other_versions(self, manifest: Manifest, index: pa.Table, found: np.ndarray) -> None:
         others = pc.index_in(_keys(manifest), value_set=_keys(index)).fill_null(-1).to_numpy()
         changed = np.flatnonzero((found < 0) & (others >= 0))
         if len(changed):
             video = manifest.row(int(changed[0]))
             cached = index["version"][int(others[changed[0]])].as_py()
             raise CacheError(
-                f"{self.place.folder} is stale: {len(changed)} video(s) have changed since they were encoded, first "
+                f"{self.location.folder} is stale: {len(changed)} video(s) have changed since they were encoded, first "
                 f"{video['uri']} (version {cached} there, {video['version']} now). Run jobs/encode_latents.py again."
             )
 
 
 def missing_rows(folder: str, manifest: Manifest, rows: np.ndarray) -> np.ndarray:
-    """Those of `rows` whose video, in its present version, the cache does not hold yet."""
+    """Finds the rows whose video, in its present version, the cache does not hold yet.
+
+    Args:
+        folder: of the cache.
+        manifest: of the corpora.
+        rows: int (N,), rows of the manifest.
+
+    Returns: those of `rows`, in their order.
+    """
     _, index = _read_index(folder)
     there = pc.is_in(_keys(manifest, "version"), value_set=_keys(index, "version")).to_numpy(
         zero_copy_only=False
@@ -183,17 +197,17 @@ def remove_leftovers(folder: str) -> int:
 
 
 def _read_encoder(folder: str) -> dict[str, Any]:
-    place = storage.join(folder, ENCODER)
+    path = storage.join(folder, ENCODER)
     try:
-        there: dict[str, Any] = json.loads(storage.read_bytes(place))
-        return there
+        stored: dict[str, Any] = json.loads(storage.read_bytes(path))
+        return stored
     except FileNotFoundError as error:
         raise CacheError(
             f"{folder} is no latent cache: it has no {ENCODER}. Run jobs/encode_latents.py with the same model and "
             "data settings, or set data.cache=null."
         ) from error
     except ValueError as error:
-        raise CacheError(f"{place} is damaged ({error}). Delete the folder and encode again.") from error
+        raise CacheError(f"{path} is damaged ({error}). Delete the folder and encode again.") from error
 
 
 def _check_encoder(folder: str, info: EncoderInfo) -> None:
@@ -242,10 +256,10 @@ class _RemoteFrames:
         self._shape, _, self._dtype = np.lib.format.read_array_header_1_0(self._file)
         self._start = self._file.tell()
 
-    def __getitem__(self, places: np.ndarray) -> np.ndarray:
-        return np.stack([self._frame(int(place)) for place in places])
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([self._frame(int(index)) for index in indices])
 
-    def _frame(self, place: int) -> np.ndarray:
+    def _frame(self, index: int) -> np.ndarray:
         size = int(np.prod(self._shape[1:])) * self._dtype.itemsize
-        self._file.seek(self._start + place * size)
+        self._file.seek(self._start + index * size)
         return np.frombuffer(self._file.read(size), self._dtype).reshape(self._shape[1:])

@@ -1,6 +1,4 @@
-"""The frozen image encoder of GFDM or GIDM by itself: a latent cache holds its output."""
-
-# T frames, H W pixels
+"""The frozen frame encoder of GFDM or GIDM, whose output a latent cache holds. T frames, H x W pixels."""
 
 from __future__ import annotations
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     from defi_models.gidm import GIDM
 
 DTYPES = ("float32", "float16")
+"""Types that a cache can store."""
 
 
 class FrameEncoder:
@@ -41,13 +40,21 @@ class FrameEncoder:
 
     @torch.no_grad()
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        """uint8 (T, H, W, 3) -> float32 (T, ...): scaled latents (C, h, w) or patch features (L, D) per frame."""
+        """Encodes uint8 (T, H, W, 3) to float32 (T, ...): scaled latents (C, h, w) or patch features (L, D) per frame."""
         batch = torch.from_numpy(frames)[None]
         encoded: np.ndarray = self._model.encode_frames(batch)[0].float().cpu().numpy()
         return encoded
 
     def info(self, height: int, width: int, dtype: str = "float32") -> EncoderInfo:
-        """What identifies the encoder's output."""
+        """Identifies the encoder's output.
+
+        Args:
+            height: of the frames, in pixels.
+            width: of the frames, in pixels.
+            dtype: of the stored output, one of `DTYPES`.
+
+        Returns: name, shape, type and a fingerprint of configuration and weights.
+        """
         kind, part = self._model.kind, self._model.frozen_encoder
         settings = {"encoder": to_mapping(part.config), "height": height, "width": width, "dtype": dtype}
         digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())

@@ -18,11 +18,12 @@ from defi_platform.data.sources.records import Signals
 from defi_platform.errors import CorpusError
 
 OPEN_EPISODES = 256
+"""Episodes kept in memory per reader."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Per dimension, over the steps of the training split."""
+    """Mean, deviation and range per dimension, over the steps of the training split; float32 (D,) each."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -32,19 +33,19 @@ class Statistics:
 
 
 class SignalReader:
-    """Reads signals of manifest rows and keeps the episodes it read last."""
+    """Reads signals of manifest rows and keeps the last episodes in memory."""
 
     def __init__(self) -> None:
         self._read = functools.lru_cache(maxsize=OPEN_EPISODES)(read_signals)
 
     def of_row(self, manifest: Manifest, row: int) -> Signals:
-        """Signals of one manifest row. Raises: CorpusError when its file, or its episode there, is absent."""
+        """Reads the signals of one manifest row. Raises: CorpusError when its file, or its episode there, is absent."""
         found = manifest.row(row)
         return self._read(found["source"], found["signals_uri"], found["episode_id"])
 
 
 def statistics(plan: Plan) -> dict[str, Statistics]:
-    """Statistics of "action" and, where there is one, "proprio" over every episode that `plan` draws from.
+    """Computes statistics of "action" and, where there is one, "proprio" over every episode that `plan` draws from.
 
     Raises: CorpusError when no episode has actions.
     """
@@ -61,7 +62,7 @@ def statistics(plan: Plan) -> dict[str, Statistics]:
 
 
 def dimensions(plan: Plan) -> tuple[int, int]:
-    """(A, P) of the corpora that `plan` draws from; P is 0 without proprioception."""
+    """Reads (A, P) of the corpora that `plan` draws from; P is 0 without proprioception."""
     signals = next(iter(_episodes_of(plan, SignalReader())))
     return signals.actions.shape[1], 0 if signals.proprio is None else signals.proprio.shape[1]
 

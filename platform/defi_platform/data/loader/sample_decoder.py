@@ -1,4 +1,4 @@
-"""From sample numbers to a decoded micro-batch: what Ray Data's decode actors hold, and what reads a few batches.
+"""Decoder of samples: a range of sample numbers becomes a micro-batch. Ray Data's decode actors hold one each.
 
 A bad video goes to quarantine and the plan's fallback stands in; every such skip is counted in the batch.
 """
@@ -19,7 +19,7 @@ from defi_platform.data.latents.cache import CacheLocation, LatentCache
 from defi_platform.data.loader.robot_signals import SignalReader
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, strict_error
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.rejection import BadVideo
+from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sampling.plan import Plan, Sample
 from defi_platform.data.sampling.samplers import ChunkRule
 from defi_platform.errors import CorpusError
@@ -28,27 +28,27 @@ from defi_platform.storage.outage import retry_storage
 
 STAGE = "decode"
 TIMEOUT_KEY = "data.decode.storage_patience_s"
-"""Config key of the longest outage of a store that a stream survives."""
+"""Config key of the time to wait for a store, for messages."""
 
 Result = TypeVar("Result")
 
-MOST_FALLBACKS = 100
+MAX_FALLBACKS = 100
 """Bad videos in a row for one sample after which the corpus, and not the video, is taken to be bad."""
 
 MAX_UNREADABLE_VIDEOS = 3
-"""Videos that the store does not give, and no other meanwhile, after which it is taken to be away and waited for as
-long as the config says: going on would fill the quarantine and train on whatever is left."""
+"""Videos that cannot be read from the store, and none read meanwhile, after which the store counts as unavailable and
+is waited for as long as the config says: to continue would fill the quarantine and train on whatever is left."""
 
-ONE_VIDEO_TIMEOUT_S = 120.0
-"""For fewer, which may themselves be to blame; then stand-ins take their places."""
+SINGLE_VIDEO_TIMEOUT_S = 120.0
+"""Time to wait for fewer, where the files may be to blame; after it stand-ins replace them."""
 
-PASSING = frozenset({"storage", "timeout", "crash"})
-"""Reasons that may lie in the moment rather than in the file: such videos are tried again by the next process."""
+RETRIED_REASONS = frozenset({TRANSIENT_REASON, "timeout", "crash"})
+"""Reasons that need not lie in the file: such videos are tried again by the next process."""
 
 
 @dataclass
 class _Skips:
-    """What one sample number had to pass over."""
+    """Bad videos that stand-ins replaced, for one sample number."""
 
     attempts: int = 0
     reasons: dict[int, str] = field(default_factory=dict)
@@ -59,7 +59,8 @@ class SampleDecoder:
     """Decodes the samples it is given by number.
 
     Args:
-        data: frame size, limits, strictness; `decode.processes` of its own decode.
+        plan: of the samples.
+        data: frame size, limits, strictness; it starts `decode.processes` decoder processes.
         cache: where encoded frames are; a micro-batch whose videos are all there is read instead of decoded.
     """
 
@@ -72,11 +73,17 @@ class SampleDecoder:
             self._pool.start()
         self._signals = SignalReader()
         self._bad = self._known_bad()
-        self._not_given: set[int] = set()
-        """Manifest rows that the store did not give since it last gave one."""
+        self._unreadable: set[int] = set()
+        """Manifest rows that could not be read from the store since one last could."""
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """{"start": (1,), "stop": (1,)}, a range of sample numbers -> columns of its micro-batch; see `dataset.stream`."""
+        """Decodes the micro-batch of a range of sample numbers.
+
+        Args:
+            batch: {"start": (1,), "stop": (1,)}, the range.
+
+        Returns: the columns that `stream.stream` describes, as numpy arrays.
+        """
         ks = np.arange(batch["start"][0], batch["stop"][0], dtype=np.int64)
         samples = self._plan.resolve_many(ks)
         skips = [_Skips() for _ in samples]
@@ -88,7 +95,7 @@ class SampleDecoder:
                 encoded = self._retry(
                     lambda: np.stack([cache.read(s.row, s.indices) for s in samples]), "the latent cache"
                 )
-                return self._columns(ks, samples, skips) | {cache.place.info.column: encoded}
+                return self._columns(ks, samples, skips) | {cache.location.info.column: encoded}
         frames = np.empty((len(samples), *self._frames_shape(samples[0])), np.uint8)
         while todo:
             for i in todo:
@@ -112,7 +119,7 @@ class SampleDecoder:
         return retry_storage(request, path, name="data", timeout_s=timeout_s, timeout_key=TIMEOUT_KEY)
 
     def _columns(self, ks: np.ndarray, samples: list[Sample], skips: list[_Skips]) -> dict[str, Any]:
-        """What a micro-batch has besides its frames."""
+        """Columns of a micro-batch that are not its frames."""
         rows = np.array([sample.row for sample in samples])
         return {
             "text": _texts(sample.text for sample in samples),
@@ -132,9 +139,9 @@ class SampleDecoder:
         while (bad := next((row for row in sample.rows if row in self._bad), None)) is not None:
             skips.reasons[bad] = self._bad[bad]
             skips.attempts += 1
-            if skips.attempts > MOST_FALLBACKS:
+            if skips.attempts > MAX_FALLBACKS:
                 raise CorpusError(
-                    f"corpus {sample.corpus}: {MOST_FALLBACKS} bad videos in a row, last for '{self._bad[bad]}'. "
+                    f"corpus {sample.corpus}: {MAX_FALLBACKS} bad videos in a row, last for '{self._bad[bad]}'. "
                     f"The quarantine table in {self._plan.manifest.folder} lists them; check the corpus's storage."
                 )
             sample = self._plan.fallback(sample.k, skips.attempts)
@@ -142,46 +149,46 @@ class SampleDecoder:
 
     def _decode(self, samples: list[Sample], todo: list[int], frames: np.ndarray) -> list[int]:
         """Fills `frames` for the samples in `todo`; those with a bad video are returned."""
-        jobs, rows, places, out = [], [], [], []
+        jobs, rows, sample_of_job, out = [], [], [], []
         for i in todo:
             step = len(samples[i].indices)
             for view, row in enumerate(samples[i].rows):
                 jobs.append(decode_job(self._plan.manifest, self._data, row, samples[i].indices))
                 rows.append(row)
-                places.append(i)
+                sample_of_job.append(i)
                 out.append(frames[i, view * step : (view + 1) * step])
         failed = set()
-        for place, row, answer in zip(places, rows, self._answers(jobs, rows, out), strict=True):
+        for index, row, answer in zip(sample_of_job, rows, self._answers(jobs, rows, out), strict=True):
             if isinstance(answer, BadVideo):
-                failed.add(place)
+                failed.add(index)
                 if row not in self._bad:
                     self._reject(row, answer)
         return sorted(failed)
 
     def _answers(self, jobs: list[DecodeJob], rows: list[int], out: list[np.ndarray]) -> list[Answer]:
-        """What becomes of the jobs; a store that is away is waited for, so that no sample changes by it.
+        """Answers of the jobs; an unavailable store is waited for, so that no sample changes by it.
 
-        Raises: CorpusError when it stays away.
+        Raises: CorpusError when it stays unavailable.
         """
-        answers: list[Answer] = [BadVideo("storage", "not asked yet")] * len(jobs)
-        lost = list(range(len(jobs)))
+        answers: list[Answer] = [BadVideo(TRANSIENT_REASON, "not asked yet")] * len(jobs)
+        pending = list(range(len(jobs)))
         failures, outage_began = 0, 0.0
         while True:
-            asked = len(lost)
-            again = self._pool.run([jobs[i] for i in lost], [out[i] for i in lost])
-            for i, answer in zip(lost, again, strict=True):
+            asked = len(pending)
+            retried = self._pool.run([jobs[i] for i in pending], [out[i] for i in pending])
+            for i, answer in zip(pending, retried, strict=True):
                 answers[i] = answer
-            lost = [i for i in lost if _not_given(answers[i])]
-            if len(lost) < asked:
-                self._not_given.clear()
-            if not lost:
+            pending = [i for i in pending if _is_unreadable(answers[i])]
+            if len(pending) < asked:
+                self._unreadable.clear()
+            if not pending:
                 return answers
-            self._not_given.update(rows[i] for i in lost)
-            away = len(self._not_given) >= MAX_UNREADABLE_VIDEOS
+            self._unreadable.update(rows[i] for i in pending)
+            store_unavailable = len(self._unreadable) >= MAX_UNREADABLE_VIDEOS
             timeout_s = self._data.decode.storage_patience_s
-            if not away:
-                timeout_s = min(timeout_s, ONE_VIDEO_TIMEOUT_S)
-            row, problem = self._plan.manifest.row(rows[lost[0]]), answers[lost[0]]
+            if not store_unavailable:
+                timeout_s = min(timeout_s, SINGLE_VIDEO_TIMEOUT_S)
+            row, problem = self._plan.manifest.row(rows[pending[0]]), answers[pending[0]]
             assert isinstance(problem, BadVideo)
             message = f"corpus {row['corpus']}: the store does not give {row['uri']}: {problem.message}"
             if not failures:
@@ -191,10 +198,10 @@ class SampleDecoder:
             policy = RetryPolicy(timeout_s=timeout_s, first_pause_s=0.5)
             pause_s = policy.pause_s(failures, time.monotonic() - outage_began)
             if pause_s is None:
-                if not away:
+                if not store_unavailable:
                     return answers
                 raise CorpusError(
-                    f"{message}. It gave none of {len(self._not_given)} videos in {timeout_s:g} s ({TIMEOUT_KEY}); "
+                    f"{message}. It gave none of {len(self._unreadable)} videos in {timeout_s:g} s ({TIMEOUT_KEY}); "
                     "when it answers again, the same command goes on from the last checkpoint."
                 )
             time.sleep(pause_s)
@@ -217,7 +224,7 @@ class SampleDecoder:
         rejected = {
             (entry["corpus"], entry["video_id"], entry["version"]): entry["reason"]
             for entry in read_quarantine(folder).to_pylist()
-            if entry["stage"] == STAGE and entry["reason"] not in PASSING
+            if entry["stage"] == STAGE and entry["reason"] not in RETRIED_REASONS
         }
         return self._plan.manifest.find(rejected) if rejected else {}
 
@@ -239,7 +246,14 @@ class SampleDecoder:
 
 
 def decode_job(manifest: Manifest, data: DataConfig, row: int, indices: Iterable[int]) -> DecodeJob:
-    """Frames of a manifest row, counted from the video's own start."""
+    """Builds the decode job for frames of a manifest row.
+
+    Args:
+        manifest: of the corpora.
+        data: height and width of the frames.
+        row: of the manifest.
+        indices: frame numbers, counted from the video's own start.
+    """
     video = manifest.row(row)
     return DecodeJob(
         uri=video["uri"],
@@ -253,13 +267,13 @@ def decode_job(manifest: Manifest, data: DataConfig, row: int, indices: Iterable
 
 
 def quarantine_entry(video: dict[str, Any], problem: BadVideo) -> dict[str, Any]:
-    """The quarantine row of a manifest row that turned out bad."""
+    """Builds the quarantine row of a manifest row that turned out bad."""
     entry = {key: video[key] for key in ("corpus", "video_id", "uri", "decoder", "version")}
     return entry | {"reason": problem.reason, "message": problem.message, "attempts": 1}
 
 
-def _not_given(answer: Answer) -> bool:
-    return isinstance(answer, BadVideo) and answer.reason == "storage"
+def _is_unreadable(answer: Answer) -> bool:
+    return isinstance(answer, BadVideo) and answer.reason == TRANSIENT_REASON
 
 
 def _texts(values: Iterable[str]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which corpus sample k comes from: an evenly spread schedule, so that weights hold in every short window."""
+"""Mixture of corpora: the one of each sample k, spread evenly so that weights hold in every short window."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Mixture:
     """
 
     order: np.ndarray
-    """int16 (P,): stream of each place of the period."""
+    """int16 (P,): stream of each position of the period."""
     rank: np.ndarray
-    """int32 (P,): how many earlier places of the period are of the same stream."""
+    """int32 (P,): how many earlier positions of the period are of the same stream."""
     counts: np.ndarray
-    """int64 (streams,): places of each stream in a period."""
+    """int64 (streams,): positions of each stream in a period."""
 
     @classmethod
     def of(cls, weights: np.ndarray) -> Mixture:
@@ -36,7 +36,7 @@ class Mixture:
             counts[np.argmax(lack) if counts.sum() < PERIOD else np.argmin(lack)] += (
                 1 if counts.sum() < PERIOD else -1
             )
-        # The j-th of n places of a stream is due at (j + 1/2) / n; sorting the due times spreads every stream.
+        # The j-th of n positions of a stream is due at (j + 1/2) / n; sorting the due times spreads every stream.
         due = np.concatenate([(np.arange(n) + 0.5) / n for n in counts])
         stream = np.repeat(np.arange(len(counts)), counts)
         order = stream[np.lexsort((stream, due))]
@@ -45,8 +45,8 @@ class Mixture:
             rank[order == number] = np.arange(count)
         return cls(order.astype(np.int16), rank, counts)
 
-    def places(self, ks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(stream, how many samples of that stream come before) for each k, both int64."""
-        period, place = np.divmod(np.asarray(ks, np.int64), len(self.order))
-        stream = self.order[place].astype(np.int64)
-        return stream, period * self.counts[stream] + self.rank[place]
+    def positions(self, ks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (stream, how many samples of that stream come before) for each k, both int64."""
+        period, position = np.divmod(np.asarray(ks, np.int64), len(self.order))
+        stream = self.order[position].astype(np.int64)
+        return stream, period * self.counts[stream] + self.rank[position]

@@ -1,4 +1,4 @@
-"""The plan: what sample number k is. A pure function of (manifest, weights, rule, seed), with no state and no I/O.
+"""The plan: video, frames and text of every sample number k. A pure function of (manifest, weights, rule, seed), with no state and no I/O.
 
 Shuffling, mixing, sharding, resume and elastic world size are arithmetic on k. N samples, T frames, V cameras.
 """
@@ -28,7 +28,7 @@ ATTEMPT_SHIFT = 48
 
 @dataclass(frozen=True)
 class Sample:
-    """What sample number `k` is."""
+    """Sample number `k`: a video, frames of it and its text."""
 
     k: int
     corpus: str
@@ -50,7 +50,7 @@ class _Stream:
     rows: np.ndarray
     """int32 (units, V)"""
     ends: np.ndarray | None
-    """int64 (units,): cumulated lengths where every frame is a sample of its own (chunks)."""
+    """int64 (units,): cumulated lengths where every frame is one sample (chunks)."""
     key: int
 
     @property
@@ -60,11 +60,11 @@ class _Stream:
 
 
 class Plan:
-    """Says what sample number k is: which video, which frames, which text.
+    """Resolves sample numbers to videos, frames and texts.
 
     Args:
         manifest: the usable videos.
-        weights: corpus -> share of the mixture; corpora that are not named or weigh 0 are left out.
+        weights: corpus -> share of the mixture; corpora that are not named or weigh 0 are not drawn.
         rule: how a sample is cut out of a video.
         seed: of the order.
         split: train | validation.
@@ -102,7 +102,15 @@ class Plan:
 
     @classmethod
     def of(cls, manifest: Manifest, data: DataConfig, rule: Rule, seed: int, split: str = TRAIN) -> Plan:
-        """The plan that a data configuration asks for."""
+        """Builds the plan that a data configuration asks for.
+
+        Args:
+            manifest: of the corpora in `data`.
+            data: weights and cameras of the corpora.
+            rule: how a sample is cut out of a video.
+            seed: of the order.
+            split: train | validation.
+        """
         return cls(
             manifest,
             {name: corpus.weight for name, corpus in data.corpora.items()},
@@ -135,12 +143,12 @@ class Plan:
         return sizes
 
     def fingerprint(self) -> str:
-        """Changes when any sample could: a checkpoint's k is only good for the plan it was counted in."""
+        """Hash that changes when any sample could: a checkpoint's k is only good for the plan it was counted in."""
         parts = (sorted(self.weights.items()), self.rule, self.seed, self.split, sorted(self.cameras.items()))
         return f"{key_of(self.manifest.fingerprint(), *parts):016x}"
 
     def resolve(self, k: int) -> Sample:
-        """What sample number `k` (>= 0) is."""
+        """Resolves sample number `k` (>= 0)."""
         return self.resolve_many([k])[0]
 
     def resolve_many(self, ks: Sequence[int] | np.ndarray) -> list[Sample]:
@@ -149,21 +157,22 @@ class Plan:
         return self._samples(numbers, np.zeros(len(numbers), np.int64))
 
     def fallback(self, k: int, attempt: int) -> Sample:
-        """What stands in for sample `k` when its video is bad: the next one of the same corpus.
+        """Resolves the stand-in for sample `k` whose video is bad: the next one of the same corpus.
 
         Args:
+            k: the sample number.
             attempt: 1 for the first stand-in, 2 when that is bad too, and so on.
         """
         return self._samples(np.array([k]), np.array([attempt]))[0]
 
     def locate(self, ks: np.ndarray, attempts: np.ndarray | int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """(rows int32 (N, V), frame numbers int64 (N, T)) of samples, without their texts."""
+        """Returns (rows (N, V), frame numbers (N, T)) of samples, both int64, without their texts."""
         ks = np.asarray(ks, np.int64)
         if ks.size and ks.min() < 0:
             raise ValueError(f"sample numbers start at 0; got {ks.min()}")
         attempts = np.broadcast_to(np.asarray(attempts, np.int64), ks.shape)
-        stream, place = self._mixture.places(ks)
-        epoch, position = np.divmod(place + attempts, self._sizes[stream])
+        stream, drawn = self._mixture.positions(ks)
+        epoch, position = np.divmod(drawn + attempts, self._sizes[stream])
         draw = uniform(ks + (attempts << ATTEMPT_SHIFT), self._draw_key)
         rows = np.empty((len(ks), self.views), np.int64)
         for number, source in enumerate(self._streams):
@@ -205,15 +214,15 @@ class Plan:
 
     def _follow_times(self, rows: np.ndarray, indices: np.ndarray, draw: np.ndarray) -> None:
         """Sets the frame numbers of videos of variable rate by the times of their frames."""
-        place = np.minimum(np.searchsorted(self._variable, rows), len(self._variable) - 1)
-        chosen = np.flatnonzero(self._variable[place] == rows)
+        nearest = np.minimum(np.searchsorted(self._variable, rows), len(self._variable) - 1)
+        chosen = np.flatnonzero(self._variable[nearest] == rows)
         for sample, times in zip(chosen.tolist(), self.manifest.take("times", rows[chosen]), strict=True):
             indices[sample] = self.rule.at_times(np.asarray(times, np.float64), float(draw[sample]))
 
     def _samples(self, ks: np.ndarray, attempts: np.ndarray) -> list[Sample]:
         rows, indices = self.locate(ks, attempts)
         texts = self.manifest.take("text", rows[:, 0])
-        stream, _ = self._mixture.places(ks)
+        stream, _ = self._mixture.positions(ks)
         corpora = [self._streams[number].corpus for number in stream.tolist()]
         return [
             Sample(k, corpus, views[0], tuple(views), tuple(frames), text)
@@ -274,7 +283,7 @@ class Plan:
         return streams
 
     def _usable(self, name: str, videos: MappedTable) -> np.ndarray:
-        """bool per row of the corpus: of the split, and with frames (and actions) enough for the rule."""
+        """Marks the rows of a corpus, bool per row: of the split, and with frames (and actions) enough for the rule."""
         split_codes, splits = videos.codes("split")
         usable = mask(split_codes, splits, self.split)
         num_frames, fps = videos.numbers("num_frames"), videos.numbers("fps")

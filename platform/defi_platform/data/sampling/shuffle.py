@@ -12,12 +12,12 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def key_of(*parts: object) -> int:
-    """A 64-bit key from anything with a stable repr."""
+    """Makes a 64-bit key from anything with a stable repr."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")
 
 
 def mixed(values: np.ndarray, keys: np.ndarray | int) -> np.ndarray:
-    """Well-mixed uint64 of (value, key); the finaliser of splitmix64."""
+    """Mixes (value, key) into a uint64; the finaliser of splitmix64."""
     with np.errstate(over="ignore"):
         x = np.asarray(values, np.uint64) * _GOLDEN + np.asarray(keys, np.uint64)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -26,18 +26,21 @@ def mixed(values: np.ndarray, keys: np.ndarray | int) -> np.ndarray:
 
 
 def uniform(values: np.ndarray, key: int) -> np.ndarray:
-    """Float64 in [0, 1) for each value."""
+    """Draws a float64 in [0, 1) for each value."""
     return np.asarray((mixed(values, key) >> np.uint64(11)).astype(np.float64) / 2**53)
 
 
 def permuted(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """The place of each position in a permutation of range(size), one permutation per key.
+    """Maps each position by a permutation of range(size), one permutation per key.
 
     A Feistel network over the smallest power of four that holds `size`; results past the end are fed back
     (cycle walking) until they fall inside, which keeps it a permutation.
 
     Args:
-        positions: int (N,) in [0, size). keys: uint64 (N,).
+        positions: int (N,) in [0, size).
+        size: of the range.
+        keys: uint64 (N,), or one for all.
+
     Returns: int64 (N,).
     """
     half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))

@@ -1,5 +1,7 @@
-"""Frames to H.264, in memory; finished videos joined without decoding them. The counterpart of `decode`, and the
-one other module that knows PyAV: it runs in simulator workers, and nothing that it opens can be bad."""
+"""Encoding of frames to H.264 in memory, and joining of finished videos without decoding them.
+
+It uses PyAV outside the decoder processes: it runs in simulator workers, and opens only what it wrote itself.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ CRF = 12
 
 
 def encode_h264(frames: Sequence[NDArray[np.uint8]], fps: int) -> bytes:
-    """An mp4 of uint8 (H, W, 3) frames, H and W even: H.264, yuv420p, key frames every GOP frames.
+    """Encodes uint8 (H, W, 3) frames, H and W even, as an mp4: H.264, yuv420p, key frames every GOP frames.
 
     Every call with one size and rate gives streams that `Mp4Joiner` can put one after the other.
     """
@@ -73,4 +75,5 @@ class Mp4Joiner:
         self.bytes += len(video)
 
     def close(self) -> None:
+        """Writes the index of the file and closes it."""
         self._container.close()

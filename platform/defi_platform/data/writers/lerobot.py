@@ -40,6 +40,7 @@ class Camera:
 
     @property
     def key(self) -> str:
+        """Its name among the features."""
         return f"observation.images.{self.name}"
 
 
@@ -65,9 +66,9 @@ class Episode:
     """(n, d) per vector key."""
 
 
-def frame_stats(frames: NDArray[np.uint8], most_frames: int = 32) -> Stats:
-    """Statistics per colour channel of a sample of uint8 (n, H, W, 3) frames, as values in [0, 1]."""
-    chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), most_frames)).astype(int))
+def frame_stats(frames: NDArray[np.uint8], max_frames: int = 32) -> Stats:
+    """Computes statistics per colour channel of a sample of uint8 (n, H, W, 3) frames, as values in [0, 1]."""
+    chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), max_frames)).astype(int))
     stride = max(1, int(np.sqrt(frames.shape[1] * frames.shape[2] / 128**2)))
     pixels = frames[chosen, ::stride, ::stride].reshape(-1, 3).astype(np.float64) / 255.0
     stats = {name: value.reshape(3, 1, 1) for name, value in vector_stats(pixels).items() if name != "count"}
@@ -75,7 +76,7 @@ def frame_stats(frames: NDArray[np.uint8], most_frames: int = 32) -> Stats:
 
 
 def vector_stats(values: NDArray[Any]) -> Stats:
-    """Statistics over the rows of (n, d) values: (d,) each."""
+    """Computes statistics over the rows of (n, d) values: (d,) each."""
     quantiles = np.quantile(values, list(QUANTILES.values()), axis=0)
     return {
         "min": values.min(axis=0),
@@ -88,7 +89,7 @@ def vector_stats(values: NDArray[Any]) -> Stats:
 
 
 def pooled_stats(parts: list[Stats]) -> Stats:
-    """Statistics of the union of parts. Exact but for the quantiles, which are means weighted by count."""
+    """Pools the statistics of parts into those of their union. Exact but for the quantiles, which are means weighted by count."""
     counts = np.array([float(part["count"][0]) for part in parts])
     weights = counts / counts.sum()
 

@@ -101,8 +101,8 @@ def _page(config: InspectConfig, manifest: Manifest) -> str:
         name: np.flatnonzero(np.array(columns["corpus"], dtype=object) == name) for name in manifest.names
     }
     rules: dict[str, Rule] = {
-        "Clips (GFDM)": ClipRule(config.data.clip_frames, config.data.clip_span_s),
-        "Pairs (GIDM)": PairRule(config.data.pair_interval_s),
+        "Clips (GFDM)": ClipRule.of(config.data),
+        "Pairs (GIDM)": PairRule.of(config.data),
     }
     mixtures = [_mixture(title, config, manifest, rule) for title, rule in rules.items()]
     with DecoderPool(config.data.decode) as pool:

@@ -32,8 +32,7 @@ class GFDMRecipe(VideoRecipe):
 
     def rule(self) -> Rule:
         """Clips of `data.clip_frames` frames."""
-        data = self.config.data
-        return ClipRule(data.clip_frames, data.clip_span_s)
+        return ClipRule.of(self.config.data)
 
     def cost(self) -> Cost:
         """Cost of the configured GFDM."""

@@ -44,7 +44,7 @@ class GIDMRecipe(VideoRecipe):
 
     def rule(self) -> Rule:
         """Pairs of frames `data.pair_interval_s` apart."""
-        return PairRule(self.config.data.pair_interval_s)
+        return PairRule.of(self.config.data)
 
     def cost(self) -> Cost:
         """Cost of the configured GIDM."""
@@ -107,7 +107,7 @@ class GIDMRecipe(VideoRecipe):
             cast("dict[str, GIDM]", encoders),
             probe_data(self._probe, self.config.data),
             self._probe.pairs,
-            PairRule(self.config.data.pair_interval_s),
+            PairRule.of(self.config.data),
             self.config.train.seed,
         )
         return EvalReport(figures={"probe_r2": r2})
