@@ -18,7 +18,7 @@ FPS = 10
 
 def picture(number: int, size: int = 64) -> np.ndarray:
     """(size, size, 3) uint8: frame `number` (0 to 255) as eight upright stripes, its bits from left to right."""
-    bits = [(number >> (7 - place)) & 1 for place in range(8)]
+    bits = [(number >> (7 - bit)) & 1 for bit in range(8)]
     row = np.repeat(np.array(bits, np.uint8) * 200 + 20, size // 8)
     return np.broadcast_to(row[None, :, None], (size, size, 3)).copy()
 
@@ -43,11 +43,11 @@ def write_video(path: Path, numbers: Sequence[int], size: int = 64, codec: str =
         container.mux(stream.encode())
 
 
-def spoil(place: Path) -> None:
+def spoil(path: Path) -> None:
     """Size and time stay, the content does not: whoever opened the file again would find it bad."""
-    status = place.stat()
-    place.write_bytes(b"\0" * status.st_size)
-    os.utime(place, ns=(status.st_atime_ns, status.st_mtime_ns))
+    status = path.stat()
+    path.write_bytes(b"\0" * status.st_size)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def write_lerobot(

@@ -23,7 +23,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def s3_server(port: int = 0, filled: tuple[str, int] | None = None, **environment: str) -> Iterator[str]:
-    """Yields the endpoint of a moto server in a process of its own, on a free port unless one is given.
+    """Yields the endpoint of a moto server in another process, on a free port unless one is given.
 
     Args:
         filled: a bucket that is there already and how many objects it holds; see filled_s3_server.py.
@@ -56,7 +56,7 @@ def s3_server(port: int = 0, filled: tuple[str, int] | None = None, **environmen
 
 
 EVERYTHING = (b"GET", b"PUT", b"HEAD", b"POST", b"DELETE")
-"""For `FlakyProxy.refuse`: the store is away."""
+"""For `FlakyProxy.refuse`: the store is unavailable."""
 
 
 class FlakyProxy:
@@ -146,7 +146,7 @@ class FlakyProxy:
             0,
         )
         if b"100-continue" in head.lower():
-            # The client holds its body back until it is told to go on.
+            # The client holds its body back until it is asked for it.
             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head = b"\r\n".join(
                 line for line in head.split(b"\r\n") if not line.lower().startswith(b"expect:")

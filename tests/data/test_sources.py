@@ -31,14 +31,14 @@ from defi_platform.errors import CorpusError
 from defi_platform.storage.range_file import RangeFile
 
 
-def listed(root: Path, fps: float | None = None) -> tuple[str, dict[str, VideoRecord], dict[str, str]]:
-    """(detected format, claims by id, reason of refusal by id)."""
+def list_corpus(root: Path, fps: float | None = None) -> tuple[str, dict[str, VideoRecord], dict[str, str]]:
+    """(detected format, records by id, reason of rejection by id)."""
     found = format_of("c", CorpusConfig(path=str(root)))
     items = list(listing(found, str(root), fps))
-    claims = {item.video_id: item for item in items if isinstance(item, VideoRecord)}
-    refused = {item.video_id: item.reason for item in items if isinstance(item, RejectedRecord)}
-    assert len(claims) + len(refused) == len(items)
-    return found, claims, refused
+    records = {item.video_id: item for item in items if isinstance(item, VideoRecord)}
+    rejected = {item.video_id: item.reason for item in items if isinstance(item, RejectedRecord)}
+    assert len(records) + len(rejected) == len(items)
+    return found, records, rejected
 
 
 def probed(uri: str) -> Probe | BadVideo:
@@ -59,11 +59,11 @@ def frames_of(uri: str, indices: tuple[int, ...], decoder: str) -> np.ndarray:
 
 
 def test_lerobot_v21_lists_every_episode_of_its_meta_and_the_absent_as_missing(shared_data: Path) -> None:
-    found, claims, refused = listed(shared_data / "lerobot_v21" / "g1")
+    found, records, rejected = list_corpus(shared_data / "lerobot_v21" / "g1")
     assert found == "lerobot_v21"
-    assert set(claims) == {f"episode_00000{n}/observation.images.cam_high" for n in (1, 2)}
-    assert len(refused) == 98 and set(refused.values()) == {"missing"}
-    first = claims["episode_000001/observation.images.cam_high"]
+    assert set(records) == {f"episode_00000{n}/observation.images.cam_high" for n in (1, 2)}
+    assert len(rejected) == 98 and set(rejected.values()) == {"missing"}
+    first = records["episode_000001/observation.images.cam_high"]
     assert (first.num_frames, first.fps, first.camera) == (393, 30.0, "cam_high")
     assert first.text == "Pick up the yellow bottle on the table."
     signals = read_signals(found, first.signals_uri, first.episode_id)
@@ -72,43 +72,47 @@ def test_lerobot_v21_lists_every_episode_of_its_meta_and_the_absent_as_missing(s
 
 
 def test_rlds_episodes_are_read_without_tensorflow(shared_data: Path) -> None:
-    found, claims, refused = listed(shared_data / "rlds")
+    found, records, rejected = list_corpus(shared_data / "rlds")
     assert found == "rlds"
-    assert len(claims) == 25 * 4 and list(refused.values()) == ["missing"]
-    claim = next(claim for claim in claims.values() if claim.camera == "image_0")
-    assert (claim.num_frames, claim.fps, claim.text) == (
+    assert len(records) == 25 * 4 and list(rejected.values()) == ["missing"]
+    record = next(record for record in records.values() if record.camera == "image_0")
+    assert (record.num_frames, record.fps, record.text) == (
         10,
         5.0,
         "put cup from counter or drying rack into sink",
     )
-    probe = probed(claim.uri)
+    probe = probed(record.uri)
     assert isinstance(probe, Probe)
     assert (probe.num_frames, probe.codec, probe.decoder) == (10, "jpeg", "store")
-    signals = read_signals(found, claim.signals_uri, claim.episode_id)
+    signals = read_signals(found, record.signals_uri, record.episode_id)
     assert signals.actions.shape == (10, 7) and signals.proprio is not None
-    frames = frames_of(claim.uri, (0, 9, 3), "store")
+    frames = frames_of(record.uri, (0, 9, 3), "store")
     assert frames.shape == (3, 64, 64, 3) and frames.std() > 20
 
 
 def test_calvin_segments_carry_their_text_and_relative_actions(shared_data: Path) -> None:
-    found, claims, refused = listed(shared_data / "calvin")
-    assert found == "calvin" and not refused
-    assert {c.split for c in claims.values() if c.video_id.startswith("validation")} == {"validation"}
-    claim = claims["training/0001000-0001035/static"]
-    assert (claim.text, claim.num_frames, claim.fps) == ("push down the button to turn on the led", 36, 30.0)
-    signals = read_signals(found, claim.signals_uri, claim.episode_id)
+    found, records, rejected = list_corpus(shared_data / "calvin")
+    assert found == "calvin" and not rejected
+    assert {c.split for c in records.values() if c.video_id.startswith("validation")} == {"validation"}
+    record = records["training/0001000-0001035/static"]
+    assert (record.text, record.num_frames, record.fps) == (
+        "push down the button to turn on the led",
+        36,
+        30.0,
+    )
+    signals = read_signals(found, record.signals_uri, record.episode_id)
     assert signals.actions.shape == (36, 7) and np.abs(signals.actions).max() <= 1
     assert signals.proprio is not None and signals.proprio.shape == (36, 15)
     with np.load(shared_data / "calvin" / "training" / "episode_0001005.npz") as frame:
         true = np.asarray(Image.fromarray(frame["rgb_static"]).resize((64, 64), Image.Resampling.BILINEAR))
-    assert (frames_of(claim.uri, (5,), "store")[0] == true).all()
+    assert (frames_of(record.uri, (5,), "store")[0] == true).all()
 
 
 def test_annotated_actions_are_one_fewer_than_states(shared_data: Path) -> None:
-    found, claims, _ = listed(shared_data / "videos" / "bridge")
-    claim = claims["val/10/0"]
-    signals = read_signals(found, claim.signals_uri, claim.episode_id)
-    assert found == "annotated" and claim.num_actions == 23
+    found, records, _ = list_corpus(shared_data / "videos" / "bridge")
+    record = records["val/10/0"]
+    signals = read_signals(found, record.signals_uri, record.episode_id)
+    assert found == "annotated" and record.num_actions == 23
     assert signals.proprio is not None and len(signals.actions) == len(signals.proprio) == 23
 
 
@@ -120,8 +124,8 @@ def test_a_calvin_segment_with_a_frame_gone_is_missing(shared_data: Path, tmp_pa
     for folder in (tmp_path / "c" / "validation", tmp_path / "c"):
         folder.chmod(0o755)
     next((tmp_path / "c" / "validation").glob("*.npz")).unlink()
-    _, claims, refused = listed(tmp_path / "c")
-    assert (len(claims), list(refused.values())) == (4, ["missing"])
+    _, records, rejected = list_corpus(tmp_path / "c")
+    assert (len(records), list(rejected.values())) == (4, ["missing"])
 
 
 class Exploit:
@@ -130,11 +134,11 @@ class Exploit:
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
-    place = tmp_path / "c" / "training" / "lang_annotations" / "auto_lang_ann.npy"
-    place.parent.mkdir(parents=True)
-    np.save(place, np.array({"info": Exploit()}, dtype=object), allow_pickle=True)
+    path = tmp_path / "c" / "training" / "lang_annotations" / "auto_lang_ann.npy"
+    path.parent.mkdir(parents=True)
+    np.save(path, np.array({"info": Exploit()}, dtype=object), allow_pickle=True)
     with pytest.raises(CorpusError, match="is not allowed in annotations"):
-        listed(tmp_path / "c")
+        list_corpus(tmp_path / "c")
 
 
 @pytest.mark.parametrize(
@@ -153,8 +157,8 @@ def test_damage_to_a_tfrecord_costs_the_episodes_it_hits(
     for name in ("features.json", "bridge_dataset-train.tfrecord-00000-of-00001"):
         shutil.copyfile(source / name, tmp_path / name)
     (tmp_path / "dataset_info.json").write_text('{"name": "bridge_dataset", "splits": []}')
-    place = tmp_path / "bridge_dataset-train.tfrecord-00000-of-00001"
-    content = bytearray(place.read_bytes())
+    path = tmp_path / "bridge_dataset-train.tfrecord-00000-of-00001"
+    content = bytearray(path.read_bytes())
     if damage == "cut":
         content = content[:-100]
     starts = (
@@ -162,19 +166,19 @@ def test_damage_to_a_tfrecord_costs_the_episodes_it_hits(
     )
     place_of = {"cut": 0, "header": 3, "middle": starts[len(starts) // 2] - 8, "data": 100_000}
     content[place_of[damage]] ^= 0 if damage == "cut" else 0xFF
-    place.write_bytes(content)
-    _, claims, refused = listed(tmp_path)
-    assert len(claims) == left
+    path.write_bytes(content)
+    _, records, rejected = list_corpus(tmp_path)
+    assert len(records) == left
     if damage == "data":  # listing reads no checksums of data; the probe of the episode does
-        first = next(c for c in claims.values())
+        first = next(c for c in records.values())
         answer = probed(first.uri)
         assert isinstance(answer, BadVideo) and answer.reason == reason
     else:
-        assert list(refused.values()) == [reason]
+        assert list(rejected.values()) == [reason]
 
 
 def test_listing_rlds_steps_over_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten steps of 100 kB each, whose frames stand between what is listed."""
+    """Ten steps of 100 kB each, whose frames stand between what a listing reads."""
     features = {
         "steps/is_first": int_list([1] + [0] * 9),
         "steps/observation/image": bytes_list([os.urandom(100_000) for _ in range(10)]),
@@ -191,9 +195,9 @@ def test_listing_rlds_steps_over_the_frames(tmp_path: Path, monkeypatch: pytest.
         return opened[-1]
 
     monkeypatch.setattr(storage, "open_seekable", open_counted)
-    _, claims, refused = listed(tmp_path, fps=5.0)
-    assert not refused and len(claims) == 3
-    assert {(c.text, c.num_frames, c.num_actions) for c in claims.values()} == {("fold the towel", 10, 10)}
+    _, records, rejected = list_corpus(tmp_path, fps=5.0)
+    assert not rejected and len(records) == 3
+    assert {(c.text, c.num_frames, c.num_actions) for c in records.values()} == {("fold the towel", 10, 10)}
     assert sum(file.count for file in opened) < 3 * 20_000
     wanted = frozenset(features) - {"steps/observation/image"}
     sparse = read_features(io.BytesIO(record), 0, len(record), wanted)
@@ -237,7 +241,7 @@ def test_lerobot_metadata_of_zero_bytes_is_one_clear_error(tmp_path: Path) -> No
     root = write_lerobot(tmp_path / "c", [10, 10])
     (root / "meta" / "info.json").write_bytes(b"")
     with pytest.raises(CorpusError, match=r"meta/info\.json cannot be used"):
-        listed(root)
+        list_corpus(root)
 
 
 @pytest.mark.parametrize("tasks", [["pick it"], "pick it", {"task_index": 0, "task": "pick it"}, [0], 0])
@@ -257,8 +261,8 @@ def test_lerobot_tasks_are_understood_in_every_shape_seen(tmp_path: Path, tasks:
         json.dumps({"episode_index": 0, "tasks": tasks, "length": 10})
     )
     write_video(tmp_path / "videos/chunk-000/observation.images.front/episode_000000.mp4", range(10))
-    _, claims, _ = listed(tmp_path)
-    assert claims["episode_000000/observation.images.front"].text == "pick it"
+    _, records, _ = list_corpus(tmp_path)
+    assert records["episode_000000/observation.images.front"].text == "pick it"
 
 
 # --------------------------------------------------------------------------- small datasets
@@ -269,9 +273,9 @@ def test_plain_videos_take_their_texts_from_a_table(tmp_path: Path) -> None:
         write_video(tmp_path / f"{name}.mp4", range(5))
     (tmp_path / "one.csv").write_text("video,text\na.mp4,open the door\ngone.mp4,x\n")
     (tmp_path / "two.jsonl").write_text('{"file_name": "b", "caption": "close it"}\n')
-    found, claims, refused = listed(tmp_path)
-    assert found == "plain" and refused == {"gone.mp4": "missing"}
-    assert {key: claim.text for key, claim in claims.items()} == {
+    found, records, rejected = list_corpus(tmp_path)
+    assert found == "plain" and rejected == {"gone.mp4": "missing"}
+    assert {key: record.text for key, record in records.items()} == {
         "a.mp4": "open the door",
         "b.mp4": "close it",
         "c.mp4": "",
@@ -281,7 +285,7 @@ def test_plain_videos_take_their_texts_from_a_table(tmp_path: Path) -> None:
 def test_a_parquet_table_of_texts_works_too(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", range(5))
     pq.write_table(pa.table({"path": ["a.mp4"], "label": ["wave"]}), tmp_path / "texts.parquet")
-    assert listed(tmp_path)[1]["a.mp4"].text == "wave"
+    assert list_corpus(tmp_path)[1]["a.mp4"].text == "wave"
 
 
 def test_something_something_labels_name_the_videos_and_unlabelled_ones_are_counted(tmp_path: Path) -> None:
@@ -294,10 +298,10 @@ def test_something_something_labels_name_the_videos_and_unlabelled_ones_are_coun
     ]
     (tmp_path / "labels" / "train.json").write_text(json.dumps(labels))
     (tmp_path / "labels" / "test.json").write_text(json.dumps([{"id": "2"}]))
-    found, claims, refused = listed(tmp_path)
+    found, records, rejected = list_corpus(tmp_path)
     assert found == "something"
-    assert {key: claim.text for key, claim in claims.items()} == {"1": "pushing a cup"}
-    assert refused == {"2": "no_text", "3": "no_text", "9": "missing"}
+    assert {key: record.text for key, record in records.items()} == {"1": "pushing a cup"}
+    assert rejected == {"2": "no_text", "3": "no_text", "9": "missing"}
 
 
 def test_webdataset_videos_are_read_inside_their_tar(tmp_path: Path) -> None:
@@ -314,13 +318,13 @@ def test_webdataset_videos_are_read_inside_their_tar(tmp_path: Path) -> None:
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     (tmp_path / "v.mp4").unlink()
-    found, claims, refused = listed(tmp_path)
-    assert found == "webdataset" and not refused
-    claim = claims["shards/000/k2"]
-    assert claim.text == "do 2"
-    probe = probed(claim.uri)
+    found, records, rejected = list_corpus(tmp_path)
+    assert found == "webdataset" and not rejected
+    record = records["shards/000/k2"]
+    assert record.text == "do 2"
+    probe = probed(record.uri)
     assert isinstance(probe, Probe) and probe.num_frames == 20
-    assert numbers_of(frames_of(claim.uri, (0, 19, 7), probe.decoder)) == [40, 59, 47]
+    assert numbers_of(frames_of(record.uri, (0, 19, 7), probe.decoder)) == [40, 59, 47]
 
 
 def test_a_tar_cut_short_loses_its_last_video_by_name(tmp_path: Path) -> None:
@@ -334,11 +338,11 @@ def test_a_tar_cut_short_loses_its_last_video_by_name(tmp_path: Path) -> None:
             tar.addfile(member, io.BytesIO(content))
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: 512 + len(content) + 1500])
-    _, claims, refused = listed(tmp_path)
-    outcomes = {key: probed(claim.uri) for key, claim in claims.items()}
+    _, records, rejected = list_corpus(tmp_path)
+    outcomes = {key: probed(record.uri) for key, record in records.items()}
     assert isinstance(outcomes["a/k0"], Probe)
     bad = [key for key, outcome in outcomes.items() if isinstance(outcome, BadVideo)]
-    assert bad or refused
+    assert bad or rejected
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -359,12 +363,12 @@ def test_hdf5_episodes_give_frames_actions_and_text(tmp_path: Path, compressed: 
         file["action"] = np.arange(24, dtype=np.float64).reshape(12, 2)
         file["observations/qpos"] = np.ones((12, 5))
         file["text"] = "fold the towel"
-    found, claims, _ = listed(tmp_path, fps=20.0)
-    claim = claims["episode_0/front"]
-    assert (found, claim.text, claim.num_actions, claim.fps) == ("hdf5", "fold the towel", 12, 20.0)
-    assert isinstance(probed(claim.uri), Probe)
-    assert numbers_of(frames_of(claim.uri, (0, 11, 6), "store")) == [0, 11, 6]
-    signals = read_signals(found, claim.signals_uri, claim.episode_id)
+    found, records, _ = list_corpus(tmp_path, fps=20.0)
+    record = records["episode_0/front"]
+    assert (found, record.text, record.num_actions, record.fps) == ("hdf5", "fold the towel", 12, 20.0)
+    assert isinstance(probed(record.uri), Probe)
+    assert numbers_of(frames_of(record.uri, (0, 11, 6), "store")) == [0, 11, 6]
+    signals = read_signals(found, record.signals_uri, record.episode_id)
     assert (
         signals.actions.shape == (12, 2) and signals.proprio is not None and signals.proprio.shape == (12, 5)
     )
@@ -381,11 +385,11 @@ def test_a_store_that_fails_while_hdf5_is_listed_is_an_error_and_no_file_is_to_b
 
     monkeypatch.setattr(storage, "open_seekable", lambda uri: RangeFile(refuse, 5000, 100))
     with pytest.raises(storage.StorageError, match="the store is down"):
-        listed(tmp_path, fps=10.0)
+        list_corpus(tmp_path, fps=10.0)
 
 
 def test_hdf5_without_a_rate_asks_for_one(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "episode_0.hdf5", "w") as file:
         file["observations/images/front"] = np.zeros((2, 8, 8, 3), np.uint8)
     with pytest.raises(CorpusError, match=r"data\.corpora\.NAME\.fps"):
-        listed(tmp_path)
+        list_corpus(tmp_path)

@@ -268,7 +268,7 @@ def test_a_large_file_is_read_by_range(
 ) -> None:
     write_video(tmp_path / "a.mp4", range(40))
     content = (tmp_path / "a.mp4").read_bytes()
-    # A `free` box of 40 MB behind the video: a player never looks at it.
+    # A `free` box of 40 MB behind the video: a player never reads it.
     padding = 40 << 20
     storage.write_bytes(
         f"{s3}/big.mp4", content + (padding + 8).to_bytes(4, "big") + b"free" + bytes(padding)
@@ -295,7 +295,7 @@ def test_a_store_that_fails_while_a_video_is_read_is_to_blame_and_not_the_video(
         f"{s3}/big.mp4", content + (padding + 8).to_bytes(4, "big") + b"free" + bytes(padding)
     )
     bucket_name = s3.removeprefix("s3://").encode()
-    # Its size is still told, no range of it is given.
+    # Its size is still answered, no range of it.
     proxy = FlakyProxy(int(server.rsplit(":", 1)[1]), refuse=b"GET /" + bucket_name + b"/big.mp4")
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     job = DecodeJob(f"{s3}/big.mp4", (0, 39), 64, 64, "decord", 64, 64)

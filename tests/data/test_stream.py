@@ -138,8 +138,8 @@ def test_two_decode_actors_give_the_batches_of_none_though_one_is_killed_in_mid_
     several = DataConfig(**data.__dict__)
     several.decode = type(data.decode)(processes=2)
     plan = Plan.of(manifest, several, PairRule(interval_s=0.5), seed=0)
-    told: list[str] = []
-    batches = iter(stream(plan, several, Shard.single(0, 240, 4), keep_stats=told.append))
+    reports: list[str] = []
+    batches = iter(stream(plan, several, Shard.single(0, 240, 4), keep_stats=reports.append))
     seen = [next(batches) for _ in range(4)]
     victim = next(
         child
@@ -158,10 +158,10 @@ def test_two_decode_actors_give_the_batches_of_none_though_one_is_killed_in_mid_
         assert batch.keys() == local.keys()
         for name, column in batch.items():
             assert torch.equal(column, local[name]) if torch.is_tensor(column) else column == local[name]
-    assert told[-1].startswith("240 samples in") and "MapBatches(SampleDecoder)" in told[-1]
+    assert reports[-1].startswith("240 samples in") and "MapBatches(SampleDecoder)" in reports[-1]
 
 
-def hostile(names: list[str], patience_s: float) -> SampleDecoder:
+def hostile(names: list[str], timeout_s: float) -> SampleDecoder:
     """A decoder of videos that behave by their names; see hostile_jobs.py."""
     rows = [
         {"corpus": "toy", "video_id": name, "uri": name, "version": "1", "split": "train"}
@@ -169,7 +169,7 @@ def hostile(names: list[str], patience_s: float) -> SampleDecoder:
         | {"first_frame": 0, "decoder": "pyav", "num_actions": 0}
         for name in names
     ]
-    data = DataConfig(height=8, width=8, decode=DecodeConfig(storage_patience_s=patience_s))
+    data = DataConfig(height=8, width=8, decode=DecodeConfig(storage_patience_s=timeout_s))
     decoder = SampleDecoder(Plan(Manifest.from_rows(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0), data)
     decoder._pool.close()
     decoder._pool = DecoderPool(data.decode, HostileJobHandler)
@@ -182,7 +182,7 @@ def micro_batch(start: int, stop: int) -> dict[str, np.ndarray]:
 
 def test_a_store_that_stays_away_stops_the_stream_instead_of_emptying_the_corpus() -> None:
     names = ["fine0", "storage1", "storage2", "storage3", "storage4", "storage5"]
-    decoder = hostile([f"s3://b/{name}" for name in names], patience_s=0.5)
+    decoder = hostile([f"s3://b/{name}" for name in names], timeout_s=0.5)
     with (
         contextlib.closing(decoder),
         pytest.raises(
@@ -195,7 +195,7 @@ def test_a_store_that_stays_away_stops_the_stream_instead_of_emptying_the_corpus
 
 
 def test_a_store_that_comes_back_costs_no_sample(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    decoder = hostile([str(tmp_path / f"away{number}") for number in range(6)], patience_s=60.0)
+    decoder = hostile([str(tmp_path / f"away{number}") for number in range(6)], timeout_s=60.0)
     back = threading.Timer(1.5, (tmp_path / "back").touch)
     back.start()
     with contextlib.closing(decoder):
@@ -206,7 +206,7 @@ def test_a_store_that_comes_back_costs_no_sample(tmp_path: Path, capfd: pytest.C
 
 
 def test_one_video_that_the_store_does_not_give_is_left_out_while_it_gives_others() -> None:
-    decoder = hostile(["fine0", "fine1", "fine2", "storage3", "fine4"], patience_s=0.5)
+    decoder = hostile(["fine0", "fine1", "fine2", "storage3", "fine4"], timeout_s=0.5)
     with contextlib.closing(decoder):
         batch = decoder(micro_batch(0, 5))
     assert sorted(batch["skipped"].tolist()) == ["", "", "", "", "storage"]
@@ -219,7 +219,7 @@ def test_two_trainers_stream_at_once_with_half_a_cpu_left_for_all_decoders(
     data, manifest = corpus
 
     # Its code travels by value, so it uses the platform alone and nothing of this module. A cluster without
-    # any room for decoders is refused before a training starts: see train/checks.py.
+    # any room for decoders is refused before a training starts: see train/config_checks.py.
     @ray.remote(num_cpus=1.75)
     class Trainer:
         def train(self, plan: Plan) -> list[int]:

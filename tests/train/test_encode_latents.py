@@ -80,8 +80,12 @@ def test_a_partial_cache_is_used_where_it_can_and_completed_by_the_job(folder: P
     batches = list(partial.stream(partial.plan("train"), Shard.single(0, 8, SIZE)))
     for batch in batches:
         assert ("frames" in batch) == ("plain" in batch["corpus"])
-    told = partial.summary({})["cache"]
-    assert (told["videos"], told["of"], told["samples_read"] + told["samples_decoded"]) == (3, 4, 8)
+    cache_use = partial.summary({})["cache"]
+    assert (
+        cache_use["videos"],
+        cache_use["of"],
+        cache_use["samples_read"] + cache_use["samples_decoded"],
+    ) == (3, 4, 8)
     config = EncodeConfig(kind="gfdm", data=settings)
     summary = encode_latents(config)
     assert (summary.videos, summary.encoded) == (4, 1)

@@ -180,7 +180,7 @@ def missing_rows(folder: str, manifest: Manifest, rows: np.ndarray) -> np.ndarra
     there = pc.is_in(_keys(manifest, "version"), value_set=_keys(index, "version")).to_numpy(
         zero_copy_only=False
     )
-    return rows[~there[rows]]
+    return np.asarray(rows[~there[rows]])
 
 
 def remove_leftovers(folder: str) -> int:
