@@ -28,18 +28,26 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 LONGEST = (
     "train/test_failures.py",
+    "train/test_recipes.py",
+    "test_demo.py",
+    "models/test_compile.py",
+    "evaluate/test_recording.py",
     "cluster/test_readme_commands.py",
     "cluster/test_readme_jobs.py",
-    "train/test_recipes.py",
+    "evaluate/test_rollouts.py",
+    "train/test_encode_latents.py",
+    "data/test_ingest_job.py",
+    "data/test_storage.py",
+    "train/test_dry_run.py",
+    "models/test_describe.py",
+    "train/test_outage.py",
     "train/test_run.py",
     "evaluate/test_served_policy.py",
+    "serve/test_server.py",
     "serve/test_commands.py",
-    "test_demo.py",
-    "data/test_ingest_job.py",
     "train/test_interruption.py",
 )
-"""Files of a minute and more: the first to begin, so that test processes end at about the same time. Those that start
-a Ray of their own do not follow test_recipes, beside whose five workers one may not start in time."""
+"""Files of half a minute and more: the first to begin, so that test processes end at about the same time."""
 SHARED = REPOSITORY.parent / "shared"
 
 

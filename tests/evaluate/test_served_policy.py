@@ -1,7 +1,9 @@
-"""Evaluation that serves the policy itself: the real model behind the real Serve deployment."""
+"""Evaluation of a served policy: the real model behind the real Serve deployment. test_demo evaluates one that the
+evaluation serves itself."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,18 +13,31 @@ import torch
 from defi_models import presets
 from defi_models.policy import DeFIPolicy
 from defi_platform.config import EvaluateConfig, ServeConfig
-from defi_platform.errors import CheckpointError, ConfigError
+from defi_platform.errors import CheckpointError, ConfigError, ServeError
 from defi_platform.evaluate.rollouts import evaluate
+from defi_platform.serve.app import PolicyServer, deploy
 
 
-def save_policy(folder: Path, camera: str) -> Path:
+def save_policy(folder: Path) -> Path:
     torch.manual_seed(0)
-    return DeFIPolicy(presets.policy("nano", cameras=[camera])).save_pretrained(folder)
+    return DeFIPolicy(presets.policy("nano", cameras=["workspace"])).save_pretrained(folder)
 
 
-def small(policy: Path, output: Path) -> EvaluateConfig:
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_policy(tmp_path_factory.mktemp("served") / "policy")
+
+
+@pytest.fixture(scope="module")
+def server(policy: Path, ray_cluster: None) -> Iterator[PolicyServer]:
+    with deploy(ServeConfig(policy=str(policy), port=0, threads=1)) as running:
+        yield running
+
+
+def small(policy: Path, output: Path, url: str | None = None) -> EvaluateConfig:
     return EvaluateConfig(
         serve=ServeConfig(policy=str(policy), port=0, threads=1),
+        url=url,
         tasks=["coffee-button-v3", "button-press-v3"],
         arms=["policy"],
         episodes_per_task=1,
@@ -34,11 +49,12 @@ def small(policy: Path, output: Path) -> EvaluateConfig:
 
 
 @pytest.mark.slow
-def test_the_same_policy_acts_the_same_in_a_second_evaluation(tmp_path: Path, ray_cluster: None) -> None:
-    policy = save_policy(tmp_path / "policy", "workspace")
-    first = evaluate(small(policy, tmp_path / "first"))
+def test_the_same_policy_acts_the_same_in_a_second_evaluation(
+    server: PolicyServer, policy: Path, tmp_path: Path
+) -> None:
+    first = evaluate(small(policy, tmp_path / "first", server.url))
     # One worker instead of two: other requests share the server's batches, and nothing may come of it.
-    evaluate(replace(small(policy, tmp_path / "second"), workers=1))
+    evaluate(replace(small(policy, tmp_path / "second", server.url), workers=1))
     videos = sorted(path.relative_to(tmp_path / "first") for path in tmp_path.glob("first/videos/*/*/*.mp4"))
     assert len(videos) == 2
     for video in videos:
@@ -46,18 +62,25 @@ def test_the_same_policy_acts_the_same_in_a_second_evaluation(tmp_path: Path, ra
     assert first.details["policy"]["preset"] == "nano"
     assert first.details["latency_ms"]["count"] >= 2
 
-    with pytest.raises(ConfigError, match=r"other settings \(policy:"):
-        evaluate(small(save_policy(tmp_path / "other", "workspace"), tmp_path / "first"))
-
 
 @pytest.mark.slow
 def test_a_policy_that_looks_through_another_camera_is_one_clear_error(
-    tmp_path: Path, ray_cluster: None
+    server: PolicyServer, policy: Path, tmp_path: Path
 ) -> None:
-    policy = save_policy(tmp_path / "policy", "gripper")
-    with pytest.raises(ConfigError, match=r"preset nano.* looks through gripper"):
-        evaluate(small(policy, tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"preset nano.* looks through workspace"):
+        evaluate(replace(small(policy, tmp_path / "run", server.url), camera="corner2"))
     assert not (tmp_path / "run/summary.json").exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_of_another_policy_is_not_mixed_into_it(
+    server: PolicyServer, policy: Path, tmp_path: Path
+) -> None:
+    # It notes what it evaluates before it finds no room to serve it.
+    with pytest.raises(ServeError, match="already serves 'policy'"):
+        evaluate(small(policy, tmp_path / "first"))
+    with pytest.raises(ConfigError, match=r"other settings \(policy:"):
+        evaluate(small(save_policy(tmp_path / "other"), tmp_path / "first"))
 
 
 def test_a_policy_folder_that_is_not_there_is_one_clear_error(tmp_path: Path, ray_cluster: None) -> None:

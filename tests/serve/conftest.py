@@ -1,7 +1,8 @@
-"""A real nano policy with random weights, and one server of it for the whole session."""
+"""A real nano policy with random weights, and one server of it."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,5 +31,9 @@ def gfdm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(ray_cluster: None, policy_folder: Path) -> Iterator[PolicyServer]:
-    with deploy(ServeConfig(policy=str(policy_folder), port=0, threads=1)) as running:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    config = ServeConfig(policy=str(policy_folder), port=port, threads=1, max_connections=64)
+    with deploy(config) as running:
+        assert running.url == f"ws://127.0.0.1:{port}"
         yield running

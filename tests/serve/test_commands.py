@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from robot_messages import observation
 
@@ -31,9 +32,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def started(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command in a session of its own, joined to no other Ray; its output is in `folder`/output."""
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
+def started(command: list[str], folder: Path, address: str = "local") -> Iterator[subprocess.Popen[bytes]]:
+    """The command in a session of its own; its output is in `folder`/output.
+
+    Args:
+        address: of the Ray that it joins; without one it starts its own.
+    """
+    environment = {**os.environ, "RAY_ADDRESS": address}
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
@@ -87,10 +92,10 @@ def test_serve_run_as_written_serves_the_policy(policy_folder: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_serve_run_with_a_folder_of_another_model_is_one_line_and_non_zero(
-    gfdm_folder: Path, tmp_path: Path
+    gfdm_folder: Path, tmp_path: Path, ray_cluster: None
 ) -> None:
     command = [SERVE, "run", "defi_platform.serve.app:build_app", f"policy={gfdm_folder}"]
-    with started(command, tmp_path) as process:
+    with started(command, tmp_path, ray.get_runtime_context().gcs_address) as process:
         assert process.wait(PATIENCE_S) == 1
     output = (tmp_path / "output").read_text()
     assert "Error: CheckpointError: " in output and "holds a 'gfdm' model" in output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import time
@@ -135,25 +136,32 @@ def wait_until_free(port: int) -> None:
             time.sleep(0.2)
 
 
+def test_clients_past_the_limit_are_turned_away(server: PolicyServer) -> None:
+    with urllib.request.urlopen(f"{server.http_url}/healthz") as response:
+        free = 64 - json.load(response)["connections"]
+    with contextlib.ExitStack() as sockets:
+        for _ in range(free):
+            sockets.enter_context(websockets.sync.client.connect(server.url)).recv()
+        with pytest.raises(websockets.exceptions.ConnectionClosed, match="all 64 connections are taken"):
+            WebsocketClientPolicy(server.url)
+
+
 def test_shutdown_closes_sockets_politely_and_frees_the_port(
     server: PolicyServer, policy_folder: Path
 ) -> None:
-    server.shutdown()
-    taken = socket.create_server(("127.0.0.1", 0))
-    port = taken.getsockname()[1]
-    with taken, pytest.raises(ServeError, match=f"127.0.0.1:{port}: the port is in use"):
-        deploy(ServeConfig(policy=str(policy_folder), port=port))
+    client = WebsocketClientPolicy(server.url)
+    with ThreadPoolExecutor(1) as thread:
+        last = thread.submit(client.infer, observation(1))
+        time.sleep(0.02)
+        server.shutdown()
+        assert last.result(timeout=30)["actions"].shape == (10, 4)
+    with pytest.raises(websockets.exceptions.ConnectionClosed, match="1001"):
+        client.infer(observation(1))
+    wait_until_free(server.port)
 
-    with deploy(ServeConfig(policy=str(policy_folder), port=port, threads=1, max_connections=1)) as second:
-        assert second.url == f"ws://127.0.0.1:{port}"
-        client = WebsocketClientPolicy(second.url)
-        with pytest.raises(websockets.exceptions.ConnectionClosed, match="all 1 connections are taken"):
-            WebsocketClientPolicy(second.url)
-        with ThreadPoolExecutor(1) as thread:
-            last = thread.submit(client.infer, observation(1))
-            time.sleep(0.02)
-            second.shutdown()
-            assert last.result(timeout=30)["actions"].shape == (10, 4)
-        with pytest.raises(websockets.exceptions.ConnectionClosed, match="1001"):
-            client.infer(observation(1))
-    wait_until_free(port)
+
+def test_a_taken_port_is_one_clear_error(ray_cluster: None, policy_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServeError, match=f"127.0.0.1:{port}: the port is in use"):
+            deploy(ServeConfig(policy=str(policy_folder), port=port))

@@ -12,6 +12,7 @@ from corpora import write_lerobot, write_video
 from defi_platform.config import CorpusConfig, DataConfig, EncodeConfig, PretrainConfig, TrainConfig
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latents.cache import CacheError
+from defi_platform.data.loader.stream import local_batches
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.sampling.sharding import Shard
 from defi_platform.encode_latents import encode_latents
@@ -62,7 +63,8 @@ def test_losses_from_the_cache_are_those_from_the_pictures(folder: Path, kind: s
     assert "per second" in (folder / "run" / "data_stats.txt").read_text()
     plain = recipe(kind, data(folder, kind, "robot"))
     plain.config.data.cache = None
-    for read, decoded in zip(cached, plain.stream(plan, Shard.single(0, 4, SIZE)), strict=True):
+    from_pictures = local_batches(plan, plain.config.data, Shard.single(0, 4, SIZE))
+    for read, decoded in zip(cached, from_pictures, strict=True):
         samples = decoded["sample"].tolist()
         assert read["sample"].tolist() == samples and read["text"] == decoded["text"]
         with torch.no_grad():

@@ -16,7 +16,7 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
     repository: Path,
 ) -> None:
     script = repository / "benchmarks" / "failures.py"
-    command = [sys.executable, str(script), "--quick", "--away", "20"]
+    command = [sys.executable, str(script), "--quick", "--away", "12"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     table = {
@@ -27,7 +27,7 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
     }
     if disk := table.pop("local disk full for two checkpoints", None):
         assert disk[0] == 0 and disk[1] < 10
-    again, pause, _ = table.pop("store away for 20 s")
+    again, pause, _ = table.pop("store away for 12 s")
     assert again == 0 and pause < 10, "training goes on meanwhile"
     assert table.pop("a spot node is announced to go, and goes")[0] <= 10, "a checkpoint was made for it"
     assert {name: workers for name, (_, _, workers) in table.items()} == {

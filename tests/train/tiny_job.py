@@ -37,15 +37,20 @@ class HeldRecipe(TinyRecipe):
         return super().after_update(engine, step)
 
 
-def main() -> int:
+def held(folder: str, steps: int, hold: int) -> HeldRecipe:
+    """The recipe of the job with these arguments."""
     config = PretrainConfig(
         train=TrainConfig(
-            output=sys.argv[1], steps=int(sys.argv[2]), global_batch=4, micro_batch=4, log_every=1,
+            output=folder, steps=steps, global_batch=4, micro_batch=4, log_every=1,
             checkpoint_every=3, validate_every=1000, validation_batches=1, threads=1,
         ),
         tracking=TrackingConfig(wandb=False),
     )  # fmt: skip
-    print(train(RayConfig(), [HeldRecipe(config, int(sys.argv[3]))])[0].text())
+    return HeldRecipe(config, hold)
+
+
+def main() -> int:
+    print(train(RayConfig(), [held(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))])[0].text())
     return 0
 
 
