@@ -13,7 +13,8 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from defi_platform.data.ingest.probe_results import SCHEMA as VERDICTS
+from defi_platform.data.ingest.probe_results import RESULT_SCHEMA
+from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA
 from defi_platform.data.manifest.table import SCHEMA, Manifest, commit_corpus
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import PairRule
@@ -44,9 +45,9 @@ def make(folder: str, videos: int) -> None:
             "first_frame": np.zeros(count, np.int32),
         }
         arrays = [columns.get(f.name, pa.nulls(count, f.type)) for f in SCHEMA]
-        rejected = pa.table({"reason": pa.array([], pa.string())})
-        opened = VERDICTS.empty_table()
-        commit_corpus(folder, f"c{number}", pa.table(arrays, schema=SCHEMA), rejected, opened.to_reader(), {})
+        videos = pa.table(arrays, schema=SCHEMA).to_reader(4_000)
+        empty = (schema.empty_table().to_reader() for schema in (QUARANTINE_SCHEMA, RESULT_SCHEMA))
+        commit_corpus(folder, f"c{number}", videos, *empty, {})
 
 
 def peak_mb() -> int:

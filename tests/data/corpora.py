@@ -7,11 +7,15 @@ import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from defi_platform.data.manifest.table import SCHEMA, Manifest
+from defi_platform.data.tables.mmap_table import MappedTable
 
 FPS = 10
 
@@ -48,6 +52,13 @@ def spoil(path: Path) -> None:
     status = path.stat()
     path.write_bytes(b"\0" * status.st_size)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def manifest_of(rows: Sequence[dict[str, Any]], names: Sequence[str] | None = None) -> Manifest:
+    """A manifest in memory, from rows with the columns of `SCHEMA` (absent ones are null)."""
+    names = tuple(names or dict.fromkeys(row["corpus"] for row in rows))
+    parts = [pa.Table.from_pylist([row for row in rows if row["corpus"] == n], schema=SCHEMA) for n in names]
+    return Manifest([MappedTable(part) for part in parts], None, names)
 
 
 def write_lerobot(

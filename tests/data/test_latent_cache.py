@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from corpora import manifest_of
 
 from defi_platform.data.latents.cache import (
     CacheError,
@@ -18,7 +19,6 @@ from defi_platform.data.latents.cache import (
     remove_leftovers,
     write_shard,
 )
-from defi_platform.data.manifest.table import Manifest
 
 INFO = EncoderInfo("gfdm", "latents", "aaaa", "TestCodec at 8x8 as float32", (2, 3), "float32")
 LENGTHS = {"a": 4, "b": 7, "c": 2}
@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> str:
 
 
 def test_any_frame_of_any_video_is_read_as_it_was_written(folder: str) -> None:
-    manifest = Manifest.from_rows([video("c"), video("x"), video("b"), video("a")])
+    manifest = manifest_of([video("c"), video("x"), video("b"), video("a")])
     cache = LatentCache(CacheLocation(folder, INFO), manifest)
     assert cache.holds(np.arange(4)).tolist() == [True, False, True, True]
     for row, name in ((0, "c"), (2, "b"), (3, "a")):
@@ -60,7 +60,7 @@ def test_frames_are_read_by_range_from_another_store() -> None:
     folder = "memory://cache-by-range"
     create_cache(folder, INFO)
     add(folder, "a", "b")
-    cache = LatentCache(CacheLocation(folder, INFO), Manifest.from_rows([video("b")]))
+    cache = LatentCache(CacheLocation(folder, INFO), manifest_of([video("b")]))
     assert (cache.read(0, [6, 2]) == frames_of("b")[[6, 2]]).all()
 
 
@@ -68,7 +68,7 @@ def test_a_shard_that_was_not_finished_does_not_count_and_is_removed(folder: str
     for index in (Path(folder) / "shards").glob("*.parquet"):
         if len(np.load(index.with_suffix(".npy"))) == LENGTHS["c"]:
             index.unlink()
-    manifest = Manifest.from_rows([video("a"), video("c")])
+    manifest = manifest_of([video("a"), video("c")])
     assert missing_rows(folder, manifest, np.arange(2)).tolist() == [1]
     assert remove_leftovers(folder) == 1
     assert len(list((Path(folder) / "shards").iterdir())) == 2
@@ -77,7 +77,7 @@ def test_a_shard_that_was_not_finished_does_not_count_and_is_removed(folder: str
 def test_the_cache_of_another_encoder_is_refused_with_both_fingerprints(folder: str) -> None:
     other = replace(INFO, fingerprint="bbbb", describes="TestCodec at 16x16 as float32")
     for use in (
-        lambda: LatentCache(CacheLocation(folder, other), Manifest.from_rows([video("a")])),
+        lambda: LatentCache(CacheLocation(folder, other), manifest_of([video("a")])),
         lambda: create_cache(folder, other),
     ):
         with pytest.raises(CacheError, match=r"fingerprint aaaa \(.*8x8.*bbbb \(.*16x16"):
@@ -85,7 +85,7 @@ def test_the_cache_of_another_encoder_is_refused_with_both_fingerprints(folder: 
 
 
 def test_a_video_that_changed_since_is_refused_until_it_is_encoded_again(folder: str) -> None:
-    manifest = Manifest.from_rows([video("a", "2"), video("b")])
+    manifest = manifest_of([video("a", "2"), video("b")])
     with pytest.raises(CacheError, match=r"/a\.mp4 \(version 1 there, 2 now\)"):
         LatentCache(CacheLocation(folder, INFO), manifest)
     assert missing_rows(folder, manifest, np.arange(2)).tolist() == [0]
@@ -96,4 +96,4 @@ def test_a_video_that_changed_since_is_refused_until_it_is_encoded_again(folder:
 
 def test_a_folder_without_a_cache_says_which_job_makes_one(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"encode_latents\.py"):
-        LatentCache(CacheLocation(str(tmp_path), INFO), Manifest.from_rows([video("a")]))
+        LatentCache(CacheLocation(str(tmp_path), INFO), manifest_of([video("a")]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,70 +16,70 @@ from corpora import write_lerobot, write_video
 from test_ingest import configured
 
 from defi_platform.config import DataConfig, FilterConfig, WindowConfig
-from defi_platform.data.ingest import listing as listed
-from defi_platform.data.ingest import manifest_rows as claimed_rows
-from defi_platform.data.ingest import probe_results as verdicts
-from defi_platform.data.ingest import probe_state as judging
-from defi_platform.data.ingest.listing import CLAIMS, Listed
+from defi_platform.data.decode.frame_scores import FrameScores
+from defi_platform.data.decode.messages import Probe
+from defi_platform.data.ingest import store
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.ingest.probe_results import ProbeResult, table_of
-from defi_platform.data.ingest.probe_state import Judged
+from defi_platform.data.ingest.probe_results import RESULT_SCHEMA, ProbeResult, row_of
+from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.manifest.quarantine import read_quarantine
-from defi_platform.data.manifest.split import held_out, place
+from defi_platform.data.manifest.split import hash_position, held_out
 from defi_platform.data.rejection import BadVideo
+from defi_platform.data.sources.file_index import FileIndex
 from defi_platform.data.sources.records import VideoRecord, files_below
-from defi_platform.data.tables import arrow_spill as spool
-from defi_platform.data.tables import file_index as keyed_rows
-from defi_platform.data.tables.arrow_spill import Spool
-from defi_platform.data.tables.file_index import TEXT, KeyedRows
+from defi_platform.data.tables import parquet_io
+from defi_platform.data.tables.parquet_io import to_table
+from defi_platform.data.tables.temp_database import TempDatabase
+from defi_platform.errors import CorpusError
 from defi_platform.storage import StorageError
-
-CHUNKED: list[ModuleType] = [spool, listed, judging, claimed_rows, verdicts]
 
 
 @pytest.fixture
 def two_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in CHUNKED:
-        monkeypatch.setattr(module, "ROWS_AT_ONCE", 2)
-    monkeypatch.setattr(keyed_rows, "ROWS_PER_CHUNK", 2)
+    for module in (store, parquet_io):
+        monkeypatch.setattr(module, "ROWS_PER_PART", 2)
 
 
-@pytest.mark.usefixtures("two_at_once")
-def test_rows_on_disk_come_back_in_any_order() -> None:
-    rows = Spool(pa.schema([("name", pa.string()), ("number", pa.int64())]))
-    for start in (0, 5):
-        numbers = list(range(start, start + 5))
-        rows.append(pa.table({"name": [f"n{n}" for n in numbers], "number": numbers}, schema=rows.schema))
-    wanted = np.array([9, 0, 4, 4, 5])
-    assert rows.take(wanted, "number").column("number").to_pylist() == wanted.tolist()
-    assert [row for table in rows.in_order(wanted) for row in table.column("name").to_pylist()] == [
-        f"n{n}" for n in wanted
+def test_a_database_without_a_name_leaves_no_file_to_a_killed_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    rows = TempDatabase("CREATE TABLE number (value)")
+    rows.execute_many("INSERT INTO number VALUES (?)", ((b"x" * 1000,) for _ in range(60_000)))
+    opened = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.islink(f"/proc/self/fd/{fd}")
     ]
-    assert rows.column("number").to_pylist() == list(range(10)) and len(rows) == 10
+    assert any(path.startswith(str(tmp_path)) and path.endswith(" (deleted)") for path in opened)
+    assert not list(tmp_path.iterdir())
+    assert rows.value("SELECT sum(length(value)) FROM number") == 60_000_000
 
 
 def test_a_full_disk_is_an_error_that_names_the_way_out() -> None:
-    rows = Spool(pa.schema([("number", pa.int64())]))
+    rows = TempDatabase("CREATE TABLE number (value)")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
         with pytest.raises(StorageError, match="set TMPDIR"):
-            rows.append(pa.table({"number": np.random.default_rng(0).integers(0, 1 << 60, 50_000)}))
+            rows.execute_many("INSERT INTO number VALUES (?)", ((b"x" * 1000,) for _ in range(100_000)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("two_at_once")
 def test_rows_are_found_by_name_and_the_last_of_several_counts() -> None:
-    rows = KeyedRows(pa.int64(), TEXT)
-    for number, name in enumerate(["a", "b", "b\udcff", "a", "c"]):
+    rows = FileIndex(values=2)
+    for number, name in enumerate(["a", "b", "b\udcff", "a", "c\0d"]):
         rows.add(name, number, f"text {number}")
-    assert [rows.row(name) for name in ("a", "b", "b\udcff", "c", "d")] == [3, 1, 2, 4, -1]
-    assert rows[2] == ("b\udcff", 2, "text 2")
+    found = {name: row[0] for name in ("a", "b", "b\udcff", "c\0d") if (row := rows.find(name))}
+    assert found == {"a": 3, "b": 1, "b\udcff": 2, "c\0d": 4} and rows.find("d") is None
+    assert rows.find("b\udcff") == (2, "b\udcff", 2, "text 2")
     assert [row[1] for row in rows] == [0, 1, 2, 3, 4]
+    rows.add("a", 5, "caf\u00e9")
+    assert rows.find("a") == (5, "a", 5, "caf\u00e9")
+    assert (len(rows), list(rows.names())[-2:]) == (6, ["c\0d", "a"])
 
 
-@pytest.mark.usefixtures("two_at_once")
 def test_files_are_looked_up_by_the_names_they_were_listed_under(tmp_path: Path) -> None:
     for name in ("b", "a/x", "a/y", ".hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -91,43 +94,60 @@ def test_files_are_looked_up_by_the_names_they_were_listed_under(tmp_path: Path)
     assert files.get("a/z") is None and "b" in files
 
 
-def claim(number: int, uri: str = "", version: str = "1", **other: object) -> VideoRecord:
+def record(number: int, uri: str = "", version: str = "1", **other: object) -> VideoRecord:
     return VideoRecord(video_id=f"v{number}", uri=uri or f"/{number}", text="", version=version, **other)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("odd", [{"uri": "/caf\udce9.mp4"}, {"num_frames": 10**30}])
-def test_a_claim_that_no_table_can_hold_is_refused_alone(odd: dict[str, object]) -> None:
-    found = Listed()
-    for item in (claim(0), claim(1, **odd), claim(2)):  # type: ignore[arg-type]
-        found.add(item)
-    found.close()
-    assert found.claims.column("video_id").to_pylist() == ["v0", "v2"]
-    ((refused,),) = found.refused()
-    assert (refused.video_id, refused.reason) == ("v1", "bad_source") and len(found) == 3
 
 
 def bad(uri: str, reason: str, attempts: int = 1, version: str = "1") -> ProbeResult:
     return ProbeResult(uri, version, BadVideo(reason, ""), attempts)
 
 
+def good(uri: str, version: str = "1", screening: FrameScores | None = None) -> ProbeResult:
+    return ProbeResult(uri, version, Probe(20, 10.0, 64, 64, "h264", 9, 0, "decord", False, (), screening))
+
+
+def table_of(*results: ProbeResult) -> pa.Table:
+    return to_table([row_of(result) for result in results], RESULT_SCHEMA)
+
+
+def filled(*records: VideoRecord, committed: Iterable[pa.Table] = (), **options: Any) -> VideoStore:
+    """A store after its listing."""
+    videos = VideoStore("c", **options)
+    for item in records:
+        videos.add(item)
+    videos.load_committed(committed)
+    return videos
+
+
+def requested(videos: VideoStore) -> list[tuple[str, str, int]]:
+    count, requests = videos.todo()
+    found = [(one.uri, one.version, one.attempts) for one in requests]
+    assert count == len(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "odd", [{"uri": "/caf\udce9.mp4"}, {"num_frames": 10**30}, {"num_frames": "many"}, {"camera": "\udfff"}]
+)
+def test_a_record_that_no_table_can_hold_is_rejected_alone(odd: dict[str, object]) -> None:
+    videos = filled(record(0), record(1, **odd), record(2))  # type: ignore[arg-type]
+    assert [uri for uri, _, _ in requested(videos)] == ["/0", "/2"]
+    (rejected,) = videos.rejected().read_all().to_pylist()
+    assert (rejected["video_id"], rejected["reason"]) == ("v1", "bad_source") and len(videos) == 3
+
+
 @pytest.mark.usefixtures("two_at_once")
 def test_what_is_known_of_a_file_is_what_was_found_last_in_this_version() -> None:
-    claims = Spool(CLAIMS)
-    for number in range(6):
-        one = claim(number, version="2" if number == 1 else "1")
-        claims.append(pa.table({n: [getattr(one, n)] for n in CLAIMS.names}, schema=CLAIMS))
-    known = Judged(claims, screen=False)
     committed = [bad("/0", "corrupt", 3), bad("/1", "corrupt"), bad("/2", "storage"), bad("/9", "corrupt")]
-    known.remember(table_of([*committed, bad("/3", "short", 2)]))
-    assert known.go_on(table_of([bad("/0", "timeout", 3), bad("/3", "timeout", 3), bad("/5", "crash")]))
-    count, openings = known.openings()
+    parts = [table_of(*committed), table_of(bad("/3", "short", 2))]
+    videos = filled(*(record(n, version="2" if n == 1 else "1") for n in range(6)), committed=parts)
+    assert videos.load_partial(table_of(bad("/0", "timeout", 3), bad("/3", "timeout", 3), bad("/5", "crash")))
     # 1 is of another version, 2 was never answered, 4 is new.
-    opened = [(one.uri, one.version, one.attempts) for one in openings]
-    assert opened == [("/1", "2", 1), ("/2", "1", 2), ("/4", "1", 1)] and count == 3
+    opened = requested(videos)
+    assert opened == [("/1", "2", 1), ("/2", "1", 2), ("/4", "1", 1)]
     for uri, version, _ in opened:
-        known.add(bad(uri, "empty", version=version))
-    known.close()
-    found = {one.uri: verdict.bad.reason for one, verdict in known.in_order() if verdict.bad}
+        videos.add_result(bad(uri, "empty", version=version))
+    found = {one.uri: result.bad.reason for one, result in videos.probed() if result.bad}
     assert found == {
         "/0": "corrupt",
         "/1": "empty",
@@ -136,16 +156,77 @@ def test_what_is_known_of_a_file_is_what_was_found_last_in_this_version() -> Non
         "/4": "empty",
         "/5": "crash",
     }
-    assert sorted(known.verdicts().read_all().column("uri").to_pylist()) == sorted(found)
+    assert sorted(videos.results().read_all().column("uri").to_pylist()) == sorted(found)
+
+
+def test_the_rejected_are_opened_again_when_asked_and_their_attempts_counted() -> None:
+    videos = filled(
+        record(0), record(1), record(2), committed=[table_of(bad("/0", "crash", 2), good("/1"), good("/2"))]
+    )
+    events = [("/0", "1", 2), ("/1", "1", 4), ("/1", "1", 3), ("/9", "1", 1)]
+    videos.invalidate(pa.table(list(zip(*events, strict=True)), names=["uri", "version", "attempts"]))
+    # A block of an ingest that was killed before the last commit is not newer than what it rejected.
+    assert videos.load_partial(table_of(bad("/0", "crash", 2)))
+    assert requested(videos) == [("/0", "1", 3), ("/1", "1", 5)] and videos.num_files() == 3
+
+
+def test_a_good_file_whose_frames_were_not_scored_is_opened_again_where_scores_are_asked_for() -> None:
+    scores = np.arange(2, dtype=np.float32)
+    screening = FrameScores(
+        np.array([0, 10], np.int32), scores, scores, scores, np.array([1 << 63, 5], np.uint64), b"ab"
+    )
+    known = [good("/0"), good("/1", screening=screening), bad("/2", "corrupt")]
+    videos = filled(*map(record, range(3)), committed=[table_of(*known)], screen=True)
+    assert requested(videos) == [("/0", "1", 1)]
+    (again,) = (result for one, result in videos.probed() if one.uri == "/1")
+    assert isinstance(again.answer, Probe) and again.answer.frame_scores is not None
+    assert (
+        again.answer.frame_scores.hashes.tolist() == [1 << 63, 5]
+        and again.answer.frame_scores.changes == b"ab"
+    )
+    assert table_of(again) == table_of(known[1])
+
+
+def test_videos_of_one_id_and_episodes_of_one_file_keep_their_order_and_share_one_opening() -> None:
+    episodes = [record(n, uri="/shared", first_frame=10 * n) for n in (1, 0)]
+    twice = [record(5, uri="/a"), record(5, uri="/b")]
+    videos = filled(*twice, *episodes)
+    assert requested(videos) == [("/a", "1", 1), ("/b", "1", 1), ("/shared", "1", 1)]
+    for uri in ("/a", "/b", "/shared"):
+        videos.add_result(good(uri))
+    found = [(one.video_id, one.uri, one.first_frame) for one, _ in videos.probed()]
+    assert found == [("v0", "/shared", 0), ("v1", "/shared", 10), ("v5", "/a", 0), ("v5", "/b", 0)]
+    assert videos.results().read_all().num_rows == 3
+
+
+def test_texts_of_any_characters_come_back_as_they_are() -> None:
+    videos = filled(one := VideoRecord(video_id="a\0b", uri="/x'\0y", text='\n"\0\U0001f600', version=""))
+    videos.add_result(good(one.uri, version=""))
+    assert [found for found, _ in videos.probed()] == [one]
+
+
+def test_with_strict_whatever_finds_the_first_bad_video_stops() -> None:
+    videos = filled(record(0), record(1, uri="/0"), strict=True)
+    with pytest.raises(CorpusError, match=r"/0 \(corpus c, video v0\) is bad: corrupt"):
+        videos.add_result(bad("/0", "corrupt"))
+    with pytest.raises(CorpusError, match="bad_source"):
+        VideoStore("c", strict=True).add(record(0, num_frames=1 << 70))
+
+
+def test_an_empty_store_has_empty_tables() -> None:
+    videos = filled()
+    assert requested(videos) == [] and not videos.any_probed() and videos.num_files() == 0
+    readers = videos.accepted(0.1), videos.rejected(), videos.results()
+    assert [reader.read_all().num_rows for reader in readers] == [0, 0, 0]
 
 
 def test_both_splits_get_an_episode_however_few_there_are() -> None:
-    places = np.array([place(key) for key in ("a", "b", "a")], np.uint64)
+    positions = np.array([hash_position(key) for key in ("a", "b", "a")], np.uint64)
     for holdout in (0.001, 0.999):
-        held = held_out(places, holdout)
+        held = held_out(positions, holdout)
         assert held[0] == held[2] != held[1]
-    assert not held_out(places, 0.0).any() and held_out(places, 1.0).all()
-    assert held_out(places[:1], 0.001).tolist() == [False]
+    assert not held_out(positions, 0.0).any() and held_out(positions, 1.0).all()
+    assert held_out(positions[:1], 0.001).tolist() == [False]
 
 
 def test_an_ingest_in_small_parts_writes_what_one_at_once_does(

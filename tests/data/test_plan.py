@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from corpora import manifest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defi_platform.data.ingest.probe_results import SCHEMA as VERDICTS
+from defi_platform.data.ingest.probe_results import RESULT_SCHEMA
 from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA
 from defi_platform.data.manifest.table import Manifest, commit_corpus
 from defi_platform.data.sampling.mixture import Mixture
@@ -27,7 +28,7 @@ from defi_platform.errors import CorpusError
 
 def manifest(**sizes: int) -> Manifest:
     """A manifest in memory of `sizes[corpus]` videos, of 30 frames at 10 fps and two cameras in turn."""
-    return Manifest.from_rows(
+    return manifest_of(
         [
             {
                 "corpus": corpus,
@@ -213,7 +214,7 @@ def test_every_frame_of_an_episode_is_a_chunk_once_per_epoch() -> None:
 def test_videos_too_short_for_the_rule_are_counted() -> None:
     rows = manifest(a=3).table.to_pylist()
     rows[0]["num_frames"] = 5
-    plan = Plan(Manifest.from_rows(rows), {"a": 1.0}, PairRule(interval_s=1.0), seed=0)
+    plan = Plan(manifest_of(rows), {"a": 1.0}, PairRule(interval_s=1.0), seed=0)
     assert plan.excluded == {"a: too short for data.pair_interval_s": 1}
     assert 0 not in [sample.row for sample in plan.resolve_many(range(20))]
 
@@ -245,7 +246,7 @@ def test_a_thousand_samples_resolve_in_milliseconds() -> None:
 def test_corpora_of_different_cameras_and_texts_are_looked_up_in_their_own_tables() -> None:
     rows = manifest(a=6).table.to_pylist()
     rows += [row | {"camera": f"other {row['camera']}"} for row in manifest(b=5).table.to_pylist()]
-    both = Manifest.from_rows(rows)
+    both = manifest_of(rows)
     plan = Plan(both, {"b": 1.0, "a": 1.0}, ClipRule(frames=2), seed=0, cameras={"b": {"other left": 1.0}})
     samples = plan.resolve_many(range(40))
     assert {both.row(sample.row)["camera"] for sample in samples if sample.corpus == "b"} == {"other left"}
@@ -260,8 +261,8 @@ def test_corpora_of_different_cameras_and_texts_are_looked_up_in_their_own_table
 
 def test_a_mapped_manifest_reads_as_the_one_it_was_written_from(tmp_path: Path) -> None:
     rows = manifest(a=300).table
-    empty = (QUARANTINE_SCHEMA.empty_table(), VERDICTS.empty_table().to_reader())
-    commit_corpus(str(tmp_path), "a", rows, *empty, {})
+    empty = (schema.empty_table().to_reader() for schema in (QUARANTINE_SCHEMA, RESULT_SCHEMA))
+    commit_corpus(str(tmp_path), "a", rows.to_reader(), *empty, {})
     mapped = Manifest.open(str(tmp_path))
     assert mapped.table == rows
     positions = np.arange(299, -1, -1)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import ray
 import torch
-from corpora import FPS, numbers_of, write_lerobot, write_video
+from corpora import FPS, manifest_of, numbers_of, write_lerobot, write_video
 from hostile_jobs import HostileJobHandler
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
@@ -170,7 +170,7 @@ def hostile(names: list[str], timeout_s: float) -> SampleDecoder:
         for name in names
     ]
     data = DataConfig(height=8, width=8, decode=DecodeConfig(storage_patience_s=timeout_s))
-    decoder = SampleDecoder(Plan(Manifest.from_rows(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0), data)
+    decoder = SampleDecoder(Plan(manifest_of(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0), data)
     decoder._pool.close()
     decoder._pool = DecoderPool(data.decode, HostileJobHandler)
     return decoder

@@ -13,7 +13,7 @@ PAIRS_AT_ONCE = 1 << 20
 
 
 def near_duplicates(signatures: np.ndarray, most_bits: int) -> dict[int, tuple[int, int]]:
-    """Row -> (the earlier row that it repeats, bits in which they differ).
+    """Finds each row that repeats an earlier one: row -> (the earlier row, bits in which they differ).
 
     A row is only held against rows that are kept themselves, so the first of a chain always stays. All rows within
     `most_bits` of a kept one are found: cut into `most_bits` + 1 bands, two such signatures share at least one.

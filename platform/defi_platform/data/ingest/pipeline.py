@@ -1,10 +1,11 @@
-"""From corpora to manifest: list what there is, open each file once in an isolated process, write the tables."""
+"""The ingest: lists what corpora have, opens each file once in an isolated process, writes the manifest."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 
 import pyarrow as pa
 
@@ -12,26 +13,24 @@ from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import CorpusConfig, DataConfig, IngestConfig
 from defi_platform.config.loader import to_mapping
-from defi_platform.data.ingest.listing import Listed
-from defi_platform.data.ingest.manifest_rows import rejection, rows_of
+from defi_platform.data.ingest.manifest_rows import rows_of
 from defi_platform.data.ingest.probe_actors import probe_files
-from defi_platform.data.ingest.probe_results import Blocks
-from defi_platform.data.ingest.probe_state import Judged
+from defi_platform.data.ingest.probe_results import ResultBlocks
 from defi_platform.data.ingest.quality_filters import needs_scores
 from defi_platform.data.ingest.segmentation import check_windows
+from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.ingest.summary import ingest_table
-from defi_platform.data.ingest.table_builder import CorpusTables
 from defi_platform.data.manifest.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
-from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
+from defi_platform.data.rejection import TRANSIENT_REASON
 from defi_platform.data.sources import formats
-from defi_platform.data.sources.records import ListingProgress, RejectedRecord
+from defi_platform.data.sources.records import ListingProgress
 from defi_platform.errors import CorpusError, UserError
 from defi_platform.progress import Progress
 
 
 def run_ingest(config: IngestConfig) -> str:
-    """Brings the manifest up to date on Ray. Returns: the table of what there is. Raises: see `ingest`."""
+    """Brings the manifest up to date on Ray. Returns: the table of its corpora. Raises: see `ingest`."""
     print(f"ingest: {len(config.data.corpora)} corpora into {config.data.manifest}", flush=True)
     with ray_session(config.ray):
         ingest(config.data)
@@ -77,7 +76,7 @@ def ingest(config: DataConfig) -> Manifest:
 
 
 def _formats(config: DataConfig) -> dict[str, str]:
-    """Format of every corpus: what is wrong with any of them is said before hours go into the first."""
+    """Finds the format of every corpus: what is wrong with any is said before hours go into the first."""
     found, errors = {}, []
     for name, corpus in config.corpora.items():
         try:
@@ -97,102 +96,85 @@ def _ingest_corpus(
 ) -> tuple[bool, dict[str, int]]:
     """Returns: whether anything had to be written, and the counts of the corpus."""
     root = storage.absolute(corpus.path)
-    listed = _list(name, corpus, format_name, root)
-    settings = {
-        "path": root,
-        "format": format_name,
-        "holdout": config.holdout,
-        "fps": corpus.fps,
-        "windows": to_mapping(corpus.windows),
-        "filters": to_mapping(corpus.filters),
-        "listing": listed.fingerprint(),
-    }
-    blocks = Blocks(corpus_folder(config.manifest, name))
-    before = read_corpus(config.manifest, name)
-    if (
-        before is not None
-        and before.committed.settings == settings
-        and not before.committed.counts.get(TRANSIENT_REASON)
-        and not (config.retry_quarantined and any(t.num_rows for t in _rejected(config, name, before)))
-    ):
-        for rejected in before.rejected() if config.strict else ():
-            _stop_if_strict(config, rejected.slice(0, 1).to_pylist())
+    screen = needs_scores(corpus.filters) or corpus.windows.mode == "shots"
+    with closing(VideoStore(name, screen, config.strict)) as store:
+        _list(store, name, corpus, format_name, root)
+        settings = {
+            "path": root,
+            "format": format_name,
+            "holdout": config.holdout,
+            "fps": corpus.fps,
+            "windows": to_mapping(corpus.windows),
+            "filters": to_mapping(corpus.filters),
+            "listing": store.fingerprint(),
+        }
+        blocks = ResultBlocks(corpus_folder(config.manifest, name))
+        before = read_corpus(config.manifest, name)
+        if (
+            before is not None
+            and before.committed.settings == settings
+            and not before.committed.counts.get(TRANSIENT_REASON)
+            and not (config.retry_quarantined and any(t.num_rows for t in _rejected(config, name, before)))
+        ):
+            for table in before.rejected() if config.strict else ():
+                for first in table.slice(0, 1).to_pylist():
+                    raise strict_error(first)
+            blocks.delete()
+            return False, before.committed.counts
+        _probe(store, name, before, blocks, config)
+        for record, result in store.probed():
+            for row, signature in rows_of(name, corpus, format_name, record, result):
+                if "reason" in row:
+                    store.reject(row)
+                else:
+                    store.accept(row, signature)
+        if corpus.filters.duplicate_bits is not None:
+            store.reject_duplicates(corpus.filters.duplicate_bits)
+        videos, rejected, opened = store.accepted(config.holdout), store.rejected(), store.results()
+        committed = commit_corpus(config.manifest, name, videos, rejected, opened, settings)
         blocks.delete()
-        return False, before.committed.counts
-    tables = CorpusTables()
-    for some in listed.refused():
-        rows = [_refusal(name, item) for item in some]
-        _stop_if_strict(config, rows)
-        tables.reject(rows)
-    judged = _judged(name, listed, before, blocks, config)
-    for judged_rows in rows_of(name, corpus, format_name, judged.in_order()):
-        _stop_if_strict(config, judged_rows.rejected)
-        tables.add(judged_rows)
-    videos, rejected = tables.finished(config.holdout, corpus.filters.duplicate_bits)
-    committed = commit_corpus(config.manifest, name, videos, rejected, judged.verdicts(), settings)
-    blocks.delete()
     if config.retry_quarantined:
         forget_quarantined(config.manifest, name)
     return True, committed.counts
 
 
-def _list(name: str, corpus: CorpusConfig, format_name: str, root: str) -> Listed:
-    listed = Listed()
+def _list(store: VideoStore, name: str, corpus: CorpusConfig, format_name: str, root: str) -> None:
     with Progress(f"ingest: {name}: listing", "videos") as progress:
         for item in formats.listing(format_name, root, corpus.fps):
             if isinstance(item, ListingProgress):
                 progress.step(0, f"{item.files:,} files seen")
             else:
-                listed.add(item)
+                store.add(item)
                 progress.step()
-    listed.close()
-    if not len(listed):
+    if not len(store):
         raise CorpusError(
             f"{corpus.path} (data.corpora.{name}.path) lists no video, read as {format_name}. "
             "Check the path, or set the format of this corpus."
         )
-    return listed
 
 
-def _refusal(name: str, item: RejectedRecord) -> dict[str, object]:
-    return rejection(name, item, BadVideo(item.reason, item.message), attempts=1)
-
-
-def _stop_if_strict(config: DataConfig, rejections: Iterable[dict[str, object]]) -> None:
-    for first in rejections if config.strict else ():
-        raise strict_error(first)
-
-
-def _judged(name: str, listed: Listed, before: Corpus | None, blocks: Blocks, config: DataConfig) -> Judged:
-    """What every file is; those that were judged before in this version are not opened again."""
-    corpus = config.corpora[name]
-    screen = needs_scores(corpus.filters) or corpus.windows.mode == "shots"
-    judged = Judged(listed.claims, screen)
-    if config.retry_quarantined:
-        for rejected in _rejected(config, name, before):
-            judged.reopen(rejected)
-    for opened in before.opened() if before is not None else ():
-        judged.remember(opened)
-    goes_on = any([judged.go_on(block) for block in blocks.read()])
-    count, openings = judged.openings()
-    if goes_on and count < len(judged):
-        print(f"ingest: {name}: goes on, {count} of {len(judged)} files left to open", flush=True)
+def _probe(
+    store: VideoStore, name: str, before: Corpus | None, blocks: ResultBlocks, config: DataConfig
+) -> None:
+    """Gives every file its result; those that were opened before in this version are not opened again."""
+    store.load_committed(before.opened() if before is not None else ())
+    for rejected in _rejected(config, name, before) if config.retry_quarantined else ():
+        store.invalidate(rejected)
+    resumed = any([store.load_partial(block) for block in blocks.read()])
+    count, requests = store.todo()
+    if resumed and count < (files := store.num_files()):
+        print(f"ingest: {name}: goes on, {count} of {files} files left to open", flush=True)
     bad = 0
     with Progress(f"ingest: {name}: opened", "files", count) as progress:
         folder = corpus_folder(config.manifest, name)
-        for verdict in probe_files(openings, count, config.decode, folder, answered=judged.any_known):
-            judged.add(verdict)
-            bad += verdict.bad is not None
+        for result in probe_files(requests, count, config.decode, folder, answered=store.any_probed()):
+            bad += result.bad is not None
             progress.step(note=f"{bad} bad" if bad else "")
-            if verdict.bad is not None and config.strict:
-                claim = judged.claim_of(verdict)
-                _stop_if_strict(config, [rejection(name, claim, verdict.bad, verdict.attempts)])
-    judged.close()
-    return judged
+            store.add_result(result)
 
 
 def _rejected(config: DataConfig, name: str, before: Corpus | None) -> Iterator[pa.Table]:
-    """Everything in quarantine, at ingest or later."""
+    """Yields everything in quarantine, from the ingest or later."""
     if before is not None:
         yield from before.rejected()
     yield read_quarantined_later(config.manifest, name)

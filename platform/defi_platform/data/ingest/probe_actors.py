@@ -1,4 +1,4 @@
-"""ProbeRequest every file once on Ray, in processes that can be killed; what is judged stays judged."""
+"""Opens every file once on Ray, in processes that can be killed, and stores the results block by block."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from defi_platform.config import DecodeConfig, RayConfig
 from defi_platform.data.decode.messages import ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import pyav_release
-from defi_platform.data.ingest.probe_results import Blocks, ProbeResult
+from defi_platform.data.ingest.probe_results import ProbeResult, ResultBlocks
 from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources.uri import parse
 from defi_platform.errors import CorpusError, UserError
 from defi_platform.storage import StorageError
 
 LARGEST_BLOCK = 256
-"""Files that one task opens at most: what a killed actor has to do again."""
+"""Most files that one task opens: what a killed actor has to do again."""
 
 BLOCKS_PER_ACTOR = 8
 """At least so many blocks each, so that all actors end at about the same time."""
@@ -68,13 +68,13 @@ class StoragePatience:
         self._row = 0
         self._answered = answered
 
-    def down(self, verdict: ProbeResult) -> str | None:
-        """Takes note of a verdict. Returns: why to stop, or None to go on."""
-        if verdict.bad is None or verdict.bad.reason != TRANSIENT_REASON:
+    def down(self, result: ProbeResult) -> str | None:
+        """Takes note of a result. Returns: why to stop, or None to go on."""
+        if result.bad is None or result.bad.reason != TRANSIENT_REASON:
             self._row, self._answered = 0, True
             return None
         self._row += 1
-        return verdict.bad.message if self._row >= self._allowed else None
+        return result.bad.message if self._row >= self._allowed else None
 
     def nothing_answered(self) -> bool:
         """Whether no file of the corpus ever came."""
@@ -84,9 +84,11 @@ class StoragePatience:
 def probe_files(
     todo: Iterable[ProbeRequest], count: int, limits: DecodeConfig, folder: str, answered: bool
 ) -> Iterator[ProbeResult]:
-    """Opens files on Ray; yields verdicts as they come, each stored below `folder` before.
+    """Opens files on Ray; yields results as they come, each stored below `folder` before.
 
     Args:
+        todo: the files.
+        limits: of the decoder processes.
         count: how many files there are to open.
         folder: of the corpus within the manifest.
         answered: whether files of this corpus have been opened before.
@@ -98,13 +100,13 @@ def probe_files(
         return
     patience = StoragePatience(answered)
     last = ""
-    verdicts = _here(todo, limits, folder) if count <= FEW_FILES else _on_ray(todo, count, limits, folder)
-    for verdict in verdicts:
-        last = patience.down(verdict) or last
+    results = _here(todo, limits, folder) if count <= FEW_FILES else _on_ray(todo, count, limits, folder)
+    for result in results:
+        last = patience.down(result) or last
         if last:
             raise StorageError(_store_is_down(last))
-        yield verdict
-        failed = verdict.bad
+        yield result
+        failed = result.bad
     if patience.nothing_answered() and failed is not None:
         raise StorageError(_store_is_down(failed.message))
 
@@ -131,9 +133,9 @@ def _on_ray(
         try:
             # Not `map_unordered`, which takes all blocks at once: millions of files would wait in this process.
             for block in _blocks(todo, min(LARGEST_BLOCK, max(1, count // (probers * BLOCKS_PER_ACTOR)))):
-                verdicts = [] if pool.has_free() else pool.get_next_unordered()
+                results = [] if pool.has_free() else pool.get_next_unordered()
                 pool.submit(lambda actor, some: actor.probe.remote(some), block)
-                yield from verdicts
+                yield from results
             while pool.has_next():
                 yield from pool.get_next_unordered()
         except ray.exceptions.RayTaskError as error:
@@ -143,7 +145,7 @@ def _on_ray(
         except ray.exceptions.RayActorError as error:
             raise CorpusError(
                 f"a probing actor died again and again: {str(error).splitlines()[0]} "
-                "Start the ingest again (what was judged is kept), with more memory or fewer CPUs for it."
+                "Start the ingest again (what was opened is kept), with more memory or fewer CPUs for it."
             ) from error
         finally:
             for actor in actors:
@@ -153,8 +155,8 @@ def _on_ray(
 def _here(todo: Iterable[ProbeRequest], limits: DecodeConfig, folder: str) -> Iterator[ProbeResult]:
     prober = Prober(limits, folder)
     try:
-        for opening in todo:
-            yield from prober.probe([opening])
+        for request in todo:
+            yield from prober.probe([request])
     finally:
         prober.close()
 
@@ -166,12 +168,17 @@ def _blocks(todo: Iterable[ProbeRequest], size: int) -> Iterator[list[ProbeReque
 
 
 class Prober:
-    """Probes blocks of files in a decoder process of its own, and stores what it finds."""
+    """Probes blocks of files in its own decoder process, and stores the results.
+
+    Args:
+        limits: of the decoder process.
+        folder: of the corpus within the manifest.
+    """
 
     def __init__(self, limits: DecodeConfig, folder: str) -> None:
         # One process: how many probers there are is decided by the CPUs of the cluster.
         self._pool = DecoderPool(dataclasses.replace(limits, processes=1))
-        self._blocks = Blocks(folder)
+        self._blocks = ResultBlocks(folder)
 
     def close(self) -> None:
         """Ends the decoder process."""
@@ -179,18 +186,18 @@ class Prober:
 
     def probe(self, block: list[ProbeRequest]) -> list[ProbeResult]:
         """Opens the files of a block."""
-        answers = self._pool.run([ProbeJob(opening.uri, score_frames=opening.screen) for opening in block])
-        verdicts = [
-            ProbeResult(opening.uri, opening.version, answer, opening.attempts)  # type: ignore[arg-type]
-            for opening, answer in zip(block, answers, strict=True)
+        answers = self._pool.run([ProbeJob(request.uri, score_frames=request.screen) for request in block])
+        results = [
+            ProbeResult(request.uri, request.version, answer, request.attempts)  # type: ignore[arg-type]
+            for request, answer in zip(block, answers, strict=True)
         ]
-        name = hashlib.sha256("\n".join(f"{o.uri}\t{o.version}" for o in block).encode()).hexdigest()[:16]
-        self._blocks.write(name, [v for v in verdicts if v.bad is None or v.bad.reason != TRANSIENT_REASON])
-        return verdicts
+        name = hashlib.sha256("\n".join(f"{r.uri}\t{r.version}" for r in block).encode()).hexdigest()[:16]
+        self._blocks.write(name, (r for r in results if r.bad is None or r.bad.reason != TRANSIENT_REASON))
+        return results
 
 
 def opened_with(uri: str, problem: BadVideo) -> str:
-    """The decoder, with its release, that found `problem`; "" where the file was not decoded."""
+    """Names the decoder, with its release, that found `problem`; "" where the file was not decoded."""
     if problem.reason in UNOPENED:
         return ""
     stored = parse(uri).kind not in ("file", "range")

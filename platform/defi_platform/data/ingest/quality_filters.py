@@ -1,4 +1,4 @@
-"""Which videos or windows are left out for what they look like; every threshold is configuration."""
+"""Filters that reject videos or windows for what they look like; every threshold is configuration."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from defi_platform.config import FilterConfig
 from defi_platform.data.decode.frame_scores import FrameScores
 from defi_platform.data.rejection import BadVideo
 
-SIGNATURE_PLACES = (0.25, 0.5, 0.75)
-"""Where in a video the pictures are taken by which it is compared with others."""
+SIGNATURE_POSITIONS = (0.25, 0.5, 0.75)
+"""Shares of a video after which the pictures are taken by which it is compared with others."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,44 @@ class Scores:
 
 
 def needs_scores(config: FilterConfig) -> bool:
-    """Whether files have to be looked at for these filters."""
+    """Whether frames have to be scored for these filters."""
     values = (config.static, config.black, config.blurred, config.duplicate_bits)
     return config.scores or any(value is not None for value in values)
 
 
 def scores_of(screening: FrameScores, first: int, stop: int) -> Scores:
-    """Scores of the frames `first` to `stop` - 1."""
+    """Averages the scores of the frames `first` to `stop` - 1.
+
+    Args:
+        screening: of the whole file.
+        first: number of a frame in the file.
+        stop: the one after the last.
+    """
     low, high = np.searchsorted(screening.sampled, [first, stop])
     if low == high:  # a window between two samples is like the one before it
         low, high = max(0, low - 1), max(1, low)
     inside = slice(int(low), int(high))
     # The first sample's motion is against one before the window.
     motion = screening.motion[inside][1:]
-    places = [low + int((high - low) * place) for place in SIGNATURE_PLACES]
+    positions = [low + int((high - low) * share) for share in SIGNATURE_POSITIONS]
     return Scores(
         luma=float(screening.luma[inside].mean()),
         motion=float(motion.mean()) if len(motion) else None,
         sharpness=float(screening.sharpness[inside].mean()),
-        signature=tuple(int(screening.hashes[place]) for place in places),
+        signature=tuple(int(screening.hashes[position]) for position in positions),
     )
 
 
-def left_out(config: FilterConfig, scores: Scores | None, seconds: float) -> BadVideo | None:
-    """Why a video is left out, or None; duplicates are found where the whole corpus is known."""
+def rejected_by_filters(config: FilterConfig, scores: Scores | None, seconds: float) -> BadVideo | None:
+    """Holds a video or window against the thresholds; duplicates are found where the whole corpus is known.
+
+    Args:
+        config: the thresholds.
+        scores: None where nobody asked for them.
+        seconds: its length.
+
+    Returns: why it is rejected, or None.
+    """
     if config.too_short_s is not None and seconds < config.too_short_s:
         return BadVideo("too_short", f"{seconds:.2f} s, filters.too_short_s={config.too_short_s:g}")
     if scores is None:

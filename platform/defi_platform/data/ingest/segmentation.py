@@ -23,20 +23,21 @@ Span = tuple[int, int]
 """First frame, and the one after the last."""
 
 
-def check_windows(config: WindowConfig, place: str) -> None:
-    """Raises: ConfigError for settings that make no sense; `place` is their key."""
+def check_windows(config: WindowConfig, key: str) -> None:
+    """Checks the settings whose configuration key is `key`. Raises: ConfigError when they make no sense."""
     if config.mode not in MODES:
-        raise ConfigError(f"{place}.mode is '{config.mode}'; it is one of {', '.join(MODES)}.")
+        raise ConfigError(f"{key}.mode is '{config.mode}'; it is one of {', '.join(MODES)}.")
     for name in ("length_s", "stride_s"):
         value = getattr(config, name)
         if value is not None and value <= 0:
-            raise ConfigError(f"{place}.{name} is {value}; it must be more than 0 seconds.")
+            raise ConfigError(f"{key}.{name} is {value}; it must be more than 0 seconds.")
 
 
 def spans(config: WindowConfig, times: np.ndarray, changes: bytes) -> list[Span]:
-    """The windows of a video, in order; too short ones are among them.
+    """Cuts a video into windows, in order; too short ones are among them.
 
     Args:
+        config: the mode and its lengths.
         times: (T,) seconds of each frame, ascending.
         changes: (T,) as in `FrameScores.changes`; only looked at for shots.
     """
@@ -49,20 +50,21 @@ def spans(config: WindowConfig, times: np.ndarray, changes: bytes) -> list[Span]
 
 
 def cuts(changes: bytes, threshold: float) -> list[int]:
-    """Frames that begin a new shot; hard cuts only, since a fade changes no frame by much.
+    """Finds frames that begin a new shot; hard cuts only, since a fade changes no frame by much.
 
     Args:
+        changes: (T,) as in `FrameScores.changes`.
         threshold: grey levels by which the picture changes at least.
     """
     values = np.frombuffer(changes, np.uint8).astype(np.float32) * CHANGE_UNIT
     found: list[int] = []
-    for place in np.flatnonzero(values >= threshold).tolist():
+    for frame in np.flatnonzero(values >= threshold).tolist():
         around = np.concatenate(
-            [values[max(1, place - NEIGHBOURS) : place], values[place + 1 : place + 1 + NEIGHBOURS]]
+            [values[max(1, frame - NEIGHBOURS) : frame], values[frame + 1 : frame + 1 + NEIGHBOURS]]
         )
         usual = float(around.mean()) if len(around) else 0.0
-        if values[place] >= STANDS_OUT * usual:
-            found.append(place)
+        if values[frame] >= STANDS_OUT * usual:
+            found.append(frame)
     return found
 
 

@@ -1,4 +1,4 @@
-"""What an ingest found, as a table for people: per corpus its videos and hours, and what was rejected and why."""
+"""A summary of an ingest as text: per corpus its videos and hours, and what was rejected and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from defi_platform.data.rejection import REASONS
 
 
 def ingest_table(folder: str, names: Sequence[str]) -> str:
-    """The table of the corpora in a manifest."""
+    """Makes the table of the corpora `names` in the manifest at `folder`."""
     lines = [("corpus", "format", "videos", "hours", "rejected", "reason", "")]
     for name in names:
         committed = read_committed(folder, name)

@@ -1,4 +1,4 @@
-"""The quarantine: one row per rejected video and event, as Parquet beside the manifest.
+"""The quarantine: one row per rejected video and event, as Parquet in the folder of the manifest.
 
 <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected: a table of the corpus's commit
 <folder>/quarantine/<stage>-<id>.parquet            what later stages rejected, a file per event
@@ -34,7 +34,7 @@ QUARANTINE_SCHEMA = pa.schema(
 
 
 def strict_error(entry: Mapping[str, Any]) -> CorpusError:
-    """What `data.strict` stops with at a row of the quarantine."""
+    """Makes the error that `data.strict` stops with at a row of the quarantine."""
     return CorpusError(
         f"{entry['uri']} (corpus {entry['corpus']}, video {entry['video_id']}) is bad: {entry['reason']}: "
         f"{entry['message']}. Repair or remove it, or set data.strict=false to put bad videos into quarantine."
@@ -42,41 +42,47 @@ def strict_error(entry: Mapping[str, Any]) -> CorpusError:
 
 
 def add_to_quarantine(folder: str, entries: Iterable[dict[str, Any]], stage: str) -> None:
-    """Adds rows to the quarantine table; safe from any number of processes at once."""
+    """Adds rows to the quarantine table; safe from any number of processes at once.
+
+    Args:
+        folder: of the manifest.
+        entries: by the columns of `QUARANTINE_SCHEMA`; absent ones are null.
+        stage: that rejected them, such as "decode".
+    """
     table = pa.Table.from_pylist([{"stage": stage, **e} for e in entries], schema=QUARANTINE_SCHEMA)
     if table.num_rows:
-        place = storage.join(folder, "quarantine", f"{stage}-{uuid.uuid4().hex[:12]}.parquet")
-        storage.write_bytes(place, encoded(table))
+        uri = storage.join(folder, "quarantine", f"{stage}-{uuid.uuid4().hex[:12]}.parquet")
+        storage.write_bytes(uri, encoded(table))
 
 
 def read_quarantine(folder: str) -> pa.Table:
-    """Every rejected video of every stage, one row per event."""
+    """Reads every rejected video of every stage, one row per event."""
     tables = [QUARANTINE_SCHEMA.empty_table()]
     for name in storage.names(storage.join(folder, "corpora")):
         committed = read_committed(folder, name)
         if committed is not None:
             tables.append(read_table(storage.join(corpus_folder(folder, name), committed.rejected)))
-    return pa.concat_tables([*tables, *(read_table(place) for place in _later_events(folder))])
+    return pa.concat_tables([*tables, *(read_table(uri) for uri in _later_events(folder))])
 
 
 def read_quarantined_later(folder: str, name: str) -> pa.Table:
-    """What stages after the ingest rejected of one corpus."""
-    tables = [read_table(place) for place in _later_events(folder)]
+    """Reads what stages after the ingest rejected of one corpus."""
+    tables = [read_table(uri) for uri in _later_events(folder)]
     events = pa.concat_tables([QUARANTINE_SCHEMA.empty_table(), *tables])
     return events.filter(pc.equal(events.column("corpus"), name))
 
 
 def forget_quarantined(folder: str, name: str) -> None:
     """Drops what stages after the ingest rejected of one corpus: its videos have been opened again."""
-    for place in _later_events(folder):
-        events = read_table(place)
+    for uri in _later_events(folder):
+        events = read_table(uri)
         others = events.filter(pc.not_equal(events.column("corpus"), name))
         if others.num_rows == events.num_rows:
             continue
         if others.num_rows:
-            storage.write_bytes(place, encoded(others))
+            storage.write_bytes(uri, encoded(others))
         else:
-            storage.delete(place)
+            storage.delete(uri)
 
 
 def _later_events(folder: str) -> list[str]:
@@ -85,7 +91,7 @@ def _later_events(folder: str) -> list[str]:
 
 
 def skipped(folder: str) -> dict[str, int]:
-    """Reason -> number of different videos rejected for it, over all stages."""
+    """Counts the different videos that were rejected, over all stages, by reason."""
     different = read_quarantine(folder).group_by(["corpus", "video_id", "reason"]).aggregate([])
     counts = pc.value_counts(different.column("reason")).to_pylist()
     return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}

@@ -3,7 +3,7 @@
     <folder>/corpora/<name>/videos-<hash>.parquet       rows of a corpus
     <folder>/corpora/<name>/videos-<hash>.arrow         the same, laid out to be mapped into memory, not read
     <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected, with its reason
-    <folder>/corpora/<name>/opened-<hash>.parquet       what every file was found to be, see verdicts.py
+    <folder>/corpora/<name>/opened-<hash>.parquet       what every file was found to be, see probe_results.py
     <folder>/corpora/<name>/committed.json              written last: names the files above
 
 The order of rows is part of the contract, since the plan counts on it: corpora as configured, then `video_id`.
@@ -21,10 +21,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from defi_platform import storage
 from defi_platform.data.tables.mmap_table import MappedTable, text_bytes, write_mappable
-from defi_platform.data.tables.parquet_io import ROWS_PER_GROUP, read_parts, read_table, write_rows
+from defi_platform.data.tables.parquet_io import (
+    read_parts,
+    read_table,
+    write_rows,
+)
 from defi_platform.errors import CorpusError
 from defi_platform.storage.scratch import scratch
 
@@ -62,7 +67,7 @@ SCHEMA = pa.schema(
 """`first_frame`: where the video starts in its file; `signals_uri`: the file with its actions;
 `version`: of the file, as its store knows it. `width` and `height` are as displayed, after rotation.
 `times`: seconds of each frame from the video's first on, where `variable_rate`; else null.
-`luma`, `motion`, `sharpness`: see `filters.Scores`; null where no filter asked."""
+`luma`, `motion`, `sharpness`: see `quality_filters.Scores`; null where no filter asked."""
 
 COMMITTED = "committed.json"
 
@@ -99,7 +104,7 @@ class Corpus:
         return read_parts(storage.join(self.folder, self.committed.rejected))
 
     def opened(self) -> Iterator[pa.Table]:
-        """By `verdicts.SCHEMA`: one row per file, some at a time. Raises: CorpusError."""
+        """By `probe_results.RESULT_SCHEMA`: one row per file, some at a time. Raises: CorpusError."""
         return read_parts(storage.join(self.folder, self.committed.opened))
 
 
@@ -121,29 +126,20 @@ class Manifest:
         """Corpora that ingest found unchanged."""
 
     @classmethod
-    def from_rows(cls, rows: Sequence[dict[str, Any]], names: Sequence[str] | None = None) -> Manifest:
-        """A manifest in memory, from rows with the columns of `SCHEMA` (absent ones are null)."""
-        names = tuple(names or dict.fromkeys(row["corpus"] for row in rows))
-        parts = [
-            pa.Table.from_pylist([row for row in rows if row["corpus"] == n], schema=SCHEMA) for n in names
-        ]
-        return cls([MappedTable(part) for part in parts], None, names)
-
-    @classmethod
     def open(cls, folder: str, names: Sequence[str] | None = None) -> Manifest:
         """Opens the manifest in `folder`, all its corpora or those in `names`.
 
         Raises: CorpusError when there is none.
         """
-        listed = storage.names(storage.join(folder, "corpora"))
-        chosen = tuple(names) if names is not None else tuple(listed)
+        present = storage.names(storage.join(folder, "corpora"))
+        chosen = tuple(names) if names is not None else tuple(present)
         parts = []
         for name in chosen:
             committed = read_committed(folder, name)
             if committed is None:
                 raise CorpusError(
                     f"{folder} has no committed manifest of corpus '{name}' that this version can read. "
-                    f"There is: {', '.join(listed) or 'nothing'}. Run the ingest first."
+                    f"There is: {', '.join(present) or 'nothing'}. Run the ingest first."
                 )
             parts.append(_mapped_table(_corpus_file(folder, name, committed.videos)))
         if not parts:
@@ -177,7 +173,7 @@ class Manifest:
     def numbers_at(self, column: str, rows: np.ndarray) -> np.ndarray:
         """A numeric column at `rows` alone."""
         if len(self._parts) == 1:
-            return self._parts[0].numbers(column)[rows]
+            return np.asarray(self._parts[0].numbers(column)[rows])
         part_of = self._part_of(rows)
         kind = self._parts[0].numbers(column).dtype
         values = np.empty(rows.shape, kind)
@@ -214,10 +210,10 @@ class Manifest:
         part_of = self._part_of(rows)
         values: list[Any] = [None] * len(rows)
         for number in np.unique(part_of):
-            places = np.flatnonzero(part_of == number)
-            taken = self._parts[number].take(column, rows[places] - self._starts[number])
-            for place, value in zip(places.tolist(), taken, strict=True):
-                values[place] = value
+            chosen = np.flatnonzero(part_of == number)
+            taken = self._parts[number].take(column, rows[chosen] - self._starts[number])
+            for position, value in zip(chosen.tolist(), taken, strict=True):
+                values[position] = value
         return values
 
     def row(self, index: int) -> dict[str, Any]:
@@ -300,45 +296,47 @@ def _marker(folder: str, name: str) -> dict[str, Any] | None:
 
 
 def _damaged(folder: str, name: str, error: Exception) -> CorpusError:
-    place = _corpus_file(folder, name, COMMITTED)
-    return CorpusError(f"{place} is damaged ({error}); delete it and run the ingest again.")
+    uri = _corpus_file(folder, name, COMMITTED)
+    return CorpusError(f"{uri} is damaged ({error}); delete it and run the ingest again.")
 
 
 def commit_corpus(
     folder: str,
     name: str,
-    videos: pa.Table,
-    rejected: pa.Table,
+    videos: pa.RecordBatchReader,
+    rejected: pa.RecordBatchReader,
     opened: pa.RecordBatchReader,
     settings: dict[str, Any],
 ) -> Committed:
-    """Stores the tables of a corpus; they count once the marker, written last, is there."""
+    """Stores the tables of a corpus; they count once the marker, written last, is there.
+
+    Args:
+        folder: of the manifest.
+        name: of the corpus.
+        videos: rows by `SCHEMA`, in order of `video_id`.
+        rejected: rows by `quarantine.QUARANTINE_SCHEMA`.
+        opened: rows by `probe_results.RESULT_SCHEMA`.
+        settings: what the rows depend on besides the files.
+    """
     before = _marker(folder, name) or {}
-    place = corpus_folder(folder, name)
-    # The layout to be mapped is not that of Parquet, where 64 bits per text would be for nothing.
-    rows = (batch.cast(SCHEMA) for batch in videos.to_batches(max_chunksize=ROWS_PER_GROUP))
-    file = write_rows(place, "videos", pa.RecordBatchReader.from_batches(SCHEMA, rows))
+    names: dict[str, str] = {}
+    tables = {"videos": videos, "rejected": rejected, "opened": opened}
     with scratch("manifest") as staging:
+        for kind, rows in tables.items():
+            local = staging / f"{kind}.parquet"
+            # Files of long videos have results of many kilobytes each.
+            content = write_rows(local, rows, batches_per_group=1 if kind == "opened" else 25)
+            names[kind] = f"{kind}-{content}.parquet"
+            storage.put_file(local, _corpus_file(folder, name, names[kind]))
         laid_out = staging / "videos.arrow"
-        write_mappable(videos, laid_out)
-        storage.put_file(laid_out, storage.join(place, _arrow_name(file)))
-    counts = {"videos": videos.num_rows}
-    for item in pc.value_counts(rejected.column("reason").combine_chunks()).to_pylist():
-        counts[item["values"]] = item["counts"]
-    committed = Committed(
-        videos=file,
-        rejected=write_rows(place, "rejected", rejected.to_reader(ROWS_PER_GROUP)),
-        opened=write_rows(place, "opened", opened),
-        settings=settings,
-        counts=counts,
-    )
+        counts = {"videos": write_mappable(staging / "videos.parquet", laid_out)}
+        storage.put_file(laid_out, _corpus_file(folder, name, _arrow_name(names["videos"])))
+        for reason in pq.read_table(staging / "rejected.parquet", columns=["reason"])[0].to_pylist():
+            counts[reason] = counts.get(reason, 0) + 1
+    committed = Committed(names["videos"], names["rejected"], names["opened"], settings, counts)
     storage.write_text(_corpus_file(folder, name, COMMITTED), json.dumps(committed.__dict__, indent=1))
     # Only what the marker before named: other tables may be those of an ingest that is about to commit.
-    for old in {before.get(kind) for kind in TABLES} - {
-        committed.videos,
-        committed.rejected,
-        committed.opened,
-    }:
+    for old in {before.get(kind) for kind in TABLES} - set(names.values()):
         if old:
             storage.delete(_corpus_file(folder, name, old))
             storage.delete(_corpus_file(folder, name, _arrow_name(old)))
@@ -366,7 +364,7 @@ def _arrow_name(parquet: str) -> str:
 
 def _mapped_table(parquet: str) -> MappedTable:
     """The table of a corpus: mapped where it is on this machine, else read."""
-    place = _arrow_name(parquet)
-    if not storage.is_remote(place) and storage.exists(place):
-        return MappedTable.open(storage.local_path(place))
+    arrow = _arrow_name(parquet)
+    if not storage.is_remote(arrow) and storage.exists(arrow):
+        return MappedTable.open(storage.local_path(arrow))
     return MappedTable(read_table(parquet))

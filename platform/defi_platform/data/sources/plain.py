@@ -37,20 +37,21 @@ def listing(root: str, fps: float | None = None) -> Listing:
         if not is_video(name):
             continue
         keys = (name, posixpath.splitext(name)[0], posixpath.basename(name))
-        row = next((row for row in map(texts.row, keys) if row >= 0), -1) if len(texts) else -1
-        if row >= 0:
-            named[row] = True
+        found = next(filter(None, map(texts.find, keys)), None) if len(texts) else None
+        if found is not None:
+            named[found[0]] = True
         yield VideoRecord(
             video_id=name,
             uri=entry.uri,
-            text=texts[row][1] if row >= 0 else "",
+            text="" if found is None else found[2],
             bytes=entry.bytes,
             version=entry.version,
             fps=fps,
         )
     # Of a key that comes twice the last row is found, so that one decides.
-    absent = {texts[row][0] for row in np.flatnonzero(~named).tolist()}
-    for key in sorted(key for key in absent if not named[texts.row(key)]):
+    absent = {key for key, one in zip(texts.names(), named, strict=True) if not one}
+    last = {key: row[0] for key in absent if (row := texts.find(key))}
+    for key in sorted(key for key, number in last.items() if not named[number]):
         yield RejectedRecord(
             video_id=key, uri=storage.join(root, key), reason="missing", message="the table of texts names it"
         )

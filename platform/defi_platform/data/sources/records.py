@@ -1,4 +1,4 @@
-"""What every source yields: videos it claims to have, and claims that can be refused without opening a file."""
+"""Records that every source yields: videos it lists, and those that are rejected without opening a file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 
 from defi_platform import storage
-from defi_platform.data.tables.file_index import TEXT, KeyedRows
+from defi_platform.data.sources.file_index import FileIndex
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +42,7 @@ class VideoRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectedRecord:
-    """A claim that fails before its file is opened; goes to quarantine."""
+    """A video that is rejected before its file is opened; goes to quarantine."""
 
     video_id: str
     uri: str
@@ -54,7 +53,7 @@ class RejectedRecord:
 
 @dataclass(frozen=True)
 class ListingProgress:
-    """A sign of life of a listing that has no claim yet."""
+    """Progress of a listing that has no record yet."""
 
     files: int
     """Found so far."""
@@ -63,12 +62,12 @@ class ListingProgress:
 Listing = Iterator[VideoRecord | RejectedRecord | ListingProgress]
 
 PROGRESS_EVERY = 1000
-"""Files between two signs of life: a page of an object store."""
+"""Files between two reports of progress: a page of an object store."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What the robot did and felt in one episode of n steps; raw units of the robot."""
+    """Actions and proprioception of one episode of n steps; raw units of the robot."""
 
     actions: np.ndarray
     """(n, A) float32"""
@@ -81,20 +80,20 @@ class Files(Mapping[str, storage.Entry]):
 
     def __init__(self, root: str) -> None:
         self._root = root
-        self._rows = KeyedRows(pa.int64(), TEXT)
+        self._rows = FileIndex(values=2)
 
     def add(self, entry: storage.Entry) -> None:
         """Takes a file of the folder."""
         self._rows.add(entry.name, entry.bytes, entry.version)
 
     def __getitem__(self, name: str) -> storage.Entry:
-        row = self._rows.row(name)
-        if row < 0:
+        row = self._rows.find(name)
+        if row is None:
             raise KeyError(name)
-        return self._entry(*self._rows[row])
+        return self._entry(*row[1:])
 
     def __iter__(self) -> Iterator[str]:
-        return self._rows.keys()
+        return self._rows.names()
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -108,7 +107,7 @@ class Files(Mapping[str, storage.Entry]):
 
 
 def files_below(root: str) -> Generator[ListingProgress, None, Files]:
-    """Yields signs of life. Returns: every file below `root`."""
+    """Yields progress. Returns: every file below `root`."""
     files = Files(root)
     for entry in storage.walk(root):
         files.add(entry)
@@ -117,14 +116,23 @@ def files_below(root: str) -> Generator[ListingProgress, None, Files]:
     return files
 
 
-def record_or_missing(files: Files, name: str, root: str, claim: VideoRecord) -> VideoRecord | RejectedRecord:
-    """`claim` with size and version of the file `name`, or a refusal when the listing lacks it."""
+def record_or_missing(
+    files: Files, name: str, root: str, record: VideoRecord
+) -> VideoRecord | RejectedRecord:
+    """Completes a record with size and version of its file, or rejects it when the listing lacks the file.
+
+    Args:
+        files: below `root`.
+        name: of the file within `root`.
+        root: of the corpus.
+        record: without `uri`, `bytes` and `version`.
+    """
     entry = files.get(name)
     if entry is None:
         return RejectedRecord(
-            video_id=claim.video_id,
+            video_id=record.video_id,
             uri=storage.join(root, name),
             reason="missing",
             message=f"{name} is named by the source but is not there",
         )
-    return replace(claim, uri=entry.uri, bytes=entry.bytes, version=entry.version)
+    return replace(record, uri=entry.uri, bytes=entry.bytes, version=entry.version)

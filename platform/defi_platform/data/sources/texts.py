@@ -12,8 +12,8 @@ from typing import IO, Any, Final
 import pyarrow.parquet as pq
 
 from defi_platform import storage
-from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
-from defi_platform.data.tables.file_index import TEXT, KeyedRows
+from defi_platform.data.sources.file_index import FileIndex
+from defi_platform.data.tables.parquet_io import ROWS_PER_PART
 from defi_platform.errors import CorpusError
 
 VIDEO_COLUMNS = ("video", "file", "file_name", "filename", "path", "video_path", "id", "video_id", "key")
@@ -22,12 +22,12 @@ TEXT_KEYS = ("text", "caption", "label", "instruction", "task")
 TEXT_COLUMNS = (*TEXT_KEYS, "description")
 
 
-def read_texts(root: str, names: Sequence[str]) -> KeyedRows:
+def read_texts(root: str, names: Sequence[str]) -> FileIndex:
     """Reads (video name or key, text) from every table among `names` that has both columns.
 
     Raises: CorpusError for a table that cannot be read.
     """
-    texts = KeyedRows(TEXT)
+    texts = FileIndex(values=1)
     for name in sorted(names):
         uri = storage.join(root, name)
         rows = READERS.get(posixpath.splitext(name)[1])
@@ -53,7 +53,7 @@ def _jsonl(file: IO[bytes]) -> Iterable[dict[str, Any]]:
 
 
 def _parquet(file: IO[bytes]) -> Iterable[dict[str, Any]]:
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_AT_ONCE):
+    for batch in pq.ParquetFile(file).iter_batches(batch_size=ROWS_PER_PART):
         yield from batch.to_pylist()
 
 

@@ -1,4 +1,4 @@
-"""A table whose file is mapped into memory: columns are used where they lie, texts looked up one by one."""
+"""A table whose file is mapped into memory: columns are used where they are, texts looked up one by one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 TAKEN_AT_ONCE = 64
 """Values after which the pages they lie in are let go again: each may bring half a megabyte of neighbours along."""
@@ -41,7 +42,7 @@ class MappedTable:
         return int(self.table.num_rows)
 
     def numbers(self, column: str) -> np.ndarray:
-        """A numeric column, where it lies; nulls are 0."""
+        """A numeric column, not copied; nulls are 0."""
         return to_numpy(self.table.column(column))
 
     def where(self, column: str) -> np.ndarray:
@@ -73,7 +74,7 @@ class MappedTable:
         return found
 
     def _advise(self, advice: int, columns: list[str]) -> None:
-        """Tells the kernel about the pages of text columns. What this process lets go (MADV_DONTNEED) stays in the
+        """Advises the kernel on the pages of text columns. What this process lets go (MADV_DONTNEED) stays in the
         machine's cache of the file."""
         for column in columns:
             for start, length in self._texts.get(column, ()):
@@ -82,20 +83,25 @@ class MappedTable:
 
 
 def mappable(table: pa.Table) -> pa.Table:
-    """One chunk per column, with text offsets of 64 bits so that one chunk can hold any corpus."""
+    """Joins the chunks of each column, with text offsets of 64 bits so that one chunk can hold any corpus."""
     fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
     return table.cast(pa.schema(fields)).unify_dictionaries().combine_chunks()
 
 
-def write_mappable(table: pa.Table, path: Path) -> None:
-    """Stores a table as a file that can be mapped."""
-    laid_out = mappable(table)
+def write_mappable(parquet: Path, path: Path) -> int:
+    """Writes the rows of a local Parquet file as a file that can be mapped. Returns: how many."""
+    with pq.ParquetFile(parquet) as file:
+        fields = file.schema_arrow
+        # One column after the other: chunks and their copy are never there of all at once.
+        columns = {f.name: mappable(file.read([f.name]).cast(pa.schema([f]))).column(0) for f in fields}
+    laid_out = pa.table(columns)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, laid_out.schema) as writer:
         writer.write_table(laid_out)
+    return int(laid_out.num_rows)
 
 
 def to_numpy(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Numbers as they lie in memory, nulls as 0. Arrow's own way to numpy imports pandas, for a second."""
+    """Converts numbers without a copy, nulls as 0. Arrow's own way to numpy imports pandas, for a second."""
     if isinstance(values, pa.ChunkedArray):
         values = values.chunk(0) if values.num_chunks == 1 else values.combine_chunks()
     if values.null_count:
@@ -112,8 +118,8 @@ def text_bytes(texts: pa.LargeStringArray) -> memoryview:
     _, offsets, characters = texts.buffers()
     if not len(texts) or characters is None:
         return memoryview(b"")
-    places = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return memoryview(characters)[places[0] : places[-1]]
+    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return memoryview(characters)[starts[0] : starts[-1]]
 
 
 def _text_spans(table: pa.Table, mapped: mmap.mmap) -> dict[str, list[tuple[int, int]]]:

@@ -4,43 +4,61 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from defi_platform import storage
 from defi_platform.errors import CorpusError
-from defi_platform.storage.scratch import scratch
 
-ROWS_PER_GROUP = 100_000
-"""Of files that are written from a table; the format's own million would take the memory of a million to read."""
+Row = tuple[Any, ...]
 
 ROWS_PER_PART = 4_000
+"""Rows that are in memory as Python objects at a time."""
 
 
-def write_rows(folder: str, kind: str, rows: pa.RecordBatchReader) -> str:
-    """Stores rows, a row group per batch. Returns: the name of the file, `<kind>-<hash>.parquet`."""
-    with scratch("rows") as staging:
-        place = staging / f"{kind}.parquet"
-        with pq.ParquetWriter(place, rows.schema, compression="zstd") as writer:
-            for batch in rows:
-                writer.write_batch(batch)
-        with place.open("rb") as content:
-            name = f"{kind}-{hashlib.file_digest(content, 'sha256').hexdigest()[:16]}.parquet"
-        storage.put_file(place, storage.join(folder, name))
-    return name
+def write_rows(path: Path, rows: pa.RecordBatchReader, batches_per_group: int = 1) -> str:
+    """Writes rows to a local file as they come.
+
+    Args:
+        path: of the file.
+        rows: some thousand per batch.
+        batches_per_group: are in memory at a time, and a row group of the file.
+
+    Returns: a hash of the content.
+    """
+    with pq.ParquetWriter(path, rows.schema, compression="zstd") as writer:
+        while batches := list(itertools.islice(rows, batches_per_group)):
+            writer.write_table(pa.Table.from_batches(batches).unify_dictionaries())
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()[:16]
+
+
+def to_table(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Makes a table of rows of Python objects."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(schema)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+    return pa.table(arrays, schema=schema)
+
+
+def to_rows(table: pa.Table) -> Iterator[Row]:
+    """The inverse of `to_table`, column by column: mappings per row would take five times as long."""
+    return zip(*(column.to_pylist() for column in table.columns), strict=True)
 
 
 def encoded(table: pa.Table) -> bytes:
-    """A small table as a Parquet file."""
+    """Writes a small table as a Parquet file in memory."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
 def read_table(uri: str) -> pa.Table:
-    """A whole file. Raises: CorpusError when it is absent or damaged."""
+    """Reads a whole file. Raises: CorpusError when it is absent or damaged."""
     try:
         return pq.read_table(io.BytesIO(storage.read_bytes(uri)))
     except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:
@@ -48,9 +66,9 @@ def read_table(uri: str) -> pa.Table:
 
 
 def read_parts(uri: str) -> Iterator[pa.Table]:
-    """A file some rows at a time. Raises: CorpusError when it is absent or damaged."""
+    """Reads a file some rows at a time. Raises: CorpusError when it is absent or damaged."""
     try:
-        with storage.local_copy(uri) as place, pq.ParquetFile(place) as file:
+        with storage.local_copy(uri) as path, pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_PER_PART):
                 yield pa.Table.from_batches([batch])
     except (FileNotFoundError, pa.ArrowInvalid, OSError) as error:

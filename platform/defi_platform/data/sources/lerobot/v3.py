@@ -22,7 +22,7 @@ from defi_platform.data.sources.records import (
     files_below,
     record_or_missing,
 )
-from defi_platform.data.tables.arrow_spill import ROWS_AT_ONCE
+from defi_platform.data.tables.parquet_io import ROWS_PER_PART
 from defi_platform.errors import CorpusError
 
 __all__ = ["TITLE", "Info", "detect", "episodes", "is_v3", "listing", "read_info", "read_signals"]
@@ -144,7 +144,7 @@ def episodes(root: str, files: Iterable[str]) -> Iterator[dict[str, Any]]:
             raise CorpusError(
                 f"{uri} cannot be read: {error}. Restore it from the dataset's source."
             ) from error
-        for batch in rows.to_batches(max_chunksize=ROWS_AT_ONCE):
+        for batch in rows.to_batches(max_chunksize=ROWS_PER_PART):
             yield from batch.to_pylist()
 
 

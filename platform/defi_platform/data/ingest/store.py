@@ -1,0 +1,276 @@
+"""The videos of one corpus on their way from listing to manifest, in a private database.
+
+A video is listed as a `VideoRecord`, its file is probed (once, however many videos lie in it), and it ends accepted, as
+rows of the manifest, or rejected, as a row of the quarantine. The database is gone with its process, whatever ends that:
+what a killed ingest has found lies in the manifest's folder, see `probe_results`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import operator
+import pickle
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from defi_platform.data.ingest.manifest_rows import rejection
+from defi_platform.data.ingest.near_duplicates import BITS, WORDS, near_duplicates
+from defi_platform.data.ingest.probe_actors import ProbeRequest
+from defi_platform.data.ingest.probe_results import RESULT_SCHEMA, ProbeResult, result_of, row_of
+from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA, strict_error
+from defi_platform.data.manifest.split import TRAIN, VALIDATION, hash_position, held_out
+from defi_platform.data.manifest.table import SCHEMA
+from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
+from defi_platform.data.sources.records import RejectedRecord, VideoRecord
+from defi_platform.data.tables.parquet_io import ROWS_PER_PART, Row, to_rows, to_table
+from defi_platform.data.tables.temp_database import TempDatabase
+
+SQL_TYPES = {"str": "TEXT", "int": "INTEGER", "float": "REAL"}
+
+FIELDS = {field.name: SQL_TYPES[str(field.type).split(" ")[0]] for field in dataclasses.fields(VideoRecord)}
+
+TABLES = (
+    f"CREATE TABLE listed ({', '.join(f'{name} {kind}' for name, kind in FIELDS.items())}) STRICT",
+    "CREATE TABLE probed (uri, version, attempts, content, PRIMARY KEY (uri, version)) WITHOUT ROWID",
+    # How often a file was opened in vain by earlier ingests.
+    "CREATE TABLE failed (uri, version, attempts, PRIMARY KEY (uri, version)) WITHOUT ROWID",
+    "CREATE TABLE ended (state, video_id, number, content, PRIMARY KEY (state, video_id, number)) WITHOUT ROWID",
+)
+
+FIELD_VALUES = operator.attrgetter(*FIELDS)
+
+VIDEO_ID, EPISODE_ID, SPLIT = map(SCHEMA.get_field_index, ("video_id", "episode_id", "split"))
+REASON, CHANGES = map(RESULT_SCHEMA.get_field_index, ("reason", "changes"))
+
+FILES = "(SELECT DISTINCT uri, version FROM listed ORDER BY uri, version)"
+
+ATTEMPTS = "coalesce((SELECT attempts FROM failed WHERE failed.uri = {0} AND failed.version = {1}), 0)"
+
+SAME_FILE = "probed.uri = listed.uri AND probed.version = listed.version"
+
+KEEP = (
+    "INSERT OR REPLACE INTO probed SELECT ?1, ?2, ?3, ?4 "
+    f"WHERE EXISTS (SELECT 1 FROM listed WHERE uri = ?1 AND version = ?2) AND ?3 > {ATTEMPTS.format('?1', '?2')}"
+)
+"""A result counts for a file that is still listed, and where it is newer than the last failure."""
+
+INSERT_LISTED = f"INSERT INTO listed VALUES ({', '.join('?' * len(FIELDS))})"
+
+ACCEPTED, REJECTED = "accepted", "rejected"
+
+VALUES = {
+    ACCEPTED: operator.itemgetter(*SCHEMA.names),
+    REJECTED: operator.itemgetter(*QUARANTINE_SCHEMA.names),
+}
+
+
+class VideoStore:
+    """The videos of a corpus with what is known of each.
+
+    Args:
+        corpus: its name.
+        screen: whether a good file's frames have to be scored.
+        strict: whether the first rejected video is an error, a CorpusError of whatever method finds it.
+    """
+
+    def __init__(self, corpus: str, screen: bool = False, strict: bool = False) -> None:
+        self._corpus, self._screen, self._strict = corpus, screen, strict
+        self._database = TempDatabase(*TABLES)
+        self._signatures, self._signed = array("Q"), array("q")
+        self._numbers = itertools.count()
+        self._length = self._sum = 0
+
+    def close(self) -> None:
+        """Drops everything."""
+        self._database.close()
+
+    def add(self, item: VideoRecord | RejectedRecord) -> None:
+        """Takes one item of a listing; a record that no table can hold is rejected."""
+        self._length += 1
+        self._sum += int.from_bytes(hashlib.sha256(repr(item).encode()).digest()[:16], "big")
+        if isinstance(item, RejectedRecord):
+            problem = BadVideo(item.reason, item.message)
+        else:
+            try:
+                self._database.execute(INSERT_LISTED, FIELD_VALUES(item))
+                return
+            except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError) as error:
+                # A file name that is no text, a count beyond all numbers.
+                problem = BadVideo("bad_source", f"{type(error).__name__}: {error}")
+        self.reject(rejection(self._corpus, item, problem, attempts=1))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def fingerprint(self) -> str:
+        """Of what is listed, in whatever order: a sum of hashes, since millions of texts need not be sorted."""
+        return f"{self._sum % (1 << 128):032x}"
+
+    def load_committed(self, tables: Iterable[pa.Table]) -> None:
+        """Takes the results of the last commit, by `RESULT_SCHEMA`, once everything is listed."""
+        self._database.execute("CREATE INDEX by_file ON listed (uri, version)")
+        self._database.execute("CREATE INDEX by_id ON listed (video_id)")
+        for table in tables:
+            rows = list(to_rows(table))
+            self._keep(rows)
+            self._note_failures(row[:3] for row in rows if row[3] is not None)
+
+    def invalidate(self, rejected: pa.Table) -> None:
+        """Has files opened again. Args: rejected: rows with `uri`, `version` and `attempts`."""
+        rows = list(to_rows(rejected.select(["uri", "version", "attempts"])))
+        self._database.execute_many(
+            "DELETE FROM probed WHERE uri = ? AND version = ?", (row[:2] for row in rows)
+        )
+        self._note_failures(rows)
+
+    def load_partial(self, block: pa.Table) -> bool:
+        """Takes results, by `RESULT_SCHEMA`, of an ingest that was killed. Returns: whether any was of use."""
+        return self._keep(to_rows(block)) > 0
+
+    def todo(self) -> tuple[int, Iterator[ProbeRequest]]:
+        """(number of files without a result, these files in order of their uris)."""
+        self._database.execute(
+            f"CREATE TABLE todo AS SELECT uri, version, 1 + {ATTEMPTS.format('listed.uri', 'listed.version')} "
+            f"FROM {FILES} listed WHERE NOT EXISTS (SELECT 1 FROM probed WHERE {SAME_FILE})"
+        )
+        files = self._database.select("SELECT * FROM todo ORDER BY rowid")
+        count = self._database.value("SELECT count(*) FROM todo")
+        return count, (ProbeRequest(*file, self._screen) for file in files)
+
+    def num_files(self) -> int:
+        """Number of different files that the listed videos lie in."""
+        return int(self._database.value(f"SELECT count(*) FROM {FILES}"))
+
+    def any_probed(self) -> bool:
+        """Tells whether any file has a result."""
+        return bool(self._database.value("SELECT EXISTS (SELECT 1 FROM probed)"))
+
+    def add_result(self, result: ProbeResult) -> None:
+        """Takes the result of a file that was opened now."""
+        file = (result.uri, result.version)
+        content = (*file, result.attempts, pickle.dumps(row_of(result)))
+        self._database.execute("INSERT OR REPLACE INTO probed VALUES (?, ?, ?, ?)", content)
+        if result.bad is not None and self._strict:
+            query = "SELECT * FROM listed WHERE uri = ? AND version = ? ORDER BY rowid"
+            first = _record(next(self._database.select(query, file)))
+            self.reject(rejection(self._corpus, first, result.bad, result.attempts))
+
+    def probed(self) -> Iterator[tuple[VideoRecord, ProbeResult]]:
+        """Every listed video, in order of the ids, with the result of its file."""
+        last, result = b"", None
+        for *fields, content in self._database.select(
+            "SELECT listed.*, content FROM listed INDEXED BY by_id CROSS JOIN probed "
+            f"ON {SAME_FILE} ORDER BY listed.video_id, listed.rowid"
+        ):
+            # Hundreds of episodes may share a file, and a file's times and scores be long.
+            if result is None or content != last:
+                last, result = content, result_of(pickle.loads(content))
+            yield _record(fields), result
+
+    def accept(self, row: dict[str, Any], signature: tuple[int, ...] = ()) -> None:
+        """Takes a row of the manifest. Args: signature: by which near-duplicates are found."""
+        number = self._end(ACCEPTED, row)
+        if signature:
+            self._signatures.extend(signature)
+            self._signed.append(number)
+
+    def reject(self, row: dict[str, Any]) -> None:
+        """Takes a row of the quarantine."""
+        if self._strict:
+            raise strict_error(row)
+        # Names that are no text are written as Python would print them.
+        texts = {
+            n: v.encode("utf-8", "backslashreplace").decode() for n, v in row.items() if isinstance(v, str)
+        }
+        self._end(REJECTED, row | texts)
+
+    def reject_duplicates(self, most_bits: int) -> None:
+        """Rejects every accepted video that repeats an earlier one. Args: most_bits: see `near_duplicates`."""
+        signatures = np.frombuffer(self._signatures, np.uint64).reshape(-1, WORDS)
+        self._database.execute("CREATE INDEX by_number ON ended (number)")
+        query = "SELECT content FROM ended WHERE number = ?"
+        for late, (early, bits) in near_duplicates(signatures, most_bits).items():
+            number = (self._signed[late],)
+            video = dict(zip(SCHEMA.names, pickle.loads(self._database.value(query, number)), strict=True))
+            same = pickle.loads(self._database.value(query, (self._signed[early],)))[VIDEO_ID]
+            message = f"{bits} of {BITS} bits from {same}, filters.duplicate_bits={most_bits}"
+            item = RejectedRecord(
+                video_id=video["video_id"],
+                uri=video["uri"],
+                reason="duplicate",
+                message=message,
+                version=video["version"],
+            )
+            self._database.execute("DELETE FROM ended WHERE number = ?", number)
+            self._end(
+                REJECTED, rejection(self._corpus, item, BadVideo(item.reason, item.message), attempts=1)
+            )
+
+    def accepted(self, holdout: float) -> pa.RecordBatchReader:
+        """The manifest's rows in order of the ids, each with its split.
+
+        Args:
+            holdout: see `held_out`; a split that a source fixes by design stays.
+        """
+        keys = ((row[EPISODE_ID] or row[VIDEO_ID]) for row in self._ended(ACCEPTED))
+        held = held_out(np.fromiter(map(hash_position, keys), np.uint64), holdout)
+        rows = (
+            row if row[SPLIT] else (*row[:SPLIT], VALIDATION if validation else TRAIN, *row[SPLIT + 1 :])
+            for row, validation in zip(self._ended(ACCEPTED), held, strict=True)
+        )
+        return _reader(rows, SCHEMA)
+
+    def rejected(self) -> pa.RecordBatchReader:
+        """The quarantine's rows in order of the ids."""
+        return _reader(self._ended(REJECTED), QUARANTINE_SCHEMA)
+
+    def results(self) -> pa.RecordBatchReader:
+        """The results of all files, by `RESULT_SCHEMA`."""
+        contents = self._database.select("SELECT content FROM probed ORDER BY uri, version")
+        return _reader((pickle.loads(content) for (content,) in contents), RESULT_SCHEMA)
+
+    def _keep(self, rows: Iterable[Row]) -> int:
+        """Takes those of earlier results that say all that is asked. Returns: how many."""
+        usable = [
+            (*row[:3], pickle.dumps(row))
+            for row in rows
+            # A file that did not come is asked for again, a good one whose frames were not scored is opened again.
+            if row[REASON] != TRANSIENT_REASON
+            and not (self._screen and row[REASON] is None and row[CHANGES] is None)
+        ]
+        self._database.execute_many(KEEP, usable)
+        return len(usable)
+
+    def _note_failures(self, rows: Iterable[Row]) -> None:
+        self._database.execute_many(
+            "INSERT INTO failed VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET attempts = max(attempts, excluded.attempts)",
+            rows,
+        )
+
+    def _end(self, state: str, row: dict[str, Any]) -> int:
+        number, content = next(self._numbers), pickle.dumps(VALUES[state](row))
+        self._database.execute(
+            "INSERT INTO ended VALUES (?, ?, ?, ?)", (state, row["video_id"], number, content)
+        )
+        return number
+
+    def _ended(self, state: str) -> Iterator[Row]:
+        query = "SELECT content FROM ended WHERE state = ? ORDER BY video_id, number"
+        return (pickle.loads(content) for (content,) in self._database.select(query, (state,)))
+
+
+def _record(values: Iterable[Any]) -> VideoRecord:
+    return VideoRecord(**dict(zip(FIELDS, values, strict=True)))
+
+
+def _reader(rows: Iterator[Row], schema: pa.Schema) -> pa.RecordBatchReader:
+    parts = iter(lambda: list(itertools.islice(rows, ROWS_PER_PART)), [])
+    batches = (batch for part in parts for batch in to_table(part, schema).to_batches())
+    return pa.RecordBatchReader.from_batches(schema, batches)
