@@ -46,9 +46,8 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# platform/ is named as a source root, so that pdoc documents this checkout.
 docs: $(INSTALLED)
-	PYTHONPATH=platform:. $(BIN)/python -m pdoc --docformat google --output-directory build/docs defi_models defi_platform
+	$(BIN)/python docs/build_reference.py build/docs
 	@echo "build/docs/index.html"
 
 bench: setup
