@@ -59,7 +59,7 @@ FACTS, SCORES = (
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """What one file was found to be, in one version of it."""
+    """Result of opening one version of one file: its probe, or the reason why it cannot be used."""
 
     uri: str
     version: str

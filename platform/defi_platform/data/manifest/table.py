@@ -344,13 +344,13 @@ def commit_corpus(
 
 
 def read_corpus(folder: str, name: str) -> Corpus | None:
-    """What is committed of one corpus; None when nothing is."""
+    """The committed tables of one corpus; None when there are none."""
     committed = read_committed(folder, name)
     return None if committed is None else Corpus(corpus_folder(folder, name), committed)
 
 
 def corpus_folder(folder: str, name: str) -> str:
-    """Where the tables of a corpus lie."""
+    """Path of the folder that holds the tables of a corpus."""
     return storage.join(folder, "corpora", name)
 
 
