@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import closing
 
 import pyarrow as pa
 
-from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import CorpusConfig, DataConfig, IngestConfig
 from defi_platform.config.loader import to_mapping
+from defi_platform.config.paths import absolute_paths
 from defi_platform.data.ingest.manifest_rows import rows_of
 from defi_platform.data.ingest.probe_actors import probe_files
 from defi_platform.data.ingest.probe_results import ResultBlocks
@@ -48,8 +47,8 @@ def ingest(config: DataConfig) -> Manifest:
     """
     if not config.corpora:
         raise CorpusError("data.corpora is empty. Name at least one corpus: data.corpora.NAME.path=FOLDER")
-    # Probing actors have working directories of their own.
-    config = dataclasses.replace(config, manifest=storage.absolute(config.manifest))
+    # Probing actors run in other working directories than the driver.
+    config = absolute_paths(config)
     format_names = _formats(config)
     reused = []
     for name, corpus in config.corpora.items():
@@ -95,7 +94,7 @@ def _ingest_corpus(
     name: str, corpus: CorpusConfig, format_name: str, config: DataConfig
 ) -> tuple[bool, dict[str, int]]:
     """Returns: whether anything had to be written, and the counts of the corpus."""
-    root = storage.absolute(corpus.path)
+    root = corpus.path
     screen = needs_scores(corpus.filters) or corpus.windows.mode == "shots"
     with closing(VideoStore(name, screen, config.strict)) as store:
         _list(store, name, corpus, format_name, root)
