@@ -8,8 +8,8 @@ from __future__ import annotations
 import abc
 import io
 import zipfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from defi_platform import storage
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.rlds.tfrecord import DamagedRecord, parse_example, read_record
-from defi_platform.data.sources.uri import Address
+from defi_platform.data.sources.uri import VideoUri
 
 
 class FrameStore(abc.ABC):
@@ -53,12 +53,12 @@ class FrameStore(abc.ABC):
 class RldsStore(FrameStore):
     """One camera of one RLDS episode."""
 
-    def __init__(self, address: Address, size: tuple[int, int] | None, verify: bool = False) -> None:
+    def __init__(self, uri: VideoUri, size: tuple[int, int] | None, verify: bool = False) -> None:
         super().__init__(size)
-        offset, length = address.span
-        camera = address.where[2]
+        offset, length = uri.span
+        camera = uri.where[2]
         try:
-            with storage.open_seekable(address.path) as file:
+            with storage.open_seekable(uri.path) as file:
                 features = parse_example(read_record(file, offset, length, verify))
         except DamagedRecord as error:
             raise BadVideo("corrupt", str(error)) from error
@@ -79,11 +79,11 @@ class CalvinStore(FrameStore):
 
     codec = "npz"
 
-    def __init__(self, address: Address, size: tuple[int, int] | None, verify: bool = False) -> None:
+    def __init__(self, uri: VideoUri, size: tuple[int, int] | None, verify: bool = False) -> None:
         super().__init__(size)
-        self._folder = address.path
-        self._first, last = address.span
-        self._camera = address.where[2]
+        self._folder = uri.path
+        self._first, last = uri.span
+        self._camera = uri.where[2]
         self.num_frames = last - self._first + 1
 
     def picture(self, index: int) -> Image.Image:
@@ -102,13 +102,13 @@ class CalvinStore(FrameStore):
 class Hdf5Store(FrameStore):
     """One camera of one HDF5 episode: frames, or JPEG bytes per frame where `compress` is set."""
 
-    def __init__(self, address: Address, size: tuple[int, int] | None, verify: bool = False) -> None:
+    def __init__(self, uri: VideoUri, size: tuple[int, int] | None, verify: bool = False) -> None:
         super().__init__(size)
         import h5py
 
-        camera = address.where[0]
+        camera = uri.where[0]
         try:
-            self._source = storage.open_seekable(address.path)
+            self._source = storage.open_seekable(uri.path)
             self._file = h5py.File(self._source, "r")
             self._images: Any = self._file[f"observations/images/{camera}"]
             self.num_frames = len(self._images)
@@ -137,22 +137,25 @@ class Hdf5Store(FrameStore):
         self._source.close()
 
 
-STORES: dict[str, type[FrameStore]] = {"rlds": RldsStore, "calvin": CalvinStore, "hdf5": Hdf5Store}
+STORES: Final[dict[str, Callable[[VideoUri, tuple[int, int] | None, bool], FrameStore]]] = {
+    "rlds": RldsStore,
+    "calvin": CalvinStore,
+    "hdf5": Hdf5Store,
+}
+"""Kind of URI -> what opens it."""
 
 
-def open_store(address: Address, size: tuple[int, int] | None, verify: bool = False) -> FrameStore:
-    """Opens the episode that `address` names.
+def open_store(uri: VideoUri, size: tuple[int, int] | None, verify: bool = False) -> FrameStore:
+    """Opens the episode that `uri` names.
 
     Args:
-        address: a parsed URI of kind rlds, calvin or hdf5.
+        uri: a parsed URI of kind rlds, calvin or hdf5.
         size: (height, width) to scale frames to; None keeps theirs.
         verify: compares records with their checksums, where the format has any.
 
     Raises: BadVideo, FileNotFoundError, StorageError.
     """
-    store: Any = STORES[address.kind]
-    opened: FrameStore = store(address, size, verify)
-    return opened
+    return STORES[uri.kind](uri, size, verify)
 
 
 def decoded_image(content: bytes | memoryview, what: str) -> Image.Image:

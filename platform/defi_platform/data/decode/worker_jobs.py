@@ -21,7 +21,7 @@ from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.probe import probe
 from defi_platform.data.decode.video_readers import DecordReader, PyavReader, Reader, check_memory
 from defi_platform.data.rejection import BadVideo
-from defi_platform.data.sources.uri import Address, parse
+from defi_platform.data.sources.uri import VideoUri, parse
 from defi_platform.storage.range_file import RangeFile
 from defi_platform.storage.scratch import scratch
 
@@ -133,7 +133,7 @@ def _video_reader(source: Any, decoder: str, size: tuple[int, int]) -> Reader:
     return DecordReader(source, size) if decoder == "decord" else PyavReader(source, size)
 
 
-def _slice(where: Address) -> bytes:
+def _slice(where: VideoUri) -> bytes:
     offset, length = where.span
     with storage.open_seekable(where.path) as file:
         file.seek(offset)
@@ -143,7 +143,7 @@ def _slice(where: Address) -> bytes:
     return content
 
 
-def _probe_store(where: Address, job: ProbeJob, memory_bytes: int) -> Probe:
+def _probe_store(where: VideoUri, job: ProbeJob, memory_bytes: int) -> Probe:
     store = frame_stores().open_store(where, None, verify=True)
     try:
         if store.num_frames < 2:

@@ -16,7 +16,7 @@ import numpy as np
 from defi_platform import storage
 from defi_platform.data.manifest.split import VALIDATION
 from defi_platform.data.sources.records import Listing, RejectedRecord, Signals, VideoRecord, files_below
-from defi_platform.data.sources.uri import address, parse
+from defi_platform.data.sources.uri import parse, video_uri
 from defi_platform.errors import CorpusError
 
 TITLE = "CALVIN"
@@ -63,7 +63,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             for key, camera in CAMERAS.items():
                 yield VideoRecord(
                     video_id=f"{episode}/{camera}",
-                    uri=address(path, "calvin", first, last, key),
+                    uri=video_uri(path, "calvin", first, last, key),
                     text=text,
                     camera=camera,
                     episode_id=episode,
@@ -72,7 +72,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                     num_frames=len(frames),
                     fps=fps or FPS,
                     num_actions=len(frames),
-                    signals_uri=address(path, "calvin", first, last),
+                    signals_uri=video_uri(path, "calvin", first, last),
                     split=split,
                 )
 
@@ -110,12 +110,12 @@ def _pickled_dict(content: bytes) -> dict[str, Any]:
         np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     )
     read_header(file)
-    array = _Careful(file).load()
+    array = _RestrictedUnpickler(file).load()
     found: dict[str, Any] = array.item()
     return found
 
 
-class _Careful(pickle.Unpickler):
+class _RestrictedUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in SAFE_GLOBALS:
             raise pickle.UnpicklingError(f"{module}.{name} is not allowed in annotations")

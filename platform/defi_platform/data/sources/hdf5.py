@@ -12,7 +12,7 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.sources.records import Listing, RejectedRecord, Signals, VideoRecord
-from defi_platform.data.sources.uri import address, parse
+from defi_platform.data.sources.uri import parse, video_uri
 from defi_platform.errors import CorpusError
 from defi_platform.storage.parallel_read import side_by_side
 from defi_platform.storage.range_file import RangeFile
@@ -59,7 +59,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
         for camera, frames in cameras.items():
             yield VideoRecord(
                 video_id=f"{episode}/{camera}",
-                uri=address(entry.uri, "hdf5", camera),
+                uri=video_uri(entry.uri, "hdf5", camera),
                 text=text,
                 camera=camera,
                 episode_id=episode,

@@ -15,13 +15,14 @@ _PATTERN = re.compile(r"(?P<path>.*)#(?P<kind>range|rlds|calvin|hdf5)=(?P<where>
 
 
 @dataclass(frozen=True)
-class Address:
+class VideoUri:
     """A parsed `uri`."""
 
     path: str
     kind: str = "file"
     """file | range | rlds | calvin | hdf5"""
     where: tuple[str, ...] = ()
+    """Position inside `path`, as that kind gives it."""
 
     @property
     def span(self) -> tuple[int, int]:
@@ -29,15 +30,15 @@ class Address:
         return int(self.where[0]), int(self.where[1])
 
 
-def parse(uri: str) -> Address:
+def parse(uri: str) -> VideoUri:
     """Splits a `uri` into its parts."""
     match = _PATTERN.fullmatch(uri)
     if match is None:
-        return Address(uri)
-    return Address(match["path"], match["kind"], tuple(match["where"].split(",")))
+        return VideoUri(uri)
+    return VideoUri(match["path"], match["kind"], tuple(match["where"].split(",")))
 
 
-def address(path: str, kind: str, *where: object) -> str:
+def video_uri(path: str, kind: str, *where: object) -> str:
     """Builds the `uri` of video inside `path`.
 
     Args:

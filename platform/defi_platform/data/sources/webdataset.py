@@ -15,7 +15,7 @@ from defi_platform.data.sources.detection import first_folders
 from defi_platform.data.sources.plain import is_video
 from defi_platform.data.sources.records import Listing, RejectedRecord, VideoRecord
 from defi_platform.data.sources.texts import TEXT_KEYS
-from defi_platform.data.sources.uri import address
+from defi_platform.data.sources.uri import video_uri
 from defi_platform.storage.parallel_read import side_by_side
 
 TITLE = "WebDataset"
@@ -46,7 +46,7 @@ def _shard(entry: storage.Entry, fps: float | None) -> Listing:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
-                    _sort(tar, member, videos, texts)
+                    _index_member(tar, member, videos, texts)
         except (tarfile.TarError, OSError, ValueError) as error:
             damage = f"{type(error).__name__}: {error}"
     if damage:
@@ -57,7 +57,7 @@ def _shard(entry: storage.Entry, fps: float | None) -> Listing:
     for key, member in videos.items():
         yield VideoRecord(
             video_id=f"{shard}/{key}",
-            uri=address(
+            uri=video_uri(
                 entry.uri, "range", member.offset_data, member.size, posixpath.splitext(member.name)[1]
             ),
             text=texts.get(key, ""),
@@ -67,7 +67,7 @@ def _shard(entry: storage.Entry, fps: float | None) -> Listing:
         )
 
 
-def _sort(
+def _index_member(
     tar: tarfile.TarFile, member: tarfile.TarInfo, videos: dict[str, tarfile.TarInfo], texts: dict[str, str]
 ) -> None:
     if not member.isfile():

@@ -25,7 +25,7 @@ from defi_platform.data.sources.rlds.tfrecord import (
     read_record,
     record_spans,
 )
-from defi_platform.data.sources.uri import address, parse
+from defi_platform.data.sources.uri import parse, video_uri
 from defi_platform.errors import CorpusError
 from defi_platform.storage.parallel_read import side_by_side
 
@@ -150,7 +150,7 @@ def _episode(
         # A camera that was not there has blank ones, which the probe notices.
         yield VideoRecord(
             video_id=f"{key}/{camera}",
-            uri=address(path, "rlds", offset, length, camera),
+            uri=video_uri(path, "rlds", offset, length, camera),
             text=_text(features),
             camera=camera,
             episode_id=key,
@@ -159,7 +159,7 @@ def _episode(
             num_frames=steps,
             fps=rate,
             num_actions=steps if has_actions else 0,
-            signals_uri=address(path, "rlds", offset, length) if has_actions else "",
+            signals_uri=video_uri(path, "rlds", offset, length) if has_actions else "",
         )
 
 
