@@ -199,6 +199,7 @@ def rows(given: argparse.Namespace, preset: str) -> Iterator[tuple[str, dict[str
 
 
 def main() -> int:
+    """The command line: prints one table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,4 @@
-"""GFDM, GIDM and the policy fused from them, in plain PyTorch: frames and text go in, predicted video, latent actions
-or robot actions come out.
+"""GFDM, GIDM and the fused policy: frames and text go in; predicted video, latent actions or robot actions come out.
 
     from defi_models import DeFIPolicy, presets
 

@@ -1,4 +1,4 @@
-"""What a preset costs before anything is allocated: parts, parameters, memory, floating-point operations.
+"""Cost of a preset before anything is allocated: parts, parameters, memory, floating-point operations.
 
     python -m defi_models.describe PRESET [--world-sizes 1 8 64] [--recompute]
 
@@ -42,8 +42,11 @@ class Part:
     """One child module."""
 
     name: str
+    """Attribute of the model."""
     parameters: int
+    """Number of parameters, frozen ones included."""
     trained: int
+    """Number of parameters that train."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Cost:
     """One model of a preset."""
 
     kind: str
+    """gfdm, gidm or policy."""
     parts: list[Part]
+    """The model's children; the policy's adapter by its parts."""
     activation_bytes: int
     """Kept for the backward pass of one sample, in bf16."""
     forward_flops: dict[str, int]
@@ -63,10 +68,12 @@ class Cost:
 
     @property
     def parameters(self) -> int:
+        """Number of parameters, frozen ones included."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def trained(self) -> int:
+        """Number of parameters that train."""
         return sum(part.trained for part in self.parts)
 
     @property
@@ -85,8 +92,14 @@ def describe(preset: str, *, recompute: bool = False) -> list[Cost]:
     """The costs of GFDM, GIDM and the policy of a preset.
 
     Args:
+        preset: nano, small or paper.
         recompute: count activations with gradient checkpointing on.
-    Raises: ConfigurationError for an unknown preset.
+
+    Returns:
+        Three costs, in that order.
+
+    Raises:
+        ConfigurationError: For an unknown preset, naming the nearest.
     """
     gfdm = presets.gfdm(preset)
     configs: tuple[ModelConfig, ...] = (gfdm, presets.gidm(preset), presets.policy(preset))
@@ -99,6 +112,7 @@ def cost_of(
     """The cost of one model.
 
     Args:
+        config: of a GFDM, a GIDM or a policy.
         recompute: count activations with gradient checkpointing on.
         height: of the square frames that GIDM's weight-free patches see; others have a size of their own.
         trainable: parts of the policy that train, as `DeFIPolicy.set_trainable` names them.
@@ -210,8 +224,10 @@ def _activations(model: nn.Module, run: Callable[[], Tensor]) -> int:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Stands for a fused kernel, which keeps its inputs and its output. The meta device has none: it would
-    take attention apart and keep every matrix of logits."""
+    """Stand-in for a fused kernel, which keeps its inputs and its output.
+
+    The meta device has none: it would take attention apart and keep every matrix of logits.
+    """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -223,9 +239,8 @@ class _FusedAttention(torch.autograd.Function):
 @contextlib.contextmanager
 def _fused_attention() -> Iterator[None]:
     original = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: _FusedAttention.apply(
-        query, key, value
-    )
+    apply: Callable[..., Tensor] = _FusedAttention.apply
+    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: apply(query, key, value)
     try:
         yield
     finally:
@@ -248,7 +263,16 @@ def _parts(model: nn.Module) -> list[Part]:
 
 
 def render(preset: str, costs: Sequence[Cost], world_sizes: Sequence[int]) -> str:
-    """The printed page."""
+    """The costs as text.
+
+    Args:
+        preset: name of the preset.
+        costs: as `describe` returns them.
+        world_sizes: numbers of workers, a column each in the table of memory.
+
+    Returns:
+        The page that the command prints.
+    """
     lines = [f"preset {preset}"]
     for cost in costs:
         lines += ["", f"{cost.kind}: {cost.parameters:,} parameters, {cost.trained:,} trained"]
@@ -265,11 +289,12 @@ def render(preset: str, costs: Sequence[Cost], world_sizes: Sequence[int]) -> st
         if cost.chunk_flops:
             lines.append(f"  GFLOP per action chunk: {sum(cost.chunk_flops.values()) / 1e9:,.2f}")
             lines += [f"    {name}: {flops / 1e9:,.2f}" for name, flops in cost.chunk_flops.items()]
-    lines += ["", "Text encoders are left out of the operations: each instruction is encoded once and held."]
+    lines += ["", "Text encoders do not count to the operations: each instruction is encoded once and held."]
     return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m defi_models.describe",
         description=__doc__,

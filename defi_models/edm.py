@@ -14,21 +14,24 @@ from defi_models.rng import Generators, uniform
 
 
 class Preconditioning(NamedTuple):
-    """Per-sample factors around a network, each shaped like `sigma`."""
+    """Per-sample factors around a network, each shaped like `sigma`; c_skip, c_out and c_in of Karras et al."""
 
     skip: Tensor
+    """Factor of the noisy input in the denoised output."""
     out: Tensor
+    """Factor of the network's output."""
     scale_in: Tensor
+    """Factor of the network's input."""
 
 
 def velocity_preconditioning(sigma: Tensor) -> Preconditioning:
-    """GFDM's: unit data variance and a network that predicts the velocity (so c_out is negative)."""
+    """Preconditioning of GFDM: unit data variance and a network that predicts the velocity (so c_out is negative)."""
     root = (sigma**2 + 1).sqrt()
     return Preconditioning(1 / (sigma**2 + 1), -sigma / root, 1 / root)
 
 
 def karras_preconditioning(sigma: Tensor, sigma_data: float) -> Preconditioning:
-    """The action head's: data of standard deviation `sigma_data`."""
+    """Preconditioning of the action head: data of standard deviation `sigma_data` (Karras et al. 2022, table 1)."""
     total = sigma**2 + sigma_data**2
     return Preconditioning(sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt())
 
@@ -43,7 +46,20 @@ def log_logistic(
     low: float,
     high: float,
 ) -> Tensor:
-    """(batch,) noise levels, log-logistic, truncated to [low, high]; location is that of ln(sigma)."""
+    """Noise levels of training, log-logistic and truncated.
+
+    Args:
+        batch: number of samples.
+        generator: see `Generators`; one uniform number per sample.
+        device: where the result lies.
+        location: median of ln(sigma) before the truncation.
+        scale: scale of ln(sigma).
+        low: smallest level.
+        high: largest level.
+
+    Returns:
+        float32 (batch,), each in [low, high].
+    """
     draw = uniform((batch,), generator, device).double()
     low_cdf = 1 / (1 + math.exp(-(math.log(low) - location) / scale))
     high_cdf = 1 / (1 + math.exp(-(math.log(high) - location) / scale))
@@ -52,17 +68,31 @@ def log_logistic(
 
 
 def log_spaced_sigmas(steps: int, low: float, high: float, device: torch.device) -> Tensor:
-    """(steps + 1,) noise levels from high to low, evenly in the logarithm, then 0."""
+    """Noise levels of sampling, evenly spaced in the logarithm.
+
+    Args:
+        steps: number of denoising steps.
+        low: level of the last step.
+        high: level of the first step.
+        device: where the result lies.
+
+    Returns:
+        float32 (steps + 1,), falling from high to low, then 0.
+    """
     levels = torch.linspace(math.log(high), math.log(low), steps, device=device).exp()
     return torch.cat([levels, levels.new_zeros(1)])
 
 
 def ddim(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
-    """Deterministic sampling from `x`, already of standard deviation sigmas[0].
+    """Deterministic sampling (DDIM, a first-order exponential integrator).
 
     Args:
         denoise: (x (B, ...), sigma (B,)) -> the denoised x.
+        x: (B, ...) noise of standard deviation sigmas[0].
         sigmas: (steps + 1,), falling, the last one 0.
+
+    Returns:
+        The sample, like x.
     """
     for now, after in itertools.pairwise(sigmas):
         denoised = denoise(x, now.expand(len(x)))

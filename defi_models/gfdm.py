@@ -149,7 +149,11 @@ class GFDM(ModelFolder, nn.Module):
             ModelFolderError: Naming the file and what was expected.
         """
         svd = read_svd(Path(folder))
-        parts = {"codec": svd.codec.config, "unet": svd.unet_config, "scheduler": svd.scheduler}
+        parts: dict[str, Any] = {
+            "codec": svd.codec.config,
+            "unet": svd.unet_config,
+            "scheduler": svd.scheduler,
+        }
         config = cls.Config(**{"frames": svd.frames, "text": text_encoder.config} | parts | options)
         svd.check_width(config.text_copies, config.text.dim)
         return cls(config, codec=svd.codec, text_encoder=text_encoder, unet=svd.unet).eval()
@@ -269,7 +273,7 @@ class GFDM(ModelFolder, nn.Module):
         """
         check_tensor("frames", frames, ("B", "T", *self._frame_shape()), torch.uint8, _SIZE_HINT)
         images = to_signed_unit(frames.to(self.device).flatten(0, 1))
-        latents = torch.unflatten(self.codec.encode(images), 0, frames.shape[:2])
+        latents: Tensor = torch.unflatten(self.codec.encode(images), 0, frames.shape[:2])
         return latents * self.config.codec.scaling_factor
 
     @torch.no_grad()

@@ -24,9 +24,17 @@ Config = TypeVar("Config")
 
 
 def gfdm(preset: str, **overrides: Any) -> GFDM.Config:
-    """A GFDM config; overrides name its fields, nested parts as nested mappings.
+    """A GFDM config.
 
-    Raises: ConfigurationError (a ValueError) naming the nearest preset or field.
+    Args:
+        preset: nano, small or paper.
+        overrides: values of its fields; nested parts as nested mappings.
+
+    Returns:
+        The config.
+
+    Raises:
+        ConfigurationError: Naming the nearest preset or field.
     """
     return _preset(
         "gfdm", {"nano": _nano_gfdm, "small": _small_gfdm, "paper": _paper_gfdm}, preset, overrides

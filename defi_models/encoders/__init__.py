@@ -1,4 +1,4 @@
-"""Frozen encoders, interchangeable within a role: latent codecs, patch features, text.
+"""Frozen encoders: images and texts go in, and latents, patch features and text states come out.
 
-Each role has one with public weights and one without any, behind the same methods.
+Each role has one encoder with public weights and one without any, behind the same methods.
 """

@@ -37,7 +37,8 @@ def _basis(block: int) -> Tensor:
 def _colour() -> Tensor:
     """(3, 3) orthonormal: rows luma, red minus blue, green against both."""
     rows = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
-    return rows / rows.norm(dim=1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / lengths
 
 
 def _lowest_frequencies(block: int) -> list[tuple[int, int]]:
@@ -67,6 +68,8 @@ class BlockDctCodec(Float32Constants):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Block size and the coefficients that are kept."""
+
         kind: ClassVar[str] = "block_dct"
         block: int = 8
         """Pixels per side of a block, so of a latent."""
@@ -75,13 +78,16 @@ class BlockDctCodec(Float32Constants):
         chroma: int = 3
         """Coefficients kept of each of the two chroma planes."""
         scaling_factor: float = 1.0
+        """Factor from latents to those that the UNet sees."""
 
         @property
         def channels(self) -> int:
+            """Channels of the latents."""
             return self.luma + 2 * self.chroma
 
         @property
         def downscale(self) -> int:
+            """Pixels per side of a latent."""
             return self.block
 
     encode_kernel: Tensor
@@ -97,15 +103,15 @@ class BlockDctCodec(Float32Constants):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, C, h, w), not scaled by `scaling_factor`."""
+        """Latents of images: float (N, 3, H, W) in [-1, 1] -> float32 (N, C, h, w), not scaled by `scaling_factor`."""
         return F.conv2d(images.float(), self.encode_kernel, stride=self.config.block)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, T, C, h, w), unscaled -> uint8 (B, T, H, W, 3)."""
+        """Pixels of unscaled latents: float (B, T, C, h, w) -> uint8 (B, T, H, W, 3)."""
         flat = latents.flatten(0, 1).float()
         images = F.conv_transpose2d(flat, self.decode_kernel, stride=self.config.block)
-        return to_uint8(images).unflatten(0, latents.shape[:2])
+        return torch.unflatten(to_uint8(images), 0, latents.shape[:2])
 
 
 class BlockDctPatches(Float32Constants):
@@ -116,13 +122,19 @@ class BlockDctPatches(Float32Constants):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Block size and the coefficients that are kept."""
+
         kind: ClassVar[str] = "block_dct"
         block: int = 8
+        """Pixels per side of a block, so of a patch."""
         luma: int = 24
+        """Luma coefficients kept per block."""
         chroma: int = 6
+        """Coefficients kept of each of the two chroma planes."""
 
         @property
         def dim(self) -> int:
+            """Width of a patch feature."""
             return self.luma + 2 * self.chroma
 
     kernel: Tensor
@@ -135,6 +147,6 @@ class BlockDctPatches(Float32Constants):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> float32 (N, L, dim), about unit variance per channel."""
+        """Patch features of images: uint8 (N, H, W, 3) -> float32 (N, L, dim), about unit variance per channel."""
         coefficients = F.conv2d(to_signed_unit(images), self.kernel, stride=self.config.block)
         return coefficients.flatten(2).transpose(1, 2)

@@ -39,6 +39,8 @@ class ClipText(Frozen):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Sizes of the text model, under the names of transformers' `CLIPTextConfig`; the defaults are ViT-B/32's."""
+
         kind: ClassVar[str] = "clip"
         max_tokens: int = 20
         """Tokens of `states`; texts are padded or truncated to them. The goal uses CLIP's full context."""
@@ -57,10 +59,12 @@ class ClipText(Frozen):
 
         @property
         def dim(self) -> int:
+            """Width of a token state."""
             return self.hidden_size
 
         @property
         def goal_dim(self) -> int:
+            """Width of the goal vector."""
             return self.projection_dim
 
     def __init__(self, config: Config, tokenizer: Any = None, model: Any = None) -> None:
@@ -79,9 +83,10 @@ class ClipText(Frozen):
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_tokens: int = 20) -> Self:
-        """From a transformers CLIP folder (whole CLIP or its text model with projection) with a tokenizer.
+        """The text model of a transformers CLIP folder (whole, or the text model with projection) with a tokenizer.
 
-        Raises: ModelFolderError.
+        Raises:
+            ModelFolderError: Naming the file and what was expected.
         """
         from transformers import CLIPTextModelWithProjection
 
@@ -91,13 +96,13 @@ class ClipText(Frozen):
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
-        """list of B strings -> last hidden states (B, max_tokens, 512), padded positions included; mask."""
+        """Last hidden states (B, max_tokens, dim) of B strings, padded positions included, and their mask."""
         rows = self._encoded(texts)
         return TextStates(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
 
     @torch.no_grad()
     def goal(self, texts: Sequence[str]) -> Tensor:
-        """list of B strings -> projected end-of-text state (B, projection_dim), not normalised."""
+        """Projected end-of-text states (B, projection_dim) of B strings, not normalised."""
         return torch.stack([row[2] for row in self._encoded(texts)])
 
     def _encoded(self, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:

@@ -34,6 +34,8 @@ class DinoPatches(Frozen):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Sizes of the backbone, under the names of transformers; the defaults are ViT-B/14's with registers."""
+
         kind: ClassVar[str] = "dinov2"
         image_size: int = 224
         """Pixels per side that the backbone sees; other sizes are resized."""
@@ -49,6 +51,7 @@ class DinoPatches(Frozen):
 
         @property
         def dim(self) -> int:
+            """Width of a patch feature."""
             return self.hidden_size
 
     def __init__(self, config: Config, model: Any = None) -> None:
@@ -68,9 +71,10 @@ class DinoPatches(Frozen):
 
     @classmethod
     def from_folder(cls, folder: str | Path, image_size: int = 224) -> Self:
-        """From a transformers DINOv2-with-registers folder.
+        """The backbone of a transformers DINOv2-with-registers folder.
 
-        Raises: ModelFolderError.
+        Raises:
+            ModelFolderError: Naming the file and what was expected.
         """
         from transformers import Dinov2WithRegistersModel
 
@@ -80,12 +84,12 @@ class DinoPatches(Frozen):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (N, H, W, 3) -> (N, L, hidden_size)."""
+        """Patch features of images: uint8 (N, H, W, 3) -> (N, L, hidden_size)."""
         pixels = images.movedim(-1, -3).float() / 255.0
         size = self.config.image_size
         if pixels.shape[-2:] != (size, size):
             pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True, align_corners=False)
         mean = torch.tensor(_IMAGENET_MEAN, device=pixels.device)[:, None, None]
         std = torch.tensor(_IMAGENET_STD, device=pixels.device)[:, None, None]
-        tokens = self.model(pixel_values=((pixels - mean) / std).to(self.dtype)).last_hidden_state
+        tokens: Tensor = self.model(pixel_values=((pixels - mean) / std).to(self.dtype)).last_hidden_state
         return tokens[:, 1 + self.config.num_register_tokens :]

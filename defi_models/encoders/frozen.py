@@ -9,20 +9,23 @@ from torch import nn
 
 
 class Frozen(nn.Module):
-    """Keeps its parameters out of the optimiser and its layers in eval mode, whatever the model around does."""
+    """A module whose parameters stay out of the optimiser and whose layers stay in eval mode."""
 
     def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode, whatever `mode` is."""
         return super().train(False)
 
     def freeze(self) -> None:
-        """Called once the parameters exist."""
+        """Freezes the parameters; to be called once they exist."""
         self.requires_grad_(False)
         self.eval()
 
     @property
     def dtype(self) -> torch.dtype:
+        """Precision of the parameters."""
         return next(self.parameters()).dtype
 
     @property
     def device(self) -> torch.device:
+        """Device of the parameters."""
         return next(self.parameters()).device

@@ -29,6 +29,8 @@ class HashedText(Float32Constants):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Widths and length of the features."""
+
         kind: ClassVar[str] = "hashed"
         dim: int = 32
         """Width of a token's vector."""
@@ -47,13 +49,13 @@ class HashedText(Float32Constants):
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
-        """list of B strings -> states (B, max_tokens, dim) of unit variance, zero where padded; mask."""
+        """Token states (B, max_tokens, dim) of B strings, of unit variance, zero where padded, and their mask."""
         rows = self._encoded(texts)
         return TextStates(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
 
     @torch.no_grad()
     def goal(self, texts: Sequence[str]) -> Tensor:
-        """list of B strings -> (B, goal_dim) of unit variance."""
+        """Goal vectors (B, goal_dim) of B strings, of unit variance."""
         return torch.stack([row[2] for row in self._encoded(texts)])
 
     def _encoded(self, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:

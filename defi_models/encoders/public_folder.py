@@ -21,24 +21,30 @@ def load_backbone(loader: Any, folder: str | Path, **options: Any) -> Any:
 
     Args:
         loader: a diffusers or transformers model class.
+        folder: the local folder.
         options: passed on to it.
-    Raises: ModelFolderError naming the folder or file and what was expected.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelFolderError: Naming the folder or file and what was expected.
     """
-    place, name = Path(folder), loader.__name__
-    read_public_config(place, name)
+    source, name = Path(folder), loader.__name__
+    read_public_config(source, name)
     if loader.__module__.startswith("diffusers"):
         options["low_cpu_mem_usage"] = False  # its default warns where accelerate is not installed
     try:
         with _quiet("transformers", "diffusers"):
             model, report = loader.from_pretrained(
-                place, local_files_only=True, output_loading_info=True, **options
+                source, local_files_only=True, output_loading_info=True, **options
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         files = ", ".join(
-            f"{p.name} ({p.stat().st_size:,} bytes)" for p in sorted(place.glob("*")) if p.is_file()
+            f"{p.name} ({p.stat().st_size:,} bytes)" for p in sorted(source.glob("*")) if p.is_file()
         )
         raise ModelFolderError(
-            f"{name} cannot be read from {place}: {str(error).strip()}. Expected its config.json and whole "
+            f"{name} cannot be read from {source}: {str(error).strip()}. Expected its config.json and whole "
             f"weight files; the folder holds {files}."
         ) from error
     wrong = [("misses", report["missing_keys"]), ("has other shapes for", report["mismatched_keys"])]
@@ -47,7 +53,7 @@ def load_backbone(loader: Any, folder: str | Path, **options: Any) -> Any:
             names = sorted(str(key[0] if isinstance(key, tuple) else key) for key in keys)
             more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
             raise ModelFolderError(
-                f"the weights in {place} {problem} {len(names)} tensor(s) of {name}: "
+                f"the weights in {source} {problem} {len(names)} tensor(s) of {name}: "
                 f"{', '.join(names[:_SHOWN_KEYS])}{more}."
             )
     # Tensors mapped from a file may lie at odd addresses, for which CPU kernels round differently: copied, the
@@ -72,9 +78,18 @@ def _quiet(*libraries: str) -> Iterator[None]:
 
 
 def read_public_config(folder: Path, expected: str, file: str = "config.json") -> Mapping[str, Any]:
-    """A backbone's own config file.
+    """Content of a backbone's own config file.
 
-    Raises: ModelFolderError when the folder or file is absent or not JSON.
+    Args:
+        folder: the local folder.
+        expected: class of the backbone, for the message.
+        file: name of the config file.
+
+    Returns:
+        The file's mapping.
+
+    Raises:
+        ModelFolderError: When the folder or file is missing or not JSON.
     """
     if not folder.is_dir():
         raise ModelFolderError(

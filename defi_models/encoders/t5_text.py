@@ -36,6 +36,8 @@ class T5Text(Frozen):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Sizes of the encoder, under the names of transformers' `T5Config`; the defaults are T5-base's."""
+
         kind: ClassVar[str] = "t5"
         max_tokens: int = 77
         """Longer texts are truncated."""
@@ -51,6 +53,7 @@ class T5Text(Frozen):
 
         @property
         def dim(self) -> int:
+            """Width of a token state."""
             return self.d_model
 
     def __init__(self, config: Config, tokenizer: Any = None, model: Any = None) -> None:
@@ -69,9 +72,10 @@ class T5Text(Frozen):
 
     @classmethod
     def from_folder(cls, folder: str | Path, max_tokens: int = 77) -> Self:
-        """From a transformers T5 folder (whole T5 or its encoder) with a tokenizer.
+        """The encoder of a transformers T5 folder (whole, or the encoder alone) with a tokenizer.
 
-        Raises: ModelFolderError.
+        Raises:
+            ModelFolderError: Naming the file and what was expected.
         """
         from transformers import T5EncoderModel
 
@@ -81,7 +85,7 @@ class T5Text(Frozen):
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
-        """list of B strings -> last hidden states (B, S, d_model), S the longest of the batch; mask."""
+        """Last hidden states (B, S, d_model) of B strings, S the longest of the batch, and their mask."""
         rows = self._cache.get(texts, self.device, self.dtype, self._encode)
         states = pad_sequence([row[0] for row in rows], batch_first=True)
         mask = pad_sequence([row[1] for row in rows], batch_first=True)

@@ -1,4 +1,4 @@
-"""What frozen text encoders share: features depend on the string alone, so each string is encoded once."""
+"""Cache of text features, which depend on the string alone: each string is encoded once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TextStates(NamedTuple):
     """Token features of a batch of texts."""
 
     states: Tensor
-    """(B, S, C)"""
+    """(B, S, C) float."""
     mask: Tensor
     """(B, S) bool, True = a token of the text, False = padding."""
 
@@ -35,7 +35,20 @@ class TextCache:
         dtype: torch.dtype,
         encode: Callable[[list[str]], list[tuple[Tensor, ...]]],
     ) -> list[tuple[Tensor, ...]]:
-        """One value per text; `encode` is called once, with the distinct texts that are not held."""
+        """One value per text.
+
+        Args:
+            texts: list of B strings.
+            device: where the features lie, part of the cache's key.
+            dtype: precision of the features, part of the cache's key.
+            encode: called once, with the distinct texts that are not in the cache.
+
+        Returns:
+            B tuples of tensors.
+
+        Raises:
+            InputError: When `texts` is no list of strings.
+        """
         check_texts("texts", texts)
         missing = [t for t in dict.fromkeys(texts) if (t, device, dtype) not in self._held]
         fresh = dict(zip(missing, encode(missing), strict=True)) if missing else {}
@@ -51,4 +64,5 @@ class TextCache:
         return found
 
     def clear(self) -> None:
+        """Forgets every text."""
         self._held.clear()

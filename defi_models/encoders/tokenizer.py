@@ -11,15 +11,16 @@ _FILES = ("tokenizer.json", "spiece.model", "vocab.json")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Reads the tokenizer beside a backbone's weights.
+    """Reads the tokenizer in a backbone's folder.
 
-    Raises: ModelFolderError when the folder holds none of a tokenizer's files or they are damaged.
+    Raises:
+        ModelFolderError: When the folder holds none of a tokenizer's files or they are damaged.
     """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in _FILES):
         raise ModelFolderError(
-            f"{folder} holds no tokenizer; one of {', '.join(_FILES)} is expected beside it."
+            f"{folder} holds no tokenizer; one of {', '.join(_FILES)} is expected beside the weights."
         )
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)

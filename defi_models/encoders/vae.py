@@ -24,22 +24,28 @@ class VaeCodec(Frozen):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Sizes of the VAE, under the names of diffusers; the defaults are Stable Video Diffusion's."""
+
         kind: ClassVar[str] = "vae"
         latent_channels: int = 4
+        """Channels of the latents."""
         block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
         layers_per_block: int = 2
         sample_size: int = 768
         scaling_factor: float = 0.18215
+        """Factor from latents to those that the UNet sees."""
         frames_per_pass: int = 16
         """Images that are encoded or decoded at once; bounds memory, changes nothing else but the decoder's
         temporal window."""
 
         @property
         def channels(self) -> int:
+            """Channels of the latents."""
             return self.latent_channels
 
         @property
         def downscale(self) -> int:
+            """Pixels per side of a latent."""
             return int(2 ** (len(self.block_out_channels) - 1))
 
     def __init__(self, config: Config, vae: Any = None) -> None:
@@ -57,23 +63,27 @@ class VaeCodec(Frozen):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Self:
-        """From the `vae` folder of a diffusers SVD pipeline. Raises: ModelFolderError."""
+        """The codec of the `vae` folder of a diffusers SVD pipeline.
+
+        Raises:
+            ModelFolderError: Naming the file and what was expected.
+        """
         vae = load_backbone(diffusers_class("AutoencoderKLTemporalDecoder"), folder)
         names = ("latent_channels", "block_out_channels", "layers_per_block", "sample_size", "scaling_factor")
         return cls(cls.Config(**known_fields(vae.config, {name: name for name in names})), vae)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, C, h, w): the mode, not scaled by `scaling_factor`."""
-        parts = images.to(self.dtype).split(self.config.frames_per_pass)
+        """Latents of images, the mode: float (N, 3, H, W) in [-1, 1] -> float32 (N, C, h, w), not scaled."""
+        parts = torch.split(images.to(self.dtype), self.config.frames_per_pass)
         return torch.cat([self.vae.encode(part).latent_dist.mode() for part in parts]).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """(B, T, C, h, w), unscaled -> uint8 (B, T, H, W, 3)."""
+        """Pixels of unscaled latents: float (B, T, C, h, w) -> uint8 (B, T, H, W, 3)."""
         clips = []
         for clip in latents.to(self.dtype):
-            parts = clip.split(self.config.frames_per_pass)
+            parts = torch.split(clip, self.config.frames_per_pass)
             clips.append(torch.cat([to_uint8(self.vae.decode(p, num_frames=len(p)).sample) for p in parts]))
         return torch.stack(clips)
 

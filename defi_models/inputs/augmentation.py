@@ -17,14 +17,14 @@ _DRAWS = 6
 
 @dataclass(kw_only=True, frozen=True)
 class Augmentation:
-    """What changes in a picture without changing what happened in it.
+    """Random changes of a picture that do not change the events in it: crop, brightness, contrast, saturation, hue.
 
     Source: the released latent action configuration; operations in the order and with the meaning that
     Open X-Embodiment's data loaders gave them. Pixels are clamped to their range after each.
     """
 
     crop_area: float = 0.9
-    """Share of the picture that a crop at a random place keeps; the crop is scaled back to the full size."""
+    """Share of the picture that a crop at a random position keeps; the crop is scaled back to the full size."""
     brightness: float = 0.2
     """Largest change added to pixels in 0..1."""
     contrast: float = 0.2
@@ -35,7 +35,15 @@ class Augmentation:
     """Largest turn, as a share of the colour circle."""
 
     def __call__(self, frames: Tensor, generator: Generators = None) -> Tensor:
-        """uint8 (B, T, H, W, 3) -> the same shape and type; each sample draws six uniform numbers."""
+        """Augmented frames of the same shape and type.
+
+        Args:
+            frames: uint8 (B, T, H, W, 3).
+            generator: see `Generators`; each sample draws six uniform numbers.
+
+        Returns:
+            uint8 (B, T, H, W, 3).
+        """
         batch, time = frames.shape[:2]
         drawn = 2 * uniform((batch, _DRAWS), generator, frames.device) - 1
         right, down, brightness, contrast, saturation, hue = (
@@ -50,7 +58,7 @@ class Augmentation:
         turned = (own_hue + self.hue * hue[:, 0]) % 1.0
         stretched = (own_saturation * (1 + self.saturation * saturation[:, 0])).clamp(0, 1)
         images = _from_hsv(turned, stretched, value)
-        return (images * 255).round().to(torch.uint8).movedim(1, -1).unflatten(0, (batch, time))
+        return (images * 255).round().to(torch.uint8).movedim(1, -1).reshape(frames.shape)
 
     def _cropped(self, images: Tensor, right: Tensor, down: Tensor) -> Tensor:
         side = self.crop_area**0.5
@@ -59,7 +67,7 @@ class Augmentation:
         rows = torch.stack(
             [zero + side, zero, right.flatten() * room, zero, zero + side, down.flatten() * room], dim=1
         )
-        grid = F.affine_grid(rows.unflatten(1, (2, 3)), list(images.shape), align_corners=False)
+        grid = F.affine_grid(rows.view(-1, 2, 3), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -81,7 +89,7 @@ def _from_hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
     """The inverse of `_to_hsv`: (N, 3, H, W)."""
     channels = []
     for offset in (5.0, 3.0, 1.0):  # red, green, blue
-        place = (offset + hue * 6) % 6
-        share = torch.minimum(place, 4 - place).clamp(0, 1)
+        sextant = (offset + hue * 6) % 6
+        share = torch.minimum(sextant, 4 - sextant).clamp(0, 1)
         channels.append(value - value * saturation * share)
     return torch.stack(channels, dim=1)

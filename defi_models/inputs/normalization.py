@@ -1,4 +1,4 @@
-"""Action and proprioception statistics, carried inside the policy so that no server re-implements them."""
+"""Normalisation of actions and proprioception, part of the policy so that no server re-implements it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ class FieldStatistics:
     """Per-dimension statistics of one field over the training split, in its raw units."""
 
     mean: Sequence[float]
+    """Mean of each dimension."""
     std: Sequence[float]
+    """Standard deviation of each dimension."""
     min: Sequence[float]
+    """Smallest value of each dimension."""
     max: Sequence[float]
+    """Largest value of each dimension."""
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -31,7 +35,9 @@ class Statistics:
     """Statistics of a labelled corpus."""
 
     action: FieldStatistics
+    """Of the actions."""
     proprio: FieldStatistics | None = None
+    """Of proprioception; None where the corpus has none."""
 
 
 class Normalizer(Float32Constants):
@@ -42,7 +48,9 @@ class Normalizer(Float32Constants):
     """
 
     offset: Tensor
+    """(dim,) float32, whatever the policy's dtype."""
     scale: Tensor
+    """(dim,) float32, never 0."""
 
     def __init__(self, dim: int, mode: str) -> None:
         super().__init__()
@@ -77,9 +85,9 @@ class Normalizer(Float32Constants):
         self.scale.copy_(torch.where(scale.abs() < _SMALLEST_SCALE, torch.ones_like(scale), scale))
 
     def normalize(self, raw: Tensor) -> Tensor:
-        """(..., dim) raw units -> float32 network units."""
+        """Raw units (..., dim) -> float32 network units."""
         return (raw.to(self.offset.device).float() - self.offset) / self.scale
 
     def denormalize(self, values: Tensor) -> Tensor:
-        """(..., dim) network units -> float32 raw units."""
+        """Network units (..., dim) -> float32 raw units."""
         return values.float() * self.scale + self.offset

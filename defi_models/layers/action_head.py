@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_models.edm import ddim, karras_preconditioning, log_logistic, log_spaced_sigmas
+from defi_models.errors import InputError
 from defi_models.layers.attention import Attention
 from defi_models.rng import Generators, normal
 
@@ -39,8 +40,10 @@ class ContextBlock(nn.Module):
         self.mlp = _mlp(config.dim, config.mlp_dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Context tokens (B, M, D) -> (B, M, D)."""
         x = x + self.attention(self.attention_norm(x))
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.mlp(self.mlp_norm(x))
+        return x
 
 
 class ActionBlock(nn.Module):
@@ -58,12 +61,22 @@ class ActionBlock(nn.Module):
         self.mlp = _mlp(config.dim, config.mlp_dropout)
 
     def forward(self, y: Tensor, context: Tensor, noise_level: Tensor) -> Tensor:
-        """y (B, H, D), context (B, M, D), noise_level (B, 1, D), already through SiLU."""
+        """Action tokens after the block.
+
+        Args:
+            y: (B, H, D) action tokens.
+            context: (B, M, D) context tokens.
+            noise_level: (B, 1, D) embedding of the noise level, already through SiLU.
+
+        Returns:
+            (B, H, D).
+        """
         # shift + x * scale without the usual + 1, as released
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(noise_level).chunk(6, dim=-1)
         y = y + gate_a * self.attention(shift_a + self.attention_norm(y) * scale_a, causal=True)
         y = y + self.cross_attention(self.cross_norm(y), context, causal=self.causal_cross_attention)
-        return y + gate_m * self.mlp(shift_m + self.mlp_norm(y) * scale_m)
+        y = y + gate_m * self.mlp(shift_m + self.mlp_norm(y) * scale_m)
+        return y
 
 
 class ActionHead(nn.Module):
@@ -74,29 +87,45 @@ class ActionHead(nn.Module):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Sizes, dropout and noise schedule; the defaults are the paper's."""
+
         action_dim: int = 7
+        """Numbers of an action."""
         chunk: int = 10
         """Actions predicted at once."""
         proprio_dim: int = 0
-        """Width of the robot's own state, one more context token; 0, as released: not read."""
+        """Width of proprioception, one more context token; 0, as released: not read."""
         dim: int = 384
+        """Width of the tokens."""
         heads: int = 8
+        """Attention heads."""
         context_blocks: int = 4
+        """Blocks over the context tokens."""
         action_blocks: int = 4
+        """Blocks over the action tokens."""
         attention_dropout: float = 0.3
+        """On attention weights."""
         residual_dropout: float = 0.1
+        """On the output of attention."""
         mlp_dropout: float = 0.05
+        """On the output of the MLP."""
         causal_cross_attention: bool = False
         """Reproduce the released decoder, whose cross-attention is causal too (top-left aligned): action i
         sees only the first i + 1 context tokens. The released weights need it; new ones do better without."""
         action_positions: bool = False
         """A learnable embedding per action of the chunk; released weights have none."""
         sigma_data: float = 0.5
+        """Standard deviation of normalised actions."""
         sigma_min: float = 0.001
+        """Smallest noise level, in training and sampling."""
         sigma_max: float = 80.0
+        """Largest noise level, in training and sampling."""
         train_sigma_location: float = math.log(0.5)
+        """Median of ln(sigma) in training, before the truncation."""
         train_sigma_scale: float = 0.5
+        """Scale of the log-logistic ln(sigma) in training."""
         sampling_steps: int = 10
+        """Denoising steps of acting."""
 
     def __init__(self, config: Config, video_dim: int, latent_action_dim: int, goal_dim: int) -> None:
         super().__init__()
@@ -125,30 +154,46 @@ class ActionHead(nn.Module):
             video: (B, N, video_dim) Video-Former tokens.
             latent_actions: (B, K, latent_action_dim).
             proprio: (B, proprio_dim), normalised, where the config has one.
-        Returns: (B, M, D), M = 1 + N + K (+ 1).
+
+        Returns:
+            (B, M, D), M = 1 + N + K (+ 1).
+
+        Raises:
+            InputError: When proprioception is read and not given.
         """
         tokens = [self.goal_embedding(goal)[:, None], self.video_embedding(video)]
         tokens.append(self.latent_action_embedding(latent_actions))
         if self.proprio_embedding is not None:
             if proprio is None:
-                raise ValueError(
-                    f"this policy reads proprioception ({self.config.proprio_dim} values); none given."
+                raise InputError(
+                    f"proprio: got None; expected float (B, {self.config.proprio_dim}); this policy reads proprioception."
                 )
             tokens.append(self.proprio_embedding(proprio)[:, None])
         x = torch.cat(tokens, dim=1)
         for block in self.context_blocks:
             x = block(x)
-        return self.context_norm(x)
+        context: Tensor = self.context_norm(x)
+        return context
 
     def forward(self, actions: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """The raw network. actions (B, H, A) already times c_in, sigma (B,), context (B, M, D) -> (B, H, A)."""
+        """Output of the raw network.
+
+        Args:
+            actions: (B, H, A) noisy actions, already times c_in.
+            sigma: float32 (B,) noise levels.
+            context: (B, M, D), as `context` encodes it.
+
+        Returns:
+            (B, H, A) in the network's dtype.
+        """
         y = self.action_embedding(actions)
         if self.action_position is not None:
             y = y + self.action_position
         level = nn.functional.silu(self.sigma_embedding(self._sigma_features(sigma).to(y.dtype)))[:, None]
         for block in self.action_blocks:
             y = block(y, context, level)
-        return self.action_out(self.action_norm(y))
+        output: Tensor = self.action_out(self.action_norm(y))
+        return output
 
     def loss(
         self,
@@ -162,9 +207,14 @@ class ActionHead(nn.Module):
         """EDM loss of normalised action chunks.
 
         Args:
-            actions: (B, H, A) float32; mask bool (B, H), False = padding that does not count.
-            sigma: (B,) noise levels; noise (B, H, A) standard normal.
-        Returns: the scalar loss and the network's output (B, H, A).
+            context: (B, M, D), as `context` encodes it.
+            actions: float32 (B, H, A), normalised.
+            mask: bool (B, H), False = padding that does not count.
+            sigma: float32 (B,) noise levels.
+            noise: float32 (B, H, A), standard normal.
+
+        Returns:
+            The loss, a float32 scalar, and the network's output (B, H, A).
         """
         level = sigma[:, None, None]
         c_skip, c_out, c_in = karras_preconditioning(level, self.config.sigma_data)
@@ -179,7 +229,16 @@ class ActionHead(nn.Module):
         return per_sample.mean(), output
 
     def draw(self, batch: int, generator: Generators, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Training noise: levels (batch,) and standard normal noise (batch, H, A)."""
+        """Random training noise.
+
+        Args:
+            batch: number of samples.
+            generator: see `Generators`; each sample draws its level, then its noise.
+            device: where the result lies.
+
+        Returns:
+            Levels float32 (batch,) and standard normal noise float32 (batch, H, A).
+        """
         config = self.config
         sigma = log_logistic(
             batch,
@@ -193,17 +252,35 @@ class ActionHead(nn.Module):
         return sigma, normal((batch, config.chunk, config.action_dim), generator, device)
 
     def denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """noisy (B, H, A) float32, sigma (B,) -> the denoised chunk, float32."""
+        """The denoised chunk.
+
+        Args:
+            noisy: float32 (B, H, A).
+            sigma: float32 (B,) noise levels.
+            context: (B, M, D), as `context` encodes it.
+
+        Returns:
+            float32 (B, H, A).
+        """
         c_skip, c_out, c_in = karras_preconditioning(sigma[:, None, None], self.config.sigma_data)
-        return c_out * self((c_in * noisy).to(context.dtype), sigma, context).float() + c_skip * noisy
+        output: Tensor = self((c_in * noisy).to(context.dtype), sigma, context)
+        return c_out * output.float() + c_skip * noisy
 
     def sigmas(self, device: torch.device) -> Tensor:
-        """(sampling_steps + 1,) noise levels of sampling."""
+        """Noise levels of sampling, float32 (sampling_steps + 1,), the last one 0."""
         config = self.config
         return log_spaced_sigmas(config.sampling_steps, config.sigma_min, config.sigma_max, device)
 
     def sample(self, context: Tensor, start: Tensor) -> Tensor:
-        """DDIM from `start` (B, H, A), noise already times sigma_max -> normalised actions, float32."""
+        """Normalised actions, by DDIM.
+
+        Args:
+            context: (B, M, D), as `context` encodes it.
+            start: float32 (B, H, A), noise already times sigma_max.
+
+        Returns:
+            float32 (B, H, A).
+        """
         return ddim(lambda x, sigma: self.denoise(x, sigma, context), start, self.sigmas(start.device))
 
     def _sigma_features(self, sigma: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The policy from GFDM's features on: everything that Stage II may train besides GFDM itself."""
+"""The policy downstream of GFDM's features: everything that stage II may train except GFDM itself."""
 
 # B batch, V views, T frames, L tokens per view, C feature channels, K latent action tokens, D width
 
@@ -28,16 +28,18 @@ class FeatureProjector(nn.Module):
         self.time_embedding = nn.Parameter(torch.randn(2, 1, patch_dim) * 0.02)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, T, L, C) of the first view -> (B, 2, L, patch_dim)."""
-        return self.projection(features[:, list(self.frame_pair)]) + self.time_embedding
+        """Features (B, T, L, C) of the first view -> (B, 2, L, patch_dim)."""
+        projected: Tensor = self.projection(features[:, list(self.frame_pair)])
+        return projected + self.time_embedding
 
 
 class Perception(NamedTuple):
-    """What the action head is conditioned on."""
+    """The action head's condition."""
 
     video: Tensor
     """(B, T * Q, D) Video-Former tokens."""
     actions: LatentActions
+    """Latent actions between the two frames of the predicted clip, with their losses."""
     motion: Tensor
     """(B, K, D_gidm) latent action tokens as the head reads them."""
 
@@ -50,11 +52,16 @@ class PolicyAdapter(nn.Module):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """The parts; the defaults are the paper's."""
+
         frame_pair: tuple[int, int] = (0, 5)
         """Frames of the predicted clip that GIDM compares."""
         latent_actions: LatentActionEncoder.Config = field(default_factory=LatentActionEncoder.Config)
+        """GIDM's encoder."""
         video_former: VideoFormer.Config = field(default_factory=VideoFormer.Config)
+        """Resampler of the predicted clip."""
         head: ActionHead.Config = field(default_factory=ActionHead.Config)
+        """Diffusion action head."""
 
     def __init__(
         self,
@@ -69,9 +76,15 @@ class PolicyAdapter(nn.Module):
         """Builds the parts with random weights.
 
         Args:
-            feature_dim: channels of GFDM's features; tokens_per_frame: of all views together.
-            patch_dim, text_dim: widths that GIDM was pretrained on; goal_dim: width of the goal vector.
-        Raises: ConfigurationError when `frame_pair` lies outside the clip.
+            config: sizes of the parts.
+            feature_dim: channels of GFDM's features.
+            tokens_per_frame: positions of a frame's features, of all views together.
+            patch_dim: width of the patch features that GIDM was pretrained on.
+            text_dim: width of the token states that GIDM was pretrained on.
+            goal_dim: width of the goal vector.
+
+        Raises:
+            ConfigurationError: When `frame_pair` lies outside the clip.
         """
         super().__init__()
         if max(config.frame_pair) >= config.video_former.frames:
@@ -87,11 +100,29 @@ class PolicyAdapter(nn.Module):
         self.head = ActionHead(config.head, config.video_former.dim, config.latent_actions.dim, goal_dim)
 
     def perceive(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Perception:
-        """features (B, V, T, L, C), text states (B, S, text_dim), text_mask bool (B, S)."""
+        """Video and latent action tokens.
+
+        Args:
+            features: (B, V, T, L, C), GFDM's.
+            text: (B, S, text_dim) token states of GIDM's text encoder.
+            text_mask: bool (B, S), True = a token of the text.
+
+        Returns:
+            The action head's condition.
+        """
         video = self.video_former(features.transpose(1, 2).flatten(2, 3))  # views side by side on the tokens
-        actions = self.latent_actions(self.projector(features[:, 0]), text, text_mask)
+        actions: LatentActions = self.latent_actions(self.projector(features[:, 0]), text, text_mask)
         return Perception(video, actions, self.latent_actions.embed(actions.tokens))
 
     def context(self, perception: Perception, goal: Tensor, proprio: Tensor | None) -> Tensor:
-        """The action head's encoded context; goal (B, goal_dim), proprio (B, P) normalised or None."""
+        """The action head's encoded context.
+
+        Args:
+            perception: as `perceive` returns it.
+            goal: (B, goal_dim) text vector.
+            proprio: (B, P), normalised, or None where the head reads none.
+
+        Returns:
+            (B, M, D).
+        """
         return self.head.context(goal, perception.video, perception.motion, proprio)

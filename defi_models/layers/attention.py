@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,7 +43,17 @@ class Attention(nn.Module):
         key_mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """Returns: (B, N, dim). `causal`: query i sees keys 0..i (top-left aligned when N != M)."""
+        """Attended tokens.
+
+        Args:
+            x: (B, N, dim), the queries.
+            context: (B, M, context_dim), the keys and values; None takes `x`.
+            key_mask: bool (B, M), True = may be attended.
+            causal: query i sees keys 0..i (top-left aligned when N != M).
+
+        Returns:
+            (B, N, dim).
+        """
         context = x if context is None else context
         query, key, value = self.query(x), self.key(context), self.value(context)
         attended = F.scaled_dot_product_attention(
@@ -53,7 +64,8 @@ class Attention(nn.Module):
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=causal,
         )
-        return self.out_dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        out: Tensor = self.out_dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        return out
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_dim)
+        return torch.unflatten(x, 2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, head_dim)

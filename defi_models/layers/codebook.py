@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class Quantised(NamedTuple):
-    """What the codebook makes of latents (B, K, latent_dim)."""
+    """Quantised latents (B, K, latent_dim), with the losses of the codebook."""
 
     tokens: Tensor
     """(B, K, latent_dim): the nearest codes, with the straight-through gradient."""
@@ -25,6 +25,20 @@ class Quantised(NamedTuple):
     """Scalar: pulls latents to the codes; enters the total times `commitment_weight`."""
 
 
+def fraction_used(counts: Tensor) -> float:
+    """Share of the codes, 0..1, that `counts` (codes,) holds at least once."""
+    return float((counts > 0).double().mean())
+
+
+def perplexity(counts: Tensor) -> float:
+    """exp(entropy) of how often each code was chosen, (codes,): the effective number of codes, 0 without counts."""
+    total = counts.double().sum()
+    if total == 0:
+        return 0.0
+    share = counts.double() / total
+    return float(torch.exp(-(share * share.clamp_min(1e-300).log()).sum()))
+
+
 class Codebook(nn.Module):
     """Nearest of `size` codes by Euclidean distance, straight-through estimator.
 
@@ -34,14 +48,18 @@ class Codebook(nn.Module):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Size and training of the codebook."""
+
         size: int = 16
         """Number of codes."""
         commitment_weight: float = 0.25
+        """Weight of the commitment loss in the total."""
         restart_noise: float = 0.1
         """Noise on restarted codes, in standard deviations of the codes in use. With 0, as released, a
         restarted code equals its model exactly and the nearest-code search never picks it."""
 
     usage: Tensor
+    """int64 (size,), how often each code was chosen in training since the last `reset_usage`."""
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__()
@@ -50,7 +68,7 @@ class Codebook(nn.Module):
         self.register_buffer("usage", torch.zeros(config.size, dtype=torch.int64))
 
     def forward(self, latents: Tensor) -> Quantised:
-        """latents (B, K, latent_dim), any float dtype; distances and losses are float32."""
+        """Quantises latents (B, K, latent_dim) of any float dtype; distances and losses are float32."""
         weight = self.weight.float()
         exact = latents.float()
         flat = exact.flatten(0, -2)
@@ -69,22 +87,8 @@ class Codebook(nn.Module):
         )
 
     def look_up(self, indices: Tensor) -> Tensor:
-        """(B, K) int64 -> codes (B, K, latent_dim)."""
+        """Codes of indices: int64 (B, K) -> (B, K, latent_dim)."""
         return F.embedding(indices, self.weight)
-
-    def fraction_used(self, counts: Tensor | None = None) -> float:
-        """Share of the codes met since the last restart, 0..1."""
-        counts = self.usage if counts is None else counts
-        return float((counts > 0).float().mean())
-
-    def perplexity(self, counts: Tensor | None = None) -> float:
-        """exp(entropy) of the usage: the effective number of codes, 0 when nothing was counted."""
-        counts = (self.usage if counts is None else counts).double()
-        total = counts.sum()
-        if total == 0:
-            return 0.0
-        share = counts / total
-        return float(torch.exp(-(share * share.clamp_min(1e-300).log()).sum()))
 
     @torch.no_grad()
     def restart(self, counts: Tensor, generator: torch.Generator) -> Tensor | None:
@@ -95,8 +99,10 @@ class Codebook(nn.Module):
         Args:
             counts: (size,) how often each code was met, summed over the workers.
             generator: CPU generator; the same seed gives the same answer on every worker.
-        Returns: (size, latent_dim) in the weight's dtype and on its device; None when no code is dead or
-            nothing was counted.
+
+        Returns:
+            (size, latent_dim) in the weight's dtype and on its device; None when no code is dead or nothing was
+            counted.
         """
         counts = counts.cpu()
         dead, living = (counts == 0).nonzero().flatten(), counts.nonzero().flatten()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_models.layers.activation_checkpointing import run
-from defi_models.layers.codebook import Codebook
+from defi_models.layers.codebook import Codebook, Quantised
 from defi_models.layers.spacetime import SpaceTimeBlock, Stem
 
 
@@ -25,7 +25,9 @@ class LatentActions(NamedTuple):
     latents: Tensor
     """(B, K, latent_dim) before the codebook."""
     codebook_loss: Tensor
+    """Scalar: pulls codes to the latents; 0 where the codebook is off."""
     commitment_loss: Tensor
+    """Scalar: pulls latents to the codes; 0 where the codebook is off."""
     vq_loss: Tensor
     """codebook_loss + commitment_weight * commitment_loss; 0 where the codebook is off."""
 
@@ -38,14 +40,22 @@ class LatentActionEncoder(nn.Module):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Sizes of the encoder; the defaults are the paper's."""
+
         dim: int = 768
+        """Width of the transformer."""
         blocks: int = 12
+        """Transformer blocks."""
         heads: int = 12
+        """Attention heads."""
         dropout: float = 0.1
+        """In the feed-forward layers."""
         latent_dim: int = 128
+        """Width of a latent action token."""
         tokens: int = 4
         """Latent action tokens per pair of frames."""
         codebook: Codebook.Config = field(default_factory=Codebook.Config)
+        """Vector quantisation of the tokens."""
         continuous: bool = False
         """Skip the codebook: the paper's continuous-latent ablation."""
         tiled_text_mask: bool = False
@@ -68,12 +78,21 @@ class LatentActionEncoder(nn.Module):
         self.from_latent = nn.Linear(config.latent_dim, config.dim)
 
     def forward(self, features: Tensor, text: Tensor, text_mask: Tensor) -> LatentActions:
-        """features (B, T, L, feature_dim), text (B, S, text_dim), text_mask bool (B, S)."""
+        """Latent actions of frame pairs.
+
+        Args:
+            features: (B, T, L, feature_dim) patch features.
+            text: (B, S, text_dim) token states.
+            text_mask: bool (B, S), True = a token of the text.
+
+        Returns:
+            Quantised tokens (B, K, latent_dim), their indices and the losses of the codebook.
+        """
         latents = self.encode(features, text, text_mask)
         if self.codebook is None:
             zero = latents.new_zeros((), dtype=torch.float32)
             return LatentActions(latents, None, latents, zero, zero, zero)
-        quantised = self.codebook(latents)
+        quantised: Quantised = self.codebook(latents)
         weight = self.codebook.config.commitment_weight
         return LatentActions(
             tokens=quantised.tokens,
@@ -85,16 +104,27 @@ class LatentActionEncoder(nn.Module):
         )
 
     def encode(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """Latents before the codebook, (B, K, latent_dim): the queries of the last frame."""
+        """Latents before the codebook: the queries of the last frame.
+
+        Args:
+            features: (B, T, L, feature_dim) patch features.
+            text: (B, S, text_dim) token states.
+            text_mask: bool (B, S), True = a token of the text.
+
+        Returns:
+            (B, K, latent_dim).
+        """
         batch, frames = features.shape[:2]
         queries = self.queries.to(features.dtype).expand(batch, frames, -1, -1)
-        tokens = self.stem(torch.cat([queries, features], dim=2).flatten(0, 1)).unflatten(0, (batch, frames))
+        tokens = self.stem(torch.cat([queries, features], dim=2).flatten(0, 1))
+        tokens = torch.unflatten(tokens, 0, (batch, frames))
         words = self.text_projection(text)[:, None].expand(-1, frames, -1, -1)
         x = torch.cat([tokens, words], dim=2)
         key_mask = self._key_mask(text_mask, frames, tokens.shape[2])
         for block in self.blocks:
             x = run(block, x, key_mask, recompute=self.recompute)
-        return self.to_latent(x[:, -1, : self.config.tokens])
+        latents: Tensor = self.to_latent(x[:, -1, : self.config.tokens])
+        return latents
 
     def compile_blocks(self, **options: Any) -> None:
         """`torch.compile` of each block, in place; the codebook's bookkeeping stays outside."""
@@ -103,7 +133,8 @@ class LatentActionEncoder(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Quantised tokens (B, K, latent_dim) -> (B, K, D), as the decoder and the policy read them."""
-        return self.from_latent(tokens)
+        embedded: Tensor = self.from_latent(tokens)
+        return embedded
 
     def _key_mask(self, text_mask: Tensor, frames: int, seen: int) -> Tensor:
         mask = torch.cat([text_mask.new_ones(len(text_mask), seen), text_mask], dim=1)

@@ -13,7 +13,13 @@ from defi_models.layers.attention import Attention
 
 
 def sinusoidal_position(length: int, dim: int, device: torch.device) -> Tensor:
-    """(length, dim) float32: sine on even channels, cosine on odd ones, base 10000."""
+    """Fixed positions, float32 (length, dim): sine on even channels, cosine on odd ones, base 10000.
+
+    Args:
+        length: number of positions.
+        dim: number of channels.
+        device: where the result lies.
+    """
     position = torch.arange(length, device=device, dtype=torch.float32)[:, None]
     frequency = torch.exp(
         torch.arange(0, dim, 2, device=device, dtype=torch.float32) * (-math.log(10000.0) / dim)
@@ -29,13 +35,14 @@ class Stem(nn.Sequential):
         super().__init__(nn.LayerNorm(in_dim), nn.Linear(in_dim, dim), nn.LayerNorm(dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, in) -> (B, N, D)."""
-        tokens = super().forward(tokens)
+        """Tokens (B, N, in) -> (B, N, D)."""
+        for layer in self:
+            tokens = layer(tokens)
         return tokens + sinusoidal_position(tokens.shape[1], tokens.shape[2], tokens.device).to(tokens.dtype)
 
 
 def feed_forward(dim: int, dropout: float) -> nn.Sequential:
-    """Linear(D, 4D), GELU, Dropout, Linear(4D, D)."""
+    """Feed-forward layers: Linear(D, 4D), GELU, Dropout, Linear(4D, D)."""
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * dim, dim))
 
 
@@ -52,7 +59,7 @@ class SpaceTimeBlock(nn.Module):
         self.ffn = feed_forward(dim, dropout)
 
     def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
-        """x (B, T, N, D), key_mask bool (B * T, N), rows in (b t) order -> (B, T, N, D).
+        """Tokens x (B, T, N, D), key_mask bool (B * T, N) with rows in (b t) order -> (B, T, N, D).
 
         The mask holds for the spatial attention only: padded text passes through the rest, as released.
         """
@@ -62,7 +69,8 @@ class SpaceTimeBlock(nn.Module):
         per_token = self.temporal_norm(x).transpose(1, 2).flatten(0, 1)  # (B * N, T, D)
         attended = self.temporal(per_token, causal=True).unflatten(0, (batch, -1))
         x = x + attended.transpose(1, 2)
-        return x + self.ffn(self.ffn_norm(x))
+        x = x + self.ffn(self.ffn_norm(x))
+        return x
 
 
 class SpaceBlock(nn.Module):
@@ -76,6 +84,7 @@ class SpaceBlock(nn.Module):
         self.ffn = feed_forward(dim, dropout)
 
     def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
-        """x (B, N, D), key_mask bool (B, N) -> (B, N, D)."""
+        """Tokens x (B, N, D), key_mask bool (B, N) -> (B, N, D)."""
         x = x + self.spatial(self.spatial_norm(x), key_mask=key_mask)
-        return x + self.ffn(self.ffn_norm(x))
+        x = x + self.ffn(self.ffn_norm(x))
+        return x

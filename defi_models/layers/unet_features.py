@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +22,20 @@ def up_block_features(
     added_time_ids: Tensor,
     blocks: Sequence[int],
 ) -> Tensor:
-    """Outputs of the up-blocks `blocks`, side by side on the channels, at the size of the last one.
+    """Outputs of the up-blocks `blocks`, concatenated on the channels, at the size of the last one.
 
     Runs the UNet's own modules in its own order and stops after the last block that is read.
 
     Args:
+        unet: diffusers' `UNetSpatioTemporalConditionModel`.
         sample: (B, T, C_in, h, w) scaled noisy latents and condition.
-        timestep: (B,); text: (B, S, cross_attention_dim); added_time_ids: (B, 3).
+        timestep: float (B,), ln(sigma) / 4.
+        text: (B, S, cross_attention_dim) token states.
+        added_time_ids: float (B, 3): fps, motion bucket, noise augmentation.
         blocks: rising indices of up-blocks; a block's own upsampler counts to its output.
-    Returns: (B, T, sum of channels, h', w').
+
+    Returns:
+        (B, T, sum of channels, h', w').
     """
     batch, frames = sample.shape[:2]
     embedding = _time_embedding(unet, sample, timestep, added_time_ids).repeat_interleave(frames, dim=0)
@@ -44,7 +50,7 @@ def up_block_features(
     hidden = unet.mid_block(
         hidden_states=hidden, temb=embedding, encoder_hidden_states=text, image_only_indicator=image_only
     )
-    # grids that the UNet's strides do not divide need their upsamplers told the size of the next skip
+    # on grids that the UNet's strides do not divide, upsamplers need the size of the next skip
     factor = 2**unet.num_upsamplers
     uneven = any(size % factor for size in sample.shape[-2:])
     read = []
@@ -59,11 +65,11 @@ def up_block_features(
             break
     grid = read[-1].shape[-2:]
     resized = [x if x.shape[-2:] == grid else F.interpolate(x, size=grid, mode="nearest") for x in read]
-    return torch.cat(resized, dim=1).unflatten(0, (batch, frames))
+    return torch.unflatten(torch.cat(resized, dim=1), 0, (batch, frames))
 
 
 def feature_channels(block_out_channels: Sequence[int], blocks: Sequence[int]) -> int:
-    """Channels that `up_block_features` returns."""
+    """Number of channels that `up_block_features` returns."""
     per_block = list(reversed(block_out_channels))
     return sum(per_block[index] for index in blocks)
 
@@ -71,12 +77,18 @@ def feature_channels(block_out_channels: Sequence[int], blocks: Sequence[int]) -
 def _time_embedding(unet: DiffusersUNet, sample: Tensor, timestep: Tensor, added_time_ids: Tensor) -> Tensor:
     embedding = unet.time_embedding(unet.time_proj(timestep).to(sample.dtype))
     added = unet.add_time_proj(added_time_ids.flatten()).reshape(len(sample), -1)
-    return embedding + unet.add_embedding(added.to(embedding.dtype))
+    whole: Tensor = embedding + unet.add_embedding(added.to(embedding.dtype))
+    return whole
 
 
 def _call(
-    block: torch.nn.Module, hidden: Tensor, embedding: Tensor, text: Tensor, image_only: Tensor, **more
-):
+    block: torch.nn.Module,
+    hidden: Tensor,
+    embedding: Tensor,
+    text: Tensor,
+    image_only: Tensor,
+    **more: Any,
+) -> Any:
     if getattr(block, "has_cross_attention", False):
         more["encoder_hidden_states"] = text
     return block(hidden_states=hidden, temb=embedding, image_only_indicator=image_only, **more)

@@ -32,16 +32,17 @@ class VideoFormerLayer(nn.Module):
         )
 
     def forward(self, features: Tensor, queries: Tensor) -> Tensor:
-        """features (B, T, L, D), queries (B, T, Q, D) -> queries."""
+        """Queries (B, T, Q, D) after reading features (B, T, L, D)."""
         batch, frames = queries.shape[:2]
         normed = self.query_norm(queries)
         seen = torch.cat([self.feature_norm(features), normed], dim=2)
         read = self.resample(normed.flatten(0, 1), seen.flatten(0, 1))
-        queries = queries + read.unflatten(0, (batch, frames))
+        queries = queries + torch.unflatten(read, 0, (batch, frames))
         per_query = queries.transpose(1, 2).flatten(0, 1)  # (B * Q, T, D)
-        mixed = self.temporal(per_query).unflatten(0, (batch, -1)).transpose(1, 2)
+        mixed = torch.unflatten(self.temporal(per_query), 0, (batch, -1)).transpose(1, 2)
         queries = queries + mixed
-        return queries + self.ffn(queries)
+        queries = queries + self.ffn(queries)
+        return queries
 
 
 class VideoFormer(nn.Module):
@@ -52,13 +53,20 @@ class VideoFormer(nn.Module):
 
     @dataclass(kw_only=True, frozen=True)
     class Config:
+        """Sizes of the resampler; the defaults are the paper's."""
+
         dim: int = 384
+        """Width of the tokens."""
         depth: int = 6
+        """Number of layers."""
         heads: int = 8
+        """Attention heads."""
         head_dim: int = 64
-        """Of the resampling attention; the temporal attention's is dim / heads."""
+        """Width of a head of the resampling attention; the temporal attention's is dim / heads."""
         frames: int = 16
+        """Frames of the predicted clip."""
         queries_per_frame: int = 14
+        """Learnable queries, so tokens, per frame."""
         spatial_positions: bool = False
         """A learnable position per token of a frame (all views); released weights have none."""
 
@@ -79,11 +87,12 @@ class VideoFormer(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, T, L, C), views one after the other on L -> (B, T * Q, D), frame-major."""
+        """Features (B, T, L, C), views one after the other on L -> tokens (B, T * Q, D), frame-major."""
         x = self.projection(features) + self.time_embedding
         if self.position_embedding is not None:
             x = x + self.position_embedding
         queries = self.queries.expand(len(features), -1, -1, -1)
         for layer in self.layers:
             queries = run(layer, x, queries, recompute=self.recompute)
-        return self.norm(queries).flatten(1, 2)
+        tokens: Tensor = self.norm(queries)
+        return tokens.flatten(1, 2)

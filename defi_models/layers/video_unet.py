@@ -23,8 +23,10 @@ DiffusersScheduler: TypeAlias = Any
 
 @dataclass(kw_only=True, frozen=True)
 class UNetConfig:
-    """Sizes of diffusers' `UNetSpatioTemporalConditionModel`; what follows from the codec and the text
-    encoder is not repeated here."""
+    """Sizes of diffusers' `UNetSpatioTemporalConditionModel`, under its names.
+
+    Sizes that follow from the codec and the text encoder are not repeated here.
+    """
 
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
@@ -32,13 +34,13 @@ class UNetConfig:
     num_attention_heads: tuple[int, ...] = (5, 10, 20, 20)
     addition_time_embed_dim: int = 256
     attention_down_blocks: tuple[bool, ...] = (True, True, True, False)
-    """Which down-blocks attend to text; the up-blocks mirror them."""
+    """Whether each down-block attends to text; the up-blocks mirror them."""
     sample_size: int = 96
 
 
 @dataclass(kw_only=True, frozen=True)
 class SchedulerConfig:
-    """`EulerDiscreteScheduler` as SVD ships it."""
+    """Settings of diffusers' `EulerDiscreteScheduler`, under its names; the defaults are SVD's."""
 
     beta_start: float = 0.00085
     beta_end: float = 0.012
@@ -64,10 +66,17 @@ def build_unet(
     """The UNet with random weights.
 
     Args:
+        config: sizes of the UNet.
         latent_channels: of the codec; the input holds noisy latents and condition, twice as many.
         text_dim: width of the text states as the UNet sees them.
+        frames: frames of a clip.
         last_feature_block: highest up-block that features are read from.
-    Raises: ConfigurationError when lists of per-block sizes differ in length or the block does not exist.
+
+    Returns:
+        diffusers' `UNetSpatioTemporalConditionModel`.
+
+    Raises:
+        ConfigurationError: When lists of per-block sizes differ in length or the block does not exist.
     """
     blocks = len(config.block_out_channels)
     if not blocks == len(config.num_attention_heads) == len(config.attention_down_blocks):
@@ -100,7 +109,8 @@ def build_unet(
 def unet_config(unet: DiffusersUNet, folder: Path) -> UNetConfig:
     """Our config of a UNet read from a diffusers folder.
 
-    Raises: ModelFolderError when the UNet is of a shape that this config cannot describe.
+    Raises:
+        ModelFolderError: When the UNet is of a shape that this config cannot describe.
     """
     theirs = dict(unet.config)
     blocks = len(theirs["block_out_channels"])
@@ -177,7 +187,8 @@ def build_scheduler(config: SchedulerConfig) -> DiffusersScheduler:
 def read_scheduler(folder: Path) -> SchedulerConfig:
     """The config of an `EulerDiscreteScheduler` folder.
 
-    Raises: ModelFolderError when it is absent, of another class, or sets what this config does not know.
+    Raises:
+        ModelFolderError: When it is missing, of another class, or has settings that this config does not know.
     """
     file = "scheduler_config.json"
     content = read_public_config(folder, "EulerDiscreteScheduler", file)
@@ -194,10 +205,10 @@ def read_scheduler(folder: Path) -> SchedulerConfig:
     dropped = [k for k, v in content.items() if k not in known and not k.startswith("_") and v != full.get(k)]
     unsupported = [key for key in dropped if content[key] not in (None, False)]
     full = {key: value for key, value in full.items() if key in known}
-    absent = [key for key, value in full.items() if value is None]
-    if absent:
+    missing_keys = [key for key, value in full.items() if value is None]
+    if missing_keys:
         raise ModelFolderError(
-            f"{folder / file} does not set {', '.join(absent)}, which SVD's schedule needs."
+            f"{folder / file} does not set {', '.join(missing_keys)}, which SVD's schedule needs."
         )
     if "trained_betas" in unsupported:
         raise ModelFolderError(f"{folder / file} sets trained_betas, which SVD's schedule has not.")

@@ -16,7 +16,7 @@ from defi_models.encoders.tokenizer import load_tokenizer
 from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.pretrained.configuration import from_mapping, to_mapping
 from defi_models.pretrained.replace_folder import replaced_folder
-from defi_models.pretrained.skip_init import unset_weights
+from defi_models.pretrained.skip_init import skip_init
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -30,12 +30,18 @@ class ModelFolder:
     """Saving and loading of a model as a folder that needs nothing else; mixed into every model class."""
 
     kind: ClassVar[str]
+    """gfdm, gidm or policy."""
     config: Any
+    """The `Config` of the class."""
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the folder; a reader sees the old one or the new one, never a part.
 
-        Returns: the folder. Weights keep their dtype; tied weights are stored once.
+        Args:
+            folder: the folder to write; one that exists is replaced.
+
+        Returns:
+            The folder. Weights keep their dtype; tied weights are stored once.
         """
         model = cast(nn.Module, self)
 
@@ -58,35 +64,42 @@ class ModelFolder:
         """Reads a folder written by `save_pretrained`; the model comes back in eval mode.
 
         Args:
-            dtype: None keeps the stored one.
-        Raises: ModelFolderError naming the file and what was expected of it.
+            folder: a model folder.
+            device: where the model is moved.
+            dtype: precision of the weights; None keeps the stored one.
+
+        Returns:
+            The model in eval mode.
+
+        Raises:
+            ModelFolderError: Naming the file and what was expected of it.
         """
-        place = Path(folder)
-        header = read_header(place)
+        source = Path(folder)
+        header = read_header(source)
         if header["model"] != cls.kind:
             raise ModelFolderError(
-                f"{place / CONFIG_FILE} describes a '{header['model']}' model; '{cls.kind}' is expected here."
+                f"{source / CONFIG_FILE} describes a '{header['model']}' model; '{cls.kind}' is expected here."
             )
         if header.get("absent"):
             raise ModelFolderError(
-                f"{place} was converted without {', '.join(header['absent'])}, so it cannot run yet. Convert it "
+                f"{source} was converted without {', '.join(header['absent'])}, so it cannot run yet. Convert it "
                 "again with the folders of those backbones; see python -m defi_models.convert --help."
             )
         config_class = cls.Config  # type: ignore[attr-defined]
         try:
-            config = from_mapping(config_class, header["config"], f"{place / CONFIG_FILE}: config")
+            config = from_mapping(config_class, header["config"], f"{source / CONFIG_FILE}: config")
         except ConfigurationError as error:
             raise ModelFolderError(f"{error} Was the folder written by another version?") from error
-        stored = read_weights(place / WEIGHTS_FILE)
-        with unset_weights():
+        stored = read_weights(source / WEIGHTS_FILE)
+        with skip_init():
             model = cls(config)  # type: ignore[call-arg]
         module = cast(nn.Module, model)
         _match_dtype(module, stored)
-        load_exactly(module, stored, str(place / WEIGHTS_FILE))
+        load_exactly(module, stored, str(source / WEIGHTS_FILE))
         for name, encoder in _tokenized(module):
-            if (place / TOKENIZERS_FOLDER / name).is_dir():
-                encoder.tokenizer = load_tokenizer(place / TOKENIZERS_FOLDER / name)
-        model.read_side_files(place)
+            if (source / TOKENIZERS_FOLDER / name).is_dir():
+                encoder.tokenizer = load_tokenizer(source / TOKENIZERS_FOLDER / name)
+        model.read_side_files(source)
         module.to(device=device, dtype=dtype)
         module.eval()
         return model
@@ -96,7 +109,11 @@ class ModelFolder:
         return {}
 
     def read_side_files(self, folder: Path) -> None:
-        """Reads back what `side_files` wrote. Raises: ModelFolderError."""
+        """Reads the files back that `side_files` wrote.
+
+        Raises:
+            ModelFolderError: When one is damaged.
+        """
 
     def _card(self) -> str:
         module = cast(nn.Module, self)
@@ -119,22 +136,34 @@ class ModelFolder:
 
 
 def write_folder(target: Path, write: Callable[[Path], None]) -> Path:
-    """Lets `write` fill a fresh folder and puts it in the place of `target`, whole or not at all."""
+    """Lets `write` fill a fresh folder and replaces `target` by it, whole or not at all."""
     with replaced_folder(target) as fresh:
         write(fresh)
     return target
 
 
-def make_header(kind: str, config: Any, absent: Sequence[str] = ()) -> dict[str, Any]:
-    """Content of config.json; `absent` names parts whose weights the folder does not hold."""
+def make_header(kind: str, config: Any, missing_parts: Sequence[str] = ()) -> dict[str, Any]:
+    """Content of config.json.
+
+    Args:
+        kind: gfdm, gidm or policy.
+        config: the model's `Config`.
+        missing_parts: frozen parts whose weights the folder does not hold.
+
+    Returns:
+        A mapping ready for JSON.
+    """
     header = {"format": "defi_models", "version": FORMAT_VERSION, "model": kind, "preset": config.preset}
-    return header | {"config": to_mapping(config)} | ({"absent": list(absent)} if absent else {})
+    return (
+        header | {"config": to_mapping(config)} | ({"absent": list(missing_parts)} if missing_parts else {})
+    )
 
 
 def read_header(folder: Path) -> dict[str, Any]:
     """The checked content of a model folder's config.json.
 
-    Raises: ModelFolderError when the folder or file is absent, damaged or of another format.
+    Raises:
+        ModelFolderError: When the folder or file is missing, damaged or of another format.
     """
     path = folder / CONFIG_FILE
     if not folder.is_dir():
@@ -158,7 +187,8 @@ def read_header(folder: Path) -> dict[str, Any]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a safetensors file.
 
-    Raises: ModelFolderError when it is absent, truncated or not safetensors.
+    Raises:
+        ModelFolderError: When it is missing, truncated or not safetensors.
     """
     if not path.is_file():
         raise ModelFolderError(f"weight file {path} does not exist.")
@@ -171,10 +201,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def load_exactly(model: nn.Module, stored: Mapping[str, Tensor], place: str) -> None:
+def load_exactly(model: nn.Module, stored: Mapping[str, Tensor], source: str) -> None:
     """Copies `stored` into `model`, which must have exactly these tensors in these shapes.
 
-    Raises: ModelFolderError listing what is missing, unknown or of another shape.
+    Args:
+        model: the model to fill.
+        stored: tensors by name.
+        source: file that they come from, for the message.
+
+    Raises:
+        ModelFolderError: Listing the missing and unexpected tensors and those of another shape.
     """
     wanted = model.state_dict()
     present_storage = {wanted[name].data_ptr() for name in stored if name in wanted}
@@ -189,8 +225,8 @@ def load_exactly(model: nn.Module, stored: Mapping[str, Tensor], place: str) -> 
         if names:
             more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
             raise ModelFolderError(
-                f"{place} {problem} {len(names)} tensor(s): {', '.join(names[:_SHOWN_KEYS])}{more}. "
-                "The weights do not belong to the config beside them."
+                f"{source} {problem} {len(names)} tensor(s): {', '.join(names[:_SHOWN_KEYS])}{more}. "
+                "The weights do not belong to the config in the same folder."
             )
     model.load_state_dict(stored, strict=False)
 

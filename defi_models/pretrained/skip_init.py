@@ -1,4 +1,4 @@
-"""Building a model whose weights are about to be read: its random initialisation is left out."""
+"""Construction of a model without its random initialisation, for weights that are about to be loaded."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _INITIALISERS = frozenset(name for name in vars(torch.nn.init) if name.endswith(
 """`kaiming_uniform_` and its like; the draws they end in, `normal_` and so on, have the same names on tensors."""
 
 
-class unset_weights(TorchFunctionMode):
-    """Weights built inside hold whatever memory held, so every one of them has to be loaded afterwards.
+class skip_init(TorchFunctionMode):
+    """Context in which parameters are allocated but not initialised; every one has to be loaded afterwards.
 
     Seconds per billion parameters are saved; `load_exactly` refuses a file that leaves one of them out.
     """

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from defi_models.errors import ModelFolderError
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM
-from defi_models.pretrained.skip_init import unset_weights
+from defi_models.pretrained.skip_init import skip_init
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_folder_exported_under_the_former_names_loads_by_the_lines_of_its_read
 
 def test_weights_that_a_file_will_overwrite_are_not_drawn_at_random() -> None:
     before = torch.get_rng_state()
-    with unset_weights():
+    with skip_init():
         torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(3, 4), torch.nn.Embedding(5, 6)
     assert torch.equal(torch.get_rng_state(), before)
     torch.nn.Linear(3, 4)

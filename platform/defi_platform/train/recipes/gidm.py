@@ -148,11 +148,11 @@ def code_usage(counts: Tensor) -> dict[str, Any]:
     Returns: `codebook_fraction_used` in 0..1, `codebook_perplexity` (the effective number of codes), and the
         counts themselves.
     """
-    share = counts.double() / counts.sum().clamp_min(1)
-    entropy = -(share * share.clamp_min(1e-300).log()).sum()
+    from defi_models.layers.codebook import fraction_used, perplexity
+
     return {
-        "codebook_fraction_used": float((counts > 0).double().mean()),
-        "codebook_perplexity": float(entropy.exp()),
+        "codebook_fraction_used": fraction_used(counts),
+        "codebook_perplexity": perplexity(counts),
         "code_counts": [int(count) for count in counts],
     }
 
