@@ -273,8 +273,9 @@ class GFDM(ModelFolder, nn.Module):
         """
         check_tensor("frames", frames, ("B", "T", *self._frame_shape()), torch.uint8, _SIZE_HINT)
         images = to_signed_unit(frames.to(self.device).flatten(0, 1))
-        latents: Tensor = torch.unflatten(self.codec.encode(images), 0, frames.shape[:2])
-        return latents * self.config.codec.scaling_factor
+        latents = torch.unflatten(self.codec.encode(images), 0, frames.shape[:2])
+        scaled: Tensor = latents * self.config.codec.scaling_factor
+        return scaled
 
     @torch.no_grad()
     def decode_latents(self, latents: Tensor) -> Tensor:
@@ -392,18 +393,14 @@ class GFDM(ModelFolder, nn.Module):
         return text.to(self.dtype).repeat(1, 1, self.config.text_copies)
 
     def _time_ids(self, batch: int, fps: float) -> Tensor:
-        ids = torch.tensor(
-            [fps, self.config.motion_bucket, self.config.noise_augmentation], device=self.device
-        )
-        return ids.expand(batch, -1)
+        conditions = [fps, self.config.motion_bucket, self.config.noise_augmentation]
+        return torch.tensor(conditions, device=self.device).expand(batch, -1)
 
     def _frame_shape(self) -> tuple[int, int, int]:
         return self.config.height, self.config.width, 3
 
     def _latent_shape(self, frames: Size | None = None) -> tuple[Size, ...]:
-        """(B, T, C, h, w), with the config's number of frames or the given one."""
-        config = self.config
-        return "B", frames or config.frames, config.codec.channels, *config.latent_size
+        return "B", frames or self.config.frames, self.config.codec.channels, *self.config.latent_size
 
 
 ForwardDynamics = GFDM
