@@ -50,7 +50,7 @@ class AsyncValidation:
             scheduling_strategy="DEFAULT",
             max_retries=0,
         )
-        pickled = cloudpickle.dumps(self._recipe)  # type: ignore[no-untyped-call]
+        pickled = cloudpickle.dumps(self._recipe)
         self.step, self._task = step, task.remote(pickled, step)
 
     def skip(self, step: int) -> None:
@@ -106,7 +106,7 @@ def validate_checkpoint(pickled: bytes, step: int) -> bytes:
     model = load_model(recipe, checkpoint).to("cuda" if ray.get_gpu_ids() else "cpu")
     batch = held_out_batches(recipe, 0, 1)[0]
     report = recipe.evaluate(model, batch, train.output, step)
-    pickled_report: bytes = cloudpickle.dumps(report)  # type: ignore[no-untyped-call]
+    pickled_report: bytes = cloudpickle.dumps(report)
     return pickled_report
 
 
