@@ -149,11 +149,7 @@ class GFDM(ModelFolder, nn.Module):
             ModelFolderError: Naming the file and what was expected.
         """
         svd = read_svd(Path(folder))
-        parts: dict[str, Any] = {
-            "codec": svd.codec.config,
-            "unet": svd.unet_config,
-            "scheduler": svd.scheduler,
-        }
+        parts: dict[str, Any] = dict(codec=svd.codec.config, unet=svd.unet_config, scheduler=svd.scheduler)
         config = cls.Config(**{"frames": svd.frames, "text": text_encoder.config} | parts | options)
         svd.check_width(config.text_copies, config.text.dim)
         return cls(config, codec=svd.codec, text_encoder=text_encoder, unet=svd.unet).eval()
@@ -301,8 +297,7 @@ class GFDM(ModelFolder, nn.Module):
         check_tensor("images", images, ("B", *self._frame_shape()), torch.uint8, _SIZE_HINT)
         check_texts("text", text, len(images), "images")
         condition = self.codec.encode(to_signed_unit(images.to(self.device)))
-        shape = (len(images), self.config.frames, *condition.shape[1:])
-        noise = normal(shape, generator, condition.device)
+        noise = normal((len(images), self.config.frames, *condition.shape[1:]), generator, condition.device)
         return self.features_from_latents(condition, self.text_encoder.states(text).states, noise)
 
     def features_from_latents(self, condition: Tensor, text: Tensor, noise: Tensor) -> Tensor:
@@ -352,18 +347,16 @@ class GFDM(ModelFolder, nn.Module):
         check_texts("text", text, len(first_frames), "first_frames")
         check_count("steps", steps)
         condition = self.codec.encode(to_signed_unit(first_frames.to(self.device)))
-        shape = (len(first_frames), self.config.frames, *condition.shape[1:])
+        shape = (len(condition), self.config.frames, *condition.shape[1:])
         noise = normal(shape, generator, condition.device)
         states = self._cross_attention_text(self.text_encoder.states(text).states)
-        repeated = condition[:, None].expand_as(noise)
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-            x = torch.cat([latents, repeated], dim=2)
-            level = timestep.expand(len(x))
-            output = self.unet_output(x, level, states)
+            x = torch.cat([latents, condition[:, None].expand_as(latents)], dim=2)
+            output = self.unet_output(x, timestep.expand(len(x)), states)
             if guidance == 1.0:
                 return output
-            free = self.unet_output(x, level, torch.zeros_like(states))
+            free = self.unet_output(x, timestep.expand(len(x)), torch.zeros_like(states))
             return free + guidance * (output - free)
 
         return self.decode_latents(denoise_clip(self.scheduler, steps, noise, predict))

@@ -101,6 +101,11 @@ def check_finite(key: str, value: Tensor) -> None:
 def check_count(key: str, value: object, minimum: int = 1) -> None:
     """A whole number of at least `minimum`.
 
+    Args:
+        key: argument or batch entry that the message names.
+        value: what a model call was given.
+        minimum: the least number allowed.
+
     Raises:
         InputError: Naming key, expected and got.
     """

@@ -20,7 +20,13 @@ def to_mapping(config: Any) -> dict[str, Any]:
 def from_mapping(schema: type[Schema], values: Mapping[str, Any], place: str = "config") -> Schema:
     """Builds `schema` from a mapping; a field that is not named keeps its default.
 
-    Raises: ConfigurationError for an unknown field (naming the nearest), an unknown kind or a wrong type.
+    Args:
+        schema: a config dataclass.
+        values: field -> value, nested parts as nested mappings.
+        place: name of the mapping in messages.
+
+    Raises:
+        ConfigurationError: For an unknown field (naming the nearest), an unknown kind or a wrong type.
     """
     return cast(Schema, _value(schema, values, place, None))
 
@@ -28,7 +34,13 @@ def from_mapping(schema: type[Schema], values: Mapping[str, Any], place: str = "
 def override(config: Schema, changes: Mapping[str, Any], place: str = "config") -> Schema:
     """A copy of `config` with `changes` (field -> value, nested parts as nested mappings) laid over it.
 
-    A part whose `kind` changes starts from that kind's defaults.
+    Args:
+        config: instance of a config dataclass.
+        changes: field -> value; a part whose `kind` changes starts from that kind's defaults.
+        place: name of the config in messages.
+
+    Raises:
+        ConfigurationError: As `from_mapping`.
     """
     return cast(Schema, _value(type(config), changes, place, config))
 

@@ -74,8 +74,10 @@ class MappedTable:
         return found
 
     def _advise(self, advice: int, columns: list[str]) -> None:
-        """Advises the kernel on the pages of text columns. What this process lets go (MADV_DONTNEED) stays in the
-        machine's cache of the file."""
+        """Advises the kernel on the pages of text columns.
+
+        Pages that this process releases (MADV_DONTNEED) stay in the machine's cache of the file.
+        """
         for column in columns:
             for start, length in self._texts.get(column, ()):
                 assert self._mapped is not None
