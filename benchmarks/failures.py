@@ -3,9 +3,9 @@
     python benchmarks/failures.py [--away 60] [--quick]
 
 The run folder lies on S3 (moto behind a proxy that can refuse), W&B has a server that does not answer. The model is
-tiny and its steps are paced, so that what is seen is what the platform does. Reported for each failure: the steps that were
-done again, the longest time without a step, and the workers after it. The run has to end with every sample learned from
-exactly once and nobody having done anything about it; otherwise this fails.
+tiny and its steps are paced, so that what is seen is what the platform does. Reported for each failure: the steps that
+were done again, those done meanwhile, the longest time without a step, and the workers after it. The run has to end
+with every sample learned from exactly once and nobody having done anything about it; otherwise this fails.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class Cost:
     failure: str
     again: int
     """Steps that were done a second time."""
+    meanwhile: int
+    """Steps by which the run was past the one it had reached when the failure was over: 2 where it had to wait."""
     pause_s: float
     """Longest time without a step."""
     workers: int
@@ -139,7 +141,7 @@ class Watch:
             self.until(failure, lambda: over() and self.step() > reached + 1)
         new = self.attempts()[before:]
         again = sum(max(0, reached - attempt["from"]) for attempt in new[:1])
-        cost = Cost(failure, again, pause[0], self.attempts()[-1]["workers"])
+        cost = Cost(failure, again, self.step() - reached, pause[0], self.attempts()[-1]["workers"])
         print(f"step {self.step()}: {cost}", file=sys.stderr, flush=True)
         return cost
 
@@ -362,10 +364,12 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, s3_server() as endpoint:
         costs = run_and_hit(Path(folder), endpoint, arguments.away, arguments.quick)
-    print("\n| failure | steps done again | longest time without a step | workers after it |")
-    print("|---|---|---|---|")
+    print(
+        "\n| failure | steps done again | steps meanwhile | longest time without a step | workers after it |"
+    )
+    print("|---|---|---|---|---|")
     for cost in costs:
-        print(f"| {cost.failure} | {cost.again} | {cost.pause_s:.1f} s | {cost.workers} |")
+        print(f"| {cost.failure} | {cost.again} | {cost.meanwhile} | {cost.pause_s:.1f} s | {cost.workers} |")
     return 0
 
 

@@ -20,15 +20,15 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
     done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     table = {
-        name: (int(again), float(pause), int(workers))
-        for name, again, pause, workers in re.findall(
-            r"^\| ([^|]+) \| (\d+) \| ([\d.]+) s \| (\d) \|$", done.stdout, re.M
+        name: (int(again), int(meanwhile), int(workers))
+        for name, again, meanwhile, workers in re.findall(
+            r"^\| ([^|]+) \| (\d+) \| (\d+) \| [\d.]+ s \| (\d) \|$", done.stdout, re.M
         )
     }
     if disk := table.pop("local disk full for two checkpoints", None):
-        assert disk[0] == 0 and disk[1] < 10
-    again, pause, _ = table.pop("store away for 12 s")
-    assert again == 0 and pause < 10, "training goes on meanwhile"
+        assert disk[0] == 0 and disk[1] > 2 * 10
+    again, meanwhile, _ = table.pop("store away for 12 s")
+    assert again == 0 and meanwhile > 5, "training goes on meanwhile"
     assert table.pop("a spot node is announced to go, and goes")[0] <= 10, "a checkpoint was made for it"
     assert {name: workers for name, (_, _, workers) in table.items()} == {
         "a worker gets SIGKILL, the newest checkpoint is damaged": 2,
