@@ -19,6 +19,7 @@ from defi_platform.config import (
     FinetuneConfig,
     IngestConfig,
     InspectConfig,
+    ModelConfig,
     PretrainBothConfig,
     PretrainConfig,
     RecordConfig,
@@ -186,6 +187,13 @@ def test_every_path_of_a_config_becomes_absolute_and_nothing_else_changes(
     before, after = to_mapping(config), to_mapping(absolute)
     assert before["tracking"] == after["tracking"] and before["data"]["decode"] == after["data"]["decode"]
     assert absolute_paths(absolute) == absolute
+
+
+def test_an_empty_optional_path_is_no_path_and_not_the_working_directory() -> None:
+    pretrain = absolute_paths(PretrainConfig(model=ModelConfig(init_from="")))
+    assert pretrain.model.init_from is None
+    # An export would replace the folder that it names.
+    assert absolute_paths(ExportConfig(run="s3://b/run", output="")).output is None
 
 
 def test_a_value_of_the_wrong_type_is_refused_with_its_key_and_place(files: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from robot_messages import observation
 
 from defi_models import presets
 from defi_models.policy import DeFIPolicy
+from defi_platform import storage
 from defi_platform.errors import CheckpointError
 from defi_platform.serve.observation import Observation, read_observation
 from defi_platform.serve.replica import PolicyReplica
 from defi_platform.serve.startup_checks import check_policy_folder
+from defi_platform.storage import StorageError
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,12 @@ def test_a_folder_that_lacks_a_file_is_refused(
     (partial / name).unlink()
     with pytest.raises(CheckpointError, match=complaint):
         check_policy_folder(str(partial))
+
+
+def test_a_remote_folder_whose_upload_was_cut_short_is_refused_before_anything_starts() -> None:
+    folder = f"memory://{uuid.uuid4().hex}/policy"
+    storage.write_text(storage.join(folder, "config.json"), "{}")
+    check_policy_folder(folder)
+    storage.write_text(storage.join(folder, storage.INCOMPLETE), "")
+    with pytest.raises(StorageError, match="was not written to its end"):
+        check_policy_folder(folder)

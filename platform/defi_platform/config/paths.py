@@ -14,7 +14,10 @@ Config = TypeVar("Config")
 
 
 def absolute_paths(config: Config) -> Config:
-    """A copy of a config in which every field marked as `PATH` is absolute, nested configs included."""
+    """A copy of a config in which every field marked as `PATH` is absolute, nested configs included.
+
+    An empty text in an optional field counts as null: as a path it would be the working directory.
+    """
     copy: Config = _absolute(config)
     return copy
 
@@ -28,6 +31,8 @@ def _absolute(value: Any) -> Any:
     for field in dataclasses.fields(value):
         item = getattr(value, field.name)
         if is_path(field):
+            if item == "" and field.default is None:
+                item = None
             changed[field.name] = item if item in (None, MISSING) else storage.absolute(item)
         else:
             changed[field.name] = _absolute(item)

@@ -32,7 +32,9 @@ def check_policy_folder(folder: str) -> None:
 
     Raises:
         CheckpointError: the folder is absent, partial, truncated or of another model.
+        StorageError: its upload was cut short.
     """
+    storage.ensure_complete(folder)
     if storage.is_remote(folder):
         if not storage.exists(storage.join(folder, CONFIG_FILE)):
             raise CheckpointError(f"policy folder {folder} has no {CONFIG_FILE}. {_FIX}")

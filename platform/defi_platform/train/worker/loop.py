@@ -304,14 +304,15 @@ class Training:
                 self.reporter.update_status(phase="waiting for the async validation", force=True)
             self._log_async_validation(FINAL_TIMEOUT_S)
             self.reporter.update_status(phase="exporting the model", force=True)
-            summary = retry_run_folder(self.recipe.kind, self.train, self._write_results)
+            batch = self.validator.batches()[0]
+            summary = retry_run_folder(self.recipe.kind, self.train, lambda: self._write_results(batch))
             self.reporter.track_media([CURVES, *summary["media"]], self.step)
             self._close("complete")
             path, text = storage.join(self.train.output, SUMMARY), json.dumps(summary, indent=1)
             retry_run_folder(self.recipe.kind, self.train, lambda: storage.write_text(path, text))
         self.communicator.barrier()
 
-    def _write_results(self) -> dict[str, Any]:
+    def _write_results(self, batch: dict[str, Any]) -> dict[str, Any]:
         facts = {
             "steps": self.step,
             "samples": self.step * self.train.global_batch,
@@ -320,7 +321,7 @@ class Training:
             "async_validations": self.async_validation.counts if self.async_validation else None,
             "resumed_from": self.resumed_from,
         }
-        batch, rows = self.validator.batches()[0], self.reporter.rows()
+        rows = self.reporter.rows()
         return write_results(self.recipe, rows, facts, batch, self.engine.device, self.fingerprint)
 
     def _close(self, phase: str) -> None:
