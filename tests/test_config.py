@@ -201,6 +201,15 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_key_and_place(files: Path
         load_config(PretrainConfig, files / "run.yaml", ["train.steps=many"])
 
 
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [("null", r"'data\.corpora'.*not Optional"), ("[1]", "list"), ("videos", r"'data\.corpora'.*str")],
+)
+def test_corpora_that_are_no_mapping_are_refused(files: Path, value: str, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=rf"run\.yaml: .*{complaint}"):
+        load_config(PretrainConfig, files / "run.yaml", [f"data.corpora={value}"])
+
+
 def test_a_missing_value_is_named_with_the_way_to_set_it(tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("{}")
     with pytest.raises(ConfigError, match=r"'data\.manifest' has no value.*data\.manifest=VALUE"):

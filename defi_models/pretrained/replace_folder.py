@@ -1,4 +1,4 @@
-"""Replacement of a local folder in one step: readers see the old one or the new one, never a part.
+"""Replacement of a local folder: readers see the old one or the new one, never a part.
 
 Standard library only: storage of the platform uses it in processes that never import torch.
 """
@@ -25,6 +25,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
         yield fresh
         if target.exists():
             old = target.parent / f".{target.name}.old-{uuid.uuid4().hex}"
+            # A folder that is not empty cannot be renamed over: between the two renames there is none for a moment.
             target.rename(old)
             fresh.rename(target)
             shutil.rmtree(old)

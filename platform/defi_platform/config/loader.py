@@ -100,8 +100,8 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
             raise ConfigError(
                 f"'{item}' is not an override; write it as dotted.key=value, e.g. train.steps=10."
             )
-    merged = OmegaConf.merge(from_file, OmegaConf.from_dotlist(list(overrides)))
-    return _checked(schema, merged, str(path or "the command line"))
+    source = str(path or "the command line")
+    return _checked(schema, _merged(source, from_file, OmegaConf.from_dotlist(list(overrides))), source)
 
 
 def from_mapping(schema: type[Schema], values: Any, source: str) -> Schema:
@@ -151,11 +151,18 @@ def _extended(node: DictConfig, folder: Path) -> DictConfig:
     return cast(DictConfig, OmegaConf.merge(base, node))
 
 
+def _merged(source: str, *parts: Any) -> Any:
+    try:
+        return OmegaConf.merge(*parts)
+    except TypeError as error:  # OmegaConf's error for it names no key
+        raise ConfigError(f"{source}: a list is in the place of a mapping of keys to values.") from error
+
+
 def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     for key, siblings in _unknown_keys(schema, values):
         raise ConfigError(f"{source}: there is no key '{key}'.{did_you_mean(key, siblings)}")
     try:
-        config = OmegaConf.merge(OmegaConf.structured(schema), values)
+        config = _merged(source, OmegaConf.structured(schema), values)
         return cast(Schema, OmegaConf.to_object(config))
     except MissingMandatoryValue as error:
         raise ConfigError(
@@ -182,8 +189,9 @@ def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple
         node = structured._get_node(key)
         child = OmegaConf.get_type(node)
         if isinstance(node, DictConfig) and dataclasses.is_dataclass(node._metadata.element_type):
-            for name_in_dict in values[key]:
-                element = cast(type, node._metadata.element_type)
-                yield from _unknown_keys(element, values[key][name_in_dict], f"{name}.{name_in_dict}.")
+            entries, element = values[key], cast(type, node._metadata.element_type)
+            # Anything but a mapping, null included, is an error of the merge.
+            for entry in entries if isinstance(entries, DictConfig) else ():
+                yield from _unknown_keys(element, entries[entry], f"{name}.{entry}.")
         elif child is not None and dataclasses.is_dataclass(child):
             yield from _unknown_keys(cast(type, child), values[key], f"{name}.")
