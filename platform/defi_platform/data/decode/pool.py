@@ -29,7 +29,7 @@ Job = DecodeJob | ProbeJob
 Answer = np.ndarray | Probe | BadVideo
 
 POLL_S = 0.25
-"""How often a waiting pool checks at the clock and at the memory of its processes."""
+"""Seconds between two looks of a waiting pool at the clock and at the memory of its processes."""
 
 START_S = 60.0
 """Extra time for the first job of a process, which includes its start on a busy machine."""
