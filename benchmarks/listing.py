@@ -27,6 +27,7 @@ def peak_mb() -> int:
 
 
 def name_of(number: int) -> str:
+    """Name of a made-up file, a thousand to a folder."""
     return f"videos/train/{number // 1000:05d}/{number:08d}.mp4"
 
 
@@ -47,9 +48,9 @@ def measure(folder: str, videos: int) -> None:
 
     walked, root = storage.walk, str(Path(folder) / "corpus")
 
-    def walk(place: str) -> Iterator[storage.Entry]:
-        yield from walked(place)
-        if place == root:
+    def walk(folder: str) -> Iterator[storage.Entry]:
+        yield from walked(folder)
+        if folder == root:
             for number in range(videos):
                 name = name_of(number)
                 size = 1_000_000 + number
@@ -71,7 +72,15 @@ def measure(folder: str, videos: int) -> None:
 
 
 def measured(checkout: Path, folder: str, videos: int) -> tuple[int, float]:
-    """Runs `measure` in its own process, with the packages of a checkout."""
+    """Runs `measure` in its own process.
+
+    Args:
+        checkout: whose packages are measured.
+        folder: for corpus and manifest.
+        videos: how many.
+
+    Returns: (MB, seconds of CPU time).
+    """
     paths = {"PYTHONPATH": f"{checkout / 'platform'}{os.pathsep}{checkout}"}
     command = [sys.executable, __file__, str(videos), MEASURE, folder]
     done = subprocess.run(

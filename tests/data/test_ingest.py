@@ -138,7 +138,7 @@ def test_train_and_validation_share_no_episode_and_are_the_same_every_time(tmp_p
     assert again.column("split").to_pylist() == [row["split"] for row in rows]
 
 
-def test_another_holdout_is_another_split_of_the_same_verdicts(tmp_path: Path) -> None:
+def test_another_holdout_is_another_split_of_the_same_results(tmp_path: Path) -> None:
     root = write_lerobot(tmp_path / "c", [4] * 10)
     ingest(configured(root, tmp_path / "m", holdout=0.1))
     rows = ingest(configured(root, tmp_path / "m", holdout=0.0)).table.to_pylist()

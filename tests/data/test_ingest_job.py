@@ -28,7 +28,7 @@ from defi_platform.config.loader import parse_arguments
 from defi_platform.data.decode.messages import DecodeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.ingest.probe_actors import StoragePatience
+from defi_platform.data.ingest.probe_actors import OutageDetector
 from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.manifest.quarantine import add_to_quarantine, read_quarantine, skipped
 from defi_platform.data.manifest.table import Manifest
@@ -120,7 +120,7 @@ def numbered_videos(folder: Path, count: int) -> list[Path]:
     return places
 
 
-def judged(manifest: Path) -> set[str]:
+def stored(manifest: Path) -> set[str]:
     """Names of the files in the blocks that an unfinished ingest has stored."""
     import pyarrow.parquet as pq
 
@@ -129,7 +129,7 @@ def judged(manifest: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_an_ingest_killed_half_way_goes_on_and_opens_no_judged_file_again(
+def test_an_ingest_killed_half_way_goes_on_and_opens_no_stored_file_again(
     repository: Path, tmp_path: Path
 ) -> None:
     places = numbered_videos(tmp_path / "c", 240)
@@ -140,12 +140,12 @@ def test_an_ingest_killed_half_way_goes_on_and_opens_no_judged_file_again(
     ]
     first = job(repository, *arguments)
     deadline = time.monotonic() + 120
-    while not judged(tmp_path / "m"):
+    while not stored(tmp_path / "m"):
         assert first.poll() is None and time.monotonic() < deadline, first.communicate()[0]
         time.sleep(0.01)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    kept = judged(tmp_path / "m")
+    kept = stored(tmp_path / "m")
     corpus = tmp_path / "m" / "corpora" / "mine"
     assert 0 < len(kept) < 240 and not (corpus / "committed.json").exists()
     for place in places:
@@ -241,10 +241,10 @@ def test_a_manifest_of_another_layout_is_made_again(tmp_path: Path) -> None:
 def test_the_store_is_to_blame_after_several_failures_in_a_row_or_when_nothing_ever_came(
     answered: bool, reasons: list[str], stops_at: int | None, nothing: bool
 ) -> None:
-    patience = StoragePatience(answered, allowed=4)
-    told = [patience.down(ProbeResult("u", "v", BadVideo(reason, "refused"))) for reason in reasons]
-    assert next((number for number, why in enumerate(told) if why), None) == stops_at
-    assert patience.nothing_answered() == nothing
+    outage = OutageDetector(answered, allowed=4)
+    stops = [outage.down(ProbeResult("u", "v", BadVideo(reason, "refused"))) for reason in reasons]
+    assert next((number for number, why in enumerate(stops) if why), None) == stops_at
+    assert outage.nothing_answered() == nothing
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def test_remote_reads_wait_side_by_side_and_answer_in_order() -> None:
     assert list(side_by_side(abs, [-1, 2], remote=False)) == [(-1, 1), (2, 2)]
 
 
-def test_a_listing_shows_life_before_its_first_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_reports_progress_before_its_first_record(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [storage.Entry(str(n), str(n), 1, "1") for n in range(2500)]
     monkeypatch.setattr(storage, "walk", lambda root: iter(found))
     signs = rows.files_below("x")

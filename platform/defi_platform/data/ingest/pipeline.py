@@ -40,7 +40,7 @@ def ingest(config: DataConfig) -> Manifest:
     """Brings the manifest up to date with the corpora and opens it.
 
     Corpora whose files and settings are what they were at the last ingest are reused, unopened. An ingest that was
-    killed goes on where it was, but for the blocks of files that were open.
+    killed is resumed, but for the blocks of files that were open.
 
     Raises: CorpusError when a corpus is absent, empty, of no known format or without a usable video, and with
     `strict` at the first bad video. StorageError when a store is down or refuses.

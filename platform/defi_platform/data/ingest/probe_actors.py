@@ -55,8 +55,8 @@ class ProbeRequest:
     """Whether to score its frames."""
 
 
-class StoragePatience:
-    """Decides when failures of the store are no longer about single files.
+class OutageDetector:
+    """Detects that a store is down: its failures are no longer about single files.
 
     Args:
         answered: whether the store has given files of this corpus before.
@@ -77,7 +77,7 @@ class StoragePatience:
         return result.bad.message if self._row >= self._allowed else None
 
     def nothing_answered(self) -> bool:
-        """Whether no file of the corpus ever came."""
+        """Returns whether no file of the corpus ever came."""
         return self._row > 0 and not self._answered
 
 
@@ -98,16 +98,16 @@ def probe_files(
     """
     if not count:
         return
-    patience = StoragePatience(answered)
+    outage = OutageDetector(answered)
     last = ""
     results = _here(todo, limits, folder) if count <= FEW_FILES else _on_ray(todo, count, limits, folder)
     for result in results:
-        last = patience.down(result) or last
+        last = outage.down(result) or last
         if last:
             raise StorageError(_store_is_down(last))
         yield result
         failed = result.bad
-    if patience.nothing_answered() and failed is not None:
+    if outage.nothing_answered() and failed is not None:
         raise StorageError(_store_is_down(failed.message))
 
 

@@ -1,4 +1,4 @@
-"""Filters that reject videos or windows for what they look like; every threshold is configuration."""
+"""Filters that reject videos or windows by scores of their frames; every threshold is configuration."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Scores:
 
 
 def needs_scores(config: FilterConfig) -> bool:
-    """Whether frames have to be scored for these filters."""
+    """Returns whether frames have to be scored for these filters."""
     values = (config.static, config.black, config.blurred, config.duplicate_bits)
     return config.scores or any(value is not None for value in values)
 

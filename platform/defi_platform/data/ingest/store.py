@@ -149,7 +149,7 @@ class VideoStore:
         return int(self._database.value(f"SELECT count(*) FROM {FILES}"))
 
     def any_probed(self) -> bool:
-        """Tells whether any file has a result."""
+        """Returns whether any file has a result."""
         return bool(self._database.value("SELECT EXISTS (SELECT 1 FROM probed)"))
 
     def add_result(self, result: ProbeResult) -> None:
@@ -193,6 +193,8 @@ class VideoStore:
 
     def reject_duplicates(self, most_bits: int) -> None:
         """Rejects every accepted video that repeats an earlier one. Args: most_bits: see `near_duplicates`."""
+        if not self._signed:
+            return
         signatures = np.frombuffer(self._signatures, np.uint64).reshape(-1, WORDS)
         self._database.execute("CREATE INDEX by_number ON ended (number)")
         query = "SELECT content FROM ended WHERE number = ?"

@@ -32,7 +32,7 @@ def held_out(positions: np.ndarray, holdout: float) -> np.ndarray:
 
 
 def is_split(name: str) -> bool:
-    """Whether `name` is a split there is."""
+    """Returns whether `name` is a split there is."""
     return name in (TRAIN, VALIDATION)
 
 

@@ -30,7 +30,7 @@ class FileIndex:
         return self._length
 
     def find(self, name: str) -> tuple[Any, ...] | None:
-        """Looks a name up. Returns: (number of the row, name, value, ...); None where there is none."""
+        """Finds a row by its name. Returns: (number of the row, name, value, ...); None where there is none."""
         if not self._indexed:
             self._database.execute("CREATE INDEX by_name ON named (name)")
             self._indexed = True
