@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import tempfile
+import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from defi_platform.data.ingest.probe_results import RESULT_SCHEMA, ProbeResult, 
 from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.split import hash_position, held_out
+from defi_platform.data.manifest.table import SCHEMA
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.file_index import FileIndex
 from defi_platform.data.sources.records import VideoRecord, files_below
@@ -94,8 +96,8 @@ def test_files_are_looked_up_by_the_names_they_were_listed_under(tmp_path: Path)
     assert files.get("a/z") is None and "b" in files
 
 
-def record(number: int, uri: str = "", version: str = "1", **other: object) -> VideoRecord:
-    return VideoRecord(video_id=f"v{number}", uri=uri or f"/{number}", text="", version=version, **other)  # type: ignore[arg-type]
+def record(number: int, uri: str = "", version: str = "1", text: str = "", **other: object) -> VideoRecord:
+    return VideoRecord(video_id=f"v{number}", uri=uri or f"/{number}", text=text, version=version, **other)  # type: ignore[arg-type]
 
 
 def bad(uri: str, reason: str, attempts: int = 1, version: str = "1") -> ProbeResult:
@@ -203,6 +205,35 @@ def test_texts_of_any_characters_come_back_as_they_are() -> None:
     videos = filled(one := VideoRecord(video_id="a\0b", uri="/x'\0y", text='\n"\0\U0001f600', version=""))
     videos.add_result(good(one.uri, version=""))
     assert [found for found, _ in videos.probed()] == [one]
+
+
+def test_listed_videos_take_no_memory_of_python() -> None:
+    videos = VideoStore("c")
+    tracemalloc.start()
+    for number in range(20_000):
+        videos.add(record(number, text=f"put the object into container {number}"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+def test_duplicates_are_rejected_and_all_others_stay_in_order() -> None:
+    filled().reject_duplicates(most_bits=2)
+    videos = filled()
+    row = dict.fromkeys(SCHEMA.names) | {
+        "corpus": "c",
+        "uri": "/x",
+        "version": "1",
+        "episode_id": "",
+        "split": "",
+    }
+    for name, signature in (("a", (1, 2, 3)), ("b", (1 << 63, 0, 0)), ("z", (1, 2, 2))):
+        videos.accept(row | {"video_id": name}, signature)
+    videos.reject_duplicates(most_bits=2)
+    assert videos.accepted(0.0).read_all().column("video_id").to_pylist() == ["a", "b"]
+    (rejected,) = videos.rejected().read_all().to_pylist()
+    assert (rejected["video_id"], rejected["reason"], rejected["uri"]) == ("z", "duplicate", "/x")
+    assert rejected["message"] == "1 of 192 bits from a, filters.duplicate_bits=2"
 
 
 def test_with_strict_whatever_finds_the_first_bad_video_stops() -> None:
