@@ -1,4 +1,4 @@
-"""Entry point of `python -m defi_models.parity FOLDER`: our outputs beside tensors recorded from the reference."""
+"""Entry point of `python -m defi_models.parity FOLDER`: our outputs compared with tensors recorded from the reference."""
 
 import sys
 

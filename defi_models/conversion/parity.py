@@ -51,7 +51,7 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is within the tolerance."""
+        """True when the difference is within the tolerance."""
         return self.difference is not None and self.difference <= self.tolerance
 
 

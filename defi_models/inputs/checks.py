@@ -26,7 +26,7 @@ class AtLeast(NamedTuple):
 
 
 Size: TypeAlias = int | str | AtLeast
-"""An exact size, the letter of a free one (at least 1), or one with a minimum of its own."""
+"""An exact size, the letter of a free one (at least 1), or one with a minimum."""
 
 
 def check_tensor(
@@ -84,7 +84,7 @@ def check_texts(key: str, value: object, batch: int | None = None, of: str = "")
 
 
 def check_finite(key: str, value: Tensor) -> None:
-    """Looks for NaN and infinity in a small tensor on the CPU; on other devices it does not wait for the values.
+    """Refuses NaN and infinity in a small tensor on the CPU; on other devices the values are not waited for.
 
     Raises:
         InputError: Naming key, expected and got.
@@ -99,7 +99,12 @@ def check_finite(key: str, value: Tensor) -> None:
 
 
 def check_count(key: str, value: object, minimum: int = 1) -> None:
-    """A whole number of at least `minimum`.
+    """Refuses anything but a whole number of at least `minimum`.
+
+    Args:
+        key: name of the argument.
+        value: what was given for it.
+        minimum: smallest allowed value.
 
     Args:
         key: argument or batch entry that the message names.

@@ -17,7 +17,7 @@ from defi_models.layers.video_former import VideoFormer
 
 
 class FeatureProjector(nn.Module):
-    """GFDM features of two frames of the first view, in the place of GIDM's patch features."""
+    """GFDM features of two frames of the first view, projected to GIDM's patch features."""
 
     def __init__(self, feature_dim: int, patch_dim: int, frame_pair: tuple[int, int]) -> None:
         super().__init__()
