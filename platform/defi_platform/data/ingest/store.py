@@ -30,7 +30,7 @@ from defi_platform.data.manifest.table import SCHEMA
 from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 from defi_platform.data.tables.parquet_io import ROWS_PER_PART, Row, to_rows, to_table
-from defi_platform.data.tables.temp_database import TempDatabase
+from defi_platform.data.tables.temp_database import ADDED_AT_ONCE, TempDatabase
 
 SQL_TYPES = {"str": "TEXT", "int": "INTEGER", "float": "REAL"}
 
@@ -46,7 +46,7 @@ TABLES = (
 
 FIELD_VALUES = operator.attrgetter(*FIELDS)
 
-VIDEO_ID, EPISODE_ID, SPLIT = map(SCHEMA.get_field_index, ("video_id", "episode_id", "split"))
+VIDEO_ID, SPLIT = map(SCHEMA.get_field_index, ("video_id", "split"))
 REASON, CHANGES = map(RESULT_SCHEMA.get_field_index, ("reason", "changes"))
 
 FILES = "(SELECT DISTINCT uri, version FROM listed ORDER BY uri, version)"
@@ -83,8 +83,10 @@ class VideoStore:
     def __init__(self, corpus: str, screen: bool = False, strict: bool = False) -> None:
         self._corpus, self._screen, self._strict = corpus, screen, strict
         self._database = TempDatabase(*TABLES)
+        self._unstored: list[VideoRecord] = []
         self._signatures, self._signed = array("Q"), array("q")
-        self._numbers = itertools.count()
+        self._positions = array("Q")
+        """By number of an ended video: the hash position of its episode."""
         self._length = self._sum = 0
 
     def close(self) -> None:
@@ -96,15 +98,11 @@ class VideoStore:
         self._length += 1
         self._sum += int.from_bytes(hashlib.sha256(repr(item).encode()).digest()[:16], "big")
         if isinstance(item, RejectedRecord):
-            problem = BadVideo(item.reason, item.message)
-        else:
-            try:
-                self._database.execute(INSERT_LISTED, FIELD_VALUES(item))
-                return
-            except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError) as error:
-                # A file name that is no text, a count beyond all numbers.
-                problem = BadVideo("bad_source", f"{type(error).__name__}: {error}")
-        self.reject(rejection(self._corpus, item, problem, attempts=1))
+            self._reject_listed(item, item.reason, item.message)
+            return
+        self._unstored.append(item)
+        if len(self._unstored) >= ADDED_AT_ONCE:
+            self._store_listed()
 
     def __len__(self) -> int:
         return self._length
@@ -115,6 +113,7 @@ class VideoStore:
 
     def load_committed(self, tables: Iterable[pa.Table]) -> None:
         """Takes the results of the last commit, by `RESULT_SCHEMA`, once everything is listed."""
+        self._store_listed()
         self._database.execute("CREATE INDEX by_file ON listed (uri, version)")
         self._database.execute("CREATE INDEX by_id ON listed (video_id)")
         for table in tables:
@@ -142,7 +141,7 @@ class VideoStore:
         )
         files = self._database.select("SELECT * FROM todo ORDER BY rowid")
         count = self._database.value("SELECT count(*) FROM todo")
-        return count, (ProbeRequest(*file, self._screen) for file in files)
+        return count, (ProbeRequest(*file, screen=self._screen) for file in files)
 
     def num_files(self) -> int:
         """Number of different files that the listed videos lie in."""
@@ -156,7 +155,7 @@ class VideoStore:
         """Takes the result of a file that was opened now."""
         file = (result.uri, result.version)
         content = (*file, result.attempts, pickle.dumps(row_of(result)))
-        self._database.execute("INSERT OR REPLACE INTO probed VALUES (?, ?, ?, ?)", content)
+        self._database.add("INSERT OR REPLACE INTO probed VALUES (?, ?, ?, ?)", content)
         if result.bad is not None and self._strict:
             query = "SELECT * FROM listed WHERE uri = ? AND version = ? ORDER BY rowid"
             first = _record(next(self._database.select(query, file)))
@@ -203,17 +202,11 @@ class VideoStore:
             video = dict(zip(SCHEMA.names, pickle.loads(self._database.value(query, number)), strict=True))
             same = pickle.loads(self._database.value(query, (self._signed[early],)))[VIDEO_ID]
             message = f"{bits} of {BITS} bits from {same}, filters.duplicate_bits={most_bits}"
-            item = RejectedRecord(
-                video_id=video["video_id"],
-                uri=video["uri"],
-                reason="duplicate",
-                message=message,
-                version=video["version"],
-            )
             self._database.execute("DELETE FROM ended WHERE number = ?", number)
-            self._end(
-                REJECTED, rejection(self._corpus, item, BadVideo(item.reason, item.message), attempts=1)
+            item = RejectedRecord(
+                reason="duplicate", message=message, **{n: video[n] for n in ("video_id", "uri", "version")}
             )
+            self._end(REJECTED, rejection(self._corpus, item, BadVideo(item.reason, message), attempts=1))
 
     def accepted(self, holdout: float) -> pa.RecordBatchReader:
         """The manifest's rows in order of the ids, each with its split.
@@ -221,8 +214,9 @@ class VideoStore:
         Args:
             holdout: see `held_out`; a split that a source fixes by design stays.
         """
-        keys = ((row[EPISODE_ID] or row[VIDEO_ID]) for row in self._ended(ACCEPTED))
-        held = held_out(np.fromiter(map(hash_position, keys), np.uint64), holdout)
+        query = "SELECT number FROM ended WHERE state = ? ORDER BY video_id, number"
+        numbers = np.fromiter((n for (n,) in self._database.select(query, (ACCEPTED,))), np.int64)
+        held = held_out(np.frombuffer(self._positions, np.uint64)[numbers], holdout)
         rows = (
             row if row[SPLIT] else (*row[:SPLIT], VALIDATION if validation else TRAIN, *row[SPLIT + 1 :])
             for row, validation in zip(self._ended(ACCEPTED), held, strict=True)
@@ -237,6 +231,22 @@ class VideoStore:
         """The results of all files, by `RESULT_SCHEMA`."""
         contents = self._database.select("SELECT content FROM probed ORDER BY uri, version")
         return _reader((pickle.loads(content) for (content,) in contents), RESULT_SCHEMA)
+
+    def _store_listed(self) -> None:
+        rows, self._unstored = self._unstored, []
+        while rows:
+            stored = self._database.changes
+            try:
+                self._database.execute_many(INSERT_LISTED, map(FIELD_VALUES, rows))
+                return
+            except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError) as error:
+                # A file name that is no text, a count beyond all numbers; those before it are stored.
+                stored = self._database.changes - stored
+                self._reject_listed(rows[stored], "bad_source", f"{type(error).__name__}: {error}")
+                rows = rows[stored + 1 :]
+
+    def _reject_listed(self, item: VideoRecord | RejectedRecord, reason: str, message: str) -> None:
+        self.reject(rejection(self._corpus, item, BadVideo(reason, message), attempts=1))
 
     def _keep(self, rows: Iterable[Row]) -> int:
         """Takes those of earlier results that say all that is asked. Returns: how many."""
@@ -257,10 +267,9 @@ class VideoStore:
         )
 
     def _end(self, state: str, row: dict[str, Any]) -> int:
-        number, content = next(self._numbers), pickle.dumps(VALUES[state](row))
-        self._database.execute(
-            "INSERT INTO ended VALUES (?, ?, ?, ?)", (state, row["video_id"], number, content)
-        )
+        number, content = len(self._positions), pickle.dumps(VALUES[state](row))
+        self._positions.append(hash_position(row.get("episode_id") or row["video_id"]))
+        self._database.add("INSERT INTO ended VALUES (?, ?, ?, ?)", (state, row["video_id"], number, content))
         return number
 
     def _ended(self, state: str) -> Iterator[Row]:

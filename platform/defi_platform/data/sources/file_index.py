@@ -23,7 +23,7 @@ class FileIndex:
 
     def add(self, name: str, *values: str | int) -> None:
         """Adds a row."""
-        self._database.execute(self._insert, [_encoded(value) for value in (name, *values)])
+        self._database.add(self._insert, [_encoded(value) for value in (name, *values)])
         self._length += 1
 
     def __len__(self) -> int:
@@ -55,4 +55,6 @@ def _encoded(value: str | int) -> str | int | bytes:
 
 
 def _decoded(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    if bytes not in map(type, row):
+        return row
     return tuple([v.decode("utf-8", "surrogatepass") if isinstance(v, bytes) else v for v in row])

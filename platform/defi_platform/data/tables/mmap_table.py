@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +87,33 @@ class MappedTable:
 
 def mappable(table: pa.Table) -> pa.Table:
     """Joins the chunks of each column, with text offsets of 64 bits so that one chunk can hold any corpus."""
-    fields = [f.with_type(pa.large_string()) if f.type == pa.string() else f for f in table.schema]
-    return table.cast(pa.schema(fields)).unify_dictionaries().combine_chunks()
+    return table.cast(_mappable_schema(table.schema)).unify_dictionaries().combine_chunks()
+
+
+def _mappable_schema(fields: Iterable[pa.Field]) -> pa.Schema:
+    return pa.schema([f.with_type(pa.large_string()) if f.type == pa.string() else f for f in fields])
 
 
 def write_mappable(parquet: Path, path: Path) -> int:
     """Writes the rows of a local Parquet file as a file that can be mapped. Returns: how many."""
     with pq.ParquetFile(parquet) as file:
-        fields = file.schema_arrow
-        # One column after the other: chunks and their copy are never there of all at once.
-        columns = {f.name: mappable(file.read([f.name]).cast(pa.schema([f]))).column(0) for f in fields}
-    laid_out = pa.table(columns)
+        schema = file.schema_arrow
+        # The copy that joins a column's chunks is there for one at a time: the largest columns, texts, first.
+        names = sorted(schema.names, key=lambda name: schema.field(name).type != pa.string())
+        columns = {name: _mappable_column(file, schema.field(name)) for name in names}
+    laid_out = pa.table({name: columns.pop(name) for name in schema.names})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, laid_out.schema) as writer:
         writer.write_table(laid_out)
     return int(laid_out.num_rows)
+
+
+def _mappable_column(file: pq.ParquetFile, field: pa.Field) -> pa.ChunkedArray:
+    schema = _mappable_schema([field])
+    parts = [file.read_row_group(n, [field.name]).cast(schema) for n in range(file.num_row_groups)]
+    column = mappable(pa.concat_tables([schema.empty_table(), *parts])).column(0)
+    del parts
+    pa.default_memory_pool().release_unused()
+    return column
 
 
 def to_numpy(values: pa.Array | pa.ChunkedArray) -> np.ndarray:

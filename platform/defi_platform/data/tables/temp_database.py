@@ -11,11 +11,14 @@ from defi_platform.data.tables.parquet_io import Row
 from defi_platform.storage import StorageError
 
 SETTINGS = (
-    "PRAGMA cache_size = -32768",  # KiB; what does not fit lies on disk
+    "PRAGMA cache_size = -8192",  # KiB; what does not fit lies on disk, mostly in the machine's own cache
     "PRAGMA temp_store = FILE",
     "PRAGMA journal_mode = OFF",  # nobody reads the file after a failure
     "BEGIN",
 )
+
+ADDED_AT_ONCE = 1_000
+"""Rows after which a buffer of INSERTs is emptied."""
 
 
 class TempDatabase:
@@ -31,18 +34,28 @@ class TempDatabase:
         folder = tempfile.gettempdir().replace("'", "''")
         # A database without a name has no directory entry either: a killed process leaves nothing behind.
         self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._added: dict[str, list[Sequence[Any]]] = {}
         for statement in (f"PRAGMA temp_store_directory = '{folder}'", *SETTINGS, *statements):
             self.execute(statement)
 
+    def add(self, statement: str, values: Sequence[Any]) -> None:
+        """Runs an INSERT before the next other statement, with many at once: a call per row costs as much as the row."""
+        rows = self._added.setdefault(statement, [])
+        rows.append(values)
+        if len(rows) >= ADDED_AT_ONCE:
+            self._flush()
+
     def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Runs a statement. Raises: as Python's sqlite3 for values that it cannot store."""
+        self._flush()
         try:
             return self._connection.execute(statement, values)
         except sqlite3.OperationalError as error:
             raise _no_room(error) from error
 
-    def execute_many(self, statement: str, rows: Iterable[Row]) -> None:
-        """Runs a statement for each of `rows`."""
+    def execute_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Runs a statement for each of `rows`, up to the first that cannot be stored. Raises: as `execute`."""
+        self._flush()
         try:
             self._connection.executemany(statement, rows)
         except sqlite3.OperationalError as error:
@@ -61,9 +74,18 @@ class TempDatabase:
         row = self.execute(statement, values).fetchone()
         return None if row is None else row[0]
 
+    @property
+    def changes(self) -> int:
+        """Number of rows that all statements so far have inserted, replaced or deleted."""
+        return self._connection.total_changes
+
     def close(self) -> None:
         """Drops everything."""
         self._connection.close()
+
+    def _flush(self) -> None:
+        while self._added:
+            self.execute_many(*self._added.popitem())
 
 
 def _no_room(error: sqlite3.OperationalError) -> StorageError:
