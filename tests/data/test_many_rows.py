@@ -241,7 +241,7 @@ def test_with_strict_whatever_finds_the_first_bad_video_stops() -> None:
     with pytest.raises(CorpusError, match=r"/0 \(corpus c, video v0\) is bad: corrupt"):
         videos.add_result(bad("/0", "corrupt"))
     with pytest.raises(CorpusError, match="bad_source"):
-        VideoStore("c", strict=True).add(record(0, num_frames=1 << 70))
+        filled(record(0, num_frames=1 << 70), strict=True)
 
 
 def test_an_empty_store_has_empty_tables() -> None:

@@ -98,9 +98,7 @@ def result_of(row: Row) -> ProbeResult:
             np.asarray(hashes, np.uint64),
             changes,
         )
-    return ProbeResult(
-        uri, version, Probe(*row[5:-7], times=tuple(times or ()), frame_scores=screening), attempts
-    )
+    return ProbeResult(uri, version, Probe(*(*row[5:-7], tuple(times or ()), screening)), attempts)
 
 
 class ResultBlocks:

@@ -141,7 +141,7 @@ class VideoStore:
         )
         files = self._database.select("SELECT * FROM todo ORDER BY rowid")
         count = self._database.value("SELECT count(*) FROM todo")
-        return count, (ProbeRequest(*file, screen=self._screen) for file in files)
+        return count, (ProbeRequest(uri, version, attempts, self._screen) for uri, version, attempts in files)
 
     def num_files(self) -> int:
         """Number of different files that the listed videos lie in."""
