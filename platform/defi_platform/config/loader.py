@@ -192,6 +192,6 @@ def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple
             entries, element = values[key], cast(type, node._metadata.element_type)
             # Anything but a mapping, null included, is an error of the merge.
             for entry in entries if isinstance(entries, DictConfig) else ():
-                yield from _unknown_keys(element, entries[entry], f"{name}.{entry}.")
+                yield from _unknown_keys(element, entries[entry], f"{name}.{entry!s}.")
         elif child is not None and dataclasses.is_dataclass(child):
             yield from _unknown_keys(cast(type, child), values[key], f"{name}.")
