@@ -28,7 +28,7 @@ from defi_platform.data.manifest.split import hash_position, held_out
 from defi_platform.data.manifest.table import SCHEMA
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.file_index import FileIndex
-from defi_platform.data.sources.records import VideoRecord, files_below
+from defi_platform.data.sources.records import RejectedRecord, VideoRecord, files_below
 from defi_platform.data.tables import parquet_io
 from defi_platform.data.tables.parquet_io import to_table
 from defi_platform.data.tables.temp_database import TempDatabase
@@ -112,7 +112,9 @@ def table_of(*results: ProbeResult) -> pa.Table:
     return to_table([row_of(result) for result in results], RESULT_SCHEMA)
 
 
-def filled(*records: VideoRecord, committed: Iterable[pa.Table] = (), **options: Any) -> VideoStore:
+def filled(
+    *records: VideoRecord | RejectedRecord, committed: Iterable[pa.Table] = (), **options: Any
+) -> VideoStore:
     """A store after its listing."""
     videos = VideoStore("c", **options)
     for item in records:
@@ -136,6 +138,15 @@ def test_a_record_that_no_table_can_hold_is_rejected_alone(odd: dict[str, object
     assert [uri for uri, _, _ in requested(videos)] == ["/0", "/2"]
     (rejected,) = videos.rejected().read_all().to_pylist()
     assert (rejected["video_id"], rejected["reason"]) == ("v1", "bad_source") and len(videos) == 3
+
+
+def test_records_that_no_table_can_hold_cost_no_other_its_place() -> None:
+    absent = RejectedRecord(video_id="r0", uri="/r0", reason="missing", message="", version="1")
+    odd = (record(1, uri="/\udce9"), record(3, uri="/\udcea"), record(4, uri="/\udceb"))
+    videos = filled(absent, record(0), odd[0], record(2), *odd[1:], record(5))
+    assert [uri for uri, _, _ in requested(videos)] == ["/0", "/2", "/5"]
+    rejected = videos.rejected().read_all().column("video_id").to_pylist()
+    assert sorted(rejected) == ["r0", "v1", "v3", "v4"]
 
 
 @pytest.mark.usefixtures("two_at_once")

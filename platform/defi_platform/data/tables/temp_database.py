@@ -77,6 +77,8 @@ class TempDatabase:
     @property
     def changes(self) -> int:
         """Number of rows that all statements so far have inserted, replaced or deleted."""
+        # Rows that wait would count as those of the next statement.
+        self._flush()
         return self._connection.total_changes
 
     def close(self) -> None:
