@@ -130,8 +130,35 @@ def requested(videos: VideoStore) -> list[tuple[str, str, int]]:
     return found
 
 
+def test_of_several_records_that_no_table_can_hold_each_is_rejected_and_no_other() -> None:
+    odd = (1, 2, 5, 9)
+    videos = VideoStore("c")
+    videos.add(RejectedRecord(video_id="gone", uri="/gone", reason="missing", message=""))
+    for number in range(10):
+        videos.add(record(number, num_frames=10**30 if number in odd else None))
+    videos.load_committed(())
+    assert [uri for uri, _, _ in requested(videos)] == [f"/{n}" for n in range(10) if n not in odd]
+    rejected = videos.rejected().read_all().column("video_id").to_pylist()
+    assert rejected == ["gone", *(f"v{number}" for number in odd)]
+
+
+def test_the_fingerprint_of_a_listing_is_that_of_earlier_versions() -> None:
+    videos = VideoStore("c")
+    videos.add(record(1))
+    videos.add(RejectedRecord(video_id="a", uri="/a", reason="missing", message="m"))
+    assert videos.fingerprint() == "907880ec3591dc335478519074752241"
+
+
 @pytest.mark.parametrize(
-    "odd", [{"uri": "/caf\udce9.mp4"}, {"num_frames": 10**30}, {"num_frames": "many"}, {"camera": "\udfff"}]
+    "odd",
+    [
+        {"uri": "/caf\udce9.mp4"},
+        {"num_frames": 10**30},
+        {"num_frames": "many"},
+        {"num_frames": [3]},
+        {"text": ["a", "b"]},
+        {"camera": "\udfff"},
+    ],
 )
 def test_a_record_that_no_table_can_hold_is_rejected_alone(odd: dict[str, object]) -> None:
     videos = filled(record(0), record(1, **odd), record(2))  # type: ignore[arg-type]

@@ -63,6 +63,18 @@ KEEP = (
 
 INSERT_LISTED = f"INSERT INTO listed VALUES ({', '.join('?' * len(FIELDS))})"
 
+UNSTORABLE = (
+    UnicodeEncodeError,
+    OverflowError,
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.InterfaceError,
+)
+"""What is raised for a file name that is no text, a count beyond all numbers, a list for a text."""
+
+LISTED_AS = {VideoRecord: "Claim", RejectedRecord: "Refused"}
+"""Names in the fingerprint of a listing: those of earlier versions, whose manifests are up to date as well."""
+
 ACCEPTED, REJECTED = "accepted", "rejected"
 
 VALUES = {
@@ -96,7 +108,8 @@ class VideoStore:
     def add(self, item: VideoRecord | RejectedRecord) -> None:
         """Takes one item of a listing; a record that no table can hold is rejected."""
         self._length += 1
-        self._sum += int.from_bytes(hashlib.sha256(repr(item).encode()).digest()[:16], "big")
+        text = repr(item).replace(type(item).__name__, LISTED_AS[type(item)], 1)
+        self._sum += int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
         if isinstance(item, RejectedRecord):
             self._reject_listed(item, item.reason, item.message)
             return
@@ -239,8 +252,8 @@ class VideoStore:
             try:
                 self._database.execute_many(INSERT_LISTED, map(FIELD_VALUES, rows))
                 return
-            except (UnicodeEncodeError, OverflowError, sqlite3.IntegrityError) as error:
-                # A file name that is no text, a count beyond all numbers; those before it are stored.
+            except UNSTORABLE as error:
+                # Those before it are stored.
                 stored = self._database.changes - stored
                 self._reject_listed(rows[stored], "bad_source", f"{type(error).__name__}: {error}")
                 rows = rows[stored + 1 :]
