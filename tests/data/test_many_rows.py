@@ -205,6 +205,8 @@ def test_the_rejected_are_opened_again_when_asked_and_their_attempts_counted() -
     )
     events = [("/0", "1", 2), ("/1", "1", 4), ("/1", "1", 3), ("/9", "1", 1)]
     videos.invalidate(pa.table(list(zip(*events, strict=True)), names=["uri", "version", "attempts"]))
+    unnamed = {"uri": ["/0", "/1", None], "version": [None, "1", "1"], "attempts": [1, None, None]}
+    videos.invalidate(pa.table(unnamed))
     # A block of an ingest that was killed before the last commit is not newer than what it rejected.
     assert videos.load_partial(table_of(bad("/0", "crash", 2)))
     assert requested(videos) == [("/0", "1", 3), ("/1", "1", 5)] and videos.num_files() == 3

@@ -136,7 +136,12 @@ class VideoStore:
 
     def invalidate(self, rejected: pa.Table) -> None:
         """Has files opened again. Args: rejected: rows with `uri`, `version` and `attempts`."""
-        rows = list(to_rows(rejected.select(["uri", "version", "attempts"])))
+        # Whoever puts videos into quarantine may leave fields out.
+        rows = [
+            (uri, version, attempts or 0)
+            for uri, version, attempts in to_rows(rejected.select(["uri", "version", "attempts"]))
+            if uri is not None and version is not None
+        ]
         self._database.execute_many(
             "DELETE FROM probed WHERE uri = ? AND version = ?", (row[:2] for row in rows)
         )
