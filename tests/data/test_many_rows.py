@@ -276,6 +276,14 @@ def test_duplicates_are_rejected_and_all_others_stay_in_order() -> None:
     assert rejected["message"] == "1 of 192 bits from a, filters.duplicate_bits=2"
 
 
+def test_what_strict_says_of_a_name_that_is_no_text_can_be_printed() -> None:
+    videos = VideoStore("c", strict=True)
+    videos.add(record(0, uri="/caf\udce9.mp4"))
+    with pytest.raises(CorpusError) as error:
+        videos.load_committed(())
+    assert "/caf\\udce9.mp4 (corpus c" in str(error.value) and str(error.value).encode()
+
+
 def test_with_strict_whatever_finds_the_first_bad_video_stops() -> None:
     videos = filled(record(0), record(1, uri="/0"), strict=True)
     with pytest.raises(CorpusError, match=r"/0 \(corpus c, video v0\) is bad: corrupt"):

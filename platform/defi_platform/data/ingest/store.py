@@ -200,13 +200,13 @@ class VideoStore:
 
     def reject(self, row: dict[str, Any]) -> None:
         """Takes a row of the quarantine."""
-        if self._strict:
-            raise strict_error(row)
         # Names that are no text are written as Python would print them.
-        texts = {
+        row = row | {
             n: v.encode("utf-8", "backslashreplace").decode() for n, v in row.items() if isinstance(v, str)
         }
-        self._end(REJECTED, row | texts)
+        if self._strict:
+            raise strict_error(row)
+        self._end(REJECTED, row)
 
     def reject_duplicates(self, most_bits: int) -> None:
         """Rejects every accepted video that repeats an earlier one. Args: most_bits: see `near_duplicates`."""
