@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from corpora import write_lerobot, write_video
 
-from defi_platform.config import CorpusConfig, DataConfig
+from defi_platform.config import CorpusConfig, DataConfig, FilterConfig
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest.quarantine import read_quarantine, skipped
 from defi_platform.data.manifest.table import Manifest
@@ -126,6 +126,14 @@ def test_only_new_and_changed_files_are_opened_again(tmp_path: Path) -> None:
     write_video(tmp_path / "c" / "d.mp4", range(25))
     frames = {row["video_id"]: row["num_frames"] for row in ingest(config).table.to_pylist()}
     assert frames == {"a.mp4": 20, "b.mp4": 30, "d.mp4": 25}
+
+
+def test_scores_that_some_files_have_from_an_earlier_filter_do_no_harm(tmp_path: Path) -> None:
+    write_video(tmp_path / "c" / "a.mp4", range(20))
+    corpus = CorpusConfig(path=str(tmp_path / "c"), filters=FilterConfig(duplicate_bits=3))
+    ingest(DataConfig(corpora={"c": corpus}, manifest=str(tmp_path / "m")))
+    write_video(tmp_path / "c" / "b.mp4", range(20))
+    assert len(ingest(configured(tmp_path / "c", tmp_path / "m"))) == 2
 
 
 def test_train_and_validation_share_no_episode_and_are_the_same_every_time(tmp_path: Path) -> None:
