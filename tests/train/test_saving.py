@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ from defi_platform.train.observability.metrics_log import MetricsLog, read_metri
 Save = Callable[..., None]
 
 
-def saver_of(run: str, timeout_s: float = 60.0, keep: int = 2) -> CheckpointSaver:
+def saver_of(run: str, timeout_s: float = 60.0, keep: int = 2, **options: Any) -> CheckpointSaver:
+    communicator = Communicator(use_gpu=False)
     return CheckpointSaver(
-        "tiny", run, Communicator(use_gpu=False), keep=keep, keep_best=False, timeout_s=timeout_s
+        "tiny", run, communicator, keep=keep, keep_best=False, timeout_s=timeout_s, **options
     )
 
 
@@ -55,6 +57,23 @@ def test_a_checkpoint_holds_the_state_of_its_step_whatever_happens_to_the_weight
     values.fill_(7.0)
     saver.wait()
     assert steps(run) == [1] and first_value(run) == 0.0
+
+
+def test_a_checkpoint_counts_only_once_the_metrics_before_it_are_written(
+    process_group: None, tmp_path: Path
+) -> None:
+    run, written = str(tmp_path), threading.Event()
+    saver = saver_of(run, before_commit=lambda: assert_within_a_minute(written))
+    save(saver, 1)
+    time.sleep(0.3)
+    assert steps(run) == []
+    written.set()
+    saver.wait()
+    assert steps(run) == [1]
+
+
+def assert_within_a_minute(event: threading.Event) -> None:
+    assert event.wait(60)
 
 
 @pytest.fixture

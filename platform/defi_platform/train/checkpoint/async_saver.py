@@ -45,13 +45,23 @@ class CheckpointSaver:
         keep: number of the newest checkpoints that are kept.
         keep_best: keep the one with the lowest validation loss too.
         timeout_s: longest outage of the store, or time of a full disk, before the run fails.
+        before_commit: called in the upload's thread before this rank's share of a checkpoint counts.
     """
 
     def __init__(
-        self, name: str, run: str, communicator: Communicator, *, keep: int, keep_best: bool, timeout_s: float
+        self,
+        name: str,
+        run: str,
+        communicator: Communicator,
+        *,
+        keep: int,
+        keep_best: bool,
+        timeout_s: float,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._name, self._run, self._communicator = name, run, communicator
         self._keep, self._keep_best, self._timeout_s = keep, keep_best, timeout_s
+        self._before_commit = before_commit
         self._attempt = communicator.broadcast(checkpoints.new_attempt())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._pending: list[tuple[float, Future[None]]] = []
@@ -154,6 +164,7 @@ class CheckpointSaver:
             self._run, checkpoints.FOLDER, checkpoints.folder_name(position.step, self._attempt)
         )
         try:
+            self._before_commit()
             self._retry(lambda: checkpoints.commit_shard(shard, target, position), target)
         finally:
             shutil.rmtree(shard.parent, ignore_errors=True)

@@ -57,6 +57,10 @@ class MetricsLog:
         if storage.is_remote(self._path):
             self._write_all()
 
+    def wait_for_flush(self, timeout_s: float) -> None:
+        """Waits until a remote file is up to date. Raises: StorageError when that takes longer than `timeout_s`."""
+        self._background.flush(timeout_s)
+
     def close(self, timeout_s: float) -> None:
         """Returns when every row is in the file. Raises: StorageError when that takes longer than `timeout_s`."""
         deadline = time.monotonic() + timeout_s

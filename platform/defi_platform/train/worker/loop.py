@@ -79,6 +79,8 @@ class Training:
             keep=self.train.keep_checkpoints,
             keep_best=self.train.keep_best,
             timeout_s=self.train.storage_patience_s,
+            # A resume starts from the checkpoint and has no other copy of the rows before it.
+            before_commit=self.reporter.wait_for_flush,
         )
         self._checkpoint_pending = False
         """A checkpoint was due and skipped; it is written as soon as there is capacity."""
@@ -279,13 +281,13 @@ class Training:
         if self.async_validation and not required:
             self.async_validation.start_if_due(self.step)
             self.saver.pinned_step = self.async_validation.step
+        self.reporter.flush()
         self.saver.save(
             self.engine.fragments(),
             buffers if self.communicator.is_rank_zero else {},
             position,
             required=required,
         )
-        self.reporter.flush()
         self.reporter.timer.end("checkpoint")
 
     def _saved_buffers(self) -> set[str]:

@@ -132,6 +132,11 @@ class Reporter:
         if self._log:
             self._log.flush()
 
+    def wait_for_flush(self) -> None:
+        """Waits for the last flush. Raises: StorageError when that takes longer than storage_patience_s."""
+        if self._log:
+            self._log.wait_for_flush(self._train.storage_patience_s)
+
     def close(self, phase: str, checkpoint_step: int | None) -> None:
         """Ends the attempt's reports.
 
