@@ -23,7 +23,10 @@ class FileIndex:
 
     def add(self, name: str, *values: str | int) -> None:
         """Adds a row."""
-        self._database.add(self._insert, [_encoded(value) for value in (name, *values)])
+        row: tuple[Any, ...] = (name, *values)
+        if not all([isinstance(value, int) or value.isascii() for value in row]):
+            row = tuple(map(_encoded, row))
+        self._database.add(self._insert, row)
         self._length += 1
 
     def __len__(self) -> int:
@@ -31,6 +34,8 @@ class FileIndex:
 
     def find(self, name: str) -> tuple[Any, ...] | None:
         """Finds a row by its name. Returns: (number of the row, name, value, ...); None where there is none."""
+        if not self._length:
+            return None
         if not self._indexed:
             self._database.execute("CREATE INDEX by_name ON named (name)")
             self._indexed = True

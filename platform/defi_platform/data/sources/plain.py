@@ -36,8 +36,11 @@ def listing(root: str, fps: float | None = None) -> Listing:
         name = entry.name
         if not is_video(name):
             continue
-        keys = (name, posixpath.splitext(name)[0], posixpath.basename(name))
-        found = next(filter(None, map(texts.find, keys)), None) if len(texts) else None
+        found = (
+            texts.find(name)
+            or texts.find(posixpath.splitext(name)[0])
+            or texts.find(posixpath.basename(name))
+        )
         if found is not None:
             named[found[0]] = True
         yield VideoRecord(
