@@ -17,7 +17,7 @@ from defi_models.encoders.block_dct import BlockDctCodec
 from defi_models.encoders.clip_text import ClipText, build_text
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.vae import VaeCodec, build_codec
-from defi_models.inputs.checks import Size, check_count, check_tensor, check_texts, require
+from defi_models.inputs.checks import Size, check_count, check_number, check_tensor, check_texts, require
 from defi_models.layers.activation_checkpointing import set_recompute
 from defi_models.layers.svd_folder import read_svd
 from defi_models.layers.unet_features import feature_channels, up_block_features
@@ -346,9 +346,9 @@ class GFDM(ModelFolder, nn.Module):
         check_tensor("first_frames", first_frames, ("B", *self._frame_shape()), torch.uint8, _SIZE_HINT)
         check_texts("text", text, len(first_frames), "first_frames")
         check_count("steps", steps)
+        check_number("guidance", guidance)
         condition = self.codec.encode(to_signed_unit(first_frames.to(self.device)))
-        shape = (len(condition), self.config.frames, *condition.shape[1:])
-        noise = normal(shape, generator, condition.device)
+        noise = normal((len(text), self.config.frames, *condition.shape[1:]), generator, condition.device)
         states = self._cross_attention_text(self.text_encoder.states(text).states)
 
         def predict(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -397,4 +397,4 @@ class GFDM(ModelFolder, nn.Module):
 
 
 ForwardDynamics = GFDM
-"""Former name, which folders exported before 0.2 name in their README."""
+"""Former name, imported by the READMEs of older model folders."""

@@ -25,7 +25,7 @@ from defi_models.layers.codebook import Codebook
 from defi_models.layers.latent_actions import LatentActionEncoder, LatentActions
 from defi_models.layers.spacetime import SpaceBlock, Stem
 from defi_models.pretrained.folder import ModelFolder
-from defi_models.rng import Generators
+from defi_models.rng import Generators, check_generators
 
 
 class FeatureDecoder(nn.Module):
@@ -162,6 +162,7 @@ class GIDM(ModelFolder, nn.Module):
             key, given = "frames", require(batch, "frames", "uint8 (B, 2, H, W, 3), or features")
             check_tensor(key, given, self._frame_shape(2), torch.uint8)
         words = check_texts("text", require(batch, "text", "a list of B strings"), len(given), key)
+        check_generators(generator, len(given))
         features = self._features(given, generator) if key == "frames" else self._given_features(given)
         text = self.text_encoder.states(words)
         result = self.loss(features, text.states, text.mask)
@@ -279,4 +280,4 @@ def build_gidm_text(config: T5Text.Config | HashedText.Config) -> T5Text | Hashe
 
 
 InverseDynamics = GIDM
-"""Former name, which folders exported before 0.2 name in their README."""
+"""Former name, imported by the READMEs of older model folders."""

@@ -6,9 +6,11 @@ are few and on the CPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,7 +76,8 @@ def check_texts(key: str, value: object, batch: int | None = None, of: str = "")
         expected += f", one per sample of '{of}'"
     if isinstance(value, str) or not isinstance(value, Sequence):
         hint = f" Write [{value[:MAX_SHOWN]!r}] for one sample." if isinstance(value, str) else ""
-        raise InputError(f"{key}: got {_text(value)}; expected {expected}.{hint}")
+        got = _text(value).removesuffix(", not a torch.Tensor")
+        raise InputError(f"{key}: got {got}; expected {expected}.{hint}")
     for index, text in enumerate(value):
         if not isinstance(text, str):
             raise InputError(f"{key}[{index}]: got {_text(text)}; expected a string.")
@@ -103,19 +106,25 @@ def check_count(key: str, value: object, minimum: int = 1) -> None:
 
     Args:
         key: name of the argument.
-        value: what was given for it.
+        value: what was given for it; NumPy's whole numbers count as such.
         minimum: smallest allowed value.
-
-    Args:
-        key: argument or batch entry that the message names.
-        value: what a model call was given.
-        minimum: the least number allowed.
 
     Raises:
         InputError: Naming key, expected and got.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
         raise InputError(f"{key}: got {value!r}; expected a whole number of at least {minimum}.")
+
+
+def check_number(key: str, value: object) -> None:
+    """Refuses anything but a finite number.
+
+    Raises:
+        InputError: Naming key, expected and got.
+    """
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    if not number or not math.isfinite(float(value)):  # type: ignore[arg-type]
+        raise InputError(f"{key}: got {value!r}; expected a finite number.")
 
 
 def require(batch: object, key: str, expected: str) -> Any:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from model_samples import TEXTS, generators, labelled, observation, pixels
@@ -290,6 +291,24 @@ def test_statistics_that_are_not_finite_are_refused(policy) -> None:
 def test_sampling_takes_a_whole_number_of_steps(gfdm, steps) -> None:
     with pytest.raises(InputError, match=rf"^steps: got {steps}; expected a whole number of at least 1"):
         gfdm.sample(pixels(1), TEXTS[:1], steps=steps)
+
+
+@pytest.mark.parametrize("guidance", [None, "2", float("nan"), True])
+def test_guidance_is_a_finite_number(gfdm, guidance) -> None:
+    with pytest.raises(InputError, match=rf"^guidance: got {guidance!r}; expected a finite number"):
+        gfdm.sample(pixels(1), TEXTS[:1], steps=1, guidance=guidance)
+
+
+def test_numbers_of_numpy_are_numbers(gfdm) -> None:
+    sampled = gfdm.sample(pixels(1), TEXTS[:1], steps=np.int64(1), guidance=np.float32(1))
+    assert sampled.shape == (1, 4, 64, 64, 3)
+
+
+@pytest.mark.parametrize("generator", ["seed", [torch.Generator()]])
+def test_gidm_refuses_generators_of_another_number_or_type(gidm, generator) -> None:
+    frames = torch.zeros(B, 2, 64, 64, 3, dtype=torch.uint8)
+    with pytest.raises(InputError, match=r"^generator: got "):
+        gidm({"frames": frames, "text": TEXTS[:B]}, generator)
 
 
 def test_pictures_smaller_than_a_patch_are_refused(gidm) -> None:

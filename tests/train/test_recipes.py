@@ -207,9 +207,9 @@ def test_a_run_from_the_latent_cache_has_the_losses_of_one_from_pictures_and_say
     assert cached == pytest.approx({step: whole[step] for step in cached}, rel=1e-4)
     validated = (tiny.losses(runs / name, "validation")[0] for name in ("cached_gfdm", "gfdm"))
     assert next(validated) == pytest.approx(next(validated), rel=1e-4)
-    told = json.loads((runs / "cached_gfdm" / "summary.json").read_text())["cache"]
-    assert (told["samples_read"], told["samples_decoded"]) == (4 * CACHED_STEPS, 0)
-    assert told["videos"] == told["of"] > 0
+    cache = json.loads((runs / "cached_gfdm" / "summary.json").read_text())["cache"]
+    assert (cache["samples_read"], cache["samples_decoded"]) == (4 * CACHED_STEPS, 0)
+    assert cache["videos"] == cache["of"] > 0
 
 
 def test_the_exported_models_load(runs: Path) -> None:
