@@ -72,9 +72,6 @@ UNSTORABLE = (
 )
 """What is raised for a file name that is no text, a count beyond all numbers, a list for a text."""
 
-LISTED_AS = {VideoRecord: "Claim", RejectedRecord: "Refused"}
-"""Names in the fingerprint of a listing: those of earlier versions, whose manifests are up to date as well."""
-
 ACCEPTED, REJECTED = "accepted", "rejected"
 
 VALUES = {
@@ -108,8 +105,7 @@ class VideoStore:
     def add(self, item: VideoRecord | RejectedRecord) -> None:
         """Takes one item of a listing; a record that no table can hold is rejected."""
         self._length += 1
-        text = repr(item).replace(type(item).__name__, LISTED_AS[type(item)], 1)
-        self._sum += int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+        self._sum += int.from_bytes(hashlib.sha256(repr(item).encode()).digest()[:16], "big")
         if isinstance(item, RejectedRecord):
             self._reject_listed(item, item.reason, item.message)
             return

@@ -73,7 +73,7 @@ COMMITTED = "committed.json"
 
 TABLES = ("videos", "rejected", "opened")
 
-LAYOUT = 3
+LAYOUT = 4
 """Of the tables in a committed corpus; those of another one are made again by the next ingest."""
 
 
