@@ -13,7 +13,6 @@ from defi_platform.serve.observation import (
     ObservationError,
     PolicySpec,
     read_observation,
-    resize_image,
 )
 
 SPEC = PolicySpec(
@@ -45,22 +44,6 @@ def test_images_of_any_size_are_stacked_at_the_policys_size_in_its_camera_order(
     assert (read.images[0] == 10).all() and (read.images[1] == 20).all()
     assert read.state is not None and read.state.dtype == np.float32 and read.state.tolist() == [0, 1, 2, 3]
     assert (read.prompt, read.seed, read.ignored) == ("open the door", 3, ())
-
-
-def test_an_image_of_the_policys_size_is_not_touched() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
-    image.flags.writeable = False  # as arrays from the wire are
-    assert resize_image(image, (32, 48)) is image
-
-
-def test_a_larger_image_is_averaged_down_and_the_middle_of_another_aspect_is_kept() -> None:
-    wide = np.zeros((64, 192, 3), np.uint8)
-    wide[:, 48:144] = np.tile(np.array([[0], [200]], np.uint8), (32, 1))[:, :, None]  # rows of 0 and 200
-    assert (resize_image(wide, (32, 48)) == 100).all()
-
-
-def test_a_smaller_image_is_interpolated_up() -> None:
-    assert (resize_image(np.full((8, 12, 3), 7, np.uint8), (32, 48)) == 7).all()
 
 
 def test_a_policy_with_one_unnamed_camera_takes_whichever_single_image_comes() -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from defi_models.errors import nearest
-from defi_platform.data.decode.geometry import centre_crop, fitted
+from defi_platform.data.decode.resize import resize
 
 IMAGE_PREFIX = "observation/images/"
 STATE_KEY = "observation/state"
@@ -119,29 +118,6 @@ def read_observation(message: Any, spec: PolicySpec) -> Observation:
     )
 
 
-def resize_image(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Scales a uint8 (h, w, 3) image to cover (H, W) and cuts out the middle, as training does with frames.
-
-    An image of the right size comes back as it is, bit for bit.
-
-    Args:
-        image: uint8 (h, w, 3).
-        size: (H, W) in pixels.
-
-    Returns:
-        uint8 (H, W, 3).
-    """
-    if image.shape[:2] == size:
-        return image
-    height, width = fitted((image.shape[0], image.shape[1]), size)
-    # Area averaging on the way down, as the decoders of training; it would be blocky on the way up.
-    shrinks = height <= image.shape[0]
-    resampling = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
-    scaled = np.asarray(Image.fromarray(image).resize((width, height), resampling))
-    cropped: NDArray[np.uint8] = centre_crop(scaled[None], *size)[0]
-    return cropped
-
-
 def _image_keys(message: Mapping[Any, Any], spec: PolicySpec) -> list[str]:
     if spec.cameras != (ANY_CAMERA,):
         return [f"{IMAGE_PREFIX}{camera}" for camera in spec.cameras]
@@ -166,7 +142,7 @@ def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int]) -> NDArr
             f"'{key}' has shape {image.shape}; at most {MAX_PIXELS_PER_SIDE} pixels a side are read, "
             f"and the policy sees {size[0]}x{size[1]}."
         )
-    return resize_image(image, size)
+    return resize(image, size)
 
 
 def _state(message: Mapping[Any, Any], dim: int) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Readers of episodes that are not video files: encoded or raw pictures in TFRecords, npz files and HDF5.
 
-Each has the interface of `video_readers.Reader`. Frames are RGB uint8 (T, H, W, 3), scaled to cover `size`.
+Each has the interface of `video_readers.Reader`. Frames are RGB uint8 (T, H, W, 3), of size `size` (resize.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from defi_platform import storage
+from defi_platform.data.decode.resize import resize
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.rlds.tfrecord import DamagedRecord, parse_example, read_record
 from defi_platform.data.sources.uri import VideoUri
@@ -42,9 +43,7 @@ class FrameStore(abc.ABC):
         return np.stack([pictures[index] for index in indices])
 
     def _scaled(self, picture: Image.Image) -> np.ndarray:
-        if self._size is not None and picture.size != self._size[::-1]:
-            picture = picture.resize(self._size[::-1], Image.Resampling.BILINEAR)
-        return np.asarray(picture)
+        return np.asarray(picture) if self._size is None else resize(picture, self._size)
 
     def close(self) -> None:  # noqa: B027  only HDF5 keeps a file open
         """Closes open files."""
@@ -150,7 +149,7 @@ def open_store(uri: VideoUri, size: tuple[int, int] | None, verify: bool = False
 
     Args:
         uri: a parsed URI of kind rlds, calvin or hdf5.
-        size: (height, width) to scale frames to; None keeps theirs.
+        size: (height, width) that frames are resized to; None keeps theirs.
         verify: compares records with their checksums, where the format has any.
 
     Raises: BadVideo, FileNotFoundError, StorageError.

@@ -102,6 +102,8 @@ class JobHandler:
         return frames
 
     def _size(self, job: DecodeJob) -> tuple[int, int]:
+        if parse(job.uri).kind not in ("file", "range"):
+            return job.height, job.width  # frame stores resize by themselves
         return fitted(
             (job.source_height or job.height, job.source_width or job.width), (job.height, job.width)
         )
