@@ -47,7 +47,7 @@ from defi_platform.train.recipes.policy import PolicyRecipe
 pytestmark = pytest.mark.slow
 
 
-STEPS = 24
+STEPS = 18
 KILLED_AT = 17
 """By SIGKILL, two steps past a checkpoint."""
 CACHED_STEPS = 8
