@@ -23,7 +23,6 @@ validation and ingress."""
 
 ORDINARY_USES = {
     ("metaworld_tasks.py", ' the door",'): "the instruction of a Meta-World task",
-    ("store.py", 'VideoRecord: "Claim"'): "within fingerprints in manifests of earlier versions",
 }
 """(file, words) -> reason why they stay."""
 

@@ -29,7 +29,8 @@ def rows_of(
         record: the video as its source lists it.
         result: of the file it lies in.
 
-    Yields: a row by `manifest.SCHEMA`, with its signature if frames were scored; or one by `QUARANTINE_SCHEMA` and ().
+    Yields: a row by `manifest.SCHEMA` and the `group` of its record, with its signature if frames were scored; or one
+        by `QUARANTINE_SCHEMA` and ().
     """
     problem, probe = result.bad or _mismatch(record, result.answer), result.answer
     if problem is not None:
@@ -69,6 +70,7 @@ def rows_of(
                 "camera": record.camera,
                 "text": record.text,
                 "split": record.split,
+                "group": record.group,
                 "num_frames": stop - first,
                 "fps": (stop - first - 1) / duration if duration > 0 else fps,
                 "width": probe.width,

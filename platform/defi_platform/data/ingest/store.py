@@ -37,7 +37,7 @@ SQL_TYPES = {"str": "TEXT", "int": "INTEGER", "float": "REAL"}
 FIELDS = {field.name: SQL_TYPES[str(field.type).split(" ")[0]] for field in dataclasses.fields(VideoRecord)}
 
 TABLES = (
-    f"CREATE TABLE listed ({', '.join(f'{name} {kind}' for name, kind in FIELDS.items())}) STRICT",
+    f"CREATE TABLE listed ({', '.join(f'[{name}] {kind}' for name, kind in FIELDS.items())}) STRICT",
     "CREATE TABLE probed (uri, version, attempts, content, PRIMARY KEY (uri, version)) WITHOUT ROWID",
     # How often a file was opened in vain by earlier ingests.
     "CREATE TABLE failed (uri, version, attempts, PRIMARY KEY (uri, version)) WITHOUT ROWID",
@@ -95,7 +95,7 @@ class VideoStore:
         self._unstored: list[VideoRecord] = []
         self._signatures, self._signed = array("Q"), array("q")
         self._positions = array("Q")
-        """By number of an ended video: the hash position of its episode."""
+        """By number of an ended video: the hash position of its group, or else its episode."""
         self._length = self._sum = 0
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ class VideoStore:
             yield _record(fields), result
 
     def accept(self, row: dict[str, Any], signature: tuple[int, ...] = ()) -> None:
-        """Takes a row of the manifest. Args: signature: by which near-duplicates are found."""
+        """Takes a row of the manifest and its `group`. Args: signature: by which near-duplicates are found."""
         number = self._end(ACCEPTED, row)
         if signature:
             self._signatures.extend(signature)
@@ -226,7 +226,7 @@ class VideoStore:
         """The manifest's rows in order of the ids, each with its split.
 
         Args:
-            holdout: see `held_out`; a split that a source fixes by design stays.
+            holdout: see `held_out`; a split that a source itself names stays.
         """
         query = "SELECT number FROM ended WHERE state = ? ORDER BY video_id, number"
         numbers = np.fromiter((n for (n,) in self._database.select(query, (ACCEPTED,))), np.int64)
@@ -282,7 +282,7 @@ class VideoStore:
 
     def _end(self, state: str, row: dict[str, Any]) -> int:
         number, content = len(self._positions), pickle.dumps(VALUES[state](row))
-        self._positions.append(hash_position(row.get("episode_id") or row["video_id"]))
+        self._positions.append(hash_position(row.get("group") or row.get("episode_id") or row["video_id"]))
         self._database.add("INSERT INTO ended VALUES (?, ?, ?, ?)", (state, row["video_id"], number, content))
         return number
 

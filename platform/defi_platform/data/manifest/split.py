@@ -1,4 +1,8 @@
-"""The split into training and validation: a hash of the episode decides, so all its cameras stay together."""
+"""The split into training and validation: a hash of the group decides, so what belongs together stays together.
+
+The group is what a source says belongs together (CALVIN's segments that share frames), else the episode with all its
+cameras, else the video by itself.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ TRAIN, VALIDATION = "train", "validation"
 
 
 def hash_position(key: str) -> int:
-    """Position of an episode (or a video that stands alone) among all there could be: 0 to 2**64 - 1."""
+    """Position of a group among all there could be: 0 to 2**64 - 1."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
 
 
@@ -18,8 +22,8 @@ def held_out(positions: np.ndarray, holdout: float) -> np.ndarray:
     """Draws the videos for validation.
 
     Args:
-        positions: uint64 (videos,), the `hash_position` of each one's episode.
-        holdout: share of validation in [0, 1]. With a share between, both splits get an episode as soon as
+        positions: uint64 (videos,), the `hash_position` of each one's group.
+        holdout: share of validation in [0, 1]. With a share between, both splits get a group as soon as
             there are two, however few there are.
     """
     held = positions / 2.0**64 < holdout

@@ -8,7 +8,8 @@ from typing import Final
 from defi_models.errors import did_you_mean
 from defi_platform import storage
 from defi_platform.config import CorpusConfig
-from defi_platform.data.sources import annotated, calvin, hdf5, plain, something, webdataset
+from defi_platform.data.sources import annotated, hdf5, plain, something, webdataset
+from defi_platform.data.sources.calvin import segments as calvin
 from defi_platform.data.sources.lerobot import v3 as lerobot
 from defi_platform.data.sources.lerobot import v21 as lerobot_v21
 from defi_platform.data.sources.records import Listing, Signals

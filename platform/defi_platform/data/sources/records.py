@@ -37,7 +37,10 @@ class VideoRecord:
     signals_uri: str = ""
     """File that holds the episode's actions and proprioception."""
     split: str = ""
-    """Split the source fixes by design (CALVIN's unseen scene); "": the hash decides."""
+    """Split that the source itself names (CALVIN's unseen scene); "": the hash decides."""
+    group: str = ""
+    """Key of all videos that must lie on one side of the split, such as parts of one recording; "": `episode_id`, or
+    else the video by itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +76,14 @@ class Signals:
     """(n, A) float32"""
     proprio: np.ndarray | None
     """(n, P) float32; None where the corpus has none."""
+
+
+@dataclass(frozen=True)
+class SignalNames:
+    """Names of the entries of actions and states, where a corpus gives any."""
+
+    action: tuple[str, ...] = ()
+    state: tuple[str, ...] = ()
 
 
 class Files(Mapping[str, storage.Entry]):
