@@ -259,6 +259,27 @@ def test_corpora_of_different_cameras_and_texts_are_looked_up_in_their_own_table
     }
 
 
+@pytest.mark.parametrize(
+    ("source", "chosen", "order"),
+    [
+        ("calvin", {}, ("static", "gripper")),
+        ("calvin", {"gripper": 1.0, "static": 1.0}, ("gripper", "static")),
+        ("rlds", {"static": 1.0, "gripper": 1.0}, ("static", "gripper")),
+        ("rlds", {}, ("gripper", "static")),
+    ],
+)
+def test_views_have_the_order_of_the_configuration_and_not_of_the_alphabet(
+    source: str, chosen: dict[str, float], order: tuple[str, ...]
+) -> None:
+    names = {"left": "gripper", "right": "static"}
+    rows = manifest(a=8).table.to_pylist()
+    both = manifest_of([row | {"camera": names[row["camera"]], "source": source} for row in rows])
+    plan = Plan(both, {"a": 1.0}, ChunkRule(chunk=4), seed=0, cameras={"a": chosen})
+    assert plan.cameras_of_views == order
+    for sample in plan.resolve_many(range(30)):
+        assert tuple(both.row(row)["camera"] for row in sample.rows) == order
+
+
 def test_a_mapped_manifest_reads_as_the_one_it_was_written_from(tmp_path: Path) -> None:
     rows = manifest(a=300).table
     empty = (schema.empty_table().to_reader() for schema in (QUARANTINE_SCHEMA, RESULT_SCHEMA))

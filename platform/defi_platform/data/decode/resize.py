@@ -51,7 +51,7 @@ def resize(picture: NDArray[np.uint8] | Image.Image, size: tuple[int, int]) -> N
 
 @functools.lru_cache(maxsize=4096)
 def _span(length: int, across: int, target: int, target_across: int) -> tuple[int, int, float, float]:
-    """What of one side is needed: (first, end) in whole pixels, and the box's edges counted from `first`."""
+    """Needed part of one side: (first, end) in whole pixels, and the box's edges counted from `first`."""
     kept = min(float(length), across * target / target_across)
     start = (length - kept) / 2
     reach = math.ceil(max(1.0, kept / target)) + 1

@@ -17,6 +17,7 @@ from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.mixture import Mixture
 from defi_platform.data.sampling.samplers import ChunkRule, Rule
 from defi_platform.data.sampling.shuffle import key_of, permuted, uniform
+from defi_platform.data.sampling.views import view_order
 from defi_platform.data.tables.mmap_table import MappedTable
 from defi_platform.errors import CorpusError
 
@@ -124,6 +125,11 @@ class Plan:
     def views(self) -> int:
         """Cameras per sample."""
         return int(self._streams[0].rows.shape[1])
+
+    @property
+    def cameras_of_views(self) -> tuple[str, ...]:
+        """Names of the views' cameras in the configured order; of the first corpus that is drawn from."""
+        return tuple(self.manifest.take("camera", self._streams[0].rows[0]))
 
     @property
     def num_videos(self) -> int:
@@ -250,7 +256,7 @@ class Plan:
             present = [camera for code, camera in enumerate(cameras) if (camera_codes == code).any()]
             _check_cameras(name, chosen, present)
             if isinstance(self.rule, ChunkRule):
-                views = list(chosen) or sorted(present)
+                views = list(chosen) or view_order(next(iter(videos.codes("source")[1]), ""), present)
                 by_view = [usable & (camera_codes == cameras.index(view)) for view in views]
                 found = [self._episodes(name, weight, start, videos, by_view, views)]
             elif chosen:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
 from defi_platform.config import FinetuneConfig
@@ -77,7 +76,7 @@ class PolicyRecipe(VideoRecipe):
         with model_errors():
             settings = self._model_config()
             self._check_views(settings.views, plan)
-            policy = DeFIPolicy.fuse(replace(settings, cameras=camera_names(plan)), gfdm, gidm)
+            policy = DeFIPolicy.fuse(replace(settings, cameras=plan.cameras_of_views), gfdm, gidm)
             if self.config.model.init_from:
                 initial = load_folder(DeFIPolicy.from_pretrained, self.config.model.init_from)
                 policy.load_state_dict(initial.state_dict())
@@ -114,11 +113,6 @@ class PolicyRecipe(VideoRecipe):
                 f"the plan gives {plan.views} cameras per sample, the policy's views is {views}. "
                 f"Set model.overrides.views={plan.views}, or choose cameras in data.corpora.NAME.cameras."
             )
-
-
-def camera_names(plan: Plan) -> tuple[str, ...]:
-    """Names of the policy's views in order; a server asks for images by these names."""
-    return tuple(plan.manifest.take("camera", np.array(plan.resolve(0).rows)))
 
 
 def _as_model_statistics(plan: Plan) -> Statistics:
