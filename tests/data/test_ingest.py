@@ -195,14 +195,16 @@ def test_with_strict_the_first_bad_video_stops_the_ingest(shared_data: Path, tmp
         ingest(configured(tmp_path / "c", tmp_path / "m", strict=True))
 
 
-def test_a_commit_leaves_no_table_of_the_one_before(tmp_path: Path) -> None:
+def test_a_commit_leaves_the_rows_of_the_one_before_and_none_of_its_other_tables(tmp_path: Path) -> None:
     write_video(tmp_path / "c" / "a.mp4", range(20))
     config = configured(tmp_path / "c", tmp_path / "m")
-    ingest(config)
+    first = ingest(config)
     write_video(tmp_path / "c" / "b.mp4", range(30))
     ingest(config)
-    names = sorted(place.name.split("-")[0] for place in (tmp_path / "m" / "corpora" / "c").iterdir())
-    assert names == ["committed.json", "opened", "rejected", "videos", "videos"]
+    folder = tmp_path / "m" / "corpora" / "c"
+    names = sorted(place.name.split("-")[0] for place in folder.iterdir())
+    assert names == ["committed.json", "opened", "rejected", *["videos"] * 4]
+    assert (folder / first.tables["c"]).exists()
 
 
 def test_a_damaged_marker_is_one_clear_error(tmp_path: Path) -> None:

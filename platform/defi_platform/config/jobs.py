@@ -19,6 +19,9 @@ class IngestConfig:
 
     ray: RayConfig = field(default_factory=RayConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    prune_days: float | None = None
+    """Delete the rows that an ingest replaced more than so many days ago; trainings that began on them cannot go on
+    then. null: all are kept."""
 
 
 @dataclass

@@ -19,8 +19,9 @@ from defi_platform.data.ingest.quality_filters import needs_scores
 from defi_platform.data.ingest.segmentation import check_windows
 from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.ingest.summary import ingest_table
+from defi_platform.data.manifest.commit_marker import corpus_folder, prune_tables
 from defi_platform.data.manifest.quarantine import forget_quarantined, read_quarantined_later, strict_error
-from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, corpus_folder, read_corpus
+from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, read_corpus
 from defi_platform.data.rejection import TRANSIENT_REASON
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import ListingProgress
@@ -33,6 +34,10 @@ def run_ingest(config: IngestConfig) -> str:
     print(f"ingest: {len(config.data.corpora)} corpora into {config.data.manifest}", flush=True)
     with ray_session(config.ray):
         ingest(config.data)
+    if config.prune_days is not None:
+        for name in config.data.corpora:
+            gone = prune_tables(config.data.manifest, name, config.prune_days)
+            print(f"ingest: {name}: {len(gone)} earlier versions deleted", flush=True)
     return ingest_table(config.data.manifest, list(config.data.corpora))
 
 

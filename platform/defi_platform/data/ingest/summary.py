@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from defi_platform.data.manifest.table import Manifest, read_committed
+from defi_platform.data.manifest.commit_marker import read_committed
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import REASONS
 
 

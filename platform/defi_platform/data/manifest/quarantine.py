@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from defi_platform import storage
-from defi_platform.data.manifest.table import corpus_folder, read_committed
+from defi_platform.data.manifest.commit_marker import corpus_folder, read_committed
 from defi_platform.data.tables.parquet_io import encoded, read_table
 from defi_platform.errors import CorpusError
 

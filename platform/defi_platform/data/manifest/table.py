@@ -4,7 +4,7 @@
     <folder>/corpora/<name>/videos-<hash>.arrow         the same, laid out to be mapped into memory, not read
     <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected, with its reason
     <folder>/corpora/<name>/opened-<hash>.parquet       what every file was found to be, see probe_results.py
-    <folder>/corpora/<name>/committed.json              written last: names the files above
+    <folder>/corpora/<name>/committed.json              written last, see commit_marker.py
 
 The order of rows is part of the contract, since the plan counts on it: corpora as configured, then `video_id`.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from defi_platform import storage
-from defi_platform.data.tables.mmap_table import MappedTable, text_bytes, write_mappable
-from defi_platform.data.tables.parquet_io import (
-    read_parts,
-    read_table,
-    write_rows,
+from defi_platform.data.manifest.commit_marker import (
+    Committed,
+    arrow_name,
+    corpus_file,
+    corpus_folder,
+    marker_of,
+    read_committed,
+    write_marker,
 )
+from defi_platform.data.tables.mmap_table import MappedTable, write_mappable
+from defi_platform.data.tables.parquet_io import ROWS_PER_PART, read_parts, read_table, write_rows
 from defi_platform.errors import CorpusError
 from defi_platform.storage.scratch import scratch
 
@@ -69,26 +74,8 @@ SCHEMA = pa.schema(
 `times`: seconds of each frame from the video's first on, where `variable_rate`; else null.
 `luma`, `motion`, `sharpness`: see `quality_filters.Scores`; null where no filter asked."""
 
-COMMITTED = "committed.json"
-
-TABLES = ("videos", "rejected", "opened")
-
-LAYOUT = 4
-"""Of the tables in a committed corpus; those of another one are made again by the next ingest."""
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The commit marker of one corpus."""
-
-    videos: str
-    rejected: str
-    opened: str
-    settings: dict[str, Any]
-    """What the rows depend on besides the files: path, format, holdout."""
-    counts: dict[str, int]
-    """`videos`, and one count per reason of rejection."""
-    layout: int = LAYOUT
+GROUP_BATCHES = 25
+"""Batches of a row group; a larger one compresses better, and is in memory as a whole when it is written."""
 
 
 @dataclass(frozen=True)
@@ -115,36 +102,61 @@ class Manifest:
         parts: one table per corpus in the order of `names`; mapped from disk where it is local.
         folder: where it is stored; None for one made in memory.
         names: corpora in the order of the configuration.
+        tables: names of the files that `parts` were read from; None for one made in memory.
     """
 
-    def __init__(self, parts: Sequence[MappedTable], folder: str | None, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        parts: Sequence[MappedTable],
+        folder: str | None,
+        names: Sequence[str],
+        tables: Sequence[str] | None = None,
+    ) -> None:
         self._parts = list(parts)
         self._starts = np.cumsum([0] + [len(part) for part in parts])
         self.folder = folder
         self.names = tuple(names)
+        self._tables = None if tables is None else tuple(tables)
         self.reused: tuple[str, ...] = ()
         """Corpora that ingest found unchanged."""
 
     @classmethod
-    def open(cls, folder: str, names: Sequence[str] | None = None) -> Manifest:
+    def open(
+        cls, folder: str, names: Sequence[str] | None = None, tables: Mapping[str, str] | None = None
+    ) -> Manifest:
         """Opens the manifest in `folder`, all its corpora or those in `names`.
 
-        Raises: CorpusError when there is none.
+        Args:
+            folder: of the manifest.
+            names: corpora, in the order that the rows shall have; None: all there are.
+            tables: corpus -> the version of it to open, from `Manifest.tables`; corpora that are not in it are
+                opened in their newest version.
+
+        Raises: CorpusError when there is none, or a version is gone.
         """
         present = storage.names(storage.join(folder, "corpora"))
         chosen = tuple(names) if names is not None else tuple(present)
-        parts = []
+        opened: dict[str, str] = {}
         for name in chosen:
+            if tables is not None and name in tables:
+                opened[name] = tables[name]
+                continue
             committed = read_committed(folder, name)
             if committed is None:
                 raise CorpusError(
                     f"{folder} has no committed manifest of corpus '{name}' that this version can read. "
                     f"There is: {', '.join(present) or 'nothing'}. Run the ingest first."
                 )
-            parts.append(_mapped_table(_corpus_file(folder, name, committed.videos)))
-        if not parts:
+            opened[name] = committed.videos
+        if not opened:
             raise CorpusError(f"{folder} holds no manifest. Run the ingest first.")
-        return cls(parts, storage.absolute(folder), chosen)
+        parts = [_mapped_table(folder, name, table) for name, table in opened.items()]
+        return cls(parts, storage.absolute(folder), chosen, tuple(opened.values()))
+
+    @property
+    def tables(self) -> dict[str, str]:
+        """Corpus -> name of its table, a hash of all its rows: the version of the manifest. {} for one in memory."""
+        return dict(zip(self.names, self._tables or (), strict=False))
 
     @property
     def table(self) -> pa.Table:
@@ -200,11 +212,6 @@ class Manifest:
             found.append(indices if same else np.asarray(local, indices.dtype)[indices])
         return np.concatenate(found) if len(found) > 1 else found[0], list(texts)
 
-    def texts(self, column: str) -> list[str]:
-        """Different texts of a column of few, in the numbering of `codes`."""
-        found = (part.table.column(column).combine_chunks().dictionary.to_pylist() for part in self._parts)
-        return list(dict.fromkeys(text for texts in found for text in texts))
-
     def take(self, column: str, rows: np.ndarray) -> list[Any]:
         """Values of a column at `rows`."""
         part_of = self._part_of(rows)
@@ -238,33 +245,29 @@ class Manifest:
                     found[row] = value
         return found
 
-    def fingerprint(self) -> str:
-        """Changes when a row does in what the plan sees of it."""
+    def fingerprint(self, names: Iterable[str] | None = None) -> str:
+        """Changes when anything in a row of these corpora does, in whatever column.
+
+        Args:
+            names: corpora, in any order; None: all.
+        """
         digest = hashlib.sha256()
-        for column in ("num_frames", "fps", "first_frame", "num_actions"):
-            digest.update(self.numbers(column).tobytes())
-        for column in ("corpus", "camera", "split"):
-            codes, texts = self.codes(column)
-            digest.update(repr(texts).encode())
-            digest.update(codes.tobytes())
-        for value in self.take("times", self.rows_where("variable_rate")):
-            digest.update(np.asarray(value, np.float32).tobytes())
-        for part in self._parts:
-            ids = part.table.column("video_id").combine_chunks()
-            digest.update(pc.binary_length(ids).to_numpy(zero_copy_only=False).astype(np.int64).tobytes())
-            digest.update(text_bytes(ids))
+        for name in sorted(self.names if names is None else names):
+            number = self.names.index(name)
+            table = self._tables[number] if self._tables else _content_name(self._parts[number].table)
+            digest.update(repr((name, table)).encode())
         return digest.hexdigest()[:16]
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Sent to decode actors by name: ten million rows should not travel with every actor.
         if self.folder is None:
             return _in_memory, ([part.table for part in self._parts], self.names)
-        return _opened_once, (self.folder, self.names)
+        return _opened_once, (self.folder, self.names, self._tables)
 
 
 @functools.lru_cache(maxsize=4)
-def _opened_once(folder: str, names: tuple[str, ...]) -> Manifest:
-    return Manifest.open(folder, names)
+def _opened_once(folder: str, names: tuple[str, ...], tables: tuple[str, ...]) -> Manifest:
+    return Manifest.open(folder, names, dict(zip(names, tables, strict=True)))
 
 
 def _in_memory(tables: Sequence[pa.Table], names: tuple[str, ...]) -> Manifest:
@@ -272,32 +275,6 @@ def _in_memory(tables: Sequence[pa.Table], names: tuple[str, ...]) -> Manifest:
 
 
 # --------------------------------------------------------------------------- storage
-
-
-def read_committed(folder: str, name: str) -> Committed | None:
-    """The commit marker of a corpus; None when it was never written to its end, or by another layout."""
-    raw = _marker(folder, name)
-    if raw is None or raw.get("layout") != LAYOUT:
-        return None
-    try:
-        return Committed(**raw)
-    except TypeError as error:
-        raise _damaged(folder, name, error) from error
-
-
-def _marker(folder: str, name: str) -> dict[str, Any] | None:
-    """The commit marker of a corpus as it stands there, of any layout."""
-    try:
-        return dict(json.loads(storage.read_bytes(_corpus_file(folder, name, COMMITTED))))
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError) as error:
-        raise _damaged(folder, name, error) from error
-
-
-def _damaged(folder: str, name: str, error: Exception) -> CorpusError:
-    uri = _corpus_file(folder, name, COMMITTED)
-    return CorpusError(f"{uri} is damaged ({error}); delete it and run the ingest again.")
 
 
 def commit_corpus(
@@ -310,6 +287,8 @@ def commit_corpus(
 ) -> Committed:
     """Stores the tables of a corpus; they count once the marker, written last, is there.
 
+    The rows that it replaces stay, see `prune_tables`.
+
     Args:
         folder: of the manifest.
         name: of the corpus.
@@ -318,28 +297,33 @@ def commit_corpus(
         opened: rows by `probe_results.RESULT_SCHEMA`.
         settings: what the rows depend on besides the files.
     """
-    before = _marker(folder, name) or {}
+    before = marker_of(folder, name) or {}
     names: dict[str, str] = {}
     tables = {"videos": videos, "rejected": rejected, "opened": opened}
     with scratch("manifest") as staging:
         for kind, rows in tables.items():
             local = staging / f"{kind}.parquet"
             # Files of long videos have results of many kilobytes each.
-            content = write_rows(local, rows, batches_per_group=1 if kind == "opened" else 25)
+            content = write_rows(local, rows, batches_per_group=1 if kind == "opened" else GROUP_BATCHES)
             names[kind] = f"{kind}-{content}.parquet"
-            storage.put_file(local, _corpus_file(folder, name, names[kind]))
+            storage.put_file(local, corpus_file(folder, name, names[kind]))
         laid_out = staging / "videos.arrow"
         counts = {"videos": write_mappable(staging / "videos.parquet", laid_out)}
-        storage.put_file(laid_out, _corpus_file(folder, name, _arrow_name(names["videos"])))
+        storage.put_file(laid_out, corpus_file(folder, name, arrow_name(names["videos"])))
         for reason in pq.read_table(staging / "rejected.parquet", columns=["reason"])[0].to_pylist():
             counts[reason] = counts.get(reason, 0) + 1
-    committed = Committed(names["videos"], names["rejected"], names["opened"], settings, counts)
-    storage.write_text(_corpus_file(folder, name, COMMITTED), json.dumps(committed.__dict__, indent=1))
+    earlier = dict(before.get("earlier", {}))
+    if before.get("videos"):
+        earlier[before["videos"]] = time.time()
+    earlier.pop(names["videos"], None)
+    committed = Committed(
+        names["videos"], names["rejected"], names["opened"], settings, counts, earlier=earlier
+    )
+    write_marker(folder, name, committed)
     # Only what the marker before named: other tables may be those of an ingest that is about to commit.
-    for old in {before.get(kind) for kind in TABLES} - set(names.values()):
-        if old:
-            storage.delete(_corpus_file(folder, name, old))
-            storage.delete(_corpus_file(folder, name, _arrow_name(old)))
+    for kind in ("rejected", "opened"):
+        if before.get(kind) and before[kind] != names[kind]:
+            storage.delete(corpus_file(folder, name, before[kind]))
     return committed
 
 
@@ -349,22 +333,23 @@ def read_corpus(folder: str, name: str) -> Corpus | None:
     return None if committed is None else Corpus(corpus_folder(folder, name), committed)
 
 
-def corpus_folder(folder: str, name: str) -> str:
-    """Path of the folder that holds the tables of a corpus."""
-    return storage.join(folder, "corpora", name)
-
-
-def _corpus_file(folder: str, name: str, file: str) -> str:
-    return storage.join(corpus_folder(folder, name), file)
-
-
-def _arrow_name(parquet: str) -> str:
-    return parquet.removesuffix(".parquet") + ".arrow"
-
-
-def _mapped_table(parquet: str) -> MappedTable:
-    """The table of a corpus: mapped where it is on this machine, else read."""
-    arrow = _arrow_name(parquet)
+def _mapped_table(folder: str, name: str, table: str) -> MappedTable:
+    """The table of a corpus: mapped where it is on this machine, else read. Raises: CorpusError."""
+    parquet = corpus_file(folder, name, table)
+    arrow = arrow_name(parquet)
     if not storage.is_remote(arrow) and storage.exists(arrow):
         return MappedTable.open(storage.local_path(arrow))
+    if not storage.exists(parquet):
+        raise CorpusError(
+            f"{parquet} is gone: corpus '{name}' in the version that was asked for, whose rows another version may "
+            "not stand in for. It was pruned, or belongs to another manifest. Restore it, or begin again with the "
+            "newest version."
+        )
     return MappedTable(read_table(parquet))
+
+
+def _content_name(table: pa.Table) -> str:
+    """The name that rows in memory would be stored under."""
+    rows = table.cast(SCHEMA).to_reader(ROWS_PER_PART)
+    with scratch("manifest") as staging:
+        return f"videos-{write_rows(staging / 'videos.parquet', rows, GROUP_BATCHES)}.parquet"

@@ -150,8 +150,10 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Hash that changes when any sample could: a checkpoint's k is only good for the plan it was counted in."""
-        parts = (sorted(self.weights.items()), self.rule, self.seed, self.split, sorted(self.cameras.items()))
-        return f"{key_of(self.manifest.fingerprint(), *parts):016x}"
+        drawn = {name: weight for name, weight in sorted(self.weights.items()) if weight > 0}
+        cameras = {name: self.cameras[name] for name in drawn if self.cameras.get(name)}
+        parts = (self.manifest.fingerprint(drawn), drawn, cameras, self.rule, self.seed, self.split)
+        return f"{key_of(*parts):016x}"
 
     def resolve(self, k: int) -> Sample:
         """Resolves sample number `k` (>= 0)."""
@@ -239,7 +241,8 @@ class Plan:
 
     def _make_streams(self) -> list[_Stream]:
         streams: list[_Stream] = []
-        for name, weight in self.weights.items():
+        # By name: the order of a configuration's keys says nothing.
+        for name, weight in sorted(self.weights.items()):
             if weight < 0:
                 raise CorpusError(f"data.corpora.{name}.weight is {weight}; it must not be negative.")
             if weight == 0:
@@ -332,8 +335,7 @@ class Plan:
         table = np.array([[found[e] for found in rows_by_view] for e in complete], np.int32)
         table = table.reshape(-1, len(views))
         lengths = np.minimum(videos.numbers("num_frames"), videos.numbers("num_actions"))[table].min(axis=1)
-        all_cameras = self.manifest.texts("camera")
-        key = key_of("order", self.seed, name, tuple(all_cameras.index(view) for view in views), self.split)
+        key = key_of("order", self.seed, name, tuple(views), self.split)
         return _Stream(name, weight, table + np.int32(start), np.cumsum(lengths, dtype=np.int64), key)
 
     def _exclude(self, why: str, count: int) -> None:

@@ -129,15 +129,6 @@ def to_numpy(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return np.frombuffer(content, kind)[values.offset : values.offset + len(values)]
 
 
-def text_bytes(texts: pa.LargeStringArray) -> memoryview:
-    """The characters of all texts in a row, without a copy."""
-    _, offsets, characters = texts.buffers()
-    if not len(texts) or characters is None:
-        return memoryview(b"")
-    starts = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    return memoryview(characters)[starts[0] : starts[-1]]
-
-
 def _text_spans(table: pa.Table, mapped: mmap.mmap) -> dict[str, list[tuple[int, int]]]:
     """Text column -> (start, length) within the mapping of all it consists of, in whole pages."""
     base = pa.py_buffer(mapped).address

@@ -16,9 +16,10 @@ from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.loader.stream import local_batches, stream
+from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.split import TRAIN
-from defi_platform.data.manifest.table import Manifest, read_committed
+from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import Rule
 from defi_platform.data.sampling.sharding import Shard
