@@ -203,7 +203,7 @@ def test_a_commit_leaves_the_rows_of_the_one_before_and_none_of_its_other_tables
     ingest(config)
     folder = tmp_path / "m" / "corpora" / "c"
     names = sorted(place.name.split("-")[0] for place in folder.iterdir())
-    assert names == ["committed.json", "opened", "rejected", *["videos"] * 4]
+    assert names == ["committed.json", "noted", "opened", "rejected", *["videos"] * 4]
     assert (folder / first.tables["c"]).exists()
 
 

@@ -28,7 +28,7 @@ from defi_platform.data.manifest.split import hash_position, held_out
 from defi_platform.data.manifest.table import SCHEMA
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.file_index import FileIndex
-from defi_platform.data.sources.records import RejectedRecord, VideoRecord, files_below
+from defi_platform.data.sources.records import Note, RejectedRecord, VideoRecord, files_below
 from defi_platform.data.tables import parquet_io
 from defi_platform.data.tables.parquet_io import to_table
 from defi_platform.data.tables.temp_database import TempDatabase
@@ -142,11 +142,18 @@ def test_of_several_records_that_no_table_can_hold_each_is_rejected_and_no_other
     assert rejected == ["gone", *(f"v{number}" for number in odd)]
 
 
-def test_the_fingerprint_of_a_listing_is_that_of_earlier_versions() -> None:
-    videos = VideoStore("c")
-    videos.add(record(1))
-    videos.add(RejectedRecord(video_id="a", uri="/a", reason="missing", message="m"))
-    assert videos.fingerprint() == "907880ec3591dc335478519074752241"
+def test_the_fingerprint_of_a_listing_is_of_what_is_listed_in_whatever_order() -> None:
+    rejected = RejectedRecord(video_id="a", uri="/a", reason="missing", message="m")
+    items = [record(1), rejected, Note(kind="unmatched", item="b", uri="/t.csv")]
+
+    def fingerprint(listed: list[VideoRecord | RejectedRecord | Note]) -> str:
+        videos = VideoStore("c")
+        for item in listed:
+            videos.add(item)
+        return videos.fingerprint()
+
+    assert fingerprint(items) == fingerprint(items[::-1])
+    assert len({fingerprint(items[:n]) for n in range(4)}) == 4
 
 
 @pytest.mark.parametrize(

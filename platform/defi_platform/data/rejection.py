@@ -1,4 +1,4 @@
-"""Reasons for rejecting a video: the closed list of the quarantine table, and the error that carries one."""
+"""Reasons for rejecting a video, kinds of notes on usable ones: closed lists, and the error that carries a reason."""
 
 from __future__ import annotations
 
@@ -28,6 +28,16 @@ REASONS: Final[dict[str, str]] = {
 }
 """Reason -> what it means, as shown to the user."""
 
+
+NOTES: Final[dict[str, str]] = {
+    "no_text": "usable, but without an instruction",
+    "unmatched": "texts or labels that fit no video",
+    "ambiguous": "texts or labels that fit several videos, so none of them got one",
+    "repeated": "lines, rows or labels that come twice; the last counts",
+    "skipped": "parts of the source that are left out",
+    "bad_actions": "usable, but for its actions or states",
+}
+"""What an ingest counts besides videos and rejections: kind -> what it means, as shown to the user."""
 
 TRANSIENT_REASON = "storage"
 """The one reason that does not lie in the file: such videos are opened again by every ingest."""

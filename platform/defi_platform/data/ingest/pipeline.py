@@ -19,7 +19,8 @@ from defi_platform.data.ingest.quality_filters import needs_scores
 from defi_platform.data.ingest.segmentation import check_windows
 from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.ingest.summary import ingest_table
-from defi_platform.data.manifest.commit_marker import corpus_folder, prune_tables
+from defi_platform.data.manifest.commit_marker import Committed, corpus_folder, prune_tables
+from defi_platform.data.manifest.notes import warnings
 from defi_platform.data.manifest.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, read_corpus
 from defi_platform.data.rejection import TRANSIENT_REASON
@@ -58,7 +59,8 @@ def ingest(config: DataConfig) -> Manifest:
     reused = []
     for name, corpus in config.corpora.items():
         started = time.monotonic()
-        fresh, counts = _ingest_corpus(name, corpus, format_names[name], config)
+        fresh, committed = _ingest_corpus(name, corpus, format_names[name], config)
+        counts = committed.counts
         if not fresh:
             reused.append(name)
         rejected = {k: n for k, n in counts.items() if k != "videos"}
@@ -66,6 +68,8 @@ def ingest(config: DataConfig) -> Manifest:
             f"ingest: {name}: {counts['videos']} videos"
             + (f", rejected {rejected}" if rejected else "")
             + (f" in {time.monotonic() - started:.1f} s" if fresh else "; unchanged, manifest reused"),
+            *(f"\ningest: {line}" for line in warnings(name, committed.notes)),
+            sep="",
             flush=True,
         )
         if not counts["videos"]:
@@ -97,8 +101,8 @@ def _formats(config: DataConfig) -> dict[str, str]:
 
 def _ingest_corpus(
     name: str, corpus: CorpusConfig, format_name: str, config: DataConfig
-) -> tuple[bool, dict[str, int]]:
-    """Returns: whether anything had to be written, and the counts of the corpus."""
+) -> tuple[bool, Committed]:
+    """Returns: whether anything had to be written, and what is committed of the corpus."""
     root = corpus.path
     screen = needs_scores(corpus.filters) or corpus.windows.mode == "shots"
     with closing(VideoStore(name, screen, config.strict)) as store:
@@ -124,7 +128,7 @@ def _ingest_corpus(
                 for first in table.slice(0, 1).to_pylist():
                     raise strict_error(first)
             blocks.delete()
-            return False, before.committed.counts
+            return False, before.committed
         _probe(store, name, before, blocks, config)
         for record, result in store.probed():
             for row, signature in rows_of(name, corpus, format_name, record, result):
@@ -135,11 +139,13 @@ def _ingest_corpus(
         if corpus.filters.duplicate_bits is not None:
             store.reject_duplicates(corpus.filters.duplicate_bits)
         videos, rejected, opened = store.accepted(config.holdout), store.rejected(), store.results()
-        committed = commit_corpus(config.manifest, name, videos, rejected, opened, settings)
+        committed = commit_corpus(
+            config.manifest, name, videos, rejected, opened, settings, noted=store.noted()
+        )
         blocks.delete()
     if config.retry_quarantined:
         forget_quarantined(config.manifest, name)
-    return True, committed.counts
+    return True, committed
 
 
 def _list(store: VideoStore, name: str, corpus: CorpusConfig, format_name: str, root: str) -> None:

@@ -24,11 +24,12 @@ from defi_platform.data.ingest.manifest_rows import rejection
 from defi_platform.data.ingest.near_duplicates import BITS, WORDS, near_duplicates
 from defi_platform.data.ingest.probe_actors import ProbeRequest
 from defi_platform.data.ingest.probe_results import RESULT_SCHEMA, ProbeResult, result_of, row_of
+from defi_platform.data.manifest.notes import NOTES_SCHEMA
 from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA, strict_error
 from defi_platform.data.manifest.split import TRAIN, VALIDATION, hash_position, held_out
 from defi_platform.data.manifest.table import SCHEMA
 from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
-from defi_platform.data.sources.records import RejectedRecord, VideoRecord
+from defi_platform.data.sources.records import Note, RejectedRecord, VideoRecord
 from defi_platform.data.tables.parquet_io import ROWS_PER_PART, Row, to_rows, to_table
 from defi_platform.data.tables.temp_database import ADDED_AT_ONCE, TempDatabase
 
@@ -72,11 +73,12 @@ UNSTORABLE = (
 )
 """What is raised for a file name that is no text, a count beyond all numbers, a list for a text."""
 
-ACCEPTED, REJECTED = "accepted", "rejected"
+ACCEPTED, REJECTED, NOTED = "accepted", "rejected", "noted"
 
 VALUES = {
     ACCEPTED: operator.itemgetter(*SCHEMA.names),
     REJECTED: operator.itemgetter(*QUARANTINE_SCHEMA.names),
+    NOTED: operator.itemgetter(*NOTES_SCHEMA.names),
 }
 
 
@@ -102,10 +104,13 @@ class VideoStore:
         """Drops everything."""
         self._database.close()
 
-    def add(self, item: VideoRecord | RejectedRecord) -> None:
+    def add(self, item: VideoRecord | RejectedRecord | Note) -> None:
         """Takes one item of a listing; a record that no table can hold is rejected."""
-        self._length += 1
         self._sum += int.from_bytes(hashlib.sha256(repr(item).encode()).digest()[:16], "big")
+        if isinstance(item, Note):
+            self.note(item)
+            return
+        self._length += 1
         if isinstance(item, RejectedRecord):
             self._reject_listed(item, item.reason, item.message)
             return
@@ -196,13 +201,15 @@ class VideoStore:
 
     def reject(self, row: dict[str, Any]) -> None:
         """Takes a row of the quarantine."""
-        # Names that are no text are written as Python would print them.
-        row = row | {
-            n: v.encode("utf-8", "backslashreplace").decode() for n, v in row.items() if isinstance(v, str)
-        }
+        row = _printable(row)
         if self._strict:
             raise strict_error(row)
         self._end(REJECTED, row)
+
+    def note(self, note: Note) -> None:
+        """Takes a note, which is about no rejected video and ends no strict ingest."""
+        row = _printable(dataclasses.asdict(note))
+        self._end(NOTED, row | {"video_id": row["item"]})
 
     def reject_duplicates(self, most_bits: int) -> None:
         """Rejects every accepted video that repeats an earlier one. Args: most_bits: see `near_duplicates`."""
@@ -240,6 +247,10 @@ class VideoStore:
     def rejected(self) -> pa.RecordBatchReader:
         """The quarantine's rows in order of the ids."""
         return _reader(self._ended(REJECTED), QUARANTINE_SCHEMA)
+
+    def noted(self) -> pa.RecordBatchReader:
+        """The notes in order of their items."""
+        return _reader(self._ended(NOTED), NOTES_SCHEMA)
 
     def results(self) -> pa.RecordBatchReader:
         """The results of all files, by `RESULT_SCHEMA`."""
@@ -289,6 +300,13 @@ class VideoStore:
     def _ended(self, state: str) -> Iterator[Row]:
         query = "SELECT content FROM ended WHERE state = ? ORDER BY video_id, number"
         return (pickle.loads(content) for (content,) in self._database.select(query, (state,)))
+
+
+def _printable(row: dict[str, Any]) -> dict[str, Any]:
+    # Names that are no text are written as Python would print them.
+    return {
+        n: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for n, v in row.items()
+    }
 
 
 def _record(values: Iterable[Any]) -> VideoRecord:

@@ -32,6 +32,9 @@ class Committed:
     """What the rows depend on besides the files: path, format, holdout."""
     counts: dict[str, int]
     """`videos`, and one count per reason of rejection."""
+    noted: str = ""
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Kind of note, one of `rejection.NOTES` -> (how many, an example)."""
     layout: int = LAYOUT
     earlier: dict[str, float] = field(default_factory=dict)
     """Tables of rows that later ingests replaced -> Unix time at which; they are there until `prune_tables`."""

@@ -4,6 +4,7 @@
     <folder>/corpora/<name>/videos-<hash>.arrow         the same, laid out to be mapped into memory, not read
     <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected, with its reason
     <folder>/corpora/<name>/opened-<hash>.parquet       what every file was found to be, see probe_results.py
+    <folder>/corpora/<name>/noted-<hash>.parquet        what else there is to say of the corpus, see notes.py
     <folder>/corpora/<name>/committed.json              written last, see commit_marker.py
 
 The order of rows is part of the contract, since the plan counts on it: corpora as configured, then `video_id`.
@@ -33,6 +34,7 @@ from defi_platform.data.manifest.commit_marker import (
     read_committed,
     write_marker,
 )
+from defi_platform.data.manifest.notes import NOTES_SCHEMA, counted
 from defi_platform.data.tables.mmap_table import MappedTable, write_mappable
 from defi_platform.data.tables.parquet_io import ROWS_PER_PART, read_parts, read_table, write_rows
 from defi_platform.errors import CorpusError
@@ -93,6 +95,10 @@ class Corpus:
     def opened(self) -> Iterator[pa.Table]:
         """By `probe_results.RESULT_SCHEMA`: one row per file, some at a time. Raises: CorpusError."""
         return read_parts(storage.join(self.folder, self.committed.opened))
+
+    def noted(self) -> Iterator[pa.Table]:
+        """By `notes.NOTES_SCHEMA`, some rows at a time. Raises: CorpusError."""
+        return read_parts(storage.join(self.folder, self.committed.noted))
 
 
 class Manifest:
@@ -284,6 +290,7 @@ def commit_corpus(
     rejected: pa.RecordBatchReader,
     opened: pa.RecordBatchReader,
     settings: dict[str, Any],
+    noted: pa.RecordBatchReader | None = None,
 ) -> Committed:
     """Stores the tables of a corpus; they count once the marker, written last, is there.
 
@@ -296,10 +303,12 @@ def commit_corpus(
         rejected: rows by `quarantine.QUARANTINE_SCHEMA`.
         opened: rows by `probe_results.RESULT_SCHEMA`.
         settings: what the rows depend on besides the files.
+        noted: rows by `notes.NOTES_SCHEMA`; None: nothing to note.
     """
     before = marker_of(folder, name) or {}
     names: dict[str, str] = {}
-    tables = {"videos": videos, "rejected": rejected, "opened": opened}
+    noted = NOTES_SCHEMA.empty_table().to_reader() if noted is None else noted
+    tables = {"videos": videos, "rejected": rejected, "opened": opened, "noted": noted}
     with scratch("manifest") as staging:
         for kind, rows in tables.items():
             local = staging / f"{kind}.parquet"
@@ -312,16 +321,24 @@ def commit_corpus(
         storage.put_file(laid_out, corpus_file(folder, name, arrow_name(names["videos"])))
         for reason in pq.read_table(staging / "rejected.parquet", columns=["reason"])[0].to_pylist():
             counts[reason] = counts.get(reason, 0) + 1
+        notes = counted(staging / "videos.parquet", staging / "noted.parquet")
     earlier = dict(before.get("earlier", {}))
     if before.get("videos"):
         earlier[before["videos"]] = time.time()
     earlier.pop(names["videos"], None)
     committed = Committed(
-        names["videos"], names["rejected"], names["opened"], settings, counts, earlier=earlier
+        names["videos"],
+        names["rejected"],
+        names["opened"],
+        settings,
+        counts,
+        noted=names["noted"],
+        notes=notes,
+        earlier=earlier,
     )
     write_marker(folder, name, committed)
     # Only what the marker before named: other tables may be those of an ingest that is about to commit.
-    for kind in ("rejected", "opened"):
+    for kind in ("rejected", "opened", "noted"):
         if before.get(kind) and before[kind] != names[kind]:
             storage.delete(corpus_file(folder, name, before[kind]))
     return committed

@@ -1,4 +1,4 @@
-"""Records that every source yields: videos it lists, and those that are rejected without opening a file."""
+"""Records that every source yields: videos, those rejected without opening a file, and notes on what else it found."""
 
 from __future__ import annotations
 
@@ -54,6 +54,19 @@ class RejectedRecord:
     version: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Note:
+    """Something that a listing cannot use although no video is rejected for it: counted, and listed by its kind."""
+
+    kind: str
+    """One of `rejection.NOTES`."""
+    item: str
+    """What it is about: a video or episode, or a row of a table; also the example that a warning names."""
+    uri: str
+    """Of the file that it is in."""
+    message: str = ""
+
+
 @dataclass(frozen=True)
 class ListingProgress:
     """Progress of a listing that has no record yet."""
@@ -62,7 +75,7 @@ class ListingProgress:
     """Found so far."""
 
 
-Listing = Iterator[VideoRecord | RejectedRecord | ListingProgress]
+Listing = Iterator[VideoRecord | RejectedRecord | Note | ListingProgress]
 
 PROGRESS_EVERY = 1000
 """Files between two reports of progress: a page of an object store."""
