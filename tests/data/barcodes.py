@@ -160,8 +160,8 @@ def _encoder_options(spec: Spec) -> dict[str, str]:
     if spec.codec == "av1":
         structure = 2 if spec.b_frames else 1
         return {
-            "preset": "12",
-            "crf": "25",
+            "preset": "9",
+            "crf": "12",
             "svtav1-params": f"lp=1:pred-struct={structure}:keyint={key}:scd=0",
         }
     if spec.codec == "mjpeg":

@@ -28,6 +28,7 @@ from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule, PairRule
+from defi_platform.errors import CorpusError
 
 FILES_PER_INGEST = 16
 """So few are opened without Ray."""
@@ -46,6 +47,8 @@ class Report:
     wrong: list[str] = field(default_factory=list)
     """What was asked for and given instead, for each frame or job that was not right."""
     wrong_frames: int = 0
+    missing: int = 0
+    """Frames that were refused."""
     refused: str = ""
     """Why the ingest or a decoder refused the file; empty where none did."""
     mistaken: list[str] = field(default_factory=list)
@@ -82,7 +85,12 @@ def write_all(specs: Sequence[Spec], folder: Path) -> list[Written]:
     for spec in specs:
         path = folder / f"{spec}{spec.suffix}"
         write(spec, path)
-        files.append(Written(spec, path, truth(spec, path)))
+        found = truth(spec, path)
+        if spec.start != "cut":
+            # After an intra refresh FFmpeg shows nothing before a whole round of it.
+            first = found.numbers[0] if (spec.refresh, spec.start) == ("intra", "trim") else spec.hidden
+            assert found.numbers == list(range(first, spec.frames)), f"{spec} was not written as it should be"
+        files.append(Written(spec, path, found))
     return files
 
 
@@ -127,9 +135,20 @@ def check_files(files: Sequence[Written], corpus: str, manifest_folder: Path, se
         clip_frames=CLIP,
         decode=DecodeConfig(processes=1),
     )
-    manifest = ingest(data)
+    try:
+        manifest = ingest(data)
+    except CorpusError as error:
+        # Every file of it was refused.
+        manifest = None
+        for report in reports.values():
+            report.refused = str(error)
     for row in read_quarantine(data.manifest).to_pylist():
         reports[row["video_id"]].refused = f"{row['reason']}: {row['message']}"
+    for name, report in reports.items():
+        if report.refused:
+            report.checked = report.missing = len(truths[name].numbers)
+    if manifest is None:
+        return list(reports.values())
     rows = manifest.table.to_pylist()
     for row in rows:
         reports[row["video_id"]].mistaken += mistaken(row, truths[row["video_id"]])
@@ -203,6 +222,7 @@ def _jobs(
 def _compare(report: Report, of: Truth, asked: Sequence[int], job: DecodeJob, answer: Any) -> None:
     report.checked += len(asked)
     if not isinstance(answer, np.ndarray):
+        report.missing += len(asked)
         report.refused = report.refused or f"{list(asked)[:8]} at {job.height}x{job.width}: {answer}"
         return
     for index, frame in zip(asked, answer, strict=True):
