@@ -58,7 +58,7 @@ def measure(folder: str, videos: int) -> None:
 
     def probed(todo: Iterable[Any], *_: Any, **__: Any) -> Iterator[ProbeResult]:
         for one in todo:
-            probe = Probe(300, 30.0, 640, 480, "h264", 1_000_000, 0, "decord", False)
+            probe = Probe(300, 30.0, 640, 480, "h264", 1_000_000, "pyav", False)
             yield ProbeResult(one.uri, one.version, probe, one.attempts)
 
     storage.walk = walk  # type: ignore[assignment]

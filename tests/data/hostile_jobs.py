@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 
 import numpy as np
 
 from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decode.probe import Report
 from defi_platform.data.decode.worker_jobs import JobHandler
 from defi_platform.data.rejection import BadVideo
 
 
 class HostileJobHandler(JobHandler):
-    """Behaves by the name of the file: hang, abort, exit, allocate, leak, storage, away until there is a
+    """Behaves by the name of the file: hang, locked, abort, exit, allocate, leak, storage, away until there is a
     file `back` beside it, or fill every frame with 7."""
 
     def __init__(self, memory_bytes: int) -> None:
@@ -25,6 +27,9 @@ class HostileJobHandler(JobHandler):
         name = os.path.basename(job.uri)
         if name.startswith("hang"):
             time.sleep(3600)
+        if name.startswith("locked"):
+            # A library that never lets other Python code run.
+            ctypes.PyDLL(None).sleep(3600)
         if name.startswith("abort"):
             os.abort()
         if name.startswith("exit"):
@@ -50,5 +55,10 @@ class HostileJobHandler(JobHandler):
             return
         out[...] = 7
 
-    def probe(self, job: ProbeJob) -> Probe:
-        raise AssertionError("not asked for")
+    def probe(self, job: ProbeJob, report: Report) -> Probe:
+        """As if the file declared an hour: `slow` decodes for a while, `stuck` stops after its first picture."""
+        report(3600.0)
+        for _ in range(6):
+            time.sleep(3600 if job.uri == "stuck" else 0.3)
+            report(3600.0)
+        return Probe(2, 1.0, 4, 4, "none", 1, "pyav", False)

@@ -100,7 +100,7 @@ def every_good_video_gives_clips_and_pairs(manifest: Manifest) -> None:
             assert video["num_frames"] >= rule.min_frames(fps[row : row + 1])[0], video
             indices = tuple(video["first_frame"] + frame for frame in frames)
             jobs.append(
-                DecodeJob(video["uri"], indices, 64, 64, video["decoder"], video["height"], video["width"])
+                DecodeJob(video["uri"], indices, 64, 64, video["height"], video["width"], video["seek_index"])
             )
     with DecoderPool(DecodeConfig()) as pool:
         bad = [(j.uri, a) for j, a in zip(jobs, pool.run(jobs), strict=True) if isinstance(a, BadVideo)]

@@ -105,7 +105,7 @@ def bad(uri: str, reason: str, attempts: int = 1, version: str = "1") -> ProbeRe
 
 
 def good(uri: str, version: str = "1", screening: FrameScores | None = None) -> ProbeResult:
-    return ProbeResult(uri, version, Probe(20, 10.0, 64, 64, "h264", 9, 0, "decord", False, (), screening))
+    return ProbeResult(uri, version, Probe(20, 10.0, 64, 64, "h264", 9, "pyav", False, (), screening))
 
 
 def table_of(*results: ProbeResult) -> pa.Table:

@@ -48,9 +48,9 @@ def probed(uri: str) -> Probe | BadVideo:
     return answer
 
 
-def frames_of(uri: str, indices: tuple[int, ...], decoder: str) -> np.ndarray:
+def frames_of(uri: str, indices: tuple[int, ...]) -> np.ndarray:
     with DecoderPool(DecodeConfig()) as pool:
-        (answer,) = pool.run([DecodeJob(uri, indices, 64, 64, decoder, 64, 64)])
+        (answer,) = pool.run([DecodeJob(uri, indices, 64, 64, 64, 64)])
     assert isinstance(answer, np.ndarray), answer
     return answer
 
@@ -83,10 +83,10 @@ def test_rlds_episodes_are_read_without_tensorflow(shared_data: Path) -> None:
     )
     probe = probed(record.uri)
     assert isinstance(probe, Probe)
-    assert (probe.num_frames, probe.codec, probe.decoder) == (10, "jpeg", "store")
+    assert (probe.num_frames, probe.codec, probe.decoder) == (10, "jpeg")
     signals = read_signals(found, record.signals_uri, record.episode_id)
     assert signals.actions.shape == (10, 7) and signals.proprio is not None
-    frames = frames_of(record.uri, (0, 9, 3), "store")
+    frames = frames_of(record.uri, (0, 9, 3))
     assert frames.shape == (3, 64, 64, 3) and frames.std() > 20
 
 
@@ -105,7 +105,7 @@ def test_calvin_segments_carry_their_text_and_relative_actions(shared_data: Path
     assert signals.proprio is not None and signals.proprio.shape == (36, 15)
     with np.load(shared_data / "calvin" / "training" / "episode_0001005.npz") as frame:
         true = np.asarray(Image.fromarray(frame["rgb_static"]).resize((64, 64), Image.Resampling.BILINEAR))
-    assert (frames_of(record.uri, (5,), "store")[0] == true).all()
+    assert (frames_of(record.uri, (5,))[0] == true).all()
 
 
 def test_annotated_actions_are_one_fewer_than_states(shared_data: Path) -> None:
@@ -324,7 +324,7 @@ def test_webdataset_videos_are_read_inside_their_tar(tmp_path: Path) -> None:
     assert record.text == "do 2"
     probe = probed(record.uri)
     assert isinstance(probe, Probe) and probe.num_frames == 20
-    assert numbers_of(frames_of(record.uri, (0, 19, 7), probe.decoder)) == [40, 59, 47]
+    assert numbers_of(frames_of(record.uri, (0, 19, 7))) == [40, 59, 47]
 
 
 def test_a_tar_cut_short_loses_its_last_video_by_name(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_hdf5_episodes_give_frames_actions_and_text(tmp_path: Path, compressed: 
     record = records["episode_0/front"]
     assert (found, record.text, record.num_actions, record.fps) == ("hdf5", "fold the towel", 12, 20.0)
     assert isinstance(probed(record.uri), Probe)
-    assert numbers_of(frames_of(record.uri, (0, 11, 6), "store")) == [0, 11, 6]
+    assert numbers_of(frames_of(record.uri, (0, 11, 6))) == [0, 11, 6]
     signals = read_signals(found, record.signals_uri, record.episode_id)
     assert (
         signals.actions.shape == (12, 2) and signals.proprio is not None and signals.proprio.shape == (12, 5)

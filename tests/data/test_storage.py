@@ -253,7 +253,7 @@ def test_clips_are_decoded_from_s3(s3: str, tmp_path: Path) -> None:
         probe, frames, missing = pool.run(
             [
                 ProbeJob(f"{s3}/v/a.mp4"),
-                DecodeJob(f"{s3}/v/a.mp4", (0, 29, 11), 64, 64, "pyav", 64, 64),
+                DecodeJob(f"{s3}/v/a.mp4", (0, 29, 11), 64, 64, 64, 64),
                 ProbeJob(f"{s3}/v/b.mp4"),
             ]
         )
@@ -277,7 +277,7 @@ def test_a_large_file_is_read_by_range(
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     try:
         with DecoderPool(DecodeConfig()) as pool:
-            (frames,) = pool.run([DecodeJob(f"{s3}/big.mp4", (0, 39), 64, 64, "decord", 64, 64)])
+            (frames,) = pool.run([DecodeJob(f"{s3}/big.mp4", (0, 39), 64, 64, 64, 64)])
         assert isinstance(frames, np.ndarray) and numbers_of(frames) == [0, 39]
         assert proxy.bytes < 8 << 20
     finally:
@@ -298,7 +298,7 @@ def test_a_store_that_fails_while_a_video_is_read_is_to_blame_and_not_the_video(
     # Its size is still answered, no range of it.
     proxy = FlakyProxy(int(server.rsplit(":", 1)[1]), refuse=b"GET /" + bucket_name + b"/big.mp4")
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-    job = DecodeJob(f"{s3}/big.mp4", (0, 39), 64, 64, "decord", 64, 64)
+    job = DecodeJob(f"{s3}/big.mp4", (0, 39), 64, 64, 64, 64)
     try:
         with DecoderPool(DecodeConfig()) as pool:
             answers = [

@@ -1,6 +1,6 @@
 """Readers of episodes that are not video files: encoded or raw pictures in TFRecords, npz files and HDF5.
 
-Each has the interface of `video_readers.Reader`. Frames are RGB uint8 (T, H, W, 3), of size `size` (resize.py).
+Each has the interface of `video_readers.Reader`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,13 @@ from __future__ import annotations
 import abc
 import io
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from defi_platform import storage
-from defi_platform.data.decode.resize import resize
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.rlds.tfrecord import DamagedRecord, parse_example, read_record
 from defi_platform.data.sources.uri import VideoUri
@@ -28,22 +27,15 @@ class FrameStore(abc.ABC):
     codec: str
     """jpeg | png | npz | raw"""
 
-    def __init__(self, size: tuple[int, int] | None) -> None:
-        self._size = size
-
-    @abc.abstractmethod
     def picture(self, index: int) -> Image.Image:
         """Reads one frame in its own size. Raises: BadVideo."""
+        if index >= self.num_frames:
+            raise BadVideo("short", f"frame {index} asked, {self.num_frames} there")
+        return self._picture(index)
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """Reads frames, uint8 (T, H, W, 3). Raises: BadVideo."""
-        if max(indices) >= self.num_frames:
-            raise BadVideo("short", f"frame {max(indices)} asked, {self.num_frames} there")
-        pictures = {index: self._scaled(self.picture(index)) for index in set(indices)}
-        return np.stack([pictures[index] for index in indices])
-
-    def _scaled(self, picture: Image.Image) -> np.ndarray:
-        return np.asarray(picture) if self._size is None else resize(picture, self._size)
+    @abc.abstractmethod
+    def _picture(self, index: int) -> Image.Image:
+        """Reads a frame that is there."""
 
     def close(self) -> None:  # noqa: B027  only HDF5 keeps a file open
         """Closes open files."""
@@ -52,8 +44,7 @@ class FrameStore(abc.ABC):
 class RldsStore(FrameStore):
     """One camera of one RLDS episode."""
 
-    def __init__(self, uri: VideoUri, size: tuple[int, int] | None, verify: bool = False) -> None:
-        super().__init__(size)
+    def __init__(self, uri: VideoUri, verify: bool = False) -> None:
         offset, length = uri.span
         camera = uri.where[2]
         try:
@@ -68,8 +59,7 @@ class RldsStore(FrameStore):
         self.num_frames = len(images)
         self.codec = "png" if images and bytes(images[0][:4]) == b"\x89PNG" else "jpeg"
 
-    def picture(self, index: int) -> Image.Image:
-        """Reads one frame in its own size. Raises: BadVideo."""
+    def _picture(self, index: int) -> Image.Image:
         return decoded_image(self._images[index], f"step {index}")
 
 
@@ -78,15 +68,13 @@ class CalvinStore(FrameStore):
 
     codec = "npz"
 
-    def __init__(self, uri: VideoUri, size: tuple[int, int] | None, verify: bool = False) -> None:
-        super().__init__(size)
+    def __init__(self, uri: VideoUri, verify: bool = False) -> None:
         self._folder = uri.path
         self._first, last = uri.span
         self._camera = uri.where[2]
         self.num_frames = last - self._first + 1
 
-    def picture(self, index: int) -> Image.Image:
-        """Reads one frame in its own size. Raises: BadVideo."""
+    def _picture(self, index: int) -> Image.Image:
         name = f"episode_{self._first + index:07d}.npz"
         try:
             content = io.BytesIO(storage.read_bytes(storage.join(self._folder, name)))
@@ -101,8 +89,7 @@ class CalvinStore(FrameStore):
 class Hdf5Store(FrameStore):
     """One camera of one HDF5 episode: frames, or JPEG bytes per frame where `compress` is set."""
 
-    def __init__(self, uri: VideoUri, size: tuple[int, int] | None, verify: bool = False) -> None:
-        super().__init__(size)
+    def __init__(self, uri: VideoUri, verify: bool = False) -> None:
         import h5py
 
         camera = uri.where[0]
@@ -118,8 +105,7 @@ class Hdf5Store(FrameStore):
         self._compressed = bool(self._file.attrs.get("compress", False) or self._images.ndim < 4)
         self.codec = "jpeg" if self._compressed else "raw"
 
-    def picture(self, index: int) -> Image.Image:
-        """Reads one frame in its own size. Raises: BadVideo."""
+    def _picture(self, index: int) -> Image.Image:
         try:
             value = self._images[index]
         except OSError as error:
@@ -136,7 +122,7 @@ class Hdf5Store(FrameStore):
         self._source.close()
 
 
-STORES: Final[dict[str, Callable[[VideoUri, tuple[int, int] | None, bool], FrameStore]]] = {
+STORES: Final[dict[str, Callable[[VideoUri, bool], FrameStore]]] = {
     "rlds": RldsStore,
     "calvin": CalvinStore,
     "hdf5": Hdf5Store,
@@ -144,17 +130,16 @@ STORES: Final[dict[str, Callable[[VideoUri, tuple[int, int] | None, bool], Frame
 """Kind of URI -> what opens it."""
 
 
-def open_store(uri: VideoUri, size: tuple[int, int] | None, verify: bool = False) -> FrameStore:
+def open_store(uri: VideoUri, verify: bool = False) -> FrameStore:
     """Opens the episode that `uri` names.
 
     Args:
         uri: a parsed URI of kind rlds, calvin or hdf5.
-        size: (height, width) that frames are resized to; None keeps theirs.
         verify: compares records with their checksums, where the format has any.
 
     Raises: BadVideo, FileNotFoundError, StorageError.
     """
-    return STORES[uri.kind](uri, size, verify)
+    return STORES[uri.kind](uri, verify)
 
 
 def decoded_image(content: bytes | memoryview, what: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Messages between a pool and its decoder processes: jobs, the result of a probe, and their way through a pipe."""
+"""Messages between a pool and its decoder processes: jobs, the progress and the result of a probe, and their way through a pipe."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ HEADER = struct.Struct("<I")
 """Length of a message in bytes, written before it."""
 
 
+Packed = bytes
+"""Another name of the type, where a field is called `bytes`."""
+
+
 @dataclass(frozen=True)
 class DecodeJob:
     """Frames to take out of one file."""
@@ -23,11 +27,11 @@ class DecodeJob:
     """Frame numbers within the file, in display order; may repeat."""
     height: int
     width: int
-    decoder: str = "decord"
-    """decord | pyav; what the probe found to work."""
     source_height: int = 0
     source_width: int = 0
     """Displayed size, after rotation; 0 when not known."""
+    seek_index: bytes | None = None
+    """Packed `SeekIndex` of these frames' file; without one the file is decoded from its start."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -40,10 +44,16 @@ class ProbeJob:
     """A file to open once, and to check and describe."""
 
     uri: str
-    thorough: bool = True
-    """Decode every frame; otherwise only the first and the last."""
     score_frames: bool = False
-    """Score the frames on the way; only of a thorough probe."""
+    """Score the frames on the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeProgress:
+    """Says that a probe goes on; sent again and again."""
+
+    declared_s: float
+    """Length of the video as its container declares it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +67,15 @@ class Probe:
     """Displayed size, after rotation."""
     codec: str
     bytes: int
-    rotation: int
     decoder: str
+    """pyav | store"""
     variable_rate: bool
     times: tuple[float, ...] = ()
     """Seconds of each frame from the first on; only where the rate is variable."""
     frame_scores: FrameScores | None = None
     """Where the job asked for them."""
+    seek_index: Packed = b""
+    """Packed `SeekIndex` of the whole file; empty for pictures that are stored one by one."""
 
 
 def read_message(fd: int) -> Any:

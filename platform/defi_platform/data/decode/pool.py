@@ -21,7 +21,14 @@ import numpy as np
 
 from defi_platform.config import DecodeConfig
 from defi_platform.data.decode import worker_process
-from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob, read_message, write_message
+from defi_platform.data.decode.messages import (
+    DecodeJob,
+    Probe,
+    ProbeJob,
+    ProbeProgress,
+    read_message,
+    write_message,
+)
 from defi_platform.data.decode.worker_jobs import JobHandler
 from defi_platform.data.rejection import BadVideo
 
@@ -33,6 +40,12 @@ POLL_S = 0.25
 
 START_S = 60.0
 """Extra time for the first job of a process, which includes its start on a busy machine."""
+
+SECONDS_PER_TIMEOUT = 60.0
+"""Every so many seconds of video that a container declares grant its probe another `timeout_s`."""
+
+LONGEST_S = 24 * 3600.0
+"""Length up to which a container is believed."""
 
 
 @dataclass
@@ -52,7 +65,8 @@ class _Process:
         self.frames = mmap.mmap(frames_fd, frame_bytes)
         jobs_out, self.jobs = os.pipe()
         self.answers, answers_in = os.pipe()
-        fds = (jobs_out, answers_in, frames_fd)
+        owner_out, self.owner = os.pipe()
+        fds = (jobs_out, answers_in, frames_fd, owner_out)
         # stdout and stderr are closed to codec chatter.
         self._process = subprocess.Popen(
             [
@@ -75,13 +89,25 @@ class _Process:
         self.memory_limit = memory_mb << 20
         self.running: _Running | None = None
         self.deadline = 0.0
+        """When an answer, or word that a probe goes on, is overdue."""
+        self.latest = 0.0
+        """When the answer is overdue, whatever goes on."""
         self.files_opened = 0
         self.started = False
 
     def send(self, running: _Running, timeout_s: float) -> None:
         self.running = running
-        self.deadline = time.monotonic() + timeout_s + (0.0 if self.started else START_S)
+        self.deadline = self.latest = time.monotonic() + timeout_s + (0.0 if self.started else START_S)
+        self.declared_s: float | None = None
         write_message(self.jobs, (running.number, running.job, 0))
+
+    def goes_on(self, declared_s: float, timeout_s: float) -> None:
+        """Grants a probe the time that the length of its video asks for, as long as it goes on."""
+        now = time.monotonic()
+        if self.declared_s is None:
+            self.declared_s = min(declared_s, LONGEST_S)
+            self.latest = now + timeout_s * (1 + self.declared_s / SECONDS_PER_TIMEOUT)
+        self.deadline = min(now + timeout_s, self.latest)
 
     def rss_bytes(self) -> int:
         try:
@@ -98,6 +124,7 @@ class _Process:
             self._process.wait()
         os.close(self.jobs)
         os.close(self.answers)
+        os.close(self.owner)
         self.frames.close()
         if code is None:
             return "killed"
@@ -216,6 +243,9 @@ class DecoderPool:
                 continue
             assert running is not None
             number, answer, files_opened = message
+            if isinstance(answer, ProbeProgress):
+                process.goes_on(answer.declared_s, self._limits.timeout_s)
+                continue
             used, process.files_opened = process.files_opened > 0, files_opened
             process.running, process.started = None, True
             if isinstance(answer, BadVideo) and answer.reason == "memory":
@@ -259,8 +289,9 @@ class DecoderPool:
             assert running is not None
             if now > process.deadline:
                 self._drop(process)
+                length = f", for a video of {process.declared_s:.0f} s" if process.declared_s else ""
                 answers[running.number] = BadVideo(
-                    "timeout", f"no answer within decode.timeout_s={self._limits.timeout_s:g}"
+                    "timeout", f"no answer within decode.timeout_s={self._limits.timeout_s:g}{length}"
                 )
             elif process.rss_bytes() > process.memory_limit:
                 self._drop(process)

@@ -1,43 +1,67 @@
-"""Probing a local video file: opened once, checked against what its container promises, described.
+"""Probing a local video file: decoded once from start to end, checked against what its container promises, described.
 
-It runs inside decoder processes that may be killed at any moment, so it imports neither Ray nor torch.
+What sequential decoding gives is what the video is: its frames are numbered by it, and seeks are proven against it. It
+runs inside decoder processes that may be killed at any moment, so it imports neither Ray nor torch.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from defi_platform.data.decode.frame_scores import FrameScorer
+from defi_platform.data.decode.frame_times import frame_times, is_variable, mean_rate
 from defi_platform.data.decode.messages import Probe
+from defi_platform.data.decode.seek_proof import Key, Truth, prove
 from defi_platform.data.decode.video_readers import (
     SCALING_THREADS,
-    DecordReader,
     check_memory,
-    first_line,
+    damage,
+    decoded,
     open_container,
-    packet_times,
+    orientation,
 )
 from defi_platform.data.rejection import BadVideo
 
-SMALL_PIXELS = 128 * 128
-"""Frames up to this size are left to PyAV: decord's seeks cost it 2 ms each there, six times the decoding."""
-
 END_TOLERANCE_S = 1.0
-"""How much earlier than its container the picture may end before the file counts as cut short."""
+"""How much earlier than its container says everything in it may end before the file counts as cut short."""
+
+REPORT_S = 1.0
+"""Seconds between two reports that a probe goes on."""
+
+Report = Callable[[float], None]
+"""Takes the declared length in seconds, again and again while frames are decoded."""
 
 
-def probe(path: str, thorough: bool, memory_bytes: int, score_frames: bool = False) -> Probe:
+@dataclass
+class _Packets:
+    """What the container lists, read without decoding."""
+
+    keys: list[Key] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    """Display times, else decode times, of what is to be shown."""
+    count: int = 0
+    cut: bool = False
+    """Whether the file ends within one."""
+    end_s: float = 0.0
+    """Where the last one of any stream ends."""
+
+
+def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> Probe:
     """Opens, checks and describes one local file.
 
     Args:
         path: of the file.
-        thorough: decodes every frame; otherwise the first one and the last group of pictures.
         memory_bytes: that decoding may use.
-        score_frames: scores the frames on the way; only where it is thorough.
+        score_frames: scores the frames on the way.
+        report: is called at the start and while frames are decoded.
 
     Raises: BadVideo with the reason why the file cannot be used.
     """
@@ -45,33 +69,36 @@ def probe(path: str, thorough: bool, memory_bytes: int, score_frames: bool = Fal
     _check_content(path, size)
     container, stream = open_container(path)
     with container:
-        width, height = stream.width, stream.height
-        check_memory(width, height, memory_bytes)
-        pts, keys = packet_times(container, stream)
-        _check_count(container, stream, pts)
-        seconds = [float((t - pts[0]) * stream.time_base) for t in pts]
-        fps = (len(pts) - 1) / seconds[-1] if seconds[-1] > 0 else 0.0
-        scorer = FrameScorer(len(pts), fps, height, width) if score_frames and thorough else None
-        decoded, rotation = _decode_through(path, thorough, keys, pts, scorer)
-        if decoded < len(pts):
-            raise BadVideo("short", f"{len(pts)} frames listed, {decoded} decode")
+        check_memory(stream.width, stream.height, memory_bytes)
+        kind = container.format.name.split(",")[0]
+        promised = len(stream.index_entries) if kind == "mov" else 0
+        declared_s = max(0.0, (container.duration or 0) / 1e6)
+        report(declared_s)
+        packets = _packets(container, stream)
+        _check_length(container, max(promised, len(stream.index_entries)) if kind == "mov" else 0, packets)
+        unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         codec = stream.codec_context.codec.canonical_name
-    if len(pts) < 2:
-        raise BadVideo("too_short", f"{len(pts)} frame")
-    turned = rotation % 180 != 0
-    variable = _is_variable(seconds)
+    scorer = _scorer(packets, unit, stream.height, stream.width) if score_frames else None
+    truth, first = _decode_through(path, kind, scorer, functools.partial(_paced(report), declared_s))
+    if first is None:
+        raise BadVideo("corrupt", f"none of {packets.count} packets decodes to a picture")
+    if len(truth) < 2:
+        raise BadVideo("too_short", f"{len(truth)} frame")
+    seconds = frame_times(truth.pts, packets.times, unit, rate)
+    variable = is_variable(seconds)
+    width, height, turn = first
     return Probe(
-        num_frames=len(pts),
-        fps=fps,
-        width=height if turned else width,
-        height=width if turned else height,
+        num_frames=len(truth),
+        fps=mean_rate(seconds),
+        width=height if turn & 4 else width,
+        height=width if turn & 4 else height,
         codec=codec,
         bytes=size,
-        rotation=rotation,
-        decoder=_choose_decoder(path, len(pts), (width, height) if turned else (height, width)),
+        decoder="pyav",
         variable_rate=variable,
-        times=tuple(seconds) if variable else (),
+        times=tuple(seconds.tolist()) if variable else (),
         frame_scores=None if scorer is None else scorer.result(),
+        seek_index=prove(path, truth, packets.keys, kind, turn).to_bytes(),
     )
 
 
@@ -86,52 +113,89 @@ def _check_content(path: str, size: int) -> None:
         raise BadVideo("not_video", f"text: {head[:60].decode('ascii')!r}")
 
 
-def _check_count(container: Any, stream: Any, pts: list[int]) -> None:
-    """Compares what the container promises with what it holds, against silent loss."""
-    if not pts:
+def _packets(container: Any, video: Any) -> _Packets:
+    found = _Packets()
+    for packet in container.demux():
+        if not packet.size:
+            continue
+        when = packet.pts if packet.pts is not None else packet.dts
+        if when is not None:
+            found.end_s = max(found.end_s, float((when + (packet.duration or 0)) * packet.time_base))
+        if packet.stream_index != video.index:
+            continue
+        if packet.is_keyframe:
+            found.keys.append(Key(packet.dts, packet.pts, packet.pos, found.count))
+        found.count += 1
+        found.cut = packet.is_corrupt
+        if when is not None and not packet.is_discard:
+            found.times.append(when)
+    return found
+
+
+def _check_length(container: Any, promised: int, packets: _Packets) -> None:
+    """Compares what the container promises with what it holds, against silent loss.
+
+    Args:
+        container: open.
+        promised: packets that its table of contents lists; 0 where it has none.
+        packets: that are there.
+    """
+    if not packets.count:
         raise BadVideo("unreadable", "the container lists no frames")
-    if stream.frames > len(pts):
-        raise BadVideo("short", f"the container promises {stream.frames} frames and holds {len(pts)}")
-    if stream.frames or container.streams.audio or not container.duration:
-        # With a sound track the container's length may rightly be longer than the picture's.
+    whole = packets.count - packets.cut
+    if promised:
+        if promised > whole:
+            raise BadVideo("short", f"the container promises {promised} frames and holds {whole}")
         return
-    step = (pts[-1] - pts[0]) / max(1, len(pts) - 1)
-    start = container.start_time or 0
-    ends = float((pts[-1] + step) * stream.time_base) - start / 1e6
-    promised = container.duration / 1e6
-    if promised - ends > END_TOLERANCE_S:
-        raise BadVideo("short", f"the container promises {promised:.2f} s, its pictures end at {ends:.2f} s")
+    # Lengths are counted from 0 in some containers, from the first picture in others.
+    start_s = (container.start_time or 0) / 1e6
+    ends_s = packets.end_s - min(0.0, start_s)
+    promised_s = (container.duration or 0) / 1e6
+    if promised_s - ends_s > END_TOLERANCE_S:
+        raise BadVideo(
+            "short", f"the container promises {promised_s:.2f} s, what it holds ends at {ends_s:.2f} s"
+        )
+
+
+def _scorer(packets: _Packets, unit: Fraction, height: int, width: int) -> FrameScorer:
+    fps = mean_rate(frame_times(packets.times, packets.times, unit, None))
+    return FrameScorer(packets.count, fps, height, width)
 
 
 def _decode_through(
-    path: str, thorough: bool, keys: list[int], pts: list[int], scorer: FrameScorer | None
-) -> tuple[int, int]:
-    """Decodes the file, or its first and last group of pictures: (frames that decode, rotation in degrees)."""
+    path: str, kind: str, scorer: FrameScorer | None, goes_on: Callable[[], None]
+) -> tuple[Truth, tuple[int, int, int] | None]:
+    """Decodes the file from start to end: (what it gave, width, height and orientation of the first frame)."""
     import av
 
-    count, rotation = 0, 0
-    container, stream = open_container(path)
+    truth, first = Truth(), None
+    container, stream = open_container(path, kind)
     try:
         with container:
-            for frame in container.decode(stream):
-                if not count:
-                    rotation = frame.rotation % 360
-                count += 1
+            for frame in decoded(container, stream):
+                if first is None:
+                    first = frame.width, frame.height, orientation(frame)
+                truth.add(frame)
                 if scorer is not None:
                     scorer.add(functools.partial(_grey, frame))
-                if not thorough:
-                    break
-            if thorough:
-                return count, rotation
-            container.seek(keys[-1], stream=stream, backward=True)
-            tail = {frame.pts for frame in container.decode(stream)}
-            last = sum(1 for t in pts if t >= keys[-1])
-            return len(pts) - max(0, last - len(tail)), rotation
+                goes_on()
     except MemoryError as error:
         raise BadVideo("memory", "the decoder ran out of its memory") from error
     except av.FFmpegError as error:
-        reason = "memory" if error.errno == 12 else "corrupt"
-        raise BadVideo(reason, f"after {count} frames: {first_line(error)}") from error
+        raise BadVideo(*damage(error, f"after {len(truth)} frames")) from error
+    return truth, first
+
+
+def _paced(report: Report) -> Report:
+    last = time.monotonic()
+
+    def paced(declared_s: float) -> None:
+        nonlocal last
+        if time.monotonic() - last > REPORT_S:
+            last = time.monotonic()
+            report(declared_s)
+
+    return paced
 
 
 def _grey(frame: Any, height: int, width: int) -> np.ndarray:
@@ -140,22 +204,3 @@ def _grey(frame: Any, height: int, width: int) -> np.ndarray:
         format="gray", height=height, width=width, interpolation="AREA", threads=SCALING_THREADS
     )
     return grey
-
-
-def _is_variable(seconds: list[float]) -> bool:
-    steps = np.diff(np.asarray(seconds))
-    return bool(len(steps) and steps.max() > 1.5 * np.median(steps) + 1e-3)
-
-
-def _choose_decoder(path: str, num_frames: int, shape: tuple[int, int]) -> str:
-    """Chooses decord where it gives as many frames of the right shape as PyAV does, and is no slower; else PyAV."""
-    if shape[0] * shape[1] <= SMALL_PIXELS:
-        return "pyav"
-    try:
-        reader = DecordReader(path, None)
-        if reader.num_frames == num_frames and reader.frames([0, num_frames - 1]).shape[1:3] == shape:
-            return "decord"
-    except BadVideo:
-        # Which says nothing against the file: PyAV has just decoded it.
-        return "pyav"
-    return "pyav"

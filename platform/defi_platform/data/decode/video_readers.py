@@ -1,33 +1,50 @@
-"""Readers of video files: frames out of them with decord or PyAV.
+"""Reader of video files: frames by their number, exactly as sequential decoding counts them.
 
-The probe opens files through this module; `writers/h264` is the only other one that imports PyAV. It runs inside decoder processes that may be killed at any moment, so it imports neither Ray nor torch.
-Layout: T frames, H height, W width; frames are RGB uint8 (T, H, W, 3).
+The probe opens files through this module; `writers/h264` is the only other one that imports PyAV. It runs inside decoder
+processes that may be killed at any moment, so it imports neither Ray nor torch. H height, W width; pictures are RGB uint8.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections.abc import Iterator, Sequence
+import struct
+import zlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
+from defi_platform.data.decode.seek_index import NO_PTS, UNINDEXED, SeekIndex, SeekPoint
 from defi_platform.data.rejection import BadVideo
 
-BYTES_PER_PIXEL = 12
-"""Working memory of a decoder per pixel: reference pictures, the picture itself and its RGB copy."""
+BYTES_PER_PIXEL = 16
+"""Working memory of a decoder per pixel: reference pictures, the picture itself, its RGB and its scaling copy."""
 
 SCALING_THREADS = 1
-"""By default PyAV starts a thread per core for every single picture it scales: three times the work of scaling it."""
+"""By default PyAV starts a thread per core for every single picture it converts: three times the work of it."""
+
+CRC_ROWS = 4
+"""Every so manieth row of a picture is taken into its checksum."""
+
+SEEKS = 3
+"""Points that are tried before a file is decoded from its start."""
+
+LOST = 1 << 62
+"""Position of a reader after a seek that led elsewhere."""
+
+FORMATS = (
+    "mov,matroska,avi,mpegts,mpegtsraw,mpeg,mpegvideo,flv,live_flv,asf,asf_o,ogg,ivf,obu,h264,hevc,vvc,m4v,h263,h261,"
+    "mjpeg,mjpeg_2000,mxf,mxf_opatom,nut,rm,dv,wtv,gxf,yuv4mpegpipe,gif,apng,nsv,swf,vc1,cavsvideo,dirac,ty,"
+    "mp3,wav,flac,aac"
+)
+"""Containers that hold their pictures (or, to be named as such, sound) themselves. Playlists and the like, which name
+other files, are not opened, whatever they are called."""
 
 
 class Reader(Protocol):
     """One open file."""
 
-    num_frames: int
-
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """Decodes frames, uint8 (T, H, W, 3). Raises: BadVideo."""
+    def picture(self, index: int) -> Any:
+        """Reads one frame in its own size, upright: uint8 (H, W, 3) or a Pillow image of it. Raises: BadVideo."""
         ...
 
     def close(self) -> None:
@@ -53,107 +70,208 @@ def check_memory(width: int, height: int, memory_bytes: int) -> None:
         )
 
 
-# --------------------------------------------------------------------------- decord
+class VideoReader:
+    """Reader of a video file on PyAV.
 
+    A seek is trusted only where the picture after it is the one that the probe saw there; else the reader goes to an
+    earlier point, and at last decodes from the start, which is right by definition.
 
-class DecordReader:
-    """Reader on decord, with one thread: a machine runs several decoders, whose threads would compete."""
+    Args:
+        file: path, or a seekable file object.
+        index: of the file; without one it is decoded from its start.
+    """
 
-    def __init__(self, path: Any, size: tuple[int, int] | None) -> None:
-        import decord
+    def __init__(self, file: Any, index: SeekIndex = UNINDEXED) -> None:
+        self._file = file
+        self._index = index
+        self._orientation = index.orientation
+        self._useless: set[int] = set()
+        """Frames of points that did not lead to them."""
+        self._container: Any = None
+        self._frames: Iterator[Any] = iter(())
+        self._frame: Any = None
+        self._position = -1
+        """Number of the frame decoded last."""
+        self._to_rgb = _new_reformatter()
+        self._start()
 
-        decord.logging.set_level(decord.logging.FATAL)
-        options = {"height": size[0], "width": size[1]} if size else {}
-        try:
-            self._video = decord.VideoReader(path, num_threads=1, **options)
-        except (RuntimeError, decord.DECORDError) as error:
-            raise BadVideo("unreadable", f"decord: {first_line(error)}") from error
-        self._errors = (RuntimeError, decord.DECORDError, IndexError)
-        self.num_frames = len(self._video)
+    def use(self, index: SeekIndex) -> None:
+        """Takes another part of the file's index: episodes that share a file have one each."""
+        self._index = index
 
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """Decodes frames, uint8 (T, H, W, 3). Raises: BadVideo."""
-        if max(indices) >= self.num_frames:
-            raise BadVideo("short", f"frame {max(indices)} asked, {self.num_frames} there")
-        try:
-            return np.asarray(self._video.get_batch(list(indices)).asnumpy())
-        except self._errors as error:
-            raise BadVideo("corrupt", f"decord: {first_line(error)}") from error
-
-    def close(self) -> None:
-        """Closes the file and frees the decoder's memory."""
-        del self._video
-
-
-# --------------------------------------------------------------------------- PyAV
-
-
-class PyavReader:
-    """Reader on PyAV: opens what decord cannot (AV1), reads remote files by range, rotates by the display matrix."""
-
-    def __init__(self, file: Any, size: tuple[int, int] | None) -> None:
+    def picture(self, index: int) -> np.ndarray:
+        """Decodes one frame in its own size, upright: uint8 (H, W, 3). Raises: BadVideo."""
         import av
 
-        self._av = av
-        self._size = size
-        self._container, self._stream = open_container(file)
-        self._pts, self._keys = packet_times(self._container, self._stream)
-        if not self._pts:
-            raise BadVideo("unreadable", "the container lists no frames")
-        self.num_frames = len(self._pts)
-        self._decoded: Iterator[Any] | None = None
-        self._position = -1
-        """Index of the frame decoded last; -1 before the first."""
-
-    def frames(self, indices: Sequence[int]) -> np.ndarray:
-        """Decodes frames, uint8 (T, H, W, 3). Raises: BadVideo."""
-        if max(indices) >= self.num_frames:
-            raise BadVideo("short", f"frame {max(indices)} asked, {self.num_frames} there")
-        pictures: dict[int, np.ndarray] = {}
         try:
-            for index in sorted(set(indices)):
-                pictures[index] = self._picture(self._frame(index))
-        except (self._av.FFmpegError, StopIteration) as error:
-            self._decoded = None
-            raise BadVideo("corrupt", f"PyAV: {first_line(error)}") from error
-        return np.stack([pictures[index] for index in indices])
+            frame = self._frame_at(index)
+            rgb = self._to_rgb.reformat(frame, format="rgb24", threads=SCALING_THREADS).to_ndarray()
+        except av.FFmpegError as error:
+            raise BadVideo(*damage(error, f"frame {index}")) from error
+        return upright(rgb, self._orientation)
 
     def close(self) -> None:
         """Closes the file and frees the decoder's memory."""
         # The decoding generator and its container refer to each other, so memory would wait for the collector.
-        self._decoded = None
+        self._frames, self._frame = iter(()), None
         self._container.close()
 
-    def _frame(self, index: int) -> Any:
-        wanted = self._pts[index]
-        key = bisect.bisect_right(self._keys, wanted) - 1
-        start = self._keys[max(0, key)]
-        ahead = self._decoded is not None and self._position < index
-        if not ahead or self._pts[self._position] < start:
-            self._container.seek(start, stream=self._stream, backward=True)
-            self._decoded = self._container.decode(self._stream)
-        assert self._decoded is not None
-        for frame in self._decoded:
-            if frame.pts is not None and frame.pts >= wanted:
-                if frame.pts > wanted:
-                    self._decoded = None
-                    raise BadVideo("corrupt", f"frame {index} does not decode; the next one does")
-                self._position = index
-                return frame
-        self._decoded = None
-        raise BadVideo("short", f"frame {index} is listed but does not decode")
+    def jump(self, point: SeekPoint) -> bool:
+        """Seeks to a point. Returns: whether the picture there is the right one."""
+        frames = seek(self._container, self._stream, self._index.by, point.target)
+        try:
+            for _ in range(point.drop):
+                next(frames)
+            frame = next(frames)
+        except _ffmpeg_errors():
+            return False
+        if (point.pts != NO_PTS and frame.pts != point.pts) or luma_crc(frame) != point.crc:
+            return False
+        self._frames, self._frame, self._position = frames, frame, point.frame
+        return True
 
-    def _picture(self, frame: Any) -> np.ndarray:
-        turns = frame.rotation // 90 % 4
-        height, width = self._size or (
-            (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-        )
-        if turns % 2:
-            height, width = width, height
-        image = frame.to_ndarray(
-            format="rgb24", height=height, width=width, interpolation="AREA", threads=SCALING_THREADS
-        )
-        return np.rot90(image, turns) if turns else image
+    def _start(self) -> None:
+        """Opens the file, anew where it is open."""
+        if self._container is not None:
+            self.close()
+        if hasattr(self._file, "seek"):
+            self._file.seek(0)
+        self._container, self._stream = open_container(self._file, self._index.container)
+        self._frames = decoded(self._container, self._stream)
+        self._frame, self._position = None, -1
+
+    def _frame_at(self, index: int) -> Any:
+        if index != self._position:
+            self._approach(index)
+        while self._position < index:
+            frame = next(self._frames, None)
+            if frame is None:
+                there = self._position + 1
+                self._start()
+                raise BadVideo("short", f"frame {index} asked, {there} there")
+            self._frame, self._position = frame, self._position + 1
+            if self._orientation < 0:
+                self._orientation = orientation(frame)
+        return self._frame
+
+    def _approach(self, index: int) -> None:
+        """Goes to the nearest place at or before a frame from where it can be decoded."""
+        last = self._index.before(index)
+        for number in range(last - 1, max(-1, last - 1 - SEEKS), -1):
+            point = self._index.point(number)
+            if point.frame <= self._position < index or (point.frame == 0 and self._position < 0):
+                return
+            if point.frame in self._useless:
+                continue
+            if self.jump(point):
+                return
+            self._useless.add(point.frame)
+            self._position = LOST
+        if self._position > index:
+            self._start()
+
+
+def open_container(file: Any, container: str = "") -> tuple[Any, Any]:
+    """Opens a file or path with PyAV.
+
+    Args:
+        file: path, or a seekable file object.
+        container: FFmpeg's name of what it is; "": find out.
+
+    Returns: (container, video stream on one thread).
+
+    Raises: BadVideo(unreadable | no_video_stream).
+    """
+    import av
+
+    av.logging.set_level(av.logging.PANIC)
+    # A bare path with a colon would be taken for a protocol.
+    source = f"file:{file}" if isinstance(file, str) else file
+    try:
+        opened = av.open(source, format=container or None, options={"format_whitelist": FORMATS})
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise BadVideo("unreadable", f"PyAV: {first_line(error)}") from error
+    cover = av.stream.Disposition.attached_pic
+    streams = [stream for stream in opened.streams.video if not stream.disposition & cover]
+    if not streams:
+        kinds = ", ".join(stream.type for stream in opened.streams) or "none"
+        opened.close()
+        raise BadVideo("no_video_stream", f"streams: {kinds}")
+    stream = streams[0]
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    return opened, stream
+
+
+def decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Yields the frames from where the container stands on, in the order of their display.
+
+    What cannot be decoded before the first frame is passed over, as FFmpeg does: a recording may begin between two
+    key frames. Later damage is raised.
+    """
+    import av
+
+    begun = False
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if begun:
+                raise
+            continue
+        for frame in frames:
+            begun = True
+            yield frame
+
+
+def seek(container: Any, stream: Any, by: str, target: int) -> Iterator[Any]:
+    """Seeks, and yields frames from there on.
+
+    Args:
+        container: open.
+        stream: of it.
+        by: one of `seek_index.BY`.
+        target: as `by` says.
+    """
+    if by == "pos":
+        container.seek(target, stream=stream, unsupported_byte_offset=True)
+    else:
+        container.seek(target, stream=stream, backward=True)
+    yield from decoded(container, stream)
+
+
+def luma_crc(frame: Any) -> int:
+    """Checksum by which a decoded frame is recognised: of every `CRC_ROWS`-th row of its first plane."""
+    plane, form = frame.planes[0], frame.format
+    bits = (
+        form.components[0].bits + 7 & ~7
+        if form.is_planar or not form.components
+        else form.padded_bits_per_pixel
+    )
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height : CRC_ROWS]
+    # What lies behind a row's last pixel is padding.
+    return zlib.crc32(rows[:, : min(plane.line_size, plane.width * bits // 8)].tobytes())
+
+
+def orientation(frame: Any) -> int:
+    """How a frame has to be turned for display: 4 (rows and columns swapped) + 2 (upside down) + 1 (left to right).
+
+    The two flips follow the swap. Other angles than quarter turns are taken for the nearest one.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return 0
+    a, b, _, c, d = map(int, struct.unpack_from("=5i", bytes(matrix)))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return 2 * int(d < 0) + int(a < 0)
+    return 4 + 2 * int(b < 0) + int(c < 0)
+
+
+def upright(picture: np.ndarray, turn: int) -> np.ndarray:
+    """Turns a picture as `orientation` says. Returns: a view."""
+    if turn & 4:
+        picture = picture.swapaxes(0, 1)
+    return picture[:: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1]
 
 
 def pyav_release() -> str:
@@ -163,47 +281,25 @@ def pyav_release() -> str:
     return f"pyav {av.__version__}"
 
 
-def open_container(file: Any) -> tuple[Any, Any]:
-    """Opens a file or path with PyAV.
-
-    Returns: (container, video stream on one thread).
-
-    Raises: BadVideo(unreadable | no_video_stream).
-    """
-    import av
-
-    av.logging.set_level(av.logging.PANIC)
-    try:
-        container = av.open(file)
-    except (av.FFmpegError, OSError) as error:
-        raise BadVideo("unreadable", f"PyAV: {first_line(error)}") from error
-    if not container.streams.video:
-        raise BadVideo(
-            "no_video_stream", f"streams: {', '.join(s.type for s in container.streams) or 'none'}"
-        )
-    stream = container.streams.video[0]
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    return container, stream
-
-
-def packet_times(container: Any, stream: Any) -> tuple[list[int], list[int]]:
-    """Lists display times of all frames and of the key frames, sorted, in the stream's time base."""
-    times, keys = [], []
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue
-        time = packet.pts if packet.pts is not None else packet.dts
-        if time is None or packet.is_discard:
-            continue
-        times.append(time)
-        if packet.is_keyframe:
-            keys.append(time)
-    times.sort()
-    return times, sorted(keys) or times[:1]
+def damage(error: Exception, where: str) -> tuple[str, str]:
+    """(reason, message) of a codec library's error."""
+    reason = "memory" if getattr(error, "errno", None) == 12 else "corrupt"
+    return reason, f"{where}: PyAV: {first_line(error)}"
 
 
 def first_line(error: BaseException) -> str:
     """First line of an error of a codec library, or its type where it has no message."""
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+def _ffmpeg_errors() -> tuple[type[Exception], ...]:
+    import av
+
+    return (av.FFmpegError, StopIteration)
+
+
+def _new_reformatter() -> Any:
+    from av.video.reformatter import VideoReformatter
+
+    return VideoReformatter()

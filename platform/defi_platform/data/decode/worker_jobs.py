@@ -16,10 +16,11 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.decode.frame_scores import FrameScorer
-from defi_platform.data.decode.geometry import centre_crop, fitted
 from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
-from defi_platform.data.decode.probe import probe
-from defi_platform.data.decode.video_readers import DecordReader, PyavReader, Reader, check_memory
+from defi_platform.data.decode.probe import Report, probe
+from defi_platform.data.decode.resize import resize
+from defi_platform.data.decode.seek_index import UNINDEXED, SeekIndex
+from defi_platform.data.decode.video_readers import Reader, VideoReader, check_memory
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.uri import VideoUri, parse
 from defi_platform.storage.range_file import RangeFile
@@ -34,14 +35,6 @@ MACHINE_ERRORS = frozenset(
 """Errors of a disk, a network mount or this machine, not of the file. Only in Python's own OSErrors,
 since codecs mean something else by the same numbers."""
 
-SMALL_FILE_BYTES = 16 << 20
-"""Remote files up to this size are fetched whole; larger ones are read by range."""
-
-
-DECORD_WIDTH = 128
-"""Narrower pictures are scaled by PyAV: where decord's padding of a row reaches the width of a picture (measured
-at 16, 24, 48 and 72 pixels), it counts the padding as further colour channels and its answer is of no use."""
-
 
 class JobHandler:
     """Answers decode and probe jobs in one process.
@@ -52,76 +45,67 @@ class JobHandler:
 
     def __init__(self, memory_bytes: int) -> None:
         self._memory_bytes = memory_bytes
-        self._open: OrderedDict[tuple[str, str, tuple[int, int]], Reader] = OrderedDict()
+        self._open: OrderedDict[str, Reader] = OrderedDict()
         self.files_opened = 0
 
     def decode(self, job: DecodeJob, out: np.ndarray) -> None:
         """Writes the frames of `job` to `out` (T, H, W, 3) uint8. Raises: BadVideo."""
         check_memory(job.source_width, job.source_height, self._memory_bytes)
-        decoder = "pyav" if self._size(job)[1] < DECORD_WIDTH else job.decoder
         with _store_errors_apart(parse(job.uri).path):
+            reader = self._open.pop(job.uri, None)
+            index = SeekIndex.from_bytes(job.seek_index) if job.seek_index else UNINDEXED
+            if reader is None:
+                self.files_opened += 1
+                reader = _opened(job.uri, index)
+            elif isinstance(reader, VideoReader):
+                reader.use(index)
             try:
-                frames = self._frames(job, decoder)
-            except BadVideo as error:
-                if decoder != "decord" or error.reason in ("missing", "storage", "memory"):
-                    raise
-                frames = self._frames(job, "pyav")
-        out[...] = centre_crop(frames, job.height, job.width)
+                # In order, each decoded once, and only one in its full size at a time.
+                for number in sorted(set(job.indices)):
+                    picture = resize(reader.picture(number), (job.height, job.width))
+                    out[[i for i, index in enumerate(job.indices) if index == number]] = picture
+            except BaseException:
+                # Not put back: a reader that failed once is in no known state.
+                reader.close()
+                raise
+            self._open[job.uri] = reader
+            while len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)[1].close()
 
-    def probe(self, job: ProbeJob) -> Probe:
-        """Checks and describes the video of `job`. Raises: BadVideo."""
+    def probe(self, job: ProbeJob, report: Report) -> Probe:
+        """Checks and describes the video of `job`.
+
+        Args:
+            job: what to probe.
+            report: takes the declared length in seconds, again and again while it goes on.
+
+        Raises: BadVideo.
+        """
         self.files_opened += 1
         where = parse(job.uri)
         with _store_errors_apart(where.path):
             if where.kind == "file":
                 with storage.local_copy(where.path) as path:
-                    return probe(str(path), job.thorough, self._memory_bytes, job.score_frames)
+                    return probe(str(path), self._memory_bytes, job.score_frames, report)
             if where.kind == "range":
                 with scratch("member") as folder:
                     path = folder / f"video{posixpath.splitext(where.where[-1])[1]}"
                     path.write_bytes(_slice(where))
-                    return probe(str(path), job.thorough, self._memory_bytes, job.score_frames)
+                    return probe(str(path), self._memory_bytes, job.score_frames, report)
             return _probe_store(where, job, self._memory_bytes)
 
-    def _frames(self, job: DecodeJob, decoder: str) -> np.ndarray:
-        size = self._size(job)
-        key = (job.uri, decoder, size)
-        reader = self._open.pop(key, None)
-        if reader is None:
-            self.files_opened += 1
-            reader = self._opened(job.uri, decoder, size)
-        try:
-            frames = reader.frames(job.indices)
-        except BaseException:
-            # Not put back: a reader that failed once is in no known state.
-            reader.close()
-            raise
-        self._open[key] = reader
-        while len(self._open) > OPEN_FILES:
-            self._open.popitem(last=False)[1].close()
-        return frames
 
-    def _size(self, job: DecodeJob) -> tuple[int, int]:
-        if parse(job.uri).kind not in ("file", "range"):
-            return job.height, job.width  # frame stores resize by themselves
-        return fitted(
-            (job.source_height or job.height, job.source_width or job.width), (job.height, job.width)
-        )
-
-    def _opened(self, uri: str, decoder: str, size: tuple[int, int]) -> Reader:
-        where = parse(uri)
-        if where.kind == "range":
-            return _video_reader(io.BytesIO(_slice(where)), decoder, size)
-        if where.kind != "file":
-            opened: Reader = frame_stores().open_store(where, size)
-            return opened
-        if not storage.is_remote(where.path):
-            open(where.path, "rb").close()
-            return _video_reader(where.path, decoder, size)
-        if storage.entry(where.path).bytes <= SMALL_FILE_BYTES:
-            return _video_reader(io.BytesIO(storage.read_bytes(where.path)), decoder, size)
-        # decord reads file objects to their end before it opens them; PyAV seeks.
-        return PyavReader(storage.open_seekable(where.path), size)
+def _opened(uri: str, index: SeekIndex) -> Reader:
+    where = parse(uri)
+    if where.kind == "range":
+        return VideoReader(io.BytesIO(_slice(where)), index)
+    if where.kind != "file":
+        opened: Reader = frame_stores().open_store(where)
+        return opened
+    if storage.is_remote(where.path):
+        return VideoReader(storage.open_seekable(where.path), index)
+    open(where.path, "rb").close()
+    return VideoReader(where.path, index)
 
 
 def frame_stores() -> ModuleType:
@@ -129,10 +113,6 @@ def frame_stores() -> ModuleType:
     from defi_platform.data.decode import frame_stores
 
     return frame_stores
-
-
-def _video_reader(source: Any, decoder: str, size: tuple[int, int]) -> Reader:
-    return DecordReader(source, size) if decoder == "decord" else PyavReader(source, size)
 
 
 def _slice(where: VideoUri) -> bytes:
@@ -146,17 +126,15 @@ def _slice(where: VideoUri) -> bytes:
 
 
 def _probe_store(where: VideoUri, job: ProbeJob, memory_bytes: int) -> Probe:
-    store = frame_stores().open_store(where, None, verify=True)
+    store = frame_stores().open_store(where, verify=True)
     try:
         if store.num_frames < 2:
             raise BadVideo("too_short", f"{store.num_frames} frame")
         width, height = store.picture(0).size
         check_memory(width, height, memory_bytes)
-        scorer = (
-            FrameScorer(store.num_frames, 0.0, height, width) if job.score_frames and job.thorough else None
-        )
+        scorer = FrameScorer(store.num_frames, 0.0, height, width) if job.score_frames else None
         blank = True
-        for index in range(store.num_frames) if job.thorough else [0, store.num_frames - 1]:
+        for index in range(store.num_frames):
             picture = store.picture(index)
             if picture.size != (width, height):
                 raise BadVideo("corrupt", f"frame {index} is of another size than the first")
@@ -167,7 +145,7 @@ def _probe_store(where: VideoUri, job: ProbeJob, memory_bytes: int) -> Probe:
             raise BadVideo("black", "every frame is of one colour, as where a camera was absent")
         frame_scores = None if scorer is None else scorer.result()
         return Probe(
-            store.num_frames, 0.0, width, height, store.codec, 0, 0, "store", False, frame_scores=frame_scores
+            store.num_frames, 0.0, width, height, store.codec, 0, "store", False, frame_scores=frame_scores
         )
     finally:
         store.close()

@@ -6,6 +6,7 @@ file. Little else of the platform is imported here: it has to start fast and be 
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import resource
@@ -14,7 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from defi_platform.data.decode.messages import DecodeJob, ProbeJob, read_message, write_message
+from defi_platform.data.decode.messages import (
+    DecodeJob,
+    ProbeJob,
+    ProbeProgress,
+    read_message,
+    write_message,
+)
 from defi_platform.data.rejection import BadVideo
 
 
@@ -27,16 +34,34 @@ def _limit_memory(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def main(jobs_fd: int, answers_fd: int, frames_fd: int, memory_bytes: int) -> None:
+def _end_with(owner_fd: int) -> None:
+    """Has the kernel end this process when the owner is gone, in whatever code it is stuck.
+
+    The owner's end of this pipe is never written to; the kernel closes it with the owner, and sends SIGIO, which
+    ends a process by default. PR_SET_PDEATHSIG would follow the thread that started the process, not the owner.
+    """
+    fcntl.fcntl(owner_fd, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(owner_fd, fcntl.F_SETFL, fcntl.fcntl(owner_fd, fcntl.F_GETFL) | os.O_ASYNC | os.O_NONBLOCK)
+    try:
+        if os.read(owner_fd, 1) == b"":
+            # It was gone before.
+            sys.exit(1)
+    except BlockingIOError:
+        pass
+
+
+def main(jobs_fd: int, answers_fd: int, frames_fd: int, owner_fd: int, memory_bytes: int) -> None:
     """Answers jobs until the pipe closes.
 
     Args:
         jobs_fd: pipe of the job handler's class, then of (number, job, offset of its frames).
         answers_fd: pipe for (number, answer, files opened so far); the answer is a `Probe`, a `BadVideo`, or None
-            where the frames are in the shared memory.
+            where the frames are in the shared memory. `ProbeProgress` goes ahead of a probe's.
         frames_fd: the shared memory, as long as the frames of the largest job.
+        owner_fd: pipe that ends with the process that owns this one.
         memory_bytes: that jobs may use, on top of what the process has when it is ready.
     """
+    _end_with(owner_fd)
     job_handler = read_message(jobs_fd)
     if job_handler is None:
         return
@@ -48,7 +73,11 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, memory_bytes: int) -> No
         answer: Any
         try:
             if isinstance(job, ProbeJob):
-                answer = handler.probe(job)
+
+                def report(declared_s: float, number: int = number) -> None:
+                    write_message(answers_fd, (number, ProbeProgress(declared_s), handler.files_opened))
+
+                answer = handler.probe(job, report)
             else:
                 assert isinstance(job, DecodeJob)
                 count = int(np.prod(job.shape))
@@ -65,4 +94,4 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, memory_bytes: int) -> No
 
 
 if __name__ == "__main__":
-    main(*(int(value) for value in sys.argv[1:5]))
+    main(*(int(value) for value in sys.argv[1:6]))

@@ -9,6 +9,7 @@ import numpy as np
 
 from defi_platform.config import CorpusConfig
 from defi_platform.data.decode.messages import Probe
+from defi_platform.data.decode.seek_index import SeekIndex
 from defi_platform.data.ingest.probe_actors import opened_with
 from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.ingest.quality_filters import rejected_by_filters, scores_of
@@ -83,6 +84,7 @@ def rows_of(
                 "num_actions": record.num_actions,
                 "first_frame": start + first,
                 "decoder": probe.decoder,
+                "seek_index": _seek_index(probe, start + first, stop - first),
                 "variable_rate": variable,
                 "signals_uri": record.signals_uri,
                 "version": record.version,
@@ -93,6 +95,12 @@ def rows_of(
             },
             scores.signature if scores else (),
         )
+
+
+def _seek_index(probe: Probe, first: int, count: int) -> bytes | None:
+    if not probe.seek_index:
+        return None
+    return SeekIndex.from_bytes(probe.seek_index).part(first, count).to_bytes()
 
 
 def rejection(

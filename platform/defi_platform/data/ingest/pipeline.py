@@ -9,12 +9,12 @@ from contextlib import closing
 import pyarrow as pa
 
 from defi_platform.cluster import ray_session
-from defi_platform.config import CorpusConfig, DataConfig, IngestConfig
+from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.config.paths import absolute_paths
 from defi_platform.data.ingest.manifest_rows import rows_of
 from defi_platform.data.ingest.probe_actors import probe_files
-from defi_platform.data.ingest.probe_results import ResultBlocks
+from defi_platform.data.ingest.probe_results import LIMITS, ResultBlocks
 from defi_platform.data.ingest.quality_filters import needs_scores
 from defi_platform.data.ingest.segmentation import check_windows
 from defi_platform.data.ingest.store import VideoStore
@@ -105,7 +105,7 @@ def _ingest_corpus(
     """Returns: whether anything had to be written, and what is committed of the corpus."""
     root = corpus.path
     screen = needs_scores(corpus.filters) or corpus.windows.mode == "shots"
-    with closing(VideoStore(name, screen, config.strict)) as store:
+    with closing(VideoStore(name, screen, config.strict, config.decode)) as store:
         _list(store, name, corpus, format_name, root)
         settings = {
             "path": root,
@@ -122,6 +122,7 @@ def _ingest_corpus(
             before is not None
             and before.committed.settings == settings
             and not before.committed.counts.get(TRANSIENT_REASON)
+            and not _limit_raised(before, config.decode)
             and not (config.retry_quarantined and any(t.num_rows for t in _rejected(config, name, before)))
         ):
             for table in before.rejected() if config.strict else ():
@@ -181,6 +182,17 @@ def _probe(
             bad += result.bad is not None
             progress.step(note=f"{bad} bad" if bad else "")
             store.add_result(result)
+
+
+def _limit_raised(before: Corpus, limits: DecodeConfig) -> bool:
+    """Returns whether a file went beyond a limit that is higher now."""
+    if not any(before.committed.counts.get(reason) for reason in LIMITS):
+        return False
+    return any(
+        limit is not None and limit < float(LIMITS[reason](limits))
+        for table in before.opened()
+        for reason, limit in zip(*(table.column(n).to_pylist() for n in ("reason", "limit")), strict=True)
+    )
 
 
 def _rejected(config: DataConfig, name: str, before: Corpus | None) -> Iterator[pa.Table]:

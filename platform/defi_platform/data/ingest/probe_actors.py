@@ -13,10 +13,10 @@ import ray
 
 from defi_platform.cluster import ray_session
 from defi_platform.config import DecodeConfig, RayConfig
-from defi_platform.data.decode.messages import ProbeJob
+from defi_platform.data.decode.messages import Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.video_readers import pyav_release
-from defi_platform.data.ingest.probe_results import ProbeResult, ResultBlocks
+from defi_platform.data.ingest.probe_results import ProbeResult, ResultBlocks, limit_of
 from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources.uri import parse
 from defi_platform.errors import CorpusError, UserError
@@ -177,6 +177,7 @@ class Prober:
 
     def __init__(self, limits: DecodeConfig, folder: str) -> None:
         # One process: how many probers there are is decided by the CPUs of the cluster.
+        self._limits = limits
         self._pool = DecoderPool(dataclasses.replace(limits, processes=1))
         self._blocks = ResultBlocks(folder)
 
@@ -188,12 +189,16 @@ class Prober:
         """Opens the files of a block."""
         answers = self._pool.run([ProbeJob(request.uri, score_frames=request.screen) for request in block])
         results = [
-            ProbeResult(request.uri, request.version, answer, request.attempts)  # type: ignore[arg-type]
+            self._result(request, answer)  # type: ignore[arg-type]
             for request, answer in zip(block, answers, strict=True)
         ]
         name = hashlib.sha256("\n".join(f"{r.uri}\t{r.version}" for r in block).encode()).hexdigest()[:16]
         self._blocks.write(name, (r for r in results if r.bad is None or r.bad.reason != TRANSIENT_REASON))
         return results
+
+    def _result(self, request: ProbeRequest, answer: Probe | BadVideo) -> ProbeResult:
+        limit = limit_of(answer.reason, self._limits) if isinstance(answer, BadVideo) else None
+        return ProbeResult(request.uri, request.version, answer, request.attempts, limit)
 
 
 def opened_with(uri: str, problem: BadVideo) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from defi_platform import storage
+from defi_platform.config import DecodeConfig
 from defi_platform.data.decode.frame_scores import FrameScores
 from defi_platform.data.decode.messages import Probe
 from defi_platform.data.rejection import BadVideo
@@ -30,15 +31,16 @@ RESULT_SCHEMA = pa.schema(
         ("attempts", pa.int32()),
         ("reason", pa.string()),
         ("message", pa.string()),
+        ("limit", pa.float64()),
         ("num_frames", pa.int32()),
         ("fps", pa.float64()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("codec", pa.string()),
         ("bytes", pa.int64()),
-        ("rotation", pa.int32()),
         ("decoder", pa.string()),
         ("variable_rate", pa.bool_()),
+        ("seek_index", pa.binary()),
         ("times", pa.list_(pa.float32())),
         ("sampled", pa.list_(pa.int32())),
         ("luma", pa.list_(pa.float32())),
@@ -48,13 +50,24 @@ RESULT_SCHEMA = pa.schema(
         ("changes", pa.binary()),
     ]
 )
-"""`reason` and `message` are set for bad files, what follows them for good ones; from `sampled` on it is the
-`FrameScores`, null where nobody asked for scores."""
+"""`reason` and `message` are set for bad files, `limit` for those that went beyond one, what follows for good ones; from
+`sampled` on it is the `FrameScores`, null where nobody asked for scores."""
+
+HEAD = RESULT_SCHEMA.get_field_index("num_frames")
 
 FACTS, SCORES = (
-    operator.attrgetter(*RESULT_SCHEMA.names[5:-7]),
+    operator.attrgetter(*RESULT_SCHEMA.names[HEAD:-8]),
     operator.attrgetter(*RESULT_SCHEMA.names[-6:]),
 )
+
+
+LIMITS = {"timeout": operator.attrgetter("timeout_s"), "memory": operator.attrgetter("memory_mb")}
+"""Reason of rejection -> the limit of `DecodeConfig` that it is about."""
+
+
+def limit_of(reason: str | None, limits: DecodeConfig) -> float | None:
+    """The limit that a rejection is about; None where it is about none."""
+    return float(LIMITS[reason](limits)) if reason in LIMITS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +79,8 @@ class ProbeResult:
     answer: Probe | BadVideo
     attempts: int = 1
     """How many ingests opened it, up to this one."""
+    limit: float | None = None
+    """The limit that it went beyond, of those in `LIMITS`; a higher one may let it pass."""
 
     @property
     def bad(self) -> BadVideo | None:
@@ -77,17 +92,18 @@ def row_of(result: ProbeResult) -> Row:
     """The values of `RESULT_SCHEMA` for a result."""
     probe, head = result.answer, (result.uri, result.version, result.attempts)
     if isinstance(probe, BadVideo):
-        return (*head, probe.reason, probe.message, *[None] * (len(RESULT_SCHEMA) - 5))
+        bad = (probe.reason, probe.message, result.limit)
+        return (*head, *bad, *[None] * (len(RESULT_SCHEMA) - HEAD))
     scores = (None,) * 6 if probe.frame_scores is None else SCORES(probe.frame_scores)
-    return (*head, None, None, *FACTS(probe), probe.times or None, *scores)
+    return (*head, None, None, None, *FACTS(probe), probe.seek_index, probe.times or None, *scores)
 
 
 def result_of(row: Row) -> ProbeResult:
     """The inverse of `row_of`."""
-    uri, version, attempts, reason, message = row[:5]
+    uri, version, attempts, reason, message, limit = row[:HEAD]
     if reason is not None:
-        return ProbeResult(uri, version, BadVideo(reason, message), attempts)
-    times, sampled, luma, motion, sharpness, hashes, changes = row[-7:]
+        return ProbeResult(uri, version, BadVideo(reason, message), attempts, limit)
+    seek_index, times, sampled, luma, motion, sharpness, hashes, changes = row[-8:]
     screening = None
     if changes is not None:
         screening = FrameScores(
@@ -98,7 +114,8 @@ def result_of(row: Row) -> ProbeResult:
             np.asarray(hashes, np.uint64),
             changes,
         )
-    return ProbeResult(uri, version, Probe(*(*row[5:-7], tuple(times or ()), screening)), attempts)
+    probe = Probe(*(*row[HEAD:-8], tuple(times or ()), screening, seek_index))
+    return ProbeResult(uri, version, probe, attempts)
 
 
 class ResultBlocks:

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from defi_platform.config import DecodeConfig
 from defi_platform.data.ingest.manifest_rows import rejection
 from defi_platform.data.ingest.near_duplicates import BITS, WORDS, near_duplicates
 from defi_platform.data.ingest.probe_actors import ProbeRequest
-from defi_platform.data.ingest.probe_results import RESULT_SCHEMA, ProbeResult, result_of, row_of
+from defi_platform.data.ingest.probe_results import RESULT_SCHEMA, ProbeResult, limit_of, result_of, row_of
 from defi_platform.data.manifest.notes import NOTES_SCHEMA
 from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA, strict_error
 from defi_platform.data.manifest.split import TRAIN, VALIDATION, hash_position, held_out
@@ -48,7 +49,7 @@ TABLES = (
 FIELD_VALUES = operator.attrgetter(*FIELDS)
 
 VIDEO_ID, SPLIT = map(SCHEMA.get_field_index, ("video_id", "split"))
-REASON, CHANGES = map(RESULT_SCHEMA.get_field_index, ("reason", "changes"))
+REASON, LIMIT, CHANGES = map(RESULT_SCHEMA.get_field_index, ("reason", "limit", "changes"))
 
 FILES = "(SELECT DISTINCT uri, version FROM listed ORDER BY uri, version)"
 
@@ -89,10 +90,14 @@ class VideoStore:
         corpus: its name.
         screen: whether a good file's frames have to be scored.
         strict: whether the first rejected video is an error, a CorpusError of whatever method finds it.
+        limits: of the decoder; a file that went beyond a lower one is opened again.
     """
 
-    def __init__(self, corpus: str, screen: bool = False, strict: bool = False) -> None:
+    def __init__(
+        self, corpus: str, screen: bool = False, strict: bool = False, limits: DecodeConfig | None = None
+    ) -> None:
         self._corpus, self._screen, self._strict = corpus, screen, strict
+        self._limits = limits or DecodeConfig()
         self._database = TempDatabase(*TABLES)
         self._unstored: list[VideoRecord] = []
         self._signatures, self._signed = array("Q"), array("q")
@@ -280,10 +285,15 @@ class VideoStore:
             for row in rows
             # A file that did not come is asked for again, a good one whose frames were not scored is opened again.
             if row[REASON] != TRANSIENT_REASON
+            and not self._limit_raised(row)
             and not (self._screen and row[REASON] is None and row[CHANGES] is None)
         ]
         self._database.execute_many(KEEP, usable)
         return len(usable)
+
+    def _limit_raised(self, row: Row) -> bool:
+        limit = limit_of(row[REASON], self._limits)
+        return limit is not None and row[LIMIT] is not None and bool(row[LIMIT] < limit)
 
     def _note_failures(self, rows: Iterable[Row]) -> None:
         self._database.execute_many(

@@ -62,6 +62,7 @@ SCHEMA = pa.schema(
         ("num_actions", pa.int32()),
         ("first_frame", pa.int32()),
         ("decoder", NAMES),
+        ("seek_index", pa.binary()),
         ("variable_rate", pa.bool_()),
         ("signals_uri", pa.string()),
         ("version", pa.string()),
@@ -73,6 +74,7 @@ SCHEMA = pa.schema(
 )
 """`first_frame`: where the video starts in its file; `signals_uri`: the file with its actions;
 `version`: of the file, as its store knows it. `width` and `height` are as displayed, after rotation.
+`seek_index`: packed `decode.seek_index.SeekIndex`, as much as the row's frames need; null for stored pictures.
 `times`: seconds of each frame from the video's first on, where `variable_rate`; else null.
 `luma`, `motion`, `sharpness`: see `quality_filters.Scores`; null where no filter asked."""
 

@@ -15,6 +15,9 @@ import pyarrow.parquet as pq
 TAKEN_AT_ONCE = 64
 """Values after which the pages they lie in are let go again: each may bring half a megabyte of neighbours along."""
 
+WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+"""Types whose offsets are widened to 64 bits."""
+
 
 class MappedTable:
     """One chunk of Arrow columns.
@@ -86,12 +89,12 @@ class MappedTable:
 
 
 def mappable(table: pa.Table) -> pa.Table:
-    """Joins the chunks of each column, with text offsets of 64 bits so that one chunk can hold any corpus."""
+    """Joins the chunks of each column, with offsets of texts and bytes of 64 bits: one chunk can hold any corpus."""
     return table.cast(_mappable_schema(table.schema)).unify_dictionaries().combine_chunks()
 
 
 def _mappable_schema(fields: Iterable[pa.Field]) -> pa.Schema:
-    return pa.schema([f.with_type(pa.large_string()) if f.type == pa.string() else f for f in fields])
+    return pa.schema([f.with_type(WIDE.get(f.type, f.type)) for f in fields])
 
 
 def write_mappable(parquet: Path, path: Path) -> int:
@@ -99,7 +102,7 @@ def write_mappable(parquet: Path, path: Path) -> int:
     with pq.ParquetFile(parquet) as file:
         schema = file.schema_arrow
         # The copy that joins a column's chunks is there for one at a time: the largest columns, texts, first.
-        names = sorted(schema.names, key=lambda name: schema.field(name).type != pa.string())
+        names = sorted(schema.names, key=lambda name: schema.field(name).type not in WIDE)
         columns = {name: _mappable_column(file, schema.field(name)) for name in names}
     laid_out = pa.table({name: columns.pop(name) for name in schema.names})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, laid_out.schema) as writer:
@@ -134,7 +137,7 @@ def _text_spans(table: pa.Table, mapped: mmap.mmap) -> dict[str, list[tuple[int,
     base = pa.py_buffer(mapped).address
     spans: dict[str, list[tuple[int, int]]] = {}
     for name, column in zip(table.column_names, table.columns, strict=True):
-        if not pa.types.is_large_string(column.type) or not column.num_chunks:
+        if column.type not in WIDE.values() or not column.num_chunks:
             continue
         for content in filter(None, column.chunk(0).buffers()):
             # Pages shared with a neighbour are left alone.

@@ -269,7 +269,7 @@ def _strip_job(video: Mapping[str, Any], frames: int) -> DecodeJob:
     offsets = np.linspace(0, video["num_frames"] - 1, frames).round().astype(int)
     indices = tuple(int(video["first_frame"] + offset) for offset in offsets)
     return DecodeJob(
-        video["uri"], indices, THUMBNAIL_HEIGHT, width, video["decoder"], video["height"], video["width"]
+        video["uri"], indices, THUMBNAIL_HEIGHT, width, video["height"], video["width"], video["seek_index"]
     )
 
 
@@ -300,9 +300,7 @@ def _rejection(reason: str, entries: Sequence[Mapping[str, Any]], pool: DecoderP
 
 def _thumbnails(entries: Sequence[Mapping[str, Any]], pool: DecoderPool) -> Iterable[Picture]:
     """The first frame of each entry where it decodes."""
-    jobs = [
-        DecodeJob(entry["uri"], (0,), 2 * THUMBNAIL_HEIGHT, 3 * THUMBNAIL_HEIGHT, "pyav") for entry in entries
-    ]
+    jobs = [DecodeJob(entry["uri"], (0,), 2 * THUMBNAIL_HEIGHT, 3 * THUMBNAIL_HEIGHT) for entry in entries]
     for entry, frames in zip(entries, pool.run(jobs), strict=True):
         if isinstance(frames, np.ndarray):
             alt = f"first frame of the rejected video {entry['video_id']}"

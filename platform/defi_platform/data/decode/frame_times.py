@@ -1,0 +1,50 @@
+"""Times of a video's frames, and whether they lie on an even grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+OFF_GRID = 0.25
+"""Share of a frame's mean duration by which a frame may be off an even grid before the rate counts as variable."""
+
+ROUNDING_S = 1e-3
+"""Matroska, FLV and ASF round times to milliseconds."""
+
+
+def frame_times(
+    shown: Sequence[int | None], listed: Sequence[int], unit: Fraction, rate: Fraction | None
+) -> np.ndarray:
+    """Seconds of each frame from the first on, float64 (T,), never falling.
+
+    Args:
+        shown: display times of the frames in their order, in `unit`; None where the container gives none.
+        listed: times of the packets, in any order; they stand in where frames have none and both are as many.
+        unit: seconds per tick.
+        rate: frames per second that the container states.
+    """
+    # A container that counts pictures wrongly (two at one time, one before the last) still has them in order.
+    if None not in shown:
+        ticks = np.sort(np.asarray(shown, np.int64))
+    elif len(listed) == len(shown):
+        ticks = np.sort(np.asarray(listed, np.int64))
+    else:
+        return np.arange(len(shown)) / float(rate or 1)
+    seconds: np.ndarray = (ticks - ticks[0]) * float(unit)
+    return seconds
+
+
+def mean_rate(seconds: np.ndarray) -> float:
+    """Frames per second over the whole video; 0.0 where it has no length."""
+    return (len(seconds) - 1) / float(seconds[-1]) if len(seconds) and seconds[-1] > 0 else 0.0
+
+
+def is_variable(seconds: np.ndarray) -> bool:
+    """Returns whether any frame is off an even grid from the first to the last."""
+    if len(seconds) < 3:
+        return False
+    step = seconds[-1] / (len(seconds) - 1)
+    off = np.abs(seconds - step * np.arange(len(seconds)))
+    return bool(off.max() > OFF_GRID * step + ROUNDING_S)
