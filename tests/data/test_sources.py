@@ -83,7 +83,7 @@ def test_rlds_episodes_are_read_without_tensorflow(shared_data: Path) -> None:
     )
     probe = probed(record.uri)
     assert isinstance(probe, Probe)
-    assert (probe.num_frames, probe.codec, probe.decoder) == (10, "jpeg")
+    assert (probe.num_frames, probe.codec, probe.decoder) == (10, "jpeg", "store")
     signals = read_signals(found, record.signals_uri, record.episode_id)
     assert signals.actions.shape == (10, 7) and signals.proprio is not None
     frames = frames_of(record.uri, (0, 9, 3))

@@ -20,20 +20,28 @@ def frame_times(
     """Seconds of each frame from the first on, float64 (T,), never falling.
 
     Args:
-        shown: display times of the frames in their order, in `unit`; None where the container gives none.
-        listed: times of the packets, in any order; they stand in where frames have none and both are as many.
+        shown: display times of the frames in their order, in `unit`; None where the container gives none: between
+            two that are known they are spread evenly, before and after them by `rate`.
+        listed: times of the packets, in any order; they stand in where no frame has one and both are as many.
         unit: seconds per tick.
         rate: frames per second that the container states.
     """
-    # A container that counts pictures wrongly (two at one time, one before the last) still has them in order.
-    if None not in shown:
-        ticks = np.sort(np.asarray(shown, np.int64))
+    step = 1 / float(rate or 1)
+    known = np.array([i for i, time in enumerate(shown) if time is not None], np.int64)
+    if len(known):
+        ticks = np.array([time for time in shown if time is not None], np.int64)
     elif len(listed) == len(shown):
-        ticks = np.sort(np.asarray(listed, np.int64))
+        known, ticks = np.arange(len(shown)), np.asarray(listed, np.int64)
     else:
-        return np.arange(len(shown)) / float(rate or 1)
-    seconds: np.ndarray = (ticks - ticks[0]) * float(unit)
-    return seconds
+        return np.arange(len(shown)) * step
+    # Frames that a container counts wrongly (two at one time, one before the last) still come in order.
+    ticks = np.sort(ticks)
+    at = (ticks - ticks[0]) * float(unit)
+    numbers = np.arange(len(shown))
+    seconds = np.interp(numbers, known, at)
+    seconds -= step * np.maximum(0, known[0] - numbers)
+    seconds += step * np.maximum(0, numbers - known[-1])
+    return np.asarray(seconds - seconds[0])
 
 
 def mean_rate(seconds: np.ndarray) -> float:

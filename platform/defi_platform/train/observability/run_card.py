@@ -19,7 +19,7 @@ from defi_platform.train.recipe import Recipe
 JSON, MARKDOWN = "run_card.json", "run_card.md"
 PACKAGES = (
     "defi-platform", "ray", "torch", "deepspeed", "diffusers", "transformers", "safetensors", "numpy", "pyarrow",
-    "decord", "av", "omegaconf", "wandb",
+    "av", "omegaconf", "wandb",
 )  # fmt: skip
 
 
