@@ -42,7 +42,7 @@ Report = Callable[[float], None]
 
 @dataclass
 class _Packets:
-    """What the container lists, read without decoding."""
+    """Packets of a file as its container lists them, read without decoding."""
 
     keys: list[Key] = field(default_factory=list)
     times: list[int] = field(default_factory=list)

@@ -40,7 +40,7 @@ class SeekPoint(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SeekIndex:
-    """What opening a file again, and seeking in it, needs to know."""
+    """Seek points of a file, with its container and the orientation of its pictures."""
 
     container: str
     """FFmpeg's name of the container; "": find out."""
@@ -60,7 +60,7 @@ class SeekIndex:
         return SeekPoint(*self.points[number].tolist())
 
     def part(self, first: int, count: int) -> SeekIndex:
-        """What the frames `first` to `first + count - 1` need of it."""
+        """The points for the frames `first` to `first + count - 1`: the last one before them, and those within."""
         points = self.points[max(0, self.before(first) - 1) : self.before(first + count - 1)]
         return SeekIndex(self.container, self.orientation, self.by, points)
 

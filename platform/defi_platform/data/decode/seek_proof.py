@@ -50,7 +50,7 @@ class Key:
 
 @dataclass
 class Truth:
-    """What sequential decoding gave."""
+    """Frames of a file as sequential decoding gave them."""
 
     pts: list[int | None] = field(default_factory=list)
     crcs: list[int] = field(default_factory=list)

@@ -254,7 +254,7 @@ def luma_crc(frame: Any) -> int:
 
 
 def orientation(frame: Any) -> int:
-    """How a frame has to be turned for display: 4 (rows and columns swapped) + 2 (upside down) + 1 (left to right).
+    """Turn of a frame for display: 4 (rows and columns swapped) + 2 (upside down) + 1 (left to right).
 
     The two flips follow the swap. Other angles than quarter turns are taken for the nearest one.
     """
