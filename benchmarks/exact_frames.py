@@ -196,7 +196,9 @@ def started() -> None:
 
     import ray
 
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+    )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.max_errored_blocks = -1
@@ -213,7 +215,8 @@ def chosen(count: int | None, every: bool, seed: int) -> list[Spec]:
     taken = set(first)
     rest = [spec for spec in matrix if spec not in taken]
     random.Random(seed).shuffle(rest)
-    return first + rest if every else (first + rest)[: count or len(first)]
+    number = len(matrix) + len(first) if every else count or len(first)
+    return [*first, *rest][:number]
 
 
 def run(

@@ -42,7 +42,8 @@ CONTAINERS = {
     "wmv": {"wmv2"},
 }
 """Container -> codecs that it may hold. `fmp4` is a fragmented mp4; `wmv`, an ASF, is where WMV2 lives."""
-SUFFIX = {"fmp4": ".mp4"}
+SUFFIX = {"fmp4": ".mp4", "faststart": ".mp4", "live": ".mkv"}
+"""`faststart` and `live` are beside the matrix: an mp4 with its header in front, a Matroska without index or length."""
 REORDERING = {"h264", "hevc", "mpeg4", "mpeg2", "av1"}
 """Codecs with B-frames, or with frames that are decoded and never shown; libvpx hides frames in a second pass only,
 which PyAV does not offer."""
@@ -74,10 +75,11 @@ class Spec:
     further key frame."""
     timing: str = "constant"
     """constant | mild: a tenth of a frame early or late | jumps: pauses of 3 s | halves: half at 25 and half at 17.5
-    frames per second | held: the last picture stays for 4 s."""
+    frames per second | held: the last picture stays for 4 s | twins: every two pictures have one time | fast: 240
+    frames per second | slow: one in 20 s."""
     start: str = "zero"
     """zero | late: at 5 s | trim: an edit list hides the first 13 pictures | cut: the first 7 packets are missing, so
-    that the file begins between two key frames."""
+    that the file begins between two key frames | wrap: the 33 bits of MPEG's clock run over in the middle."""
     width: int = 160
     """Pixels of the picture as it is stored; three quarters as high."""
     frames: int = 40
@@ -87,6 +89,10 @@ class Spec:
     """a, b, c, d: the picture's point (x, y) is shown at (a x + c y, b x + d y), as in an mp4's track header."""
     cover: str = ""
     """first | last: which stream holds a picture of the file's cover; empty: none."""
+    interlaced: bool = False
+    """Encoded as fields."""
+    sound: bool = False
+    """There is a sound track, which begins with the picture and lasts 2 s longer."""
 
     @property
     def height(self) -> int:
@@ -111,7 +117,8 @@ class Spec:
         parts += [f"w{self.width}", f"n{self.frames}"]
         parts += [self.pixels] if self.pixels != "yuv420p" else []
         parts += ["m" + "".join("-0+"[sign + 1] for sign in self.matrix)] if self.matrix != UPRIGHT else []
-        return "_".join(parts + ([f"cover-{self.cover}"] if self.cover else []))
+        parts += [f"cover-{self.cover}"] if self.cover else []
+        return "_".join(parts + [name for name in ("interlaced", "sound") if getattr(self, name)])
 
 
 ORDINARY = {"closed", "constant", "zero"}
@@ -175,6 +182,16 @@ def extra_specs() -> list[Spec]:
     ]
     specs += [Spec(codec="av1", pixels="yuv420p10le"), Spec(codec="vp9", container="webm", pixels="yuv444p")]
     specs += [Spec(codec="mjpeg", container="avi", gop=1, pixels="yuvj422p")]
+    others = [("h264", c) for c in ("mov", "3gp", "faststart", "live")] + [("hevc", "mov"), ("mpeg4", "3gp")]
+    specs += [Spec(codec=codec, container=c, b_frames=2) for codec, c in others]
+    twins = [("h264", "mkv"), ("mpeg4", "mkv"), ("vp9", "webm")]
+    specs += [Spec(codec=codec, container=c, timing="twins") for codec, c in twins]
+    specs += [Spec(container=c, timing=t, b_frames=2) for c in ("mp4", "mkv") for t in ("fast", "slow")]
+    specs += [Spec(codec=codec, container=c, start="wrap") for codec, c in (("h264", "ts"), ("mpeg2", "mpg"))]
+    specs += [Spec(container=c, interlaced=True, b_frames=2) for c in ("mp4", "ts", "avi")]
+    specs += [Spec(codec="mpeg2", container=c, interlaced=True, b_frames=2) for c in ("mpg", "ts")]
+    specs += [Spec(container=c, sound=True, b_frames=2) for c in ("mp4", "mkv", "avi", "ts")]
+    specs += [Spec(sound=True, start="trim", b_frames=2), Spec(container="mkv", sound=True, start="late")]
     return specs
 
 

@@ -34,7 +34,20 @@ COVER = 1000
 """Number in the picture of a cover."""
 HELD_S = 4.0
 JUMP_S = 3.0
-FORMAT = {"mpg": "vob", "ts": "mpegts", "mkv": "matroska", "fmp4": "mp4", "wmv": "asf"}
+FAST, SLOW_S = 240, 20.0
+WRAP_S = (1 << 33) / CLOCK - 0.5
+"""Where MPEG's clock is half a second before its end."""
+FORMAT = {
+    "mpg": "vob",
+    "ts": "mpegts",
+    "mkv": "matroska",
+    "live": "matroska",
+    "fmp4": "mp4",
+    "faststart": "mp4",
+    "wmv": "asf",
+}
+OPTIONS = {"faststart": {"movflags": "faststart"}, "live": {"live": "1"}}
+SOUND_HZ, SOUND_LONGER_S = 44_100, 2.0
 
 
 # --------------------------------------------------------------------------- pictures
@@ -108,6 +121,10 @@ def times_of(spec: Spec) -> list[float]:
         times = times + 0.1 / RATE * np.array([(k * 7919) % 3 - 1 for k in frames]) * (frames > 0)
     elif spec.timing == "jumps":
         times = times + JUMP_S * (frames * 3 // spec.frames)
+    elif spec.timing == "twins":
+        times = frames // 2 * 2 / RATE
+    elif spec.timing in ("fast", "slow"):
+        times = frames / FAST if spec.timing == "fast" else frames * SLOW_S
     elif spec.timing == "halves":
         times = np.maximum(times, times + (times - times[spec.frames // 2]) * (RATE / 17.5 - 1))
     return list(map(float, times))
@@ -118,14 +135,21 @@ def write(spec: Spec, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Only a header that is written after the first fragment knows that it begins late.
     fragments = "frag_keyframe+" + ("empty_moov" if spec.start == "zero" else "delay_moov")
-    options = {"movflags": fragments} if spec.container == "fmp4" else {}
+    options = {"movflags": fragments} if spec.container == "fmp4" else OPTIONS.get(spec.container, {})
     with av.open(str(path), "w", format=FORMAT.get(spec.container, spec.container), options=options) as file:
         cover = _cover_stream(file) if spec.cover == "first" else None
         stream = _stream(file, spec)
         cover = _cover_stream(file) if spec.cover == "last" else cover
+        sound = (
+            file.add_stream("mp2" if spec.container in ("avi", "ts") else "aac", rate=SOUND_HZ)
+            if spec.sound
+            else None
+        )
         packets = _encoded(stream, spec)
         if cover is not None:
             file.mux(_cover_packets(cover))
+        if sound is not None:
+            packets = _interleaved(packets, _sound_packets(sound, spec))
         for packet in packets:
             file.mux(packet)
 
@@ -151,7 +175,11 @@ def _encoder_options(spec: Spec) -> dict[str, str]:
     intra = int(spec.refresh == "intra")
     common = f"keyint={key}:min-keyint={key}:scenecut=0:bframes={b_frames}:open-gop={open_gop}:intra-refresh={intra}"
     if spec.codec == "h264":
-        return {"preset": "veryfast", "crf": "18", "x264-params": common + ":threads=1"}
+        return {
+            "preset": "veryfast",
+            "crf": "18",
+            "x264-params": f"{common}:threads=1:tff={int(spec.interlaced)}",
+        }
     if spec.codec == "hevc":
         alone = "pools=none:frame-threads=1:log-level=none"
         return {"preset": "ultrafast", "crf": "18", "x265-params": f"{common}:{alone}"}
@@ -166,8 +194,11 @@ def _encoder_options(spec: Spec) -> dict[str, str]:
         }
     if spec.codec == "mjpeg":
         return {"qmin": "1", "qmax": "4"}
-    closed = {} if spec.refresh == "open" else {"flags": "+cgop"}
-    return {"b": "8M", "qmin": "1", "qmax": "4", "sc_threshold": "1000000000"} | closed
+    flags = "" if spec.refresh == "open" else "+cgop"
+    flags += "+ildct+ilme" if spec.interlaced else ""
+    return {"b": "8M", "qmin": "1", "qmax": "4", "sc_threshold": "1000000000"} | (
+        {"flags": flags} if flags else {}
+    )
 
 
 def _encoded(stream: Any, spec: Spec) -> list[Any]:
@@ -185,11 +216,11 @@ def _encoded(stream: Any, spec: Spec) -> list[Any]:
     packets = [packet for packet in packets if packet.size][CUT if spec.start == "cut" else 0 :]
     times = times_of(spec)
     first = min(_count(packet, packet.pts) for packet in packets) if spec.start == "cut" else spec.hidden
-    origin = times[first] - (LATE_S if spec.start == "late" else 0)
+    origin = times[first] - {"late": LATE_S, "wrap": WRAP_S}.get(spec.start, 0)
 
     def ticks(count: int) -> int:
         """When picture `count` is shown; decoding begins before the first, and ends after no later than the last."""
-        at = times[count] if 0 <= count < len(times) else times[0] + count / RATE
+        at = times[count] if 0 <= count < len(times) else times[0] + count * (times[1] - times[0] or 1 / RATE)
         return round((at - origin) * CLOCK)
 
     if spec.container != "avi" or spec.start != "zero":
@@ -204,6 +235,25 @@ def _encoded(stream: Any, spec: Spec) -> list[Any]:
             packet.duration = round(HELD_S * CLOCK) if held else end - packet.pts
             packet.time_base = packet_time
     return packets
+
+
+def _sound_packets(stream: Any, spec: Spec) -> list[Any]:
+    stream.layout = "mono"
+    begins = LATE_S if spec.start == "late" else 0
+    times = times_of(spec)
+    blocks = int((times[-1] - times[spec.hidden] + SOUND_LONGER_S) * SOUND_HZ / 1152)
+    packets = []
+    for block in range(blocks):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16", layout="mono")
+        frame.sample_rate = SOUND_HZ
+        frame.pts, frame.time_base = block * 1152 + begins * SOUND_HZ, Fraction(1, SOUND_HZ)
+        packets += stream.encode(frame)
+    return [*packets, *stream.encode()]
+
+
+def _interleaved(*tracks: list[Any]) -> list[Any]:
+    """Packets of all tracks in the order of their times."""
+    return sorted(itertools.chain(*tracks), key=lambda packet: float(packet.dts * packet.time_base))
 
 
 def _count(packet: Any, time: int) -> int:
@@ -242,14 +292,19 @@ def truth(spec: Spec, path: Path) -> Truth:
     """Decodes a file from its first packet to its last, with FFmpeg as it comes.
 
     The times are those that were written, of the pictures that came: AVI has none of its own, and how finely the others
-    keep them differs.
+    keep them differs. An MPEG program stream has a time per block of small pictures, so there they are FFmpeg's.
     """
+    numbers, found = [], []
     with av.open(str(path)) as file:
         stream = next(s for s in file.streams.video if not s.disposition & Disposition.attached_pic)
         stream.codec_context.thread_count = 1
-        stored = [frame.to_ndarray(format="rgb24") for frame in file.decode(stream)]
-    pictures = [shown(image, spec.matrix) for image in stored]
-    numbers = [number_of(image) for image in pictures]
-    written = times_of(spec)
-    times = [written[number] - written[numbers[0]] for number in numbers] if min(numbers) >= 0 else []
-    return Truth(numbers, times, pictures[0].shape[:2])
+        for frame in file.decode(stream):
+            image = shown(frame.to_ndarray(format="rgb24"), spec.matrix)
+            numbers.append(number_of(image))
+            found.append(frame.time)
+    if spec.container == "mpg":
+        times = [] if None in found else found
+    else:
+        written = times_of(spec)
+        times = [written[number] for number in numbers] if min(numbers) >= 0 else []
+    return Truth(numbers, [time - times[0] for time in times], image.shape[:2])
