@@ -1,7 +1,14 @@
 """Typed configuration: YAML files and dotted overrides go in, checked dataclasses come out."""
 
 from defi_platform.config.cluster import RayConfig
-from defi_platform.config.data import CorpusConfig, DataConfig, DecodeConfig, FilterConfig, WindowConfig
+from defi_platform.config.data import (
+    CorpusConfig,
+    DataConfig,
+    DecodeConfig,
+    FilterConfig,
+    SamplingConfig,
+    WindowConfig,
+)
 from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig
 from defi_platform.config.jobs import (
     DemoConfig,
@@ -33,6 +40,7 @@ __all__ = [
     "ProbeConfig",
     "RayConfig",
     "RecordConfig",
+    "SamplingConfig",
     "ServeConfig",
     "TrackingConfig",
     "TrainConfig",

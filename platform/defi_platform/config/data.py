@@ -48,6 +48,27 @@ class FilterConfig:
 
 
 @dataclass
+class SamplingConfig:
+    """Sampling of one corpus: how samples are cut out of its videos; what is not set here is as `data` says."""
+
+    whole: bool = False
+    """GFDM: spread the frames of a clip evenly over the whole video."""
+    span_s: float | None = None
+    """GFDM: seconds that a clip covers. null: data.clip_span_s, unless `whole` or `stride` is set."""
+    stride: int | None = None
+    """GFDM: frames of the video from one frame of a clip to the next; 16 frames at stride 2 cover 31. null: see span_s."""
+    start_every: int = 1
+    """GFDM: frames from one start to the next that clips may have; 2: they start at frames 0, 2, 4, ..."""
+    pair_interval_s: float | None = None
+    """GIDM: seconds between the two frames of a pair. null: data.pair_interval_s."""
+    max_frames: int | None = None
+    """Frames of the longest video that is drawn from; longer ones are left out and counted as too_long. null: any."""
+    unit: str = "frames"
+    """frames | seconds | videos; what is drawn evenly: every frame that a sample can start at once per epoch, every
+    second of them, or every video. A clip of the whole video can start only once."""
+
+
+@dataclass
 class CorpusConfig:
     """One source of video."""
 
@@ -58,12 +79,13 @@ class CorpusConfig:
     weight: float = 1.0
     """Share of the mixture, relative to the other corpora."""
     cameras: dict[str, float] = field(default_factory=dict)
-    """Probability per camera name; empty: all cameras of the corpus equally. A policy's views have the order of these
+    """Probability per camera name; 0 leaves a camera out. Empty: all cameras of the corpus equally. A policy's views have the order of these
     names, and the first is what GIDM compares over time; empty: CALVIN's static first, otherwise by name."""
     fps: float | None = None
     """Frames per second where the files do not say (RLDS, HDF5) or say wrong; null: as the corpus says."""
     windows: WindowConfig = field(default_factory=WindowConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 @dataclass

@@ -27,7 +27,8 @@ class Mixture:
     @classmethod
     def of(cls, weights: np.ndarray) -> Mixture:
         """Builds the schedule of positive weights (they need not sum to one)."""
-        shares = np.asarray(weights, np.float64) / np.sum(weights)
+        shares = np.asarray(weights, np.float64) / np.max(weights)
+        shares /= shares.sum()
         if len(shares) == 1:
             return cls(np.zeros(1, np.int16), np.zeros(1, np.int32), np.ones(1, np.int64))
         counts = np.maximum(1, np.floor(shares * PERIOD)).astype(np.int64)

@@ -5,6 +5,7 @@ Shuffling, mixing, sharding, resume and elastic world size are arithmetic on k. 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,14 +15,13 @@ from defi_models.errors import did_you_mean
 from defi_platform.config import DataConfig
 from defi_platform.data.manifest.split import TRAIN, is_split, mask
 from defi_platform.data.manifest.table import Manifest
-from defi_platform.data.sampling.mixture import Mixture
+from defi_platform.data.sampling.mixture import PERIOD, Mixture
 from defi_platform.data.sampling.samplers import ChunkRule, Rule
-from defi_platform.data.sampling.shuffle import key_of, permuted, uniform
+from defi_platform.data.sampling.shuffle import key_of, uniform
+from defi_platform.data.sampling.streams import BLOCK_ROWS, Located, Stream
 from defi_platform.data.sampling.views import view_order
 from defi_platform.data.tables.mmap_table import MappedTable
 from defi_platform.errors import CorpusError
-
-BLOCK_ROWS = 1 << 20
 
 ATTEMPT_SHIFT = 48
 """Fallback attempts draw from numbers beyond every k."""
@@ -42,24 +42,6 @@ class Sample:
     text: str
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """Videos of one corpus (or of one camera of it) that are drawn from alike."""
-
-    corpus: str
-    weight: float
-    rows: np.ndarray
-    """int32 (units, V)"""
-    ends: np.ndarray | None
-    """int64 (units,): cumulated lengths where every frame is one sample (chunks)."""
-    key: int
-
-    @property
-    def size(self) -> int:
-        """Samples per epoch."""
-        return len(self.rows) if self.ends is None else int(self.ends[-1])
-
-
 class Plan:
     """Resolves sample numbers to videos, frames and texts.
 
@@ -69,9 +51,11 @@ class Plan:
         rule: how a sample is cut out of a video.
         seed: of the order.
         split: train | validation.
-        cameras: corpus -> camera -> probability; for chunks, which cameras are the views, in this order.
+        cameras: corpus -> camera -> probability; for chunks, which cameras are the views, in this order. A corpus
+            whose probabilities are all 0 is drawn from the cameras that are not named.
+        rules: corpus -> its own rule, with as many frames per sample as `rule`.
 
-    Raises: CorpusError when a named corpus has no video that the rule can use.
+    Raises: CorpusError when a named corpus has no video that the rule can use, or a weight is no share.
     """
 
     def __init__(
@@ -83,6 +67,7 @@ class Plan:
         *,
         split: str = TRAIN,
         cameras: Mapping[str, Mapping[str, float]] | None = None,
+        rules: Mapping[str, Rule] | None = None,
     ) -> None:
         if not is_split(split):
             raise ValueError(f"there is no split '{split}'; it is train or validation")
@@ -92,12 +77,11 @@ class Plan:
         self.seed = seed
         self.split = split
         self.cameras = {name: dict(chosen) for name, chosen in (cameras or {}).items()}
+        self.rules = dict(rules or {})
         self.excluded: dict[str, int] = {}
         """Why videos of the chosen corpora and split are not drawn -> how many."""
         self._variable = manifest.rows_where("variable_rate")
         self._streams = self._make_streams()
-        self._sizes = np.array([s.size for s in self._streams], np.int64)
-        self._keys = np.array([s.key for s in self._streams], np.uint64)
         self._draw_key = key_of("draw", seed)
         self._mixture = Mixture.of(np.array([s.weight for s in self._streams]))
 
@@ -107,8 +91,8 @@ class Plan:
 
         Args:
             manifest: of the corpora in `data`.
-            data: weights and cameras of the corpora.
-            rule: how a sample is cut out of a video.
+            data: weights, cameras and sampling of the corpora.
+            rule: how a sample is cut out of a video where a corpus does not say otherwise.
             seed: of the order.
             split: train | validation.
         """
@@ -119,6 +103,7 @@ class Plan:
             seed,
             split=split,
             cameras={name: corpus.cameras for name, corpus in data.corpora.items()},
+            rules={name: rule.of_corpus(corpus.sampling) for name, corpus in data.corpora.items()},
         )
 
     @property
@@ -152,7 +137,8 @@ class Plan:
         """Hash that changes when any sample could: a checkpoint's k is only good for the plan it was counted in."""
         drawn = {name: weight for name, weight in sorted(self.weights.items()) if weight > 0}
         cameras = {name: self.cameras[name] for name in drawn if self.cameras.get(name)}
-        parts = (self.manifest.fingerprint(drawn), drawn, cameras, self.rule, self.seed, self.split)
+        rules = {name: self.rules.get(name, self.rule) for name in drawn}
+        parts = (self.manifest.fingerprint(drawn), drawn, cameras, rules, self.seed, self.split)
         return f"{key_of(*parts):016x}"
 
     def resolve(self, k: int) -> Sample:
@@ -180,30 +166,18 @@ class Plan:
             raise ValueError(f"sample numbers start at 0; got {ks.min()}")
         attempts = np.broadcast_to(np.asarray(attempts, np.int64), ks.shape)
         stream, drawn = self._mixture.positions(ks)
-        epoch, position = np.divmod(drawn + attempts, self._sizes[stream])
-        draw = uniform(ks + (attempts << ATTEMPT_SHIFT), self._draw_key)
+        jitter = uniform(ks + (attempts << ATTEMPT_SHIFT), self._draw_key)
         rows = np.empty((len(ks), self.views), np.int64)
-        for number, source in enumerate(self._streams):
+        indices: np.ndarray | None = None
+        for number in np.unique(stream).tolist():
             chosen = np.flatnonzero(stream == number)
-            if not len(chosen):
-                continue
-            with np.errstate(over="ignore"):
-                keys = self._keys[number] + epoch[chosen].astype(np.uint64) * np.uint64(0xD1342543DE82EF95)
-            unit = permuted(position[chosen], source.size, keys)
-            if source.ends is not None:
-                frame = unit
-                unit = np.searchsorted(source.ends, frame, side="right")
-                length = np.diff(source.ends, prepend=0)[unit]
-                # Every frame is a sample, so the frame is not drawn but given by the permutation.
-                frames = self.manifest.numbers_at("num_frames", source.rows[unit, 0])
-                draw[chosen] = (frame - (source.ends[unit] - length) + 0.5) / frames
-            rows[chosen] = source.rows[unit]
-        first = rows[:, 0]
-        num_frames = self.manifest.numbers_at("num_frames", first).astype(np.int64)
-        indices = self.rule.indices(num_frames, self.manifest.numbers_at("fps", first), draw)
-        if len(self._variable):
-            self._follow_times(first, indices, draw)
-        return rows, indices
+            found = self._streams[number].locate(drawn[chosen], attempts[chosen], jitter[chosen])
+            if len(self._variable):
+                self._follow_times(self._streams[number].rule, found)
+            if indices is None:
+                indices = np.empty((len(ks), found.indices.shape[1]), np.int64)
+            rows[chosen], indices[chosen] = found.rows, found.indices
+        return rows, np.empty((0, 0), np.int64) if indices is None else indices
 
     def __getstate__(self) -> dict[str, object]:
         return {
@@ -213,6 +187,7 @@ class Plan:
             "seed": self.seed,
             "split": self.split,
             "cameras": self.cameras,
+            "rules": self.rules,
         }
 
     def __setstate__(self, state: dict[str, object]) -> None:
@@ -220,12 +195,14 @@ class Plan:
 
     # ----------------------------------------------------------------------- inside
 
-    def _follow_times(self, rows: np.ndarray, indices: np.ndarray, draw: np.ndarray) -> None:
+    def _follow_times(self, rule: Rule, found: Located) -> None:
         """Sets the frame numbers of videos of variable rate by the times of their frames."""
+        rows = found.rows[:, 0]
         nearest = np.minimum(np.searchsorted(self._variable, rows), len(self._variable) - 1)
         chosen = np.flatnonzero(self._variable[nearest] == rows)
         for sample, times in zip(chosen.tolist(), self.manifest.take("times", rows[chosen]), strict=True):
-            indices[sample] = self.rule.at_times(np.asarray(times, np.float64), float(draw[sample]))
+            usable = np.asarray(times[: found.num_frames[sample]], np.float64)
+            found.indices[sample] = rule.at_times(usable, float(found.draw[sample]))
 
     def _samples(self, ks: np.ndarray, attempts: np.ndarray) -> list[Sample]:
         rows, indices = self.locate(ks, attempts)
@@ -239,12 +216,14 @@ class Plan:
             )
         ]
 
-    def _make_streams(self) -> list[_Stream]:
-        streams: list[_Stream] = []
+    def _make_streams(self) -> list[Stream]:
+        streams: list[Stream] = []
         # By name: the order of a configuration's keys says nothing.
         for name, weight in sorted(self.weights.items()):
-            if weight < 0:
-                raise CorpusError(f"data.corpora.{name}.weight is {weight}; it must not be negative.")
+            if not 0 <= weight < math.inf:
+                raise CorpusError(
+                    f"data.corpora.{name}.weight is {weight}; it must not be negative and must be finite."
+                )
             if weight == 0:
                 continue
             if name not in self.manifest.names:
@@ -252,36 +231,15 @@ class Plan:
                     f"the manifest has no corpus '{name}'; there is: {', '.join(self.manifest.names)}. "
                     "Run the ingest again."
                 )
-            start, videos = self.manifest.corpus(name)
-            usable = self._usable(name, videos)
-            camera_codes, cameras = videos.codes("camera")
-            chosen = {camera: p for camera, p in self.cameras.get(name, {}).items() if p > 0}
-            present = [camera for code, camera in enumerate(cameras) if (camera_codes == code).any()]
-            _check_cameras(name, chosen, present)
-            if isinstance(self.rule, ChunkRule):
-                views = list(chosen) or view_order(next(iter(videos.codes("source")[1]), ""), present)
-                by_view = [usable & (camera_codes == cameras.index(view)) for view in views]
-                found = [self._episodes(name, weight, start, videos, by_view, views)]
-            elif chosen:
-                total = sum(chosen.values())
-                found = [
-                    self._videos(
-                        name,
-                        weight * p / total,
-                        start,
-                        usable & (camera_codes == cameras.index(camera)),
-                        camera,
-                    )
-                    for camera, p in chosen.items()
-                ]
-            else:
-                found = [self._videos(name, weight, start, usable, "")]
+            found = self._streams_of(name, weight)
             empty = [stream for stream in found if not len(stream.rows)]
             if empty and self.split == TRAIN:
                 raise CorpusError(self._nothing_usable(name))
             if empty:
                 self._exclude(f"{name}: no video of this split fits the rule", len(empty))
             streams += [stream for stream in found if len(stream.rows)]
+        if not any(self.weights.values()):
+            raise CorpusError(f"data.corpora: every weight is 0 ({', '.join(self.weights) or 'no corpus'}).")
         if not streams:
             raise CorpusError(self._nothing_usable(", ".join(self.weights)))
         if len({stream.rows.shape[1] for stream in streams}) > 1:
@@ -289,41 +247,78 @@ class Plan:
             raise CorpusError(
                 f"corpora differ in their number of cameras ({views_of}); set data.corpora.NAME.cameras."
             )
+        _check_shares(streams)
         return streams
 
-    def _usable(self, name: str, videos: MappedTable) -> np.ndarray:
-        """Marks the rows of a corpus, bool per row: of the split, and with frames (and actions) enough for the rule."""
+    def _streams_of(self, name: str, weight: float) -> list[Stream]:
+        """The streams of one corpus: of all cameras, or one per camera that has a probability."""
+        rule = self.rules.get(name, self.rule)
+        start, videos = self.manifest.corpus(name)
+        usable = self._usable(name, rule, videos)
+        camera_codes, cameras = videos.codes("camera")
+        present = [camera for code, camera in enumerate(cameras) if (camera_codes == code).any()]
+        named = self.cameras.get(name, {})
+        _check_cameras(name, named, present)
+        chosen = {camera: p for camera, p in named.items() if p > 0}
+        left = [camera for camera in present if camera not in named]
+        if named and not chosen and not left:
+            raise CorpusError(f"data.corpora.{name}.cameras leaves out every camera: {', '.join(present)}.")
+
+        def of_camera(camera: str) -> np.ndarray:
+            return np.asarray(usable & (camera_codes == cameras.index(camera)))
+
+        if isinstance(rule, ChunkRule):
+            views = list(chosen) or view_order(next(iter(videos.codes("source")[1]), ""), left)
+            table = self._episodes(name, videos, [of_camera(view) for view in views])
+            drawn: dict[str | tuple[str, ...], tuple[float, np.ndarray]] = {tuple(views): (weight, table)}
+        elif chosen:
+            total = math.fsum(chosen.values())
+            drawn = {
+                camera: (weight * (p / total), np.flatnonzero(of_camera(camera))[:, None])
+                for camera, p in chosen.items()
+            }
+        else:
+            for camera in named:
+                usable &= camera_codes != cameras.index(camera)
+            drawn = {"": (weight, np.flatnonzero(usable)[:, None])}
+        return [
+            Stream(
+                name,
+                share,
+                rule,
+                key_of("order", self.seed, name, camera, self.split),
+                rows.astype(np.int32),
+                start,
+                videos,
+            )
+            for camera, (share, rows) in drawn.items()
+        ]
+
+    def _usable(self, name: str, rule: Rule, videos: MappedTable) -> np.ndarray:
+        """Marks the rows of a corpus, bool per row: of the split, of a length for the rule, with actions for chunks."""
         split_codes, splits = videos.codes("split")
         usable = mask(split_codes, splits, self.split)
         num_frames, fps = videos.numbers("num_frames"), videos.numbers("fps")
-        too_short = 0
+        longest = np.iinfo(np.int32).max if rule.max_frames is None else rule.max_frames
+        too_short = too_long = 0
         for first in range(0, len(usable), BLOCK_ROWS):
-            # In blocks, since temporaries of all rows would outweigh the plan.
             block = slice(first, first + BLOCK_ROWS)
-            fits = num_frames[block] >= self.rule.min_frames(fps[block])
+            fits = num_frames[block] <= longest
+            too_long += int((usable[block] & ~fits).sum())
+            usable[block] &= fits
+            fits = num_frames[block] >= rule.min_frames(fps[block])
             too_short += int((usable[block] & ~fits).sum())
             usable[block] &= fits
-        self._exclude(f"{name}: too short for {self.rule.field}", too_short)
-        if isinstance(self.rule, ChunkRule):
+        self._exclude(f"{name}: too_long, more than sampling.max_frames={rule.max_frames}", too_long)
+        self._exclude(f"{name}: too short for {rule.field}", too_short)
+        if isinstance(rule, ChunkRule):
             has_actions = videos.numbers("num_actions") > 0
             self._exclude(f"{name}: no actions", int((usable & ~has_actions).sum()))
             usable &= has_actions
         return usable
 
-    def _videos(self, name: str, weight: float, start: int, usable: np.ndarray, camera: str) -> _Stream:
-        rows = np.flatnonzero(usable).astype(np.int32)[:, None] + np.int32(start)
-        return _Stream(name, weight, rows, None, key_of("order", self.seed, name, camera, self.split))
-
-    def _episodes(
-        self,
-        name: str,
-        weight: float,
-        start: int,
-        videos: MappedTable,
-        by_view: Sequence[np.ndarray],
-        views: Sequence[str],
-    ) -> _Stream:
-        """Episodes of which every view is there. `by_view`: bool per row of the corpus."""
+    def _episodes(self, name: str, videos: MappedTable, by_view: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows of episodes of which every view is there, int (episodes, V). `by_view`: bool per row of the corpus."""
         episode_codes, _ = videos.codes("episode_id")
         rows_by_view = []
         for of_view in by_view:
@@ -333,29 +328,44 @@ class Plan:
         everything = set().union(*rows_by_view)
         self._exclude(f"{name}: episodes without all cameras", len(everything) - len(complete))
         table = np.array([[found[e] for found in rows_by_view] for e in complete], np.int32)
-        table = table.reshape(-1, len(views))
-        lengths = np.minimum(videos.numbers("num_frames"), videos.numbers("num_actions"))[table].min(axis=1)
-        key = key_of("order", self.seed, name, tuple(views), self.split)
-        return _Stream(name, weight, table + np.int32(start), np.cumsum(lengths, dtype=np.int64), key)
+        return table.reshape(-1, len(by_view))
 
     def _exclude(self, why: str, count: int) -> None:
         if count:
             self.excluded[why] = self.excluded.get(why, 0) + count
 
     def _nothing_usable(self, name: str) -> str:
+        rule = self.rules.get(name, self.rule)
         why = "; ".join(
             f"{reason} ({count})" for reason, count in self.excluded.items() if reason.startswith(name)
         )
         return (
-            f"corpus {name} has no {self.split} video for {self.rule}: {why or 'the split is empty'}. "
-            f"Change {self.rule.field}, data.holdout or the corpus, or set its weight to 0."
+            f"corpus {name} has no {self.split} video for {rule}: {why or 'the split is empty'}. "
+            f"Change {rule.field}, data.holdout or the corpus, or set its weight to 0."
         )
 
 
-def _check_cameras(name: str, chosen: Mapping[str, float], present: Sequence[str]) -> None:
-    for camera in chosen:
+def _check_cameras(name: str, named: Mapping[str, float], present: Sequence[str]) -> None:
+    for camera, probability in named.items():
+        key = f"data.corpora.{name}.cameras"
         if camera not in present:
             raise CorpusError(
-                f"data.corpora.{name}.cameras names '{camera}', which the corpus does not have."
+                f"{key} names '{camera}', which the corpus does not have."
                 + did_you_mean(camera, sorted(present))
+            )
+        if not 0 <= probability < math.inf:
+            raise CorpusError(
+                f"{key}.{camera} is {probability}; a probability, or a weight of 0 or more, is needed."
+            )
+
+
+def _check_shares(streams: Sequence[Stream]) -> None:
+    largest = max(stream.weight for stream in streams)
+    total = math.fsum(stream.weight / largest for stream in streams)
+    for stream in streams:
+        share = stream.weight / largest / total
+        if share < 0.5 / PERIOD:
+            raise CorpusError(
+                f"corpus {stream.corpus} is to be {share:.2g} of the mixture; less than 1 sample in {2 * PERIOD:,} "
+                f"cannot be drawn. Raise data.corpora.{stream.corpus}.weight or its cameras, or set it to 0."
             )

@@ -4,38 +4,115 @@ Their fields and reprs are part of the fingerprint of a plan.
 
 N samples, T frames. Frame numbers are relative to the video's own start.
 
-Every rule answers twice: `indices` for many videos of a steady rate at once, `at_times` for one video whose frames
-come at times of their own.
+A rule says how many frames of a video a sample can start at (`starts`), and which frames it has, twice: `indices` for
+many videos of a steady rate at once, `at_times` for one video whose frames come at times of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
-from defi_platform.config import DataConfig
+from defi_platform.config import DataConfig, SamplingConfig
+from defi_platform.errors import ConfigError
+
+FRAMES, SECONDS, VIDEOS = "frames", "seconds", "videos"
+UNITS = (FRAMES, SECONDS, VIDEOS)
+"""What is drawn evenly: the frames that a sample can start at, the seconds they last, or the videos they are of."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawing:
+    """Fields of every rule: which videos it is for, and how they are drawn."""
+
+    unit: str = FRAMES
+    """One of UNITS."""
+    max_frames: int | None = None
+    """Longer videos are left out."""
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise ConfigError(f"sampling.unit is '{self.unit}'; choose one of {', '.join(UNITS)}.")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise ConfigError(f"sampling.max_frames is {self.max_frames}; at least 1 is needed, or null.")
+
+    @property
+    def draws_videos(self) -> bool:
+        """Whether each video is one sample of an epoch, instead of each frame or second."""
+        return self.unit == VIDEOS
+
+    def of_corpus(self, sampling: SamplingConfig) -> Self:
+        """This rule with what the settings of a corpus change."""
+        return replace(self, unit=sampling.unit, max_frames=sampling.max_frames)
 
 
 @dataclass(frozen=True)
-class ClipRule:
-    """`frames` frames, spread evenly over the whole video or over `span_s` seconds of it."""
+class ClipRule(_Drawing):
+    """`frames` frames: spread evenly over the whole video or over `span_s` seconds of it, or every `stride`th one."""
 
     frames: int
     span_s: float | None = None
     field: str = "data.clip_span_s"
     """Config key of `span_s`, for messages."""
+    stride: int | None = None
+    """Frames from one to the next; then `span_s` says nothing."""
+    start_every: int = 1
+    """Frames from one start to the next that a clip may have."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.frames < 2:
+            raise ConfigError(f"data.clip_frames is {self.frames}; a clip has at least 2 frames.")
+        _check_seconds(self.field, self.span_s)
+        for name, value in (("stride", self.stride), ("start_every", self.start_every)):
+            if value is not None and value < 1:
+                raise ConfigError(f"sampling.{name} is {value}; at least 1 frame is needed.")
 
     @classmethod
     def of(cls, data: DataConfig) -> ClipRule:
         """The rule that a data configuration asks for."""
         return cls(data.clip_frames, data.clip_span_s)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a clip covers its whole video."""
+        return self.span_s is None and self.stride is None
+
+    @property
+    def draws_videos(self) -> bool:
+        """True also for clips of whole videos, which can only start at one frame."""
+        return super().draws_videos or self.is_whole
+
+    def of_corpus(self, sampling: SamplingConfig) -> ClipRule:
+        """This rule with the span, stride or `whole` of a corpus, where it has one."""
+        rule = replace(super().of_corpus(sampling), start_every=sampling.start_every)
+        if sampling.whole:
+            return replace(rule, span_s=None, stride=None)
+        if sampling.stride is not None:
+            return replace(rule, span_s=None, stride=sampling.stride, field="sampling.stride")
+        if sampling.span_s is not None:
+            return replace(rule, span_s=sampling.span_s, field="sampling.span_s")
+        return rule
+
+    def _span(self, fps: np.ndarray) -> np.ndarray:
+        """Frames from the first of a clip to its last, where it does not cover the whole video; int (N,)."""
+        if self.stride is not None:
+            return np.full(len(fps), (self.frames - 1) * self.stride)
+        assert self.span_s is not None
+        return np.maximum(1, np.rint(self.span_s * fps).astype(np.int64))
+
     def min_frames(self, fps: np.ndarray) -> np.ndarray:
         """Fewest frames that a video must have, int (N,); `fps`: (N,), of each video."""
-        if self.span_s is None:
-            return np.full(len(fps), 2)
-        return np.maximum(2, np.rint(self.span_s * fps).astype(np.int64) + 1)
+        return np.full(len(fps), 2) if self.is_whole else self._span(fps) + 1
+
+    def starts(self, num_frames: np.ndarray, fps: np.ndarray) -> np.ndarray:
+        """Number of frames that a clip can start at, int64 (N,); `num_frames`, `fps`: (N,), of each video."""
+        if self.is_whole:
+            return np.ones(len(num_frames), np.int64)
+        return np.asarray((num_frames - self._span(fps) - 1) // self.start_every + 1, np.int64)
 
     def indices(self, num_frames: np.ndarray, fps: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """Frame numbers of clips, int64 (N, T).
@@ -45,8 +122,8 @@ class ClipRule:
             fps: (N,), of each video.
             draw: (N,), uniform in [0, 1); positions the span.
         """
-        span = num_frames - 1 if self.span_s is None else self.min_frames(fps) - 1
-        start = np.floor(draw * (num_frames - span)).astype(np.int64)
+        span = num_frames - 1 if self.is_whole else self._span(fps)
+        start = np.floor(draw * self.starts(num_frames, fps)).astype(np.int64) * self.start_every
         steps = np.linspace(0.0, 1.0, self.frames)
         return np.asarray(start[:, None] + np.rint(steps[None, :] * span[:, None]).astype(np.int64))
 
@@ -57,23 +134,42 @@ class ClipRule:
             times: seconds of each frame of the video, from 0 on.
             draw: uniform in [0, 1); positions the span.
         """
+        if self.stride is not None:
+            count = np.array([len(times)])
+            return np.asarray(self.indices(count, np.ones(1), np.array([draw]))[0])
         span = times[-1] if self.span_s is None else min(self.span_s, times[-1])
-        start = draw * (times[-1] - span)
+        if self.unit == FRAMES:
+            possible = times[:: self.start_every]
+            possible = possible[: max(1, int(np.searchsorted(possible, times[-1] - span + 1e-6)))]
+            start = float(possible[int(draw * len(possible))])
+        else:
+            start = draw * (times[-1] - span)
         return _nearest(times, start + np.linspace(0.0, 1.0, self.frames) * span)
 
 
 @dataclass(frozen=True)
-class PairRule:
+class PairRule(_Drawing):
     """Two frames `interval_s` seconds apart, whatever the rate."""
 
     interval_s: float = 1.0
     field: str = "data.pair_interval_s"
     """Config key of `interval_s`, for messages."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_seconds(self.field, self.interval_s)
+
     @classmethod
     def of(cls, data: DataConfig) -> PairRule:
         """The rule that a data configuration asks for."""
         return cls(data.pair_interval_s)
+
+    def of_corpus(self, sampling: SamplingConfig) -> PairRule:
+        """This rule with the interval of a corpus, where it has one."""
+        rule = super().of_corpus(sampling)
+        if sampling.pair_interval_s is None:
+            return rule
+        return replace(rule, interval_s=sampling.pair_interval_s, field="sampling.pair_interval_s")
 
     def gap(self, fps: np.ndarray) -> np.ndarray:
         """Frames between the two, at least one, int (N,); `fps`: (N,), of each video."""
@@ -83,6 +179,10 @@ class PairRule:
         """Fewest frames that a video must have, int (N,); `fps`: (N,), of each video."""
         return self.gap(fps) + 1
 
+    def starts(self, num_frames: np.ndarray, fps: np.ndarray) -> np.ndarray:
+        """Number of frames that a pair can start at, int64 (N,); `num_frames`, `fps`: (N,), of each video."""
+        return np.asarray(num_frames - self.gap(fps), np.int64)
+
     def indices(self, num_frames: np.ndarray, fps: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """Frame numbers of pairs, int64 (N, 2).
 
@@ -91,9 +191,8 @@ class PairRule:
             fps: (N,), of each video.
             draw: (N,), uniform in [0, 1); positions the pair.
         """
-        gap = self.gap(fps)
-        start = np.floor(draw * (num_frames - gap)).astype(np.int64)
-        return np.stack([start, start + gap], axis=1)
+        start = np.floor(draw * self.starts(num_frames, fps)).astype(np.int64)
+        return np.stack([start, start + self.gap(fps)], axis=1)
 
     def at_times(self, times: np.ndarray, draw: float) -> np.ndarray:
         """Frame numbers of one pair, int (2,).
@@ -118,7 +217,7 @@ class PairRule:
 
 
 @dataclass(frozen=True)
-class ChunkRule:
+class ChunkRule(_Drawing):
     """Frame t of every camera and the actions t to t + chunk - 1; past the episode's end they are masked."""
 
     chunk: int
@@ -128,6 +227,10 @@ class ChunkRule:
     def min_frames(self, fps: np.ndarray) -> np.ndarray:
         """Fewest frames that a video must have, int (N,); `fps`: (N,), of each video."""
         return np.ones(len(fps), np.int64)
+
+    def starts(self, num_frames: np.ndarray, fps: np.ndarray) -> np.ndarray:
+        """Number of frames t, int64 (N,): all that have an action; `num_frames`, `fps`: (N,), of each video."""
+        return np.asarray(num_frames, np.int64)
 
     def indices(self, num_frames: np.ndarray, fps: np.ndarray, draw: np.ndarray) -> np.ndarray:
         """Frame numbers t, int64 (N, 1).
@@ -153,6 +256,11 @@ def _nearest(times: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Frame closest to each of the `wanted` seconds."""
     after = np.clip(np.searchsorted(times, wanted), 1, len(times) - 1)
     return np.asarray(after - (wanted - times[after - 1] < times[after] - wanted))
+
+
+def _check_seconds(key: str, value: float | None) -> None:
+    if value is not None and not (0 < value < math.inf):
+        raise ConfigError(f"{key} is {value}; a number of seconds above 0 is needed.")
 
 
 Rule = ClipRule | PairRule | ChunkRule

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+FRACTION_OF_SQRT_2 = 0x6A09E667F3BCC908
+"""In units of 2**-64. Multiples of it fill the numbers from 0 to 1 evenly, and repeat with no mixture's period."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -12,7 +15,9 @@ class Shard:
 
     A step consumes the `global_batch` samples that follow those of the step before. Within it each rank takes one
     contiguous slice of `per_rank` samples, cut into `accumulation` micro-batches. Over all ranks every sample number
-    appears exactly once.
+    appears exactly once. Which slice is whose changes from step to step: a mixture of corpora repeats itself, and a
+    rank that always took the same slice could see some of its corpora alone. It is a function of the sample numbers,
+    so a run that goes on from any step cuts as one that never stopped.
 
     Raises: ValueError when global_batch is not world_size * micro_batch * a whole number, or rank is not one.
     """
@@ -64,8 +69,13 @@ class Shard:
 
     def samples(self, first: int, micro: int) -> range:
         """Sample numbers of this rank's micro-batch number `micro` in the step whose first sample is `first`."""
-        low = first + self.rank * self.per_rank + micro * self.micro_batch
+        low = first + self._slice(first) * self.per_rank + micro * self.micro_batch
         return range(low, max(low, min(low + self.micro_batch, self.stop)))
+
+    def _slice(self, first: int) -> int:
+        """Number of the slice that this rank takes of the step whose first sample is `first`."""
+        turn = first // self.global_batch * FRACTION_OF_SQRT_2 % (1 << 64)
+        return (self.rank + (turn * self.world_size >> 64)) % self.world_size
 
     def micro_batches(self) -> Iterator[range]:
         """All micro-batches of this rank that hold samples, in order."""

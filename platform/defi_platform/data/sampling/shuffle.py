@@ -6,7 +6,14 @@ import hashlib
 
 import numpy as np
 
-ROUNDS = 4
+ROUNDS = 6
+"""Of the Feistel network; with four, pairs of neighbours come out as neighbours too often."""
+
+SHUFFLED = 256
+"""Largest range that is shuffled in memory, one sort of so many numbers per key."""
+
+SHUFFLED_VALUES = 1 << 18
+"""Numbers that are sorted at once."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -33,9 +40,6 @@ def uniform(values: np.ndarray, key: int) -> np.ndarray:
 def permuted(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
     """Maps each position by a permutation of range(size), one permutation per key.
 
-    A Feistel network over the smallest power of four that holds `size`; results past the end are fed back
-    (cycle walking) until they fall inside, which keeps it a permutation.
-
     Args:
         positions: int (N,) in [0, size).
         size: of the range.
@@ -43,10 +47,33 @@ def permuted(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
     Returns: int64 (N,).
     """
-    half = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
-    low_mask = np.uint64((1 << int(half)) - 1)
-    x = np.asarray(positions, np.uint64).copy()
+    x = np.asarray(positions, np.int64)
     keys = np.broadcast_to(np.asarray(keys, np.uint64), x.shape)
+    return _shuffled(x, size, keys) if size <= SHUFFLED else _feistel(x, size, keys)
+
+
+def _shuffled(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """A shuffle in memory, whose permutations are all equally likely; a Feistel network is not that even when small."""
+    result = np.empty(len(positions), np.int64)
+    different, which = np.unique(keys, return_inverse=True)
+    values = np.arange(size, dtype=np.uint64)
+    at_once = max(1, SHUFFLED_VALUES // size)
+    for start in range(0, len(different), at_once):
+        some = different[start : start + at_once]
+        orders = np.argsort(mixed(values[None, :], some[:, None]), axis=1)
+        here = np.flatnonzero((which >= start) & (which < start + at_once))
+        result[here] = orders[which[here] - start, positions[here]]
+    return result
+
+
+def _feistel(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
+    """A Feistel network over the smallest power of four that holds `size`.
+
+    Results past the end are fed back (cycle walking) until they fall inside, which keeps it a permutation.
+    """
+    half = np.uint64(((size - 1).bit_length() + 1) // 2)
+    low_mask = np.uint64((1 << int(half)) - 1)
+    x = positions.astype(np.uint64)
     todo = np.arange(len(x))
     while len(todo):
         left, right = x[todo] >> half, x[todo] & low_mask
