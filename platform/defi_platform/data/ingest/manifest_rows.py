@@ -10,6 +10,7 @@ import numpy as np
 from defi_platform.config import CorpusConfig
 from defi_platform.data.decode.messages import Probe
 from defi_platform.data.decode.seek_index import SeekIndex
+from defi_platform.data.ingest.alignment import place
 from defi_platform.data.ingest.probe_actors import opened_with
 from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.ingest.quality_filters import rejected_by_filters, scores_of
@@ -33,13 +34,15 @@ def rows_of(
     Yields: a row by `manifest.SCHEMA` and the `group` of its record, with its signature if frames were scored; or one
         by `QUARANTINE_SCHEMA` and ().
     """
-    problem, probe = result.bad or _mismatch(record, result.answer), result.answer
-    if problem is not None:
-        yield rejection(name, record, problem, result.attempts), ()
+    probe = result.answer
+    if isinstance(probe, BadVideo):
+        yield rejection(name, record, probe, result.attempts), ()
         return
-    assert isinstance(probe, Probe)
-    start, count = record.first_frame, record.num_frames or probe.num_frames - record.first_frame
-    fps = record.fps or probe.fps
+    placed = place(record, probe)
+    if isinstance(placed, BadVideo):
+        yield rejection(name, record, placed, result.attempts), ()
+        return
+    start, count, fps = placed.first, placed.count, placed.fps or probe.fps
     times = np.arange(count) / fps if fps > 0 else np.zeros(count)
     variable = probe.variable_rate and record.fps is None
     if variable:
@@ -125,22 +128,3 @@ def rejection(
         "decoder": opened_with(item.uri, problem),
         "version": item.version,
     }
-
-
-def _mismatch(record: VideoRecord, probe: Probe | BadVideo) -> BadVideo | None:
-    """Compares what the source says with what the file holds: the guard against silent shortening."""
-    assert isinstance(probe, Probe)
-    if record.num_frames is not None:
-        if record.first_frame + record.num_frames > probe.num_frames:
-            return BadVideo(
-                "short",
-                f"the source puts frames {record.first_frame} to {record.first_frame + record.num_frames - 1} "
-                f"into a file of {probe.num_frames}",
-            )
-        if record.num_frames < 2:
-            return BadVideo("too_short", f"{record.num_frames} frame")
-    if record.min_frames is not None and probe.num_frames < record.min_frames:
-        return BadVideo(
-            "short", f"the annotation has {record.min_frames} entries, the file {probe.num_frames} frames"
-        )
-    return None

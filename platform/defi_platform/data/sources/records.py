@@ -33,9 +33,27 @@ class VideoRecord:
     """Fewest frames the annotation allows, where it does not fix the number."""
     fps: float | None = None
     """The source's own rate, which wins over the file's; None: ask the file."""
+    declared_fps: float | None = None
+    """The rate that the source says its files have, to be held against theirs."""
+    from_s: float | None = None
+    """Seconds into its file at which the video starts, where the source does not give `first_frame`; then
+    `first_frame` is only what the declared rate makes of it."""
+    to_s: float | None = None
+    """Seconds into its file at which it has ended."""
+    steady: int = 0
+    """1: all timestamps of its file fit the declared rate."""
+    frames_before: int = 0
+    """Frames of the videos before it in its file, by the source; at least so many."""
+    frames_in_file: int = 0
+    """Frames of all videos in its file, by the source; at least so many."""
+    counted: int = 0
+    """1: the two numbers are not only the least there can be."""
     num_actions: int = 0
+    """Rows of actions that the source promises; the ingest finds out how many there are."""
     signals_uri: str = ""
     """File that holds the episode's actions and proprioception."""
+    signals_version: str = ""
+    """Version of that file as its store knows it; "" where it is that of the video, or the file is absent."""
     split: str = ""
     """Split that the source itself names (CALVIN's unseen scene); "": the hash decides."""
     group: str = ""

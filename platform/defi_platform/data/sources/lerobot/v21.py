@@ -9,8 +9,10 @@ import json
 from typing import Any
 
 from defi_platform import storage
-from defi_platform.data.sources.lerobot.signals import read_signals
-from defi_platform.data.sources.lerobot.v3 import is_v3, read_info
+from defi_platform.data.sources.lerobot.data_files import DataFiles
+from defi_platform.data.sources.lerobot.info import DAMAGE, Tasks, json_lines, read_info, signal_names
+from defi_platform.data.sources.lerobot.signals import ACTION, read_signals
+from defi_platform.data.sources.lerobot.v3 import is_v3
 from defi_platform.data.sources.records import (
     Listing,
     RejectedRecord,
@@ -19,7 +21,7 @@ from defi_platform.data.sources.records import (
     record_or_missing,
 )
 
-__all__ = ["TITLE", "detect", "listing", "read_signals"]
+__all__ = ["TITLE", "detect", "listing", "read_signals", "signal_names"]
 
 TITLE = "LeRobot v2.1"
 
@@ -31,62 +33,61 @@ def detect(root: str, top: set[str]) -> bool:
 
 def listing(root: str, fps: float | None = None) -> Listing:
     """Yields one record per episode and camera that `meta/episodes.jsonl` names, whether its file exists or not."""
-    info = read_info(root)
+    info = read_info(root, fps)
     files = yield from files_below(root)
-    tasks = _tasks(root)
-    for number, line in enumerate(_lines(root, "episodes.jsonl")):
+    tasks, data_files = Tasks(root), DataFiles(root, files)
+    with_actions = ACTION in info.features
+    seen: set[int] = set()
+    for number, line in enumerate(json_lines(root, "episodes.jsonl"), start=1):
+        if not line.strip():
+            continue
         try:
             episode = json.loads(line)
             index, length = int(episode["episode_index"]), int(episode["length"])
-        except (ValueError, KeyError, TypeError) as error:
+            if index < 0 or length < 0:
+                raise ValueError(f"episode_index is {index}, length is {length}")
+            if index in seen:
+                raise ValueError(f"episode_index {index} is listed before")
+        except DAMAGE as error:
             yield RejectedRecord(
-                video_id=f"meta/episodes.jsonl line {number + 1}",
+                video_id=f"meta/episodes.jsonl line {number}",
                 uri=storage.join(root, "meta", "episodes.jsonl"),
                 reason="bad_source",
                 message=f"{type(error).__name__}: {error}",
             )
             continue
+        seen.add(index)
         numbers = {"episode_chunk": index // info.chunk_size, "episode_index": index}
-        data = files.get(info.data_path.format(**numbers)) if "action" in info.features else None
-        for camera in info.cameras:
+        data = _filled(info.data_path, numbers)
+        signals = files.get(data) if with_actions else None
+        text = _text(episode, tasks, data_files, data if data in files else None, index)
+        for key, camera in info.cameras.items():
             record = VideoRecord(
-                video_id=f"episode_{index:06d}/{camera}",
+                video_id=f"episode_{index:06d}/{key}",
                 uri="",
-                text=_text(episode.get("tasks"), tasks),
-                camera=camera.rsplit(".", 1)[-1],
+                text=text,
+                camera=camera,
                 episode_id=f"episode_{index:06d}",
                 num_frames=length,
-                fps=fps or info.fps,
-                num_actions=length if data else 0,
-                signals_uri=data.uri if data else "",
+                fps=info.fps,
+                declared_fps=info.fps if fps is None else None,
+                num_actions=length if with_actions else 0,
+                signals_uri=storage.join(root, data) if with_actions else "",
+                signals_version=signals.version if signals else "",
             )
-            yield record_or_missing(files, info.video_path.format(video_key=camera, **numbers), root, record)
+            yield record_or_missing(
+                files, _filled(info.video_path, numbers | {"video_key": key}), root, record
+            )
 
 
-def _lines(root: str, name: str) -> list[str]:
-    try:
-        content = storage.read_text(storage.join(root, "meta", name))
-    except FileNotFoundError:
-        return []
-    return [line for line in content.splitlines() if line.strip()]
+def _filled(template: str, values: dict[str, Any]) -> str:
+    # A template of version 3 in a dataset of version 2 names what there is not: then its file is missing.
+    return template.format(**{"chunk_index": 0, "file_index": 0, "video_key": ""} | values)
 
 
-def _tasks(root: str) -> dict[int, str]:
-    tasks = {}
-    for line in _lines(root, "tasks.jsonl"):
-        try:
-            task = json.loads(line)
-            tasks[int(task["task_index"])] = str(task["task"])
-        except (ValueError, KeyError, TypeError):
-            continue  # an episode usually carries its text itself; one that does not goes without
-    return tasks
-
-
-def _text(found: Any, tasks: dict[int, str]) -> str:
-    """The instruction, from the shapes seen in the wild: a list of texts or numbers, one text, one mapping."""
-    first = found[0] if isinstance(found, list) and found else found
-    if isinstance(first, dict):
-        first = first.get("task", first.get("task_index"))
-    if isinstance(first, int):
-        return tasks.get(first, "")
-    return first if isinstance(first, str) else ""
+def _text(episode: dict[str, Any], tasks: Tasks, data: DataFiles, file: str | None, index: int) -> str:
+    for found in (episode.get("tasks"), episode.get("task"), episode.get("task_index")):
+        text = tasks.text(found)
+        if text is not None:
+            return text
+    return (tasks.text(data.tasks(file).get(index)) if file else None) or ""
