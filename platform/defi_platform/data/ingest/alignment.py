@@ -106,7 +106,7 @@ def _by_times(record: VideoRecord, probe: Probe, start: float, stop: float) -> i
     if filled:
         return record.frames_before
     # The frames of the videos before and after it must have room.
-    room = 0 <= first - record.frames_before <= probe.num_frames - record.frames_in_file
+    room = 0 <= first - record.frames_before <= max(0, probe.num_frames - record.frames_in_file)
     trusted = (probe.variable_rate or bool(record.steady)) and room
     if trusted and off <= CLOSE * step and end - first == count:
         return first
