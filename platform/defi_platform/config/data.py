@@ -129,6 +129,14 @@ class DataConfig:
     """Stop at the first bad video instead of putting it into quarantine."""
     retry_quarantined: bool = False
     """Open quarantined videos again at this ingest. Otherwise they stay there until their files change."""
+    take_in_new: bool = field(default=False, metadata=RESUME_FREE)
+    """A resumed run goes on with the videos it began with, whatever was ingested since. true: from its last checkpoint on
+    with those of now, whose order is another one."""
     cache: str | None = field(default=None, metadata=PATH | RESUME_FREE)
     """Folder that jobs/encode_latents.py has filled: training videos it holds are read from there, as the frozen
     encoder sees them, instead of being decoded. One folder per model."""
+
+
+def drawn_corpora(data: DataConfig) -> dict[str, CorpusConfig]:
+    """The corpora that have a share of the mixture; those of weight 0 are neither ingested nor drawn."""
+    return {name: corpus for name, corpus in data.corpora.items() if corpus.weight != 0}

@@ -66,6 +66,10 @@ class Recipe(ABC):
         """A hash that changes when any sample of the plan may; "" where none is known."""
         return ""
 
+    def data_version(self) -> dict[str, dict[str, str]]:
+        """Versions of the manifests that the run reads, kept in each checkpoint; {} where there are none."""
+        return {}
+
     @abstractmethod
     def stream(self, plan: Any, shard: Shard) -> Iterable[dict[str, Any]]:
         """Micro-batches of one rank's share of a plan, as `defi_platform.data.loader.stream.stream` gives them."""

@@ -58,6 +58,8 @@ class Position:
     """`started`: Unix time at which the driver started; `before_s`: seconds of training under earlier drivers."""
     plan: str = ""
     """Fingerprint of the plan that `samples` is counted in."""
+    data: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Versions of the manifests that the plan is of, see `Recipe.data_version`."""
     validation_loss: float | None = None
     """At this very step; None when it was not validated."""
 

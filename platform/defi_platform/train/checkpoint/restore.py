@@ -32,7 +32,7 @@ def restore_engine(
     if reader is None:
         return TrainingEngine(model, train, communicator.world_size), None
     with reader:
-        _check_plan(train.output, reader.position, plan_fingerprint)
+        _check_plan(recipe, reader.position, plan_fingerprint, communicator.is_rank_zero)
         shapes = {}
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -57,13 +57,23 @@ def restore_engine(
     return engine, reader.position
 
 
-def _check_plan(run: str, position: Position, fingerprint: str) -> None:
-    if position.plan != fingerprint:
-        raise CheckpointError(
-            f"the videos or how they are sampled have changed since {run} reached step "
-            f"{position.step}: its sample numbers would mean other samples. Restore the corpora and "
-            "data settings, or choose another train.output."
-        )
+def _check_plan(recipe: Recipe, position: Position, fingerprint: str, announce: bool) -> None:
+    if position.plan == fingerprint:
+        return
+    run = recipe.config.train.output
+    if recipe.config.data.take_in_new and position.data != recipe.data_version():
+        if announce:
+            print(
+                f"{recipe.kind}: data.take_in_new: the samples from step {position.step} on are of other videos in "
+                "another order",
+                flush=True,
+            )
+        return
+    raise CheckpointError(
+        f"the videos or how they are sampled have changed since {run} reached step "
+        f"{position.step}: its sample numbers would mean other samples. Restore the corpora and "
+        "data settings, or choose another train.output."
+    )
 
 
 def _open_newest(recipe: Recipe, communicator: Communicator) -> checkpoints.Reader | None:

@@ -64,6 +64,7 @@ def make_card(
         "gpu_peak_gib": max((row["gpu_peak_bytes"] for row in rows if "gpu_peak_bytes" in row), default=0)
         / 2**30,
         "data_fingerprint": fingerprint,
+        "data_version": recipe.data_version(),
         "code": code_version(),
         "packages": {name: installed_version(name) for name in PACKAGES},
         "machine": {
@@ -149,6 +150,7 @@ def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
         ("videos left out", ", ".join(f"{n} {why}" for why, n in summary["skipped"].items()) or "none"),
         ("resumed from", f"step {summary['resumed_from'] or 0}"),
         ("data", f"fingerprint {card['data_fingerprint'] or 'none'}"),
+        ("manifest", ", ".join(table for part in card["data_version"].values() for table in part.values()) or "none"),
         ("code", f"defi-platform {code['version']}, source {code['source'][:12]}{commit}"),
         ("machine", ", ".join(f"{k} {v}" for k, v in card["machine"].items() if v)),
     ]  # fmt: skip

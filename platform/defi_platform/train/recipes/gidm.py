@@ -11,7 +11,6 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from defi_platform.config import PretrainConfig, ProbeConfig
-from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.sampling.samplers import PairRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.engine.seeds import seed_of
@@ -88,7 +87,7 @@ class GIDMRecipe(VideoRecipe):
         """Ingests the corpora, those of the probe included."""
         super().prepare()
         if self._probe:
-            ingest(probe_data(self._probe, self.config.data))
+            self._pinned.ingest(self.config.train.output, "probe", probe_data(self._probe, self.config.data))
 
     def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """Measures R2 of the linear probe, for the trained and an untrained encoder, where a labelled corpus is given.
@@ -103,9 +102,11 @@ class GIDMRecipe(VideoRecipe):
             return EvalReport()
         torch.manual_seed(seed_of(self.config.train.seed, "probe"))
         encoders = {"latent_action": model, "random_encoder": self.untrained(model)}
+        data = probe_data(self._probe, self.config.data)
         r2 = linear_probe(
             cast("dict[str, GIDM]", encoders),
-            probe_data(self._probe, self.config.data),
+            self._pinned.open(self.config.train.output, "probe", data),
+            data,
             self._probe.pairs,
             PairRule.of(self.config.data),
             self.config.train.seed,

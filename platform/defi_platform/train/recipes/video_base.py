@@ -14,12 +14,11 @@ from defi_models.pretrained.configuration import from_mapping
 from defi_models.pretrained.folder import CONFIG_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig
-from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.config.data import drawn_corpora
 from defi_platform.data.loader.stream import local_batches, stream
 from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.split import TRAIN
-from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import Rule
 from defi_platform.data.sampling.sharding import Shard
@@ -28,6 +27,7 @@ from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.storage import StorageError
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.latent_cache_use import CacheUse
+from defi_platform.train.recipes.pinned_data import PinnedData
 
 DATA_STATS = "data_stats.txt"
 
@@ -43,6 +43,7 @@ class VideoRecipe(Recipe):
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         self._cache: CacheUse | None = None
+        self._pinned = PinnedData(self.kind)
 
     @abstractmethod
     def rule(self) -> Rule:
@@ -61,10 +62,15 @@ class VideoRecipe(Recipe):
         """The model alone; see `Recipe.build`."""
 
     def prepare(self) -> None:
-        """Brings the manifest up to date and checks that both splits have samples."""
-        ingest(self.config.data)
+        """Brings the manifest up to date, fixes its version for the run and checks that both splits have samples."""
+        self._pinned.ingest(self.config.train.output, "data", self.config.data)
         for split in ("train", "validation"):
-            self.plan(split)
+            for line in _left_out(self.plan(split)):
+                print(f"{self.kind}: {line}", flush=True)
+
+    def data_version(self) -> dict[str, dict[str, str]]:
+        """Part of the configuration -> corpus -> table of its manifest that this run reads."""
+        return self._pinned.tables
 
     def describe_data(self) -> list[str]:
         """Corpora with their formats, videos and shares of the mixture, and samples per epoch where known."""
@@ -74,7 +80,7 @@ class VideoRecipe(Recipe):
                 "data.corpora is empty. Name at least one corpus: data.corpora.NAME.path=FOLDER"
             )
         total = sum(corpus.weight for corpus in data.corpora.values())
-        for name, corpus in data.corpora.items():
+        for name, corpus in drawn_corpora(data).items():
             share = corpus.weight / total if total else 0.0
             found = read_committed(data.manifest, name)
             known &= found is not None
@@ -83,15 +89,17 @@ class VideoRecipe(Recipe):
                 f"{name}: {corpus.path}, {format_of(name, corpus)}, {videos}, {share:.1%} of the mixture"
             )
         for split in ("train", "validation") if known else ():
-            lines.append(f"{split}: {sum(self.plan(split).samples_per_epoch.values()):,} samples per epoch")
+            plan = self.plan(split)
+            lines.append(f"{split}: {sum(plan.samples_per_epoch.values()):,} samples per epoch")
+            lines += _left_out(plan)
         if not known:
             lines.append("samples per epoch: known after the first ingest, which the run begins with")
         return lines
 
     def plan(self, split: str) -> Plan:
-        """The plan of one split over the manifest."""
+        """The plan of one split over the run's version of the manifest."""
         data = self.config.data
-        manifest = Manifest.open(data.manifest, list(data.corpora))
+        manifest = self._pinned.open(self.config.train.output, "data", data)
         return Plan.of(manifest, data, self.rule(), self.config.train.seed, split)
 
     def fingerprint(self, plan: Plan) -> str:
@@ -154,6 +162,10 @@ class VideoRecipe(Recipe):
                 f"data.{field}={given}, but the {self.kind} model '{self.config.model.preset}' has {what}={wanted}. "
                 f"Set data.{field}={wanted}, or model.overrides."
             )
+
+
+def _left_out(plan: Plan) -> list[str]:
+    return [f"{plan.split}: {count:,} left out, {why}" for why, count in plan.excluded.items()]
 
 
 def starting_config(model: type[Any], preset: Callable[..., Any], settings: ModelConfig) -> Any:

@@ -35,20 +35,20 @@ def probe_data(probe: ProbeConfig, data: DataConfig) -> DataConfig:
 
 
 def linear_probe(
-    encoders: dict[str, GIDM], data: DataConfig, pairs: int, rule: PairRule, seed: int
+    encoders: dict[str, GIDM], manifest: Manifest, data: DataConfig, pairs: int, rule: PairRule, seed: int
 ) -> dict[str, float]:
     """R2 of a linear map from latent actions to true actions, by encoder.
 
     Args:
         encoders: name -> model in evaluation mode; all see the same pairs.
-        data: labelled corpora, as `probe_data` makes them.
+        manifest: of the labelled corpora.
+        data: their settings, as `probe_data` makes them.
         pairs: N of the training split, and as many of the validation split.
         rule: frame sampler of the pairs.
         seed: of the plan.
 
     Returns: name -> R2 on the validation split.
     """
-    manifest = Manifest.open(data.manifest, list(data.corpora))
     seen = {
         split: _pairs(encoders, Plan.of(manifest, data, rule, seed, split), data, pairs)
         for split in ("train", "validation")

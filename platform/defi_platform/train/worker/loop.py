@@ -276,6 +276,7 @@ class Training:
             wall_s=self.clock.wall_s(),
             clock=self.clock.state(),
             plan=self.fingerprint,
+            data=self.recipe.data_version(),
             validation_loss=self._validation_loss.get(self.step),
         )
         if self.async_validation and not required:
