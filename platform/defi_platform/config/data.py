@@ -109,7 +109,8 @@ class DataConfig:
     """Corpora, the shape of a sample, and decoding."""
 
     corpora: dict[str, CorpusConfig] = field(default_factory=dict)
-    """Corpora by name."""
+    """Corpora by name, which is that of a folder in the manifest. null takes one of the file's away, as in
+    data.corpora.NAME=null; one of weight 0 is not ingested and needs no path."""
     manifest: str = field(default=MISSING, metadata=PATH | RESUME_FREE)
     """Folder for the manifest and quarantine tables."""
     height: int = 64

@@ -1,8 +1,8 @@
 """Loading of a job's configuration: YAML file + dotted overrides -> a checked dataclass.
 
 A YAML mapping may say `extends: other.yaml` (a path relative to the file it is in); its own keys then override the
-ones it extends. Unknown keys and wrong types are errors before anything starts, and the message names the nearest
-existing key.
+ones it extends. A null takes an entry of a mapping such as data.corpora away. Unknown keys, wrong types and values outside
+their range are errors before anything starts, and the message names the nearest existing key.
 
 `${home:}` stands for the folder (or bucket) that holds corpora and runs: see `data_home`.
 """
@@ -10,6 +10,7 @@ existing key.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import os
 import sys
@@ -17,10 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from defi_models.errors import did_you_mean
+from defi_platform.config.data import CorpusConfig
+from defi_platform.config.data_checks import check_all
 from defi_platform.config.help import keys_help
 from defi_platform.errors import ConfigError
 
@@ -101,7 +104,15 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
                 f"'{item}' is not an override; write it as dotted.key=value, e.g. train.steps=10."
             )
     source = str(path or "the command line")
-    return _checked(schema, _merged(source, from_file, OmegaConf.from_dotlist(list(overrides))), source)
+    changes = OmegaConf.from_dotlist(list(overrides))
+    for entries, name in _entries_without_use(schema, changes):
+        key = f"{entries._get_full_key(name)}"
+        there = OmegaConf.select(from_file, entries._get_full_key(None))
+        if entries._get_node(name)._is_none() and name not in (there or ()):  # type: ignore[union-attr]
+            raise ConfigError(
+                f"{key}=null takes nothing away.{did_you_mean(name, sorted(map(str, there or ())))}"
+            )
+    return _checked(schema, _merged(source, from_file, changes), source)
 
 
 def from_mapping(schema: type[Schema], values: Any, source: str) -> Schema:
@@ -161,9 +172,11 @@ def _merged(source: str, *parts: Any) -> Any:
 def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     for key, siblings in _unknown_keys(schema, values):
         raise ConfigError(f"{source}: there is no key '{key}'.{did_you_mean(key, siblings)}")
+    values = copy.deepcopy(values)
+    for entries, name in list(_entries_without_use(schema, values)):
+        del entries[name]
     try:
-        config = _merged(source, OmegaConf.structured(schema), values)
-        return cast(Schema, OmegaConf.to_object(config))
+        config = cast(Schema, OmegaConf.to_object(_merged(source, OmegaConf.structured(schema), values)))
     except MissingMandatoryValue as error:
         raise ConfigError(
             f"{source}: '{error.full_key}' has no value; set it in the file or add {error.full_key}=VALUE."
@@ -171,6 +184,31 @@ def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     except OmegaConfBaseException as error:
         message = str(error).splitlines()[0]
         raise ConfigError(f"{source}: '{error.full_key}': {message}") from error
+    check_all(config)
+    return config
+
+
+def _entries_without_use(schema: type, values: Any) -> Iterator[tuple[DictConfig, str]]:
+    """Yields (mapping, name) of its entries that are null, and of corpora of weight 0, which need no path."""
+    if not isinstance(values, DictConfig) or values._is_none() or not dataclasses.is_dataclass(schema):
+        return
+    structured = OmegaConf.structured(schema)
+    for field in dataclasses.fields(schema):
+        part, node = values._get_node(field.name), structured._get_node(field.name)
+        if not isinstance(part, DictConfig) or part._is_none():
+            continue
+        element = node._metadata.element_type if isinstance(node, DictConfig) else None
+        if not dataclasses.is_dataclass(element):
+            yield from _entries_without_use(cast(type, OmegaConf.get_type(node)), part)
+            continue
+        for name in list(part):
+            entry = part._get_node(name)
+            assert isinstance(entry, Node)
+            unused = entry._is_none()
+            if element is CorpusConfig and isinstance(entry, DictConfig) and not unused:
+                unused = entry.get("weight") == 0 and not entry.get("path")
+            if unused:
+                yield part, cast(str, name)
 
 
 def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:

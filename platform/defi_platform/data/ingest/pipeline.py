@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,13 +11,14 @@ import pyarrow as pa
 
 from defi_platform.cluster import ray_session
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig
+from defi_platform.config.data import drawn_corpora
+from defi_platform.config.data_checks import check_data
 from defi_platform.config.loader import to_mapping
 from defi_platform.config.paths import absolute_paths
 from defi_platform.data.ingest.manifest_rows import rows_of
 from defi_platform.data.ingest.probe_actors import probe_files
 from defi_platform.data.ingest.probe_results import LIMITS, ResultBlocks
 from defi_platform.data.ingest.quality_filters import needs_scores
-from defi_platform.data.ingest.segmentation import check_windows
 from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.ingest.summary import ingest_table
 from defi_platform.data.manifest.commit_marker import Committed, corpus_folder, prune_tables
@@ -32,14 +34,16 @@ from defi_platform.progress import Progress
 
 def run_ingest(config: IngestConfig) -> str:
     """Brings the manifest up to date on Ray. Returns: the table of its corpora. Raises: see `ingest`."""
-    print(f"ingest: {len(config.data.corpora)} corpora into {config.data.manifest}", flush=True)
+    check_data(config.data)
+    names = list(drawn_corpora(config.data))
+    print(f"ingest: {len(names)} corpora into {config.data.manifest}", flush=True)
     with ray_session(config.ray):
         ingest(config.data)
     if config.prune_days is not None:
-        for name in config.data.corpora:
+        for name in names:
             gone = prune_tables(config.data.manifest, name, config.prune_days)
             print(f"ingest: {name}: {len(gone)} earlier versions deleted", flush=True)
-    return ingest_table(config.data.manifest, list(config.data.corpora))
+    return ingest_table(config.data.manifest, names)
 
 
 def ingest(config: DataConfig) -> Manifest:
@@ -53,8 +57,10 @@ def ingest(config: DataConfig) -> Manifest:
     """
     if not config.corpora:
         raise CorpusError("data.corpora is empty. Name at least one corpus: data.corpora.NAME.path=FOLDER")
+    check_data(config)
     # Probing actors run in other working directories than the driver.
     config = absolute_paths(config)
+    config = dataclasses.replace(config, corpora=drawn_corpora(config))
     format_names = _formats(config)
     reused = []
     for name, corpus in config.corpora.items():
@@ -88,7 +94,6 @@ def _formats(config: DataConfig) -> dict[str, str]:
     found, errors = {}, []
     for name, corpus in config.corpora.items():
         try:
-            check_windows(corpus.windows, f"data.corpora.{name}.windows")
             found[name] = formats.format_of(name, corpus)
         except UserError as error:
             errors.append(error)

@@ -9,9 +9,6 @@ import numpy as np
 
 from defi_platform.config import WindowConfig
 from defi_platform.data.decode.frame_scores import CHANGE_UNIT
-from defi_platform.errors import ConfigError
-
-MODES = ("none", "shots", "stride")
 
 NEIGHBOURS = 2
 """Frames before and after a cut that it has to stand out from."""
@@ -21,16 +18,6 @@ STANDS_OUT = 3.0
 
 Span = tuple[int, int]
 """First frame, and the one after the last."""
-
-
-def check_windows(config: WindowConfig, key: str) -> None:
-    """Checks the settings whose configuration key is `key`. Raises: ConfigError when they make no sense."""
-    if config.mode not in MODES:
-        raise ConfigError(f"{key}.mode is '{config.mode}'; it is one of {', '.join(MODES)}.")
-    for name in ("length_s", "stride_s"):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"{key}.{name} is {value}; it must be more than 0 seconds.")
 
 
 def spans(config: WindowConfig, times: np.ndarray, changes: bytes) -> list[Span]:

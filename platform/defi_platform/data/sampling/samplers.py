@@ -17,10 +17,10 @@ from typing import Self
 import numpy as np
 
 from defi_platform.config import DataConfig, SamplingConfig
+from defi_platform.config.data_checks import UNITS
 from defi_platform.errors import ConfigError
 
-FRAMES, SECONDS, VIDEOS = "frames", "seconds", "videos"
-UNITS = (FRAMES, SECONDS, VIDEOS)
+FRAMES, SECONDS, VIDEOS = UNITS
 """What is drawn evenly: the frames that a sample can start at, the seconds they last, or the videos they are of."""
 
 

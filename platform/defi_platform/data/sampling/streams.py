@@ -1,6 +1,6 @@
 """One stream of a plan: the videos of a corpus, or of one camera of it, in an order that is drawn anew every epoch.
 
-Every frame, second or video of it is one sample of an epoch, see `samplers.UNITS`. N samples, V cameras, T frames.
+Every frame, second or video of it is one sample of an epoch, see `SamplingConfig.unit`. N samples, V cameras, T frames.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from defi_platform import errors, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import RayConfig
+from defi_platform.config.data_checks import check_data, check_probe
 from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.loader import to_mapping, to_yaml
 from defi_platform.data.loader.stream import ACTOR_CPUS
@@ -118,7 +119,11 @@ def dry_run_all(recipes: Sequence[Recipe]) -> list[DryRun]:
 
 def _check(recipes: Sequence[Recipe]) -> None:
     for recipe in recipes:
-        check_train_config(recipe.config.train, "train" if len(recipes) == 1 else f"{recipe.kind}.train")
+        part = "" if len(recipes) == 1 else f"{recipe.kind}."
+        check_train_config(recipe.config.train, f"{part}train")
+        check_data(recipe.config.data, f"{part}data")
+        if recipe.config.train.probe:
+            check_probe(recipe.config.train.probe, f"{part}train.probe")
     folders = [recipe.config.train.output for recipe in recipes]
     if len(set(folders)) < len(folders):
         raise ConfigError(f"two trainings share train.output={folders[0]}. Give each a folder of its own.")
