@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import random
+import re
 import selectors
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "data"))
-from barcode_specs import UPRIGHT, Spec, all_specs, covering, extra_specs
+from barcode_specs import EDITS, UPRIGHT, Spec, all_specs, covering, extra_specs
 from barcodes import number_of
 from frame_checks import FILES_PER_INGEST, Written, check_files, write_all
 from s3_server import s3_server
@@ -249,34 +250,47 @@ def bucket() -> Iterator[str]:
         yield "s3://bench"
 
 
-def kinds(spec: Spec) -> Iterator[str]:
+TIMINGS = {
+    "constant": "",
+    "mild": "times a tenth of a frame off",
+    "jumps": "pauses of 3 s",
+    "halves": "half at 25, half at 17.5 fps",
+    "held": "last picture held for 4 s",
+    "twins": "every two pictures of one time",
+    "fast": "240 or 1/20 fps",
+    "slow": "240 or 1/20 fps",
+}
+STARTS = {
+    "zero": "",
+    "late": "begins at 5 s",
+    "trim": "edit list hides the first 13",
+    "cut": "begins between key frames",
+    "wrap": "MPEG's clock runs over",
+    "again": "the whole file twice in one",
+    **dict.fromkeys(EDITS, "edit list of other parts"),
+}
+REFRESHES = {"closed": "", "open": "open groups of pictures", "intra": "intra refresh"}
+
+
+def kinds(spec: Spec) -> list[str]:
     """Rows of the second table that a file counts in."""
-    if spec.b_frames:
-        yield "B-frames"
-    if spec.refresh != "closed":
-        yield {"open": "open groups of pictures", "intra": "intra refresh"}[spec.refresh]
-    if spec.timing != "constant":
-        yield {
-            "mild": "times a tenth of a frame off",
-            "jumps": "pauses of 3 s",
-            "halves": "half at 25, half at 17.5 fps",
-            "held": "last picture held for 4 s",
-        }[spec.timing]
-    if spec.start != "zero":
-        yield {
-            "late": "begins at 5 s",
-            "trim": "edit list hides the first 13",
-            "cut": "begins between key frames",
-        }[spec.start]
-    if spec.matrix != UPRIGHT:
-        yield "turned or mirrored"
-    if spec.pixels != "yuv420p" or spec.cover:
-        yield "other pixel formats, cover pictures"
-    yield f"{spec.width} wide"
+    found = [
+        f"width {spec.width}",
+        f"key frame every {spec.gop}" if spec.gop > 1 else "key frames only",
+        "B-frames" if spec.b_frames else "",
+        REFRESHES[spec.refresh],
+        TIMINGS[spec.timing],
+        STARTS[spec.start],
+        "turned or mirrored" if spec.matrix != UPRIGHT else "",
+        "other pixel formats" if spec.pixels != "yuv420p" else "",
+        "interlaced" if spec.interlaced else "",
+        "sound or a cover beside" if spec.sound or spec.cover else "",
+    ]
+    return [name for name in found if name]
 
 
 def summed(results: Iterable[tuple[Iterable[str], Tallies]]) -> dict[str, Tallies]:
-    """Row -> reader -> tally, rows in order of their first appearance; the last is of all."""
+    """Row -> reader -> tally."""
     rows: dict[str, Tallies] = {}
     for names, tallies in results:
         for name in names:
@@ -297,9 +311,14 @@ def print_table(title: str, rows: dict[str, Tallies], readers: Sequence[str], ab
     """
     print(f"\n| {title} | files | {' | '.join(readers)} |")
     print("|" + "---|" * (len(readers) + 2))
-    for name, tallies in sorted(rows.items(), key=lambda row: row[0] == "all"):
+    for name, tallies in sorted(rows.items(), key=lambda row: (row[0] == "all", _numbers_apart(row[0]))):
         cells = [tallies[r].cell() if r in tallies else absent.get(r, "not run") for r in readers]
         print(f"| {name} | {tallies[OURS].files} | {' | '.join(cells)} |")
+
+
+def _numbers_apart(name: str) -> str:
+    """A name to sort by, in which 64 comes before 160."""
+    return re.sub("[0-9]+", lambda digits: digits[0].zfill(4), name)
 
 
 def main() -> int:
@@ -314,6 +333,7 @@ def main() -> int:
     parser.add_argument("--without-s3", action="store_true")
     arguments = parser.parse_args()
     specs, seed = chosen(arguments.count, arguments.all, arguments.seed), arguments.seed
+    rows = {spec: kinds(spec) for spec in specs}
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("av", "decord", "ray")]
     absent: dict[str, str] = {}
     readers: dict[str, Callable[[Sequence[Written], Path], list[Tally]]] = {
@@ -344,12 +364,15 @@ def main() -> int:
             readers[name] = by_peer(peer, seed, takes_seconds=name == LEROBOT)
         started()
         readers[RAY] = lambda files, folder: ray_read_videos(files)
-        results = list(run(specs, readers))
-    print(f"Python {platform.python_version()}, {', '.join(versions)}; {len(specs)} files, seed {seed}.")
+        results: list[tuple[Spec, Tallies]] = []
+        # Ctrl-C ends a long run with the tables of what has been read.
+        with contextlib.suppress(KeyboardInterrupt):
+            results.extend(run(specs, readers))
+    print(f"Python {platform.python_version()}, {', '.join(versions)}; {len(results)} files, seed {seed}.")
     print("A cell is the number of wrong frames of those asked for, and how many were refused with an error.")
     by_file = [((f"{s.codec} in {s.container}", "all"), tallies) for s, tallies in results]
     print_table("codec and container", summed(by_file), READERS, absent)
-    print_table("files with", summed((list(kinds(s)), tallies) for s, tallies in results), READERS, absent)
+    print_table("files with", summed((rows[s], tallies) for s, tallies in results), READERS, absent)
     failed = [
         line for _, tallies in results for r in (OURS, ON_S3) if r in tallies for line in tallies[r].examples
     ]

@@ -48,6 +48,14 @@ REORDERING = {"h264", "hevc", "mpeg4", "mpeg2", "av1"}
 """Codecs with B-frames, or with frames that are decoded and never shown; libvpx hides frames in a second pass only,
 which PyAV does not offer."""
 
+EDITS = {
+    "end": [(0, 25)],
+    "two": [(3, 10), (20, 10)],
+    "swap": [(20, 10), (3, 10)],
+    "gap": [(0, 10), (-1, 25), (20, 10)],
+}
+"""Edit list of an mp4: (first picture, pictures) of each part, -1 for a pause."""
+
 FACTORS: dict[str, tuple[Any, ...]] = {
     "codec": tuple(ENCODERS),
     "container": tuple(CONTAINERS),
@@ -79,7 +87,8 @@ class Spec:
     frames per second | slow: one in 20 s."""
     start: str = "zero"
     """zero | late: at 5 s | trim: an edit list hides the first 13 pictures | cut: the first 7 packets are missing, so
-    that the file begins between two key frames | wrap: the 33 bits of MPEG's clock run over in the middle."""
+    that the file begins between two key frames | wrap: the 33 bits of MPEG's clock run over in the middle | again: the
+    whole file is there twice | end, two, swap, gap: an mp4 with the parts of `EDITS`."""
     width: int = 160
     """Pixels of the picture as it is stored; three quarters as high."""
     frames: int = 40
@@ -187,6 +196,11 @@ def extra_specs() -> list[Spec]:
     twins = [("h264", "mkv"), ("mpeg4", "mkv"), ("vp9", "webm")]
     specs += [Spec(codec=codec, container=c, timing="twins") for codec, c in twins]
     specs += [Spec(container=c, timing=t, b_frames=2) for c in ("mp4", "mkv") for t in ("fast", "slow")]
+    specs += [
+        Spec(codec=codec, b_frames=2, refresh="open", start=e) for codec in ("h264", "hevc") for e in EDITS
+    ]
+    specs += [Spec(codec="mpeg2", container=c, b_frames=2, start="again") for c in ("ts", "mpg")]
+    specs += [Spec(container="ts", b_frames=2, start="again")]
     specs += [Spec(codec=codec, container=c, start="wrap") for codec, c in (("h264", "ts"), ("mpeg2", "mpg"))]
     specs += [Spec(container=c, interlaced=True, b_frames=2) for c in ("mp4", "ts", "avi")]
     specs += [Spec(codec="mpeg2", container=c, interlaced=True, b_frames=2) for c in ("mpg", "ts")]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -23,7 +25,7 @@ os.environ.setdefault("SVT_LOG", "1")
 import av
 import numpy as np
 from av.stream import Disposition
-from barcode_specs import ENCODERS, RATE, UPRIGHT, Spec
+from barcode_specs import EDITS, ENCODERS, RATE, UPRIGHT, Spec
 
 CLOCK = 90_000
 """Ticks per second in which times are written."""
@@ -152,6 +154,37 @@ def write(spec: Spec, path: Path) -> None:
             packets = _interleaved(packets, _sound_packets(sound, spec))
         for packet in packets:
             file.mux(packet)
+    if spec.start in EDITS:
+        path.write_bytes(_edited(path.read_bytes(), EDITS[spec.start]))
+    elif spec.start == "again":
+        path.write_bytes(path.read_bytes() * 2)
+
+
+def _edited(mp4: bytes, parts: Sequence[tuple[int, int]]) -> bytes:
+    """An mp4 with another edit list; its header has to be at its end, so that nothing else moves."""
+    clock = int.from_bytes(_after(mp4, b"mdhd", 12, 4))
+    movie_clock = int.from_bytes(_after(mp4, b"mvhd", 12, 4))
+    begins = int.from_bytes(_after(mp4, b"elst", 12, 4))
+    entries = [
+        struct.pack(
+            ">IiI", count * movie_clock // RATE, begins + first * clock // RATE if first >= 0 else -1, 1 << 16
+        )
+        for first, count in parts
+    ]
+    box = struct.pack(">I4sII", 16 + 12 * len(parts), b"elst", 0, len(parts)) + b"".join(entries)
+    start = mp4.index(b"elst") - 4
+    length = int.from_bytes(mp4[start : start + 4])
+    edited = bytearray(mp4[:start] + box + mp4[start + length :])
+    for outer in (b"moov", b"trak", b"edts"):
+        at = mp4.index(outer) - 4
+        edited[at : at + 4] = (int.from_bytes(mp4[at : at + 4]) + len(box) - length).to_bytes(4)
+    return bytes(edited)
+
+
+def _after(mp4: bytes, box: bytes, offset: int, count: int) -> bytes:
+    """`count` bytes of the first box of a kind, `offset` after its name."""
+    start = mp4.index(box) + 4 + offset
+    return mp4[start : start + count]
 
 
 def _stream(file: Any, spec: Spec) -> Any:
@@ -292,7 +325,8 @@ def truth(spec: Spec, path: Path) -> Truth:
     """Decodes a file from its first packet to its last, with FFmpeg as it comes.
 
     The times are those that were written, of the pictures that came: AVI has none of its own, and how finely the others
-    keep them differs. An MPEG program stream has a time per block of small pictures, so there they are FFmpeg's.
+    keep them differs. An MPEG program stream has a time per block of small pictures, and parts of an edit list have
+    other times than were written; there they are FFmpeg's. A file that begins again has times twice: none here.
     """
     numbers, found = [], []
     with av.open(str(path)) as file:
@@ -302,7 +336,9 @@ def truth(spec: Spec, path: Path) -> Truth:
             image = shown(frame.to_ndarray(format="rgb24"), spec.matrix)
             numbers.append(number_of(image))
             found.append(frame.time)
-    if spec.container == "mpg":
+    if spec.start == "again":
+        times = []
+    elif spec.container == "mpg" or spec.start in EDITS:
         times = [] if None in found else found
     else:
         written = times_of(spec)

@@ -17,17 +17,18 @@ import corpora
 import numpy as np
 import pytest
 from barcode_specs import CONTAINERS, RATE, REORDERING, Spec, all_specs, covering, extra_specs, is_legal
-from barcodes import number_of, write
+from barcodes import Truth, number_of, write
 from corpora import write_lerobot
-from frame_checks import Report, check_files, check_specs, write_all
+from frame_checks import Report, check_files, check_specs, mistaken, write_all
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s3_server import s3_server
 
 from defi_platform import storage
-from defi_platform.config import CorpusConfig, DataConfig
+from defi_platform.config import CorpusConfig, DataConfig, WindowConfig
+from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.loader.sample_decoder import SampleDecoder
+from defi_platform.data.loader.sample_decoder import SampleDecoder, decode_job
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule
 
@@ -111,6 +112,34 @@ def test_files_drawn_at_random_give_the_frames_that_are_asked_for(
     assert found == [], (
         "fresh draws: EXACT_FRAMES_EXAMPLES=500 pytest tests/data/test_exact_frames.py -k random"
     )
+
+
+CUT_IN_WINDOWS = [
+    Spec(codec="hevc", b_frames=2, refresh="open", width=64),
+    Spec(codec="mpeg4", container="avi", b_frames=2, width=64),
+    Spec(container="ts", refresh="intra", timing="jumps", width=64),
+    Spec(b_frames=2, start="trim", timing="halves", width=64),
+    Spec(codec="av1", container="webm", b_frames=2, width=64),
+]
+
+
+def test_windows_have_the_frames_and_times_of_their_part_of_the_file(tmp_path: Path) -> None:
+    files = {file.path.name: file for file in write_all(CUT_IN_WINDOWS, tmp_path / "files")}
+    windows = WindowConfig(mode="stride", length_s=0.5, stride_s=0.3, shortest_s=0.1)
+    corpus = CorpusConfig(path=str(tmp_path / "files"), windows=windows)
+    data = DataConfig(corpora={"c": corpus}, manifest=str(tmp_path / "m"), holdout=0.0, height=48, width=64)
+    manifest = ingest(data)
+    rows = manifest.table.to_pylist()
+    assert len(rows) > 3 * len(files)
+    jobs = [decode_job(manifest, data, i, range(row["num_frames"])[::-1]) for i, row in enumerate(rows)]
+    with DecoderPool(data.decode) as pool:
+        for row, frames in zip(rows, pool.run(jobs), strict=True):
+            truth = files[Path(row["uri"]).name].truth
+            part = slice(row["first_frame"], row["first_frame"] + row["num_frames"])
+            assert isinstance(frames, np.ndarray), row["video_id"]
+            assert [number_of(frame) for frame in frames[::-1]] == truth.numbers[part]
+            times = [time - truth.times[part][0] for time in truth.times[part]]
+            assert mistaken(row, Truth(truth.numbers[part], times, truth.shape)) == []
 
 
 # --------------------------------------------------------------------------- S3
