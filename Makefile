@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench bench-data bench-train bench-failures bench-identical clean
+.PHONY: help setup demo test lint docs bench bench-data bench-frames bench-train bench-failures bench-identical clean
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make docs   the API reference, in build/docs"
 	@echo "make bench  the measured comparisons in benchmarks/"
 	@echo "make bench-data  the data engine next to raw decord and Ray's own readers (about 15 minutes)"
+	@echo "make bench-frames  wrong frames of every kind of video file, ours and other readers' (about 3 minutes)"
 	@echo "make bench-train  our training loop next to bare PyTorch, and what the paper's runs need on many GPUs"
 	@echo "make bench-failures  what each failure costs a run on several raylets (about 5 minutes)"
 	@echo "make bench-identical  losses of this checkout and of AGAINST=folder or revision, bit for bit (about 10 minutes)"
@@ -55,6 +56,9 @@ bench: setup
 
 bench-data: setup
 	$(BIN)/python benchmarks/data.py
+
+bench-frames: setup
+	$(BIN)/python benchmarks/exact_frames.py
 
 bench-train: setup
 	$(BIN)/python benchmarks/train.py

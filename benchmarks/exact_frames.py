@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import random
@@ -61,14 +62,8 @@ class Tally:
 
     def __add__(self, other: Tally) -> Tally:
         """Both together."""
-        return Tally(
-            self.asked + other.asked,
-            self.wrong + other.wrong,
-            self.missing + other.missing,
-            self.files + other.files,
-            self.refused + other.refused,
-            self.examples + other.examples,
-        )
+        both = zip(self.__dict__.values(), other.__dict__.values(), strict=True)
+        return Tally(*(mine + theirs for mine, theirs in both))
 
     def cell(self) -> str:
         """For the table."""
@@ -163,7 +158,9 @@ def tally_of(file: Written, jobs: Sequence[Sequence[int]], answers: Sequence[Any
 def ours(files: Sequence[Written], corpus: str, manifest: Path, seed: int) -> list[Tally]:
     """This engine, by `check_files`."""
     found = []
-    for report in check_files(files, corpus, manifest, seed):
+    with contextlib.redirect_stdout(sys.stderr):
+        reports = check_files(files, corpus, manifest, seed)
+    for report in reports:
         tally = Tally(report.checked, report.wrong_frames, report.missing, files=1)
         tally.refused = int(bool(report.refused))
         if not report.right:
@@ -193,8 +190,6 @@ def ray_read_videos(files: Sequence[Written]) -> list[Tally]:
 
 def started() -> None:
     """A small quiet Ray on this machine that leaves out what it cannot read."""
-    import logging
-
     import ray
 
     ray.init(
