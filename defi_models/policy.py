@@ -19,6 +19,7 @@ from defi_models.encoders.t5_text import T5Text
 from defi_models.errors import ConfigurationError, InputError, ModelFolderError, did_you_mean
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM, build_gidm_text
+from defi_models.inputs.action_contract import ActionContract
 from defi_models.inputs.checks import check_finite, check_tensor, check_texts, require
 from defi_models.inputs.normalization import FieldStatistics, Normalizer, Statistics
 from defi_models.layers.activation_checkpointing import set_recompute
@@ -28,6 +29,7 @@ from defi_models.rng import Generators, check_generators, normal
 
 TRAINABLE = ("adapter", "gidm+adapter", "gfdm+adapter", "all")
 STATISTICS_FILE = "statistics.json"
+CONTRACT_FILE = "actions.json"
 
 
 class DeFIPolicy(ModelFolder, nn.Module):
@@ -100,6 +102,8 @@ class DeFIPolicy(ModelFolder, nn.Module):
             Normalizer(head.proprio_dim, config.normalization) if head.proprio_dim else None
         )
         self._statistics: Statistics | None = None
+        self.contract = ActionContract()
+        """The meaning of the actions; it is saved with the policy and changes nothing that the network computes."""
         self.trainable = "gidm+adapter"
         self.set_trainable(self.trainable)
 
@@ -317,17 +321,24 @@ class DeFIPolicy(ModelFolder, nn.Module):
         return self._statistics
 
     def side_files(self) -> dict[str, str]:
-        """The statistics as JSON, for a reader of the folder."""
-        if self._statistics is None:
-            return {}
-        return {STATISTICS_FILE: json.dumps(asdict(self._statistics), indent=2) + "\n"}
+        """The meaning of the actions and the statistics as JSON, for a reader of the folder."""
+        files = {CONTRACT_FILE: json.dumps(self.contract.as_mapping(), indent=2) + "\n"}
+        if self._statistics is not None:
+            files[STATISTICS_FILE] = json.dumps(asdict(self._statistics), indent=2) + "\n"
+        return files
 
     def read_side_files(self, folder: Path) -> None:
-        """Reads the statistics back; the numbers that the network uses are in the weight file.
+        """Reads both back, each where it is there; the numbers that the network uses are in the weight file.
 
         Raises:
-            ModelFolderError: When the file is damaged.
+            ModelFolderError: When a file is damaged.
         """
+        path = folder / CONTRACT_FILE
+        if path.is_file():
+            try:
+                self.contract = ActionContract.from_mapping(json.loads(path.read_text()))
+            except (ValueError, KeyError, TypeError) as error:
+                raise ModelFolderError(f"{path} does not hold the meaning of actions: {error}") from error
         path = folder / STATISTICS_FILE
         if not path.is_file():
             return

@@ -124,7 +124,7 @@ def stored(manifest: Path) -> set[str]:
     """Names of the files in the blocks that an unfinished ingest has stored."""
     import pyarrow.parquet as pq
 
-    blocks = (manifest / "corpora" / "mine" / "probed").glob("*.parquet")
+    blocks = (manifest / "corpora" / "videos" / "probed").glob("*.parquet")
     return {Path(uri).name for block in blocks for uri in pq.read_table(block).column("uri").to_pylist()}
 
 
@@ -134,8 +134,8 @@ def test_an_ingest_killed_half_way_goes_on_and_opens_no_stored_file_again(
 ) -> None:
     places = numbered_videos(tmp_path / "c", 240)
     arguments = [
-        f"--config={repository / 'configs' / 'own_video' / 'ingest_videos.yaml'}",
-        f"data.corpora.mine.path={tmp_path / 'c'}",
+        f"--config={repository / 'configs' / 'datasets' / 'videos' / 'ingest_videos.yaml'}",
+        f"data.corpora.videos.path={tmp_path / 'c'}",
         f"data.manifest={tmp_path / 'm'}",
     ]
     first = job(repository, *arguments)
@@ -146,7 +146,7 @@ def test_an_ingest_killed_half_way_goes_on_and_opens_no_stored_file_again(
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     kept = stored(tmp_path / "m")
-    corpus = tmp_path / "m" / "corpora" / "mine"
+    corpus = tmp_path / "m" / "corpora" / "videos"
     assert 0 < len(kept) < 240 and not (corpus / "committed.json").exists()
     for place in places:
         if place.name in kept:

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import h5py
 import numpy as np
 import pytest
@@ -99,16 +100,27 @@ def in_rlds(frame: np.ndarray, folder: Path) -> str:
     return video_uri(str(path), "rlds", 12, path.stat().st_size - 16, "image")
 
 
-@pytest.mark.parametrize("store", [in_calvin, in_hdf5, in_rlds])
+def in_video(frame: np.ndarray, folder: Path) -> str:
+    path = folder / "x.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = *frame.shape[:2], "bgr0"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return str(path)
+
+
+@pytest.mark.parametrize("store", [in_calvin, in_hdf5, in_rlds, in_video])
 @pytest.mark.parametrize("source", [(84, 84), (60, 80), (200, 120)])
-def test_frame_stores_and_serving_give_the_same_bytes(
+def test_files_frame_stores_and_serving_give_the_same_bytes(
     store: Callable[[np.ndarray, Path], str], source: tuple[int, int], tmp_path: Path
 ) -> None:
     frame = picture(*source)
     uri = store(frame, tmp_path)
     for size in [(64, 64), (224, 224), (48, 96), source]:
         decoded = np.zeros((1, *size, 3), np.uint8)
-        JobHandler(1 << 30).decode(DecodeJob(uri, (0,), *size, "store", *source), decoded)
+        JobHandler(1 << 30).decode(DecodeJob(uri, (0,), *size, *source), decoded)
         spec = PolicySpec(
             policy="p",
             preset="nano",

@@ -78,8 +78,9 @@ def test_the_papers_gfdm_run_is_laid_out_before_anything_starts(home: Path, repo
 def test_every_configuration_of_the_paper_passes_its_checks(home: Path, repository: Path, name: str) -> None:
     path = repository / "configs" / "paper" / f"{name}.yaml"
     if "finetune" in name:
-        policy = load_config(FinetuneConfig, path, ["model.preset=nano", "dry_run=true"])
+        policy = load_config(FinetuneConfig, path, [*SMALL, "dry_run=true"])
         text = finetune(policy).text()
+        assert "views: static (compared over time); then gripper" in text
     else:
         config = load_config(PretrainConfig, path, [*SMALL, "dry_run=true"])
         text = pretrain("gfdm" if "gfdm" in name else "gidm", config).text()

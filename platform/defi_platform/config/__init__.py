@@ -20,9 +20,10 @@ from defi_platform.config.jobs import (
     PretrainConfig,
 )
 from defi_platform.config.serve import ServeConfig
-from defi_platform.config.train import ModelConfig, ProbeConfig, TrackingConfig, TrainConfig
+from defi_platform.config.train import ActionConfig, ModelConfig, ProbeConfig, TrackingConfig, TrainConfig
 
 __all__ = [
+    "ActionConfig",
     "CorpusConfig",
     "DataConfig",
     "DecodeConfig",

@@ -69,7 +69,7 @@ class EvaluateConfig:
     width: int = 64
     """Pixels, even."""
     execute_steps: int | None = None
-    """Actions of a chunk that are executed before the next observation is sent; null: the whole chunk."""
+    """Actions of a chunk that are executed before the next observation is sent; null: as many as the policy says."""
     video_every: int = 2
     """Simulator steps per frame of the episode videos; 0 writes none."""
     workers: int = 2

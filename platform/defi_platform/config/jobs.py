@@ -10,7 +10,7 @@ from defi_platform.config.cluster import RayConfig
 from defi_platform.config.data import DataConfig
 from defi_platform.config.evaluate import EvaluateConfig, RecordConfig
 from defi_platform.config.fields import PATH
-from defi_platform.config.train import ModelConfig, TrackingConfig, TrainConfig
+from defi_platform.config.train import ActionConfig, ModelConfig, TrackingConfig, TrainConfig
 
 
 @dataclass
@@ -79,6 +79,7 @@ class FinetuneConfig(PretrainConfig):
     """Model folder of the pretrained GIDM."""
     trainable: str = "gidm+adapter"
     """adapter | gidm+adapter | gfdm+adapter | all; parts of the policy that train."""
+    actions: ActionConfig = field(default_factory=ActionConfig)
 
 
 @dataclass

@@ -126,6 +126,27 @@ class TrainConfig:
 
 
 @dataclass
+class ActionConfig:
+    """The meaning of a policy's actions, kept in its folder and in the greeting of robots.
+
+    Where this says nothing, it is what the corpus says (LeRobot: names; CALVIN: everything), else `unknown`.
+    """
+
+    names: list[str] = field(default_factory=list)
+    """One per entry of an action."""
+    units: list[str] = field(default_factory=list)
+    """One per entry, such as m, rad, or `0.02 m` where 1 stands for 2 cm."""
+    kind: str = "unknown"
+    """absolute | relative | mixed | unknown; targets, changes, or as the units say."""
+    gripper: str = "unknown"
+    """How the gripper's entry is turned into a command."""
+    control_hz: float | None = None
+    """Actions per second; null: the frames per second of the corpus."""
+    execute_steps: int | None = None
+    """Actions of a chunk to carry out before the next observation is sent; null: all of them."""
+
+
+@dataclass
 class TrackingConfig:
     """Experiment tracking, in addition to the run folder's JSONL."""
 

@@ -102,7 +102,9 @@ class Simulator:
             return _Expert()
         if self._client is None:
             self._client = PolicyClient(self._url)
-        return _ServedPolicy(self._client, rollout, self._config.camera, self._config.execute_steps)
+        # Without a setting of its own, the evaluation does as the policy says that robots should.
+        asked = self._config.execute_steps or self._client.metadata.get("action", {}).get("execute_steps")
+        return _ServedPolicy(self._client, rollout, self._config.camera, asked)
 
 
 class _Scene:

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -19,6 +20,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.handle import DeploymentHandle
 
+from defi_models.inputs.action_contract import UNKNOWN
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import ServeConfig
@@ -217,8 +219,21 @@ def _how_to_call(server: PolicyServer, config: ServeConfig) -> str:
         f'  WebsocketClientPolicy("{server.url}").infer(observation)["actions"]'
         f"  # float32 ({about['chunk']}, {about['action_dim']})\n"
         f"  observation: {{{', '.join(keys)}}}\n"
+        f"  actions: {_action_line(about['action'])}\n"
         f"  {server.http_url}/healthz  {server.http_url}/metadata\n"
         "Ctrl-C stops."
+    )
+
+
+def _action_line(action: Mapping[str, Any]) -> str:
+    """The meaning of the actions in one line."""
+    names, units = ([] if action[key] == UNKNOWN else action[key] for key in ("names", "units"))
+    entries = (
+        [f"{name} ({unit})" for name, unit in zip(names, units, strict=True)] if units and names else names
+    )
+    return (
+        f"{', '.join(entries) or 'entries without names'}; kind {action['kind']}; gripper: {action['gripper']}; "
+        f"at {action['control_hz']} Hz; carry out {action['execute_steps']} of a chunk"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,9 @@ class PolicySpec:
     action_dim: int
     chunk: int
     """Actions per answer."""
+    action: Mapping[str, Any] = field(default_factory=dict)
+    """Meaning of the actions (`policy_folder.action_terms`): names, units, kind, gripper, control_hz, execute_steps, and
+    their range in the training data as min and max; each may be "unknown"."""
 
     def metadata(self) -> dict[str, Any]:
         """The greeting, as plain values that any wire format can carry."""
@@ -55,6 +58,7 @@ class PolicySpec:
             "state_dim": self.state_dim,
             "action_dim": self.action_dim,
             "chunk": self.chunk,
+            "action": dict(self.action),
             "policy": self.policy,
         }
 

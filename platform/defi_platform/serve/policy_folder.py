@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from defi_models.errors import ModelFolderError
+from defi_models.inputs.action_contract import UNKNOWN
 from defi_models.policy import DeFIPolicy
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
@@ -33,8 +35,9 @@ def load_policy(folder: str) -> DeFIPolicy:
     return policy
 
 
-def policy_spec(config: DeFIPolicy.Config, folder: str) -> PolicySpec:
+def policy_spec(policy: DeFIPolicy, folder: str) -> PolicySpec:
     """Inputs and outputs of a policy; `folder` is its name among clients."""
+    config = policy.config
     head = config.adapter.head
     unnamed = (ANY_CAMERA,) if config.views == 1 else tuple(str(view) for view in range(config.views))
     return PolicySpec(
@@ -45,4 +48,16 @@ def policy_spec(config: DeFIPolicy.Config, folder: str) -> PolicySpec:
         state_dim=head.proprio_dim,
         action_dim=head.action_dim,
         chunk=head.chunk,
+        action=action_terms(policy),
     )
+
+
+def action_terms(policy: DeFIPolicy) -> dict[str, Any]:
+    """The meaning of the policy's actions as plain values; what nobody has said is "unknown"."""
+    terms = {key: value or UNKNOWN for key, value in policy.contract.as_mapping().items()}
+    terms["execute_steps"] = policy.contract.execute_steps or policy.config.adapter.head.chunk
+    ranges = policy.statistics.action if policy.statistics else None
+    return terms | {
+        "min": UNKNOWN if ranges is None else list(ranges.min),
+        "max": UNKNOWN if ranges is None else list(ranges.max),
+    }

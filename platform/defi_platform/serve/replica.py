@@ -40,7 +40,7 @@ class PolicyReplica:
             torch.set_num_threads(threads)
         self._device = torch.device("cuda" if gpu else "cpu")
         self._policy = load_policy(policy).to(self._device).eval()
-        self._spec = policy_spec(self._policy.config, policy)
+        self._spec = policy_spec(self._policy, policy)
         self._batcher = GreedyBatcher(self.infer, max_batch_size)
         self._warm_up()
 

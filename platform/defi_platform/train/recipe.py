@@ -93,6 +93,9 @@ class Recipe(ABC):
         """Lines about the data for a dry run. Raises: UserError when data is missing."""
         return []
 
+    def check(self) -> None:  # noqa: B027 - optional
+        """Checks the settings against data and models, as far as they are known. Raises: UserError."""
+
     def prepare(self) -> None:  # noqa: B027 - optional
         """Prepares what the plan needs; called once by the driver before workers start."""
 

@@ -125,6 +125,10 @@ class Plan:
         """int32: manifest row of every video (or, for chunks, of every episode's first camera) drawn from."""
         return np.concatenate([stream.rows[:, 0] for stream in self._streams])
 
+    def one_row_per_corpus(self) -> list[int]:
+        """A manifest row of each corpus that is drawn from."""
+        return list({stream.corpus: int(stream.rows[0, 0]) for stream in self._streams}.values())
+
     @property
     def samples_per_epoch(self) -> dict[str, int]:
         """Corpus -> samples until it repeats."""

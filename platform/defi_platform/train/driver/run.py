@@ -127,6 +127,8 @@ def _check(recipes: Sequence[Recipe]) -> None:
     folders = [recipe.config.train.output for recipe in recipes]
     if len(set(folders)) < len(folders):
         raise ConfigError(f"two trainings share train.output={folders[0]}. Give each a folder of its own.")
+    for recipe in recipes:
+        recipe.check()
 
 
 def complete_run(recipe: Recipe) -> RunSummary | None:

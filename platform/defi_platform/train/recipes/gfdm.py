@@ -17,6 +17,7 @@ from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
+    from defi_models.gfdm import GFDM
 
 SHOWN_CLIPS = 4
 SAMPLING_STEPS = 10
@@ -55,11 +56,21 @@ class GFDMRecipe(VideoRecipe):
                 if model.init_from
                 else GFDM(presets.gfdm(model.preset, **model.overrides))
             )
+        self._check_clips(built.config)
+        return built
+
+    def check(self) -> None:
+        """Checks that clips are cut as the model needs them."""
+        from defi_models import presets
+        from defi_models.gfdm import GFDM
+
+        self._check_clips(starting_config(GFDM, presets.gfdm, self.config.model))
+
+    def _check_clips(self, model: GFDM.Config) -> None:
         data = self.config.data
         for name, given in (("frames", data.clip_frames), ("height", data.height), ("width", data.width)):
             field = "clip_frames" if name == "frames" else name
-            self.check_size(name, getattr(built.config, name), given, field)
-        return built
+            self.check_size(name, getattr(model, name), given, field)
 
     def validation_counts(self, outputs: dict[str, Tensor]) -> Tensor | None:
         """(2, quarters): sums of the samples' losses and their numbers, by noise level."""

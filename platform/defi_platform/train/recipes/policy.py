@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from defi_models.inputs.action_contract import ActionContract
 from defi_platform.config import FinetuneConfig
-from defi_platform.data.loader.robot_signals import dimensions, statistics
+from defi_platform.data.loader.action_contract import common, configured, contract_of
+from defi_platform.data.loader.robot_signals import statistics
+from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, Rule
 from defi_platform.errors import ConfigError
+from defi_platform.train.recipes.policy_sizes import DataSizes, sizes_before_ingest, sizes_of, with_sizes
 from defi_platform.train.recipes.video_base import VideoRecipe, folder_config, load_folder, model_errors
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
+    from defi_models.gfdm import GFDM
     from defi_models.inputs.normalization import Statistics
     from defi_models.policy import DeFIPolicy
 
@@ -37,6 +41,7 @@ class PolicyRecipe(VideoRecipe):
                 "fine-tuning reads pictures, not what an encoder made of them. Set data.cache=null."
             )
         self._chunk: int | None = None
+        self._sizes: DataSizes | None = None
 
     def identity(self) -> dict[str, Any]:
         """The parts that train, in addition to kind, preset and overrides."""
@@ -45,7 +50,7 @@ class PolicyRecipe(VideoRecipe):
     def rule(self) -> Rule:
         """Frames with the chunk of actions that follows them."""
         if self._chunk is None:
-            self._chunk = self._model_config().adapter.head.chunk
+            self._chunk = self._preset_config().adapter.head.chunk
         return ChunkRule(self._chunk)
 
     def cost(self) -> Cost:
@@ -72,47 +77,73 @@ class PolicyRecipe(VideoRecipe):
         gfdm = load_folder(GFDM.from_pretrained, self.config.gfdm)
         gidm = load_folder(GIDM.from_pretrained, self.config.gidm)
         plan = self.plan("train")
-        self._check_signals(plan)
+        self._sizes = self._sizes or sizes_of(plan)
+        self._check_pictures(gfdm.config)
         with model_errors():
-            settings = self._model_config()
-            self._check_views(settings.views, plan)
-            policy = DeFIPolicy.fuse(replace(settings, cameras=plan.cameras_of_views), gfdm, gidm)
+            policy = DeFIPolicy.fuse(self._model_config(), gfdm, gidm)
             if self.config.model.init_from:
                 initial = load_folder(DeFIPolicy.from_pretrained, self.config.model.init_from)
                 policy.load_state_dict(initial.state_dict())
             policy.set_trainable(self.config.trainable)
+        policy.contract = self._contract(plan)
         policy.set_statistics(_as_model_statistics(plan))
-        data = self.config.data
-        for name in ("height", "width"):
-            self.check_size(name, getattr(gfdm.config, name), getattr(data, name), name)
         return policy
 
-    def _model_config(self) -> DeFIPolicy.Config:
+    def prepare(self) -> None:
+        """Ingests the corpora and checks that the policy fits them."""
+        super().prepare()
+        plan = self.plan("train")
+        self._sizes = sizes_of(plan)
+        self._model_config()
+        self._contract(plan)
+
+    def check(self) -> None:
+        """Checks the policy against its corpora, as far as they are known, and against the two model folders."""
+        from defi_models.gfdm import GFDM
+
+        data = self.config.data
+        if data.corpora and all(read_committed(data.manifest, name) for name in data.corpora):
+            self._sizes = sizes_of(self.plan("train"))
+        elif self.config.dry_run:
+            self._sizes = sizes_before_ingest(data)
+        head = self._model_config().adapter.head
+        if self._sizes is not None:
+            configured(ActionContract(), self.config.actions, head.action_dim, head.chunk)
+        if self.config.dry_run:
+            self._check_pictures(folder_config(GFDM, self.config.gfdm))
+
+    def describe_data(self) -> list[str]:
+        """As of every recipe, and the sizes that the policy takes from the data."""
+        sizes = (
+            self._sizes.text()
+            if self._sizes
+            else "sizes of actions, states and views: known after the ingest"
+        )
+        return [*super().describe_data(), sizes]
+
+    def _preset_config(self) -> DeFIPolicy.Config:
         from defi_models import presets
 
         with model_errors():
             return presets.policy(self.config.model.preset, **self.config.model.overrides)
 
-    def _check_signals(self, plan: Plan) -> None:
-        head = self._model_config().adapter.head
-        actions, proprio = dimensions(plan)
-        if head.action_dim != actions:
-            raise ConfigError(
-                f"the corpus has actions of {actions} dimensions, the policy's action_dim is {head.action_dim}. "
-                f"Set model.overrides.adapter.head.action_dim={actions}."
-            )
-        if head.proprio_dim not in (0, proprio):
-            raise ConfigError(
-                f"the corpus has proprioception of {proprio} dimensions, the policy's proprio_dim is "
-                f"{head.proprio_dim}. Set model.overrides.adapter.head.proprio_dim={proprio}."
-            )
+    def _model_config(self) -> DeFIPolicy.Config:
+        config = self._preset_config()
+        return config if self._sizes is None else with_sizes(config, self.config.model, self._sizes)
 
-    def _check_views(self, views: int, plan: Plan) -> None:
-        if views != plan.views:
-            raise ConfigError(
-                f"the plan gives {plan.views} cameras per sample, the policy's views is {views}. "
-                f"Set model.overrides.views={plan.views}, or choose cameras in data.corpora.NAME.cameras."
-            )
+    def _check_pictures(self, gfdm: GFDM.Config) -> None:
+        for name in ("height", "width"):
+            self.check_size(name, getattr(gfdm, name), getattr(self.config.data, name), name)
+
+    def _contract(self, plan: Plan) -> ActionContract:
+        """The meaning of the actions: what all corpora that are drawn from say, and the configuration over it."""
+        said = {}
+        for row in plan.one_row_per_corpus():
+            video = plan.manifest.row(row)
+            root = self.config.data.corpora[video["corpus"]].path
+            said[video["corpus"]] = contract_of(video["source"], root, video["fps"])
+        head = self._model_config().adapter.head
+        return configured(common(list(said.values())), self.config.actions, head.action_dim, head.chunk)
 
 
 def _as_model_statistics(plan: Plan) -> Statistics:
