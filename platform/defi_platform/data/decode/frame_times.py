@@ -13,6 +13,9 @@ OFF_GRID = 0.25
 ROUNDING_S = 1e-3
 """Matroska, FLV and ASF round times to milliseconds."""
 
+RESTART_S, RESTART_STEPS = 1.0, 16
+"""A clock that goes back further than so many seconds and so many frames has been started anew."""
+
 
 def frame_times(
     shown: Sequence[int | None], listed: Sequence[int], unit: Fraction, rate: Fraction | None
@@ -34,14 +37,22 @@ def frame_times(
         known, ticks = np.arange(len(shown)), np.asarray(listed, np.int64)
     else:
         return np.arange(len(shown)) * step
-    # Frames that a container counts wrongly (two at one time, one before the last) still come in order.
-    ticks = np.sort(ticks)
+    ticks = _one_clock(ticks, round(RESTART_S / unit))
     at = (ticks - ticks[0]) * float(unit)
     numbers = np.arange(len(shown))
     seconds = np.interp(numbers, known, at)
     seconds -= step * np.maximum(0, known[0] - numbers)
     seconds += step * np.maximum(0, numbers - known[-1])
     return np.asarray(seconds - seconds[0])
+
+
+def _one_clock(ticks: np.ndarray, far: int) -> np.ndarray:
+    """Times in order: recordings put one behind the other begin anew, other errors are of neighbours."""
+    steps = np.diff(ticks)
+    step = int(np.median(np.abs(steps))) if len(steps) else 0
+    for start in (np.flatnonzero(steps < -max(far, RESTART_STEPS * step)) + 1).tolist():
+        ticks[start:] += ticks[:start].max() + step - ticks[start]
+    return np.sort(ticks)
 
 
 def mean_rate(seconds: np.ndarray) -> float:

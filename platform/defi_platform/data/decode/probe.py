@@ -26,7 +26,6 @@ from defi_platform.data.decode.video_readers import (
     damage,
     decoded,
     open_container,
-    orientation,
 )
 from defi_platform.data.rejection import BadVideo
 
@@ -79,26 +78,26 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         codec = stream.codec_context.codec.canonical_name
     scorer = _scorer(packets, unit, stream.height, stream.width) if score_frames else None
-    truth, first = _decode_through(path, kind, scorer, functools.partial(_paced(report), declared_s))
-    if first is None:
+    truth = _decode_through(path, kind, scorer, functools.partial(_paced(report), declared_s))
+    if not len(truth):
         raise BadVideo("corrupt", f"none of {packets.count} packets decodes to a picture")
     if len(truth) < 2:
         raise BadVideo("too_short", f"{len(truth)} frame")
     seconds = frame_times(truth.pts, packets.times, unit, rate)
     variable = is_variable(seconds)
-    width, height, turn = first
+    height, width = truth.shape[::-1] if truth.orientation & 4 else truth.shape
     return Probe(
         num_frames=len(truth),
         fps=mean_rate(seconds),
-        width=height if turn & 4 else width,
-        height=width if turn & 4 else height,
+        width=width,
+        height=height,
         codec=codec,
         bytes=size,
         decoder="pyav",
         variable_rate=variable,
         times=tuple(seconds.tolist()) if variable else (),
         frame_scores=None if scorer is None else scorer.result(),
-        seek_index=prove(path, truth, packets.keys, kind, turn).to_bytes(),
+        seek_index=prove(path, truth, packets.keys, kind).to_bytes(),
     )
 
 
@@ -162,19 +161,15 @@ def _scorer(packets: _Packets, unit: Fraction, height: int, width: int) -> Frame
     return FrameScorer(packets.count, fps, height, width)
 
 
-def _decode_through(
-    path: str, kind: str, scorer: FrameScorer | None, goes_on: Callable[[], None]
-) -> tuple[Truth, tuple[int, int, int] | None]:
-    """Decodes the file from start to end: (what it gave, width, height and orientation of the first frame)."""
+def _decode_through(path: str, kind: str, scorer: FrameScorer | None, goes_on: Callable[[], None]) -> Truth:
+    """Decodes the file from start to end."""
     import av
 
-    truth, first = Truth(), None
+    truth = Truth()
     container, stream = open_container(path, kind)
     try:
         with container:
             for frame in decoded(container, stream):
-                if first is None:
-                    first = frame.width, frame.height, orientation(frame)
                 truth.add(frame)
                 if scorer is not None:
                     scorer.add(functools.partial(_grey, frame))
@@ -183,7 +178,7 @@ def _decode_through(
         raise BadVideo("memory", "the decoder ran out of its memory") from error
     except av.FFmpegError as error:
         raise BadVideo(*damage(error, f"after {len(truth)} frames")) from error
-    return truth, first
+    return truth
 
 
 def _paced(report: Report) -> Report:

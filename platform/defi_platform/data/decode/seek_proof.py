@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from defi_platform.data.decode.seek_index import BY, NO_PTS, SeekIndex, SeekPoint, index_of
-from defi_platform.data.decode.video_readers import luma_crc, open_container, seek
+from defi_platform.data.decode.seek_index import BY, NO_PTS, SeekIndex, SeekPoint, table_of
+from defi_platform.data.decode.video_readers import luma_crc, open_container, orientation, seek
 
 RUN = 3
 """Pictures in a row that have to be right after a seek."""
@@ -56,11 +56,20 @@ class Truth:
     crcs: list[int] = field(default_factory=list)
     keys: list[int] = field(default_factory=list)
     """Numbers of the frames that are key frames."""
+    shape: tuple[int, int] = (0, 0)
+    """Height and width of the first frame as it is stored."""
+    orientation: int = 0
+    """Of the first frame."""
+    damaged: bool = False
+    """Whether the decoder made up a part of any frame."""
 
     def add(self, frame: Any) -> None:
         """Takes the next frame."""
+        if not self.pts:
+            self.shape, self.orientation = (frame.height, frame.width), orientation(frame)
         if frame.key_frame:
             self.keys.append(len(self.pts))
+        self.damaged = self.damaged or frame.is_corrupt
         self.pts.append(frame.pts)
         self.crcs.append(luma_crc(frame))
 
@@ -77,7 +86,7 @@ class _Landing:
     """Whether the frames had the same times as in sequential decoding."""
 
 
-def prove(path: str, truth: Truth, keys: Sequence[Key], container: str, turn: int) -> SeekIndex:
+def prove(path: str, truth: Truth, keys: Sequence[Key], container: str) -> SeekIndex:
     """Builds the seek index of a file.
 
     Args:
@@ -85,7 +94,6 @@ def prove(path: str, truth: Truth, keys: Sequence[Key], container: str, turn: in
         truth: of it.
         keys: in decoding order.
         container: FFmpeg's name of its kind.
-        turn: orientation of its pictures.
     """
     prover = _Prover(path, truth, keys, container)
     # In these a seek to the decode time of a key frame ends one key frame early.
@@ -97,7 +105,8 @@ def prove(path: str, truth: Truth, keys: Sequence[Key], container: str, turn: in
             best = by, points
         if complete:
             break
-    return index_of(best[1], container, turn, best[0])
+    index = SeekIndex(container, truth.shape, truth.orientation, best[0], table_of(best[1]))
+    return prover.with_limits(index) if truth.damaged else index
 
 
 class _Prover:
@@ -158,14 +167,44 @@ class _Prover:
         own = sum(landing.shift is not None and landing.shift >= 0 for landing in proven)
         return points, own >= 0.9 * len(keys)
 
+    def with_limits(self, index: SeekIndex) -> SeekIndex:
+        """The index of a damaged file: how far each point leads.
+
+        What a decoder makes up depends on what it decoded before, so every point is tried to the end of the stretch
+        after its own.
+        """
+        points = [index.point(number) for number in range(len(index.points))]
+        ends = [point.frame for point in points[2:]] + [len(self._truth)] * 2
+        container, stream = open_container(self._path, self._container)
+        with container:
+            limited = [
+                point._replace(until=self._until(container, stream, index.by, point, end))
+                for point, end in zip(points, ends, strict=False)
+            ]
+        kept = [point for point in limited if point.until > point.frame]
+        return replace(index, points=table_of(kept))
+
+    def _until(self, container: Any, stream: Any, by: str, point: SeekPoint, end: int) -> int:
+        import av
+
+        frames = seek(container, stream, by, point.target, [])
+        number = point.frame - point.drop
+        try:
+            for number in range(point.frame - point.drop, end):
+                frame = next(frames, None)
+                if frame is None or (number >= point.frame and luma_crc(frame) != self._truth.crcs[number]):
+                    return number
+        except av.FFmpegError:
+            return number
+        return end
+
     def _ruled(self, keys: Sequence[Key], by: str, shift: int, drop: int, timed: bool) -> Iterator[SeekPoint]:
         for key in keys:
             frame = self._holds.get(key, -1) + shift
             if key in self._holds and 0 <= frame < len(self._truth):
                 pts = self._truth.pts[frame] if timed else None
-                yield SeekPoint(
-                    frame, getattr(key, by), NO_PTS if pts is None else pts, drop, self._truth.crcs[frame]
-                )
+                time = NO_PTS if pts is None else pts
+                yield SeekPoint(frame, getattr(key, by), time, drop, 0, self._truth.crcs[frame])
 
     def _trials(
         self, container: Any, stream: Any, by: str, keys: Sequence[Key], budget: int
@@ -182,7 +221,8 @@ class _Prover:
 
         pts: list[int | None] = []
         crcs: list[int] = []
-        frames = seek(container, stream, by, getattr(key, by))
+        landing: list[Any] = []
+        frames = seek(container, stream, by, getattr(key, by), landing)
         ended = False
         # At the end, a decoder that was sought gives up its last pictures one by one.
         left = len(self._truth) - self._holds.get(key, 0)
@@ -199,23 +239,34 @@ class _Prover:
                         crcs.append(luma_crc(frame))
                 if len(crcs) <= drop:
                     return None
-                found = self._located(key, pts[drop:], crcs[drop:], ended)
+                met = (
+                    bool(landing)
+                    and landing[0].pos == key.pos
+                    and getattr(landing[0], by) == getattr(key, by)
+                )
+                found = self._located(key if met else None, pts[drop:], crcs[drop:], ended)
                 if found is not None:
                     first, timed = found
                     held = self._holds.get(key)
                     time = pts[drop] if timed else None
-                    point = SeekPoint(
-                        first, getattr(key, by), NO_PTS if time is None else time, drop, crcs[drop]
-                    )
+                    time = NO_PTS if time is None else time
+                    point = SeekPoint(first, getattr(key, by), time, drop, 0, crcs[drop])
                     return _Landing(point, None if held is None else first - held, timed)
         except av.FFmpegError:
             return None
         return None
 
     def _located(
-        self, key: Key, pts: Sequence[int | None], crcs: Sequence[int], ended: bool
+        self, key: Key | None, pts: Sequence[int | None], crcs: Sequence[int], ended: bool
     ) -> tuple[int, bool] | None:
-        """(number of the frame that a run of pictures begins with, whether their times are right too)."""
+        """(number of the frame that a run of pictures begins with, whether its time is right too).
+
+        Args:
+            key: that the seek led to, for certain; None: elsewhere.
+            pts: times of the pictures.
+            crcs: of the pictures.
+            ended: whether they are the last.
+        """
         at = -1 if pts[0] is None else self._at.get(pts[0], -1)
         if at >= 0 and self._follows(at, crcs, ended):
             return at, True
@@ -223,7 +274,7 @@ class _Prover:
         numbers = [n for n in alike if self._follows(n, crcs, ended)] if len(alike) <= MOST_ALIKE else []
         if len(numbers) != 1:
             # Still pictures look alike: the key frame itself is meant, if it is among them.
-            held = self._holds.get(key, -1)
+            held = -1 if key is None else self._holds.get(key, -1)
             numbers = [held] if held >= 0 and self._follows(held, crcs, ended) else []
         return (numbers[0], False) if numbers else None
 

@@ -28,8 +28,8 @@ CRC_ROWS = 4
 SEEKS = 3
 """Points that are tried before a file is decoded from its start."""
 
-LOST = 1 << 62
-"""Position of a reader after a seek that led elsewhere."""
+EVER = 1 << 62
+"""Beyond every frame; the position of a reader after a seek that led elsewhere."""
 
 FORMATS = (
     "mov,matroska,avi,mpegts,mpegtsraw,mpeg,mpegvideo,flv,live_flv,asf,asf_o,ogg,ivf,obu,h264,hevc,vvc,m4v,h263,h261,"
@@ -84,9 +84,13 @@ class VideoReader:
     def __init__(self, file: Any, index: SeekIndex = UNINDEXED) -> None:
         self._file = file
         self._index = index
-        self._orientation = index.orientation
+        self._shape, self._orientation = index.shape, index.orientation
         self._useless: set[int] = set()
         """Frames of points that did not lead to them."""
+        self._until = EVER
+        """First frame that decoding on does not give for certain."""
+        self._sought = False
+        """Whether it stands where a seek led it."""
         self._container: Any = None
         self._frames: Iterator[Any] = iter(())
         self._frame: Any = None
@@ -105,7 +109,8 @@ class VideoReader:
 
         try:
             frame = self._frame_at(index)
-            rgb = self._to_rgb.reformat(frame, format="rgb24", threads=SCALING_THREADS).to_ndarray()
+            height, width = self._shape
+            rgb = self._to_rgb.reformat(frame, width, height, "rgb24", threads=SCALING_THREADS).to_ndarray()
         except av.FFmpegError as error:
             raise BadVideo(*damage(error, f"frame {index}")) from error
         return upright(rgb, self._orientation)
@@ -118,16 +123,23 @@ class VideoReader:
 
     def jump(self, point: SeekPoint) -> bool:
         """Seeks to a point. Returns: whether the picture there is the right one."""
-        frames = seek(self._container, self._stream, self._index.by, point.target)
+        landing: list[Any] = []
+        frames = seek(self._container, self._stream, self._index.by, point.target, landing)
         try:
             for _ in range(point.drop):
                 next(frames)
             frame = next(frames)
         except _ffmpeg_errors():
             return False
-        if (point.pts != NO_PTS and frame.pts != point.pts) or luma_crc(frame) != point.crc:
+        if luma_crc(frame) != point.crc:
+            return False
+        if point.pts == NO_PTS:
+            if getattr(landing[0], self._index.by) != point.target:
+                return False
+        elif frame.pts != point.pts:
             return False
         self._frames, self._frame, self._position = frames, frame, point.frame
+        self._until, self._sought = point.until or EVER, True
         return True
 
     def _start(self) -> None:
@@ -138,36 +150,58 @@ class VideoReader:
             self._file.seek(0)
         self._container, self._stream = open_container(self._file, self._index.container)
         self._frames = decoded(self._container, self._stream)
-        self._frame, self._position = None, -1
+        self._frame, self._position, self._until, self._sought = None, -1, EVER, False
 
     def _frame_at(self, index: int) -> Any:
-        if index != self._position:
-            self._approach(index)
+        if index == self._position:
+            return self._frame
+        self._approach(index)
+        sought = self._sought
+        try:
+            found = self._advance(index)
+        except _ffmpeg_errors():
+            if not sought:
+                raise
+            found = False
+        if not found and sought:
+            # What comes after a seek may end early where the container's clock begins anew.
+            self._start()
+            found = self._advance(index)
+        if not found:
+            there = self._position + 1
+            self._start()
+            raise BadVideo("short", f"frame {index} asked, {there} there")
+        return self._frame
+
+    def _advance(self, index: int) -> bool:
+        """Decodes on to a frame. Returns: whether there is one."""
         while self._position < index:
             frame = next(self._frames, None)
             if frame is None:
-                there = self._position + 1
-                self._start()
-                raise BadVideo("short", f"frame {index} asked, {there} there")
+                return False
             self._frame, self._position = frame, self._position + 1
-            if self._orientation < 0:
-                self._orientation = orientation(frame)
-        return self._frame
+            if not self._shape[0]:
+                self._shape, self._orientation = (frame.height, frame.width), orientation(frame)
+        return True
 
     def _approach(self, index: int) -> None:
         """Goes to the nearest place at or before a frame from where it can be decoded."""
-        last = self._index.before(index)
-        for number in range(last - 1, max(-1, last - 1 - SEEKS), -1):
+        here = self._position <= index < self._until
+        tried = 0
+        for number in range(self._index.before(index) - 1, -1, -1):
             point = self._index.point(number)
-            if point.frame <= self._position < index or (point.frame == 0 and self._position < 0):
+            if here and (point.frame <= self._position or (point.frame == 0 and self._position < 0)):
                 return
-            if point.frame in self._useless:
+            if point.frame in self._useless or 0 < point.until <= index:
                 continue
             if self.jump(point):
                 return
             self._useless.add(point.frame)
-            self._position = LOST
-        if self._position > index:
+            here, self._position = False, EVER
+            tried += 1
+            if tried == SEEKS:
+                break
+        if not here:
             self._start()
 
 
@@ -203,16 +237,23 @@ def open_container(file: Any, container: str = "") -> tuple[Any, Any]:
     return opened, stream
 
 
-def decoded(container: Any, stream: Any) -> Iterator[Any]:
+def decoded(container: Any, stream: Any, landing: list[Any] | None = None) -> Iterator[Any]:
     """Yields the frames from where the container stands on, in the order of their display.
 
     What cannot be decoded before the first frame is passed over, as FFmpeg does: a recording may begin between two
     key frames. Later damage is raised.
+
+    Args:
+        container: open.
+        stream: of it.
+        landing: takes the first packet.
     """
     import av
 
     begun = False
     for packet in container.demux(stream):
+        if landing is not None and not landing:
+            landing.append(packet)
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:
@@ -224,7 +265,7 @@ def decoded(container: Any, stream: Any) -> Iterator[Any]:
             yield frame
 
 
-def seek(container: Any, stream: Any, by: str, target: int) -> Iterator[Any]:
+def seek(container: Any, stream: Any, by: str, target: int, landing: list[Any]) -> Iterator[Any]:
     """Seeks, and yields frames from there on.
 
     Args:
@@ -232,12 +273,13 @@ def seek(container: Any, stream: Any, by: str, target: int) -> Iterator[Any]:
         stream: of it.
         by: one of `seek_index.BY`.
         target: as `by` says.
+        landing: takes the first packet.
     """
     if by == "pos":
         container.seek(target, stream=stream, unsupported_byte_offset=True)
     else:
         container.seek(target, stream=stream, backward=True)
-    yield from decoded(container, stream)
+    yield from decoded(container, stream, landing)
 
 
 def luma_crc(frame: Any) -> int:

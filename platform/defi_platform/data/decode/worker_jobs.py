@@ -44,6 +44,9 @@ class JobHandler:
     """
 
     def __init__(self, memory_bytes: int) -> None:
+        # Loaded ahead of the limit, which is for what videos need.
+        import av  # noqa: F401
+
         self._memory_bytes = memory_bytes
         self._open: OrderedDict[str, Reader] = OrderedDict()
         self.files_opened = 0
