@@ -359,3 +359,60 @@ def test_a_corpus_on_s3_is_ingested_and_streamed_through_resets(
     assert done.returncode == 0, done.stderr[-3000:]
     assert "videos 5" in done.stdout
     assert proxy.resets and proxy.throttles
+
+
+# --------------------------------------------------------------------------- names
+
+
+ODD_NAMES = ["Two [dQw4w9WgXcQ].mp4", "a*b?.mp4", "/doubled.mp4", "x//y.mp4", "[ab]/c.mp4", "50% #1, ü.mp4"]
+
+
+@pytest.mark.parametrize("root", ["memory", "s3"], indirect=True)
+def test_files_are_read_and_deleted_by_the_names_they_have(root: str) -> None:
+    """Drivers take some names for patterns, and joining paths drops what stands before a slash."""
+    folder = storage.join(root, "v [1]*")
+    for name in ODD_NAMES:
+        storage.write_bytes(storage.join(folder, name), name.encode())
+    decoys = ["a1b2.mp4", "v 1x", "a/c.mp4"]
+    for name in decoys:
+        storage.write_bytes(storage.join(root, name), b"decoy")
+    found = {entry.name: entry for entry in storage.walk(folder)}
+    assert sorted(found) == sorted(ODD_NAMES)
+    for name, entry in found.items():
+        assert storage.read_bytes(entry.uri) == name.encode()
+        assert storage.entry(entry.uri).bytes == len(name.encode()) and storage.exists(entry.uri)
+        with storage.local_copy(entry.uri) as local:
+            assert local.read_bytes() == name.encode()
+        with storage.open_seekable(entry.uri) as file:
+            assert file.read() == name.encode()
+    with storage.local_copy(folder) as local:
+        assert sum(path.is_file() for path in local.rglob("*")) == len(ODD_NAMES)
+    storage.delete(found["a*b?.mp4"].uri)
+    assert sorted(entry.name for entry in storage.walk(folder)) == sorted(set(ODD_NAMES) - {"a*b?.mp4"})
+    aside = storage.set_aside(folder)
+    assert len(list(storage.walk(aside))) == len(ODD_NAMES) - 1 and not list(storage.walk(folder))
+    storage.delete(aside)
+    assert sorted(entry.name for entry in storage.walk(root)) == sorted(decoys)
+
+
+def test_links_are_followed_but_none_in_circles(tmp_path: Path) -> None:
+    root, other = tmp_path / "r", tmp_path / "other"
+    for folder in (root, other):
+        folder.mkdir()
+    (other / "a.mp4").write_bytes(b"1")
+    (root / "own.mp4").write_bytes(b"2")
+    for name, target in {
+        "folder": other, "file.mp4": other / "a.mp4", "loop": root, "self.mp4": root / "self.mp4", "gone": "no",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    for number in range(6):  # each leads to all of them again
+        (other / f"back{number}").symlink_to(other)
+    unreadable: list[storage.Unreadable] = []
+    names = [entry.name for entry in storage.walk(str(root), unreadable)]
+    assert names == ["file.mp4", "folder/a.mp4", "own.mp4"]
+    assert {u.name: u.is_circle for u in unreadable} == {
+        "gone": False,
+        "loop": True,
+        "self.mp4": True,
+        **{f"folder/back{number}": True for number in range(6)},
+    }

@@ -24,12 +24,14 @@ from defi_platform.storage.filesystem import (
     write_bytes,
     write_text,
 )
+from defi_platform.storage.local_walk import Unreadable
 from defi_platform.storage.whole_folder import INCOMPLETE, committed_folder, ensure_complete, local_copy
 
 __all__ = [
     "INCOMPLETE",
     "Entry",
     "StorageError",
+    "Unreadable",
     "absolute",
     "committed_folder",
     "delete",

@@ -7,11 +7,11 @@ local ones are written under another name and renamed, and one put of an object 
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import posixpath
 import shutil
-import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +19,14 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from defi_platform.storage import s3_listing
+from defi_platform.storage.local_walk import LocalWalk, Unreadable
 from defi_platform.storage.range_file import RangeFile
 from defi_platform.storage.remote import StorageError as StorageError
 from defi_platform.storage.remote import attempt, filesystem, protocols
 from defi_platform.storage.remote import forget_connections as forget_connections
+
+PATTERN = frozenset("[*?")
+"""Characters for whose sake drivers take a path for a pattern, in requests about many files at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,13 @@ def absolute(uri: str) -> str:
 
 
 def join(base: str, *parts: str) -> str:
-    """`base/part/...` with forward slashes, for local paths and URLs alike."""
-    return posixpath.join(base, *parts)
+    """`base/part/...` with forward slashes, for local paths and URLs alike; a part never replaces what stands before it.
+
+    Names of objects may begin with a slash, as in `s3://bucket/folder//name`.
+    """
+    for part in parts:
+        base = f"{base}{part}" if not base or base.endswith("/") else f"{base}/{part}"
+    return base
 
 
 def exists(uri: str) -> bool:
@@ -104,15 +113,28 @@ def folders(folder: str) -> list[str]:
     return sorted(posixpath.basename(f["name"].rstrip("/")) for f in found if f["type"] == "directory")
 
 
-def walk(folder: str) -> Iterator[Entry]:
+def walk(folder: str, unreadable: list[Unreadable] | None = None) -> Iterator[Entry]:
     """Yields every file below `folder`, sorted by name within each sub-folder, page by page as the store answers.
 
-    Names that start with a dot are skipped. Raises: StorageError when `folder` cannot be listed.
+    Names that start with a dot are skipped.
+
+    Args:
+        folder: local or remote.
+        unreadable: takes the links that lead nowhere or in circles.
+
+    Raises: StorageError when `folder` cannot be listed.
     """
     if is_remote(folder):
-        yield from _walk_remote(folder)
-    else:
-        yield from _walk_local(folder, local_path(folder), "")
+        for name, path, info in _below(folder):
+            if name and not any(part.startswith(".") for part in name.split("/")):
+                yield _remote_entry(path, name, info)
+        return
+    local = LocalWalk(local_path(folder), [] if unreadable is None else unreadable)
+    try:
+        for name, status in local.files():
+            yield Entry(join(folder, name), name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    except OSError as error:
+        raise StorageError(f"{error.filename or folder} cannot be listed: {error.strerror}.") from error
 
 
 def entry(uri: str) -> Entry:
@@ -191,9 +213,7 @@ def get_file(uri: str, local: Path) -> None:
 def delete(uri: str) -> None:
     """Removes a file or a whole folder; nothing happens when it is not there."""
     if is_remote(uri):
-        fs, path = filesystem(uri)
-        if attempt(uri, lambda: fs.exists(path)):
-            attempt(uri, lambda: fs.rm(path, recursive=True))
+        _delete_remote(uri)
     elif local_path(uri).is_dir():
         shutil.rmtree(local_path(uri))
     else:
@@ -205,8 +225,11 @@ def set_aside(folder: str) -> str:
     number = next(n for n in itertools.count(1) if not exists(f"{folder}.old-{n}"))
     aside = f"{folder}.old-{number}"
     if is_remote(folder):
-        fs, path = filesystem(folder)
-        attempt(folder, lambda: fs.mv(path, fs._strip_protocol(aside), recursive=True))
+        fs, _ = filesystem(folder)
+        for name, uri in list(below(folder)):
+            pair = (fs._strip_protocol(uri), fs._strip_protocol(join(aside, name)))
+            attempt(uri, functools.partial(fs.cp_file, *pair))
+        delete(folder)
     else:
         local_path(folder).rename(local_path(aside))
     return aside
@@ -229,27 +252,6 @@ def _staged(target: Path) -> Iterator[Path]:
         staged.unlink(missing_ok=True)
 
 
-def _walk_local(root: str, folder: Path, prefix: str) -> Iterator[Entry]:
-    try:
-        found = sorted(os.listdir(folder), reverse=True)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be listed: {error.strerror}.") from error
-    # Names alone, forgotten as they are passed on: what `scandir` keeps of a million files is a gigabyte.
-    while found:
-        base = found.pop()
-        if base.startswith("."):
-            continue
-        name = f"{prefix}{base}"
-        try:
-            status = os.stat(folder / base)
-        except FileNotFoundError:
-            continue  # a link to nowhere, or gone since
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk_local(root, folder / base, f"{name}/")
-        elif stat.S_ISREG(status.st_mode):
-            yield Entry(join(root, name), name, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
-
-
 # --------------------------------------------------------------------------- remote
 
 
@@ -260,14 +262,31 @@ def _remote_entry(uri: str, name: str, info: dict[str, Any]) -> Entry:
     return Entry(uri, name, size, f"{size}-{stamp}".replace('"', ""))
 
 
-def _walk_remote(folder: str) -> Iterator[Entry]:
+def below(folder: str) -> Iterator[tuple[str, str]]:
+    """Yields (name, uri) of every file below a remote folder, those too whose names start with a dot."""
+    return ((name, uri) for name, uri, _ in _below(folder))
+
+
+def _below(folder: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     fs, path = filesystem(folder)
     root = path.rstrip("/")
     found = _s3_objects(folder, fs, root) if "s3" in protocols(fs) else _found(folder, fs, path)
     for full, info in found:
-        name = full[len(root) :].lstrip("/")
-        if name and not any(part.startswith(".") for part in name.split("/")):
-            yield _remote_entry(join(folder.rstrip("/"), name), name, info)
+        # Not stripped: the names of objects may begin with a slash.
+        name = full[len(root) + 1 :]
+        yield name, join(folder.rstrip("/"), name), info
+
+
+def _delete_remote(uri: str) -> None:
+    fs, path = filesystem(uri)
+    if not attempt(uri, lambda: fs.exists(path)):
+        return
+    if not PATTERN & set(path):
+        attempt(uri, lambda: fs.rm(path, recursive=True))
+        return
+    for file in [*(found for _, found in below(uri)), uri]:
+        with contextlib.suppress(FileNotFoundError):
+            attempt(file, functools.partial(fs.rm_file, fs._strip_protocol(file)))
 
 
 def _s3_objects(folder: str, fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from defi_models.pretrained.replace_folder import replaced_folder
-from defi_platform.storage.filesystem import is_remote, local_path, names
+from defi_platform.storage.filesystem import below, delete, get_file, is_remote, join, local_path, names
+from defi_platform.storage.parallel_read import side_by_side
 from defi_platform.storage.remote import StorageError, attempt, filesystem
 from defi_platform.storage.scratch import scratch
 
@@ -68,11 +69,30 @@ def local_copy(uri: str) -> Iterator[Path]:
     fs, path = filesystem(uri)
     with scratch("download") as folder:
         target = folder / (posixpath.basename(uri.rstrip("/")) or "root")
-        recursive = attempt(uri, lambda: fs.isdir(path))
-        if recursive:
+        if attempt(uri, lambda: fs.isdir(path)):
             ensure_complete(uri)
-        attempt(uri, lambda: fs.get(path, str(target), recursive=recursive))
+            _download(uri, target)
+        else:
+            get_file(uri, target)
         yield target
+
+
+def _download(uri: str, target: Path) -> None:
+    """Copies every file below `uri`, each by its own name: drivers take some names of folders for patterns."""
+    target.mkdir()
+
+    def copy(found: tuple[str, str]) -> None:
+        name, file = found
+        parts = [part for part in name.split("/") if part]
+        if ".." in parts:
+            raise StorageError(f"{file} has a name that leads out of its folder. Rename it.")
+        if parts and not name.endswith("/"):
+            local = target.joinpath(*parts)
+            local.parent.mkdir(parents=True, exist_ok=True)
+            get_file(file, local)
+
+    for _ in side_by_side(copy, below(uri), remote=True):
+        pass
 
 
 def _upload(staging: Path, uri: str) -> None:
@@ -84,7 +104,7 @@ def _upload(staging: Path, uri: str) -> None:
     attempt(uri, lambda: fs.pipe_file(marker, b""))
     for name in old:
         if name != INCOMPLETE:
-            attempt(uri, functools.partial(fs.rm, posixpath.join(path, name), recursive=True))
+            delete(join(uri, name))
     for file in sorted(found for found in staging.rglob("*") if found.is_file()):
         target = posixpath.join(path, file.relative_to(staging).as_posix())
         attempt(uri, functools.partial(fs.put_file, str(file), target))
