@@ -88,6 +88,8 @@ def test_files_are_looked_up_by_the_names_they_were_listed_under(tmp_path: Path)
         (tmp_path / name).write_text(name)
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     signs = files_below(str(tmp_path))
+    link = next(signs)
+    assert isinstance(link, RejectedRecord) and (link.video_id, link.reason) == ("gone", "missing")
     with pytest.raises(StopIteration) as ended:
         next(signs)
     files = ended.value.value

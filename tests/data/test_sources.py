@@ -25,7 +25,7 @@ from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.formats import format_of, listing, read_signals
-from defi_platform.data.sources.records import RejectedRecord, VideoRecord
+from defi_platform.data.sources.records import Note, RejectedRecord, VideoRecord
 from defi_platform.data.sources.rlds.tfrecord import parse_example, read_features, record_spans
 from defi_platform.errors import CorpusError
 from defi_platform.storage.range_file import RangeFile
@@ -37,7 +37,7 @@ def list_corpus(root: Path, fps: float | None = None) -> tuple[str, dict[str, Vi
     items = list(listing(found, str(root), fps))
     records = {item.video_id: item for item in items if isinstance(item, VideoRecord)}
     rejected = {item.video_id: item.reason for item in items if isinstance(item, RejectedRecord)}
-    assert len(records) + len(rejected) == len(items)
+    assert len(records) + len(rejected) == sum(not isinstance(item, Note) for item in items)
     return found, records, rejected
 
 

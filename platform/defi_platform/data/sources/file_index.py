@@ -36,13 +36,24 @@ class FileIndex:
         """Finds a row by its name. Returns: (number of the row, name, value, ...); None where there is none."""
         if not self._length:
             return None
-        if not self._indexed:
-            self._database.execute("CREATE INDEX by_name ON named (name)")
-            self._indexed = True
+        self._make_index()
         # The other columns are those of the row that has the maximum.
         query = "SELECT max(rowid) - 1, * FROM named WHERE name = ?"
         row = self._database.execute(query, (_encoded(name),)).fetchone()
         return None if row[0] is None else _decoded(row)
+
+    def find_all(self, name: str, most: int) -> list[tuple[Any, ...]]:
+        """Finds the first `most` rows of a name, as `find` gives them, in the order in which they came."""
+        if not self._length:
+            return []
+        self._make_index()
+        query = "SELECT rowid - 1, * FROM named WHERE name = ? ORDER BY rowid LIMIT ?"
+        return [_decoded(row) for row in self._database.execute(query, (_encoded(name), most)).fetchall()]
+
+    def _make_index(self) -> None:
+        if not self._indexed:
+            self._database.execute("CREATE INDEX by_name ON named (name)")
+            self._indexed = True
 
     def names(self) -> Iterator[str]:
         """Yields the names as they came."""

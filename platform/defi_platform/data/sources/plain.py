@@ -1,20 +1,35 @@
-"""A plain folder of videos: every video file below it, with no instruction (or with a table of texts)."""
+"""A plain folder of videos: every video file below it, with no instruction (or with tables of texts)."""
 
 from __future__ import annotations
 
 import posixpath
-
-import numpy as np
+from collections.abc import Iterator
 
 from defi_platform import storage
-from defi_platform.data.sources.records import Listing, RejectedRecord, VideoRecord, files_below
-from defi_platform.data.sources.texts import read_texts
+from defi_platform.data.sources.file_index import FileIndex
+from defi_platform.data.sources.records import (
+    Files,
+    Listing,
+    Note,
+    RejectedRecord,
+    VideoRecord,
+    files_below,
+)
+from defi_platform.data.sources.texts.matching import STEM, VideoNames
+from defi_platform.data.sources.texts.tables import READERS, TextRow, read_rows
+from defi_platform.data.sources.uri import file_uri
 
 TITLE = "plain videos"
 
 VIDEO_SUFFIXES = frozenset(
     [".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv"]
 )
+
+NAMED_TABLES = ("metadata", "captions", "caption", "texts", "text", "labels", "annotations", "prompts")
+"""Stems of files in sub-folders that are tables of texts; at the top of a corpus any name will do."""
+
+MOST_TEXTS = 100
+"""Rows of one video that are compared with each other."""
 
 
 def is_video(name: str) -> bool:
@@ -28,33 +43,92 @@ def detect(root: str, top: set[str]) -> bool:
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
-    """Yields every video file, with its text where a table at the top of the folder names it."""
+    """Yields every video file, with its text where a table names it, and what rows of tables fit no video or several."""
     files = yield from files_below(root)
-    texts = read_texts(root, [name for name in files if "/" not in name])
-    named = np.zeros(len(texts), bool)
+    texts = FileIndex(values=3)
+    yield from _read_tables(root, files, texts)
     for entry in files.entries():
-        name = entry.name
-        if not is_video(name):
-            continue
-        found = (
-            texts.find(name)
-            or texts.find(posixpath.splitext(name)[0])
-            or texts.find(posixpath.basename(name))
-        )
-        if found is not None:
-            named[found[0]] = True
-        yield VideoRecord(
-            video_id=name,
-            uri=entry.uri,
-            text="" if found is None else found[2],
-            bytes=entry.bytes,
-            version=entry.version,
-            fps=fps,
-        )
-    # Of a key that comes twice the last row is found, so that one decides.
-    absent = {key for key, one in zip(texts.names(), named, strict=True) if not one}
-    last = {key: row[0] for key in absent if (row := texts.find(key))}
-    for key in sorted(key for key, number in last.items() if not named[number]):
+        if is_video(entry.name):
+            text, note = _text_of(texts, entry)
+            yield VideoRecord(
+                video_id=entry.name,
+                uri=file_uri(entry.uri),
+                text=text,
+                bytes=entry.bytes,
+                version=entry.version,
+                fps=fps,
+            )
+            if note is not None:
+                yield note
+
+
+def _is_table(name: str) -> bool:
+    stem, suffix = (part.lower() for part in posixpath.splitext(posixpath.basename(name)))
+    if suffix not in READERS or "/" not in name:
+        return suffix in READERS
+    return stem in NAMED_TABLES and (stem, suffix) != (
+        "metadata",
+        ".json",
+    )  # which is of one video, as a rule
+
+
+def _read_tables(root: str, files: Files, texts: FileIndex) -> Listing:
+    """Reads every table into `texts`: video -> how well the row's name fits, where the row stands, its text."""
+    tables = sorted((entry for entry in files.entries() if _is_table(entry.name)), key=lambda e: e.name)
+    if not tables:
+        return
+    names = VideoNames()
+    for name in files:
+        if is_video(name):
+            names.add(name)
+    for table in tables:
+        fitting, unfit = 0, list[TextRow]()
+        for row in read_rows(root, table):
+            if not isinstance(row, TextRow):
+                yield row
+                continue
+            match = names.find(row.names, posixpath.dirname(table.name))
+            if match is None:
+                # A mapping in a JSON file may be anything: it is of texts once a name in it fits a video.
+                unfit.append(row)
+            elif len(match.videos) > 1:
+                message = f"{row.names[0]} may be {match.videos[0]} or {match.videos[1]}"
+                yield Note(kind="ambiguous", item=row.place, uri=table.uri, message=message)
+            else:
+                texts.add(match.videos[0], match.rank, row.names[0], row.text)
+            fitting += match is not None
+            if len(unfit) >= MOST_TEXTS and (fitting or not table.name.endswith(".json")):
+                yield from _unmatched(root, table, unfit)
+                unfit.clear()
+        if fitting or not table.name.lower().endswith(".json"):
+            yield from _unmatched(root, table, unfit)
+        elif unfit:
+            yield Note(
+                kind="skipped", item=table.name, uri=table.uri, message="none of its names is that of a video"
+            )
+
+
+def _unmatched(root: str, table: storage.Entry, rows: list[TextRow]) -> Iterator[RejectedRecord | Note]:
+    for row in rows:
+        name = row.names[0]
+        yield Note(kind="unmatched", item=row.place, uri=table.uri, message=f"there is no {name}")
         yield RejectedRecord(
-            video_id=key, uri=storage.join(root, key), reason="missing", message="the table of texts names it"
+            video_id=name, uri=storage.join(root, name), reason="missing", message=f"{row.place} names it"
         )
+
+
+def _text_of(texts: FileIndex, video: storage.Entry) -> tuple[str, Note | None]:
+    rows = [(rank, name, text) for _, _, rank, name, text in texts.find_all(video.name, MOST_TEXTS)]
+    if not rows:
+        return "", None
+    best = min(rank for rank, _, _ in rows)
+    rows = [row for row in rows if row[0] == best]
+    text = rows[-1][2]
+    if all(other == text for _, _, other in rows):
+        return text, None
+    named = {name for _, name, _ in rows}
+    if best > STEM and len(named) > 1:
+        message = f"rows of {' and of '.join(sorted(named)[:2])} fit it, with different texts"
+        return "", Note(kind="ambiguous", item=video.name, uri=video.uri, message=message)
+    message = f"{len(rows)} rows name it, with different texts; the last counts"
+    return text, Note(kind="repeated", item=video.name, uri=video.uri, message=message)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.sources.file_index import FileIndex
+from defi_platform.data.sources.uri import file_uri
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,6 +119,29 @@ class SignalNames:
     state: tuple[str, ...] = ()
 
 
+def signal_matrix(values: Any, name: str, width: int | None = None) -> np.ndarray:
+    """Makes (n, D) float32 of the values that a source has for n steps; a number counts as a row of one.
+
+    Args:
+        values: lists or an array.
+        name: of the signal, for messages.
+        width: D of other episodes; None: any.
+
+    Raises: ValueError for ragged rows, values that are no finite numbers, and another width.
+    """
+    try:
+        matrix = np.asarray(values, np.float32)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    matrix = matrix.reshape(len(matrix), -1) if matrix.ndim and len(matrix) else matrix.reshape(0, 0)
+    bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{name}: step {bad[0]} has a value that is no finite number ({len(bad)} steps do)")
+    if width is not None and matrix.shape[1] != width:
+        raise ValueError(f"{name}: {matrix.shape[1]} wide, {width} in episodes before it")
+    return matrix
+
+
 class Files(Mapping[str, storage.Entry]):
     """Files below a folder by their names, which may be millions; in the order in which they were listed."""
 
@@ -148,14 +173,22 @@ class Files(Mapping[str, storage.Entry]):
         return storage.Entry(storage.join(self._root, name), name, size, version)
 
 
-def files_below(root: str) -> Generator[ListingProgress, None, Files]:
-    """Yields progress. Returns: every file below `root`."""
-    files = Files(root)
-    for entry in storage.walk(root):
+def files_below(root: str) -> Generator[ListingProgress | RejectedRecord, None, Files]:
+    """Yields progress, and links that lead nowhere as rejected. Returns: every file below `root`."""
+    files, unreadable = Files(root), list[storage.Unreadable]()
+    for entry in storage.walk(root, unreadable):
         files.add(entry)
         if len(files) % PROGRESS_EVERY == 0:
             yield ListingProgress(len(files))
+    yield from rejected_links(unreadable)
     return files
+
+
+def rejected_links(unreadable: Iterable[storage.Unreadable]) -> Iterator[RejectedRecord]:
+    """Rejects what `storage.walk` could not read."""
+    for link in unreadable:
+        reason = "bad_source" if link.is_circle else "missing"
+        yield RejectedRecord(video_id=link.name, uri=link.uri, reason=reason, message=link.message)
 
 
 def record_or_missing(
@@ -177,4 +210,4 @@ def record_or_missing(
             reason="missing",
             message=f"{name} is named by the source but is not there",
         )
-    return replace(record, uri=entry.uri, bytes=entry.bytes, version=entry.version)
+    return replace(record, uri=file_uri(entry.uri), bytes=entry.bytes, version=entry.version)

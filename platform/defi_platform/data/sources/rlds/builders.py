@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.detection import first_folders
+from defi_platform.data.sources.metadata import first_folders
 from defi_platform.data.sources.records import Listing, RejectedRecord, Signals, VideoRecord, files_below
 from defi_platform.data.sources.rlds.tfrecord import (
     DamagedRecord,
