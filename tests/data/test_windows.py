@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from corpora import spoil, write_lerobot, write_video
+from corpora import numbers_of, spoil, write_lerobot, write_video
 from hypothesis import given
 from hypothesis import strategies as st
 from test_ingest import configured
@@ -18,9 +18,14 @@ from defi_platform.config import DataConfig, FilterConfig, WindowConfig
 from defi_platform.data.ingest.near_duplicates import near_duplicates
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.ingest.segmentation import cuts, spans
+from defi_platform.data.ingest.store import VideoStore
+from defi_platform.data.loader.robot_signals import statistics
+from defi_platform.data.loader.stream import local_batches
 from defi_platform.data.manifest.quarantine import read_quarantine, skipped
+from defi_platform.data.manifest.table import SCHEMA
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.errors import UserError
 
 
@@ -105,10 +110,44 @@ def test_a_window_too_short_to_use_is_counted_and_another_length_opens_no_file(t
     assert [row["num_frames"] for row in ingest(config).table.to_pylist()] == [43]
 
 
-def test_episodes_with_actions_stay_whole(tmp_path: Path) -> None:
-    root = write_lerobot(tmp_path / "c", [40, 40])
-    manifest = ingest(windowed(root, tmp_path / "m", mode="stride", length_s=1.0))
-    assert [row["num_frames"] for row in manifest.table.to_pylist()] == [40, 40]
+def test_windows_of_episodes_have_the_actions_of_their_own_frames(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "c", [40, 33], cameras=("front", "side"))
+    config = windowed(root, tmp_path / "m", mode="stride", length_s=2.0, stride_s=1.0)
+    manifest = ingest(config)
+    rows = manifest.table.to_pylist()
+    spans_of = {
+        (row["episode_id"], row["first_action"], row["num_frames"], row["num_actions"]) for row in rows
+    }
+    assert {span[1:] for span in spans_of} == {(0, 20, 20), (10, 20, 20), (20, 20, 20), (20, 13, 13)}
+    assert len(rows) == 2 * len(spans_of)
+    plan = Plan.of(manifest, config, ChunkRule(chunk=6), 0)
+    (size,) = plan.samples_per_epoch.values()
+    assert plan.num_videos == len(spans_of) and size == sum(span[3] for span in spans_of)
+    for batch in local_batches(plan, config, Shard.single(0, size, 16)):
+        episodes, steps = batch["actions"][:, 0, 0].int(), batch["actions"][:, 0, 1].int()
+        for view in range(2):
+            shown = numbers_of(batch["images"][:, view].numpy())
+            assert shown == (steps + 40 * episodes).tolist()
+        assert batch["proprio"][:, 0].int().tolist() == steps.tolist()
+        last = [plan.manifest.row(plan.resolve(k).row) for k in batch["sample"].tolist()]
+        left = [
+            row["first_action"] + row["num_actions"] - step
+            for row, step in zip(last, steps.tolist(), strict=True)
+        ]
+        assert batch["action_mask"].sum(dim=1).tolist() == [min(6, count) for count in left]
+    assert statistics(plan)["action"].count == size
+
+
+def test_a_source_with_a_validation_split_of_its_own_loses_nothing_to_the_holdout() -> None:
+    store = VideoStore("c")
+    row = dict.fromkeys(SCHEMA.names) | {"corpus": "c", "uri": "u", "version": "1", "split": ""}
+    for number in range(50):
+        store.accept(row | {"video_id": f"t{number:02d}", "split": "train" if number % 2 else ""})
+    splits = store.accepted(0.5).read_all()["split"].to_pylist()
+    assert 10 < splits.count("validation") < 40, "a source that names no validation is split by the hash"
+    store.accept(row | {"video_id": "v", "split": "validation"})
+    assert store.accepted(0.5).read_all()["split"].to_pylist() == ["train"] * 50 + ["validation"]
+    store.close()
 
 
 def test_an_unknown_mode_is_one_clear_error(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from defi_platform.config.fields import PATH, RESUME_FREE
 
 @dataclass
 class WindowConfig:
-    """Segmentation of long videos into windows, each a video by itself; videos with actions stay whole."""
+    """Segmentation of long videos into windows, each a video by itself with the actions of its own frames."""
 
     mode: str = "none"
     """none | shots | stride"""

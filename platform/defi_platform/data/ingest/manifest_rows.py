@@ -49,8 +49,7 @@ def rows_of(
         times = np.asarray(probe.times[start : start + count], np.float64)
     screening = probe.frame_scores
     changes = b"" if screening is None else screening.changes[start : start + count]
-    # Actions are numbered from the episode's start, so an episode is not cut.
-    whole = corpus.windows.mode == "none" or record.num_actions > 0
+    whole = corpus.windows.mode == "none"
     for number, (first, stop) in enumerate([(0, count)] if whole else spans(corpus.windows, times, changes)):
         video_id = record.video_id if whole else f"{record.video_id}#w{number:04d}"
         scores = None if screening is None else scores_of(screening, start + first, start + stop)
@@ -84,7 +83,11 @@ def rows_of(
                 "source": format_name,
                 # The windows of a video share its split.
                 "episode_id": record.episode_id or ("" if whole else record.video_id),
-                "num_actions": record.num_actions,
+                # Those beyond a window may belong to another scene.
+                "num_actions": record.num_actions
+                if whole
+                else min(max(0, record.num_actions - first), stop - first),
+                "first_action": None if whole else first,
                 "first_frame": start + first,
                 "decoder": probe.decoder,
                 "seek_index": _seek_index(probe, start + first, stop - first),

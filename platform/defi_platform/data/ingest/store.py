@@ -101,6 +101,8 @@ class VideoStore:
         self._database = TempDatabase(*TABLES)
         self._unstored: list[VideoRecord] = []
         self._signatures, self._signed = array("Q"), array("q")
+        self._named_validation = 0
+        """Accepted videos that their source names for validation."""
         self._positions = array("Q")
         """By number of an ended video: the hash position of its group, or else its episode."""
         self._length = self._sum = 0
@@ -200,6 +202,7 @@ class VideoStore:
     def accept(self, row: dict[str, Any], signature: tuple[int, ...] = ()) -> None:
         """Takes a row of the manifest and its `group`. Args: signature: by which near-duplicates are found."""
         number = self._end(ACCEPTED, row)
+        self._named_validation += row["split"] == VALIDATION
         if signature:
             self._signatures.extend(signature)
             self._signed.append(number)
@@ -229,6 +232,7 @@ class VideoStore:
             same = pickle.loads(self._database.value(query, (self._signed[early],)))[VIDEO_ID]
             message = f"{bits} of {BITS} bits from {same}, filters.duplicate_bits={most_bits}"
             self._database.execute("DELETE FROM ended WHERE number = ?", number)
+            self._named_validation -= video["split"] == VALIDATION
             item = RejectedRecord(
                 reason="duplicate", message=message, **{n: video[n] for n in ("video_id", "uri", "version")}
             )
@@ -238,13 +242,17 @@ class VideoStore:
         """The manifest's rows in order of the ids, each with its split.
 
         Args:
-            holdout: see `held_out`; a split that a source itself names stays.
+            holdout: see `held_out`; where the source itself names videos for validation, all others train. One that
+                names none, such as a folder of training videos alone, is split like others.
         """
         query = "SELECT number FROM ended WHERE state = ? ORDER BY video_id, number"
         numbers = np.fromiter((n for (n,) in self._database.select(query, (ACCEPTED,))), np.int64)
-        held = held_out(np.frombuffer(self._positions, np.uint64)[numbers], holdout)
+        named = self._named_validation > 0
+        held = held_out(np.frombuffer(self._positions, np.uint64)[numbers], 0.0 if named else holdout)
         rows = (
-            row if row[SPLIT] else (*row[:SPLIT], VALIDATION if validation else TRAIN, *row[SPLIT + 1 :])
+            row
+            if named and row[SPLIT]
+            else (*row[:SPLIT], VALIDATION if validation else TRAIN, *row[SPLIT + 1 :])
             for row, validation in zip(self._ended(ACCEPTED), held, strict=True)
         )
         return _reader(rows, SCHEMA)

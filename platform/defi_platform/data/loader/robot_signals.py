@@ -39,9 +39,17 @@ class SignalReader:
         self._read = functools.lru_cache(maxsize=OPEN_EPISODES)(read_signals)
 
     def of_row(self, manifest: Manifest, row: int) -> Signals:
-        """Reads the signals of one manifest row. Raises: CorpusError when its file, or its episode there, is absent."""
+        """Reads the signals of one manifest row, of a window only its own.
+
+        Raises: CorpusError when its file, or its episode there, is absent.
+        """
         found = manifest.row(row)
-        return self._read(found["source"], found["signals_uri"], found["episode_id"])
+        signals = self._read(found["source"], found["signals_uri"], found["episode_id"])
+        first = found["first_action"]
+        if first is None:
+            return signals
+        proprio = None if signals.proprio is None else signals.proprio[first : first + found["num_frames"]]
+        return Signals(signals.actions[first : first + found["num_actions"]], proprio)
 
 
 def statistics(plan: Plan) -> dict[str, Statistics]:

@@ -60,6 +60,7 @@ SCHEMA = pa.schema(
         ("source", NAMES),
         ("episode_id", pa.string()),
         ("num_actions", pa.int32()),
+        ("first_action", pa.int32()),
         ("first_frame", pa.int32()),
         ("decoder", NAMES),
         ("seek_index", pa.binary()),
@@ -73,6 +74,7 @@ SCHEMA = pa.schema(
     ]
 )
 """`first_frame`: where the video starts in its file; `signals_uri`: the file with its actions;
+`first_action`: number of the action at a window's first frame, in its episode; null for whole episodes.
 `version`: of the file, as its store knows it. `width` and `height` are as displayed, after rotation.
 `seek_index`: packed `decode.seek_index.SeekIndex`, as much as the row's frames need; null for stored pictures.
 `times`: seconds of each frame from the video's first on, where `variable_rate`; else null.

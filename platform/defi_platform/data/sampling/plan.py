@@ -324,10 +324,12 @@ class Plan:
     def _episodes(self, name: str, videos: MappedTable, by_view: Sequence[np.ndarray]) -> np.ndarray:
         """Rows of episodes of which every view is there, int (episodes, V). `by_view`: bool per row of the corpus."""
         episode_codes, _ = videos.codes("episode_id")
+        # The windows of an episode are apart, by where their actions begin.
+        keys = episode_codes.astype(np.int64) << 32 | videos.numbers("first_action")
         rows_by_view = []
         for of_view in by_view:
             rows = np.flatnonzero(of_view)
-            rows_by_view.append(dict(zip(episode_codes[rows].tolist(), rows.tolist(), strict=True)))
+            rows_by_view.append(dict(zip(keys[rows].tolist(), rows.tolist(), strict=True)))
         complete = sorted(set.intersection(*(set(found) for found in rows_by_view)))
         everything = set().union(*rows_by_view)
         self._exclude(f"{name}: episodes without all cameras", len(everything) - len(complete))
