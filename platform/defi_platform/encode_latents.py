@@ -19,6 +19,7 @@ from defi_platform.config.paths import absolute_paths
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latents.cache import (
+    SAME,
     EncoderInfo,
     create_cache,
     missing_rows,
@@ -173,14 +174,15 @@ class _VideoEncoder:
                 bad.append(entry)
                 continue
             parts.append(part)
-            videos.append({k: video[k] for k in ("corpus", "video_id", "version")} | {"frames": len(part)})
+            assert len(part) == video["num_frames"]
+            videos.append({name: video[name] for name in ("corpus", "video_id", *SAME)})
         assert self._config.data.cache is not None and self._manifest.folder is not None
         if videos:
             write_shard(self._config.data.cache, np.concatenate(parts), videos)
         add_to_quarantine(self._manifest.folder, bad, STAGE)
         return {
             "videos": np.array([len(videos)]),
-            "frames": np.array([sum(video["frames"] for video in videos)]),
+            "frames": np.array([sum(video["num_frames"] for video in videos)]),
             "skipped": np.array([",".join(entry["reason"] for entry in bad)], dtype=object),
         }
 

@@ -24,8 +24,15 @@ INFO = EncoderInfo("gfdm", "latents", "aaaa", "TestCodec at 8x8 as float32", (2,
 LENGTHS = {"a": 4, "b": 7, "c": 2}
 
 
-def video(name: str, version: str = "1") -> dict[str, object]:
-    return {"corpus": "toy", "video_id": name, "version": version, "uri": f"/{name}.mp4"}
+def video(name: str, version: str = "1", first_frame: int = 0) -> dict[str, object]:
+    return {
+        "corpus": "toy",
+        "video_id": name,
+        "version": version,
+        "uri": f"/{name}.mp4",
+        "first_frame": first_frame,
+        "num_frames": LENGTHS.get(name, 1),
+    }
 
 
 def frames_of(name: str) -> np.ndarray:
@@ -34,7 +41,7 @@ def frames_of(name: str) -> np.ndarray:
 
 
 def add(folder: str, *names: str) -> None:
-    videos = [{k: v for k, v in video(n).items() if k != "uri"} | {"frames": LENGTHS[n]} for n in names]
+    videos = [{k: v for k, v in video(n).items() if k != "uri"} for n in names]
     write_shard(folder, np.concatenate([frames_of(name) for name in names]), videos)
 
 
@@ -86,12 +93,21 @@ def test_the_cache_of_another_encoder_is_refused_with_both_fingerprints(folder: 
 
 def test_a_video_that_changed_since_is_refused_until_it_is_encoded_again(folder: str) -> None:
     manifest = manifest_of([video("a", "2"), video("b")])
-    with pytest.raises(CacheError, match=r"/a\.mp4 \(version 1 there, 2 now\)"):
+    with pytest.raises(CacheError, match=r"/a\.mp4 \(version 1, 4 frames .* there, version 2, 4 frames"):
         LatentCache(CacheLocation(folder, INFO), manifest)
     assert missing_rows(folder, manifest, np.arange(2)).tolist() == [0]
-    fresh = {"corpus": "toy", "video_id": "a", "version": "2", "frames": 1}
-    write_shard(folder, np.full((1, 2, 3), 5, np.float32), [fresh])
+    fresh = {name: value for name, value in video("a", "2").items() if name != "uri"}
+    write_shard(folder, np.full((4, 2, 3), 5, np.float32), [fresh])
     assert (LatentCache(CacheLocation(folder, INFO), manifest).read(0, [0]) == 5).all()
+
+
+def test_another_window_of_the_same_name_is_not_the_one_that_was_encoded(folder: str) -> None:
+    manifest = manifest_of([video("a", first_frame=3), video("b")])
+    with pytest.raises(
+        CacheError, match=r"4 frames from frame 0 on there, version 1, 4 frames from frame 3 on now"
+    ):
+        LatentCache(CacheLocation(folder, INFO), manifest)
+    assert missing_rows(folder, manifest, np.arange(2)).tolist() == [0]
 
 
 def test_a_folder_without_a_cache_says_which_job_makes_one(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from defi_platform.config import CorpusConfig, DataConfig, SamplingConfig
+from defi_platform.config import CorpusConfig, DataConfig, PretrainConfig, SamplingConfig
+from defi_platform.config.loader import load_config
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule, Rule
@@ -108,6 +110,21 @@ def test_clips_of_calvin_have_every_second_frame_and_start_at_every_second() -> 
     assert np.all(np.diff(indices, axis=1) == 2) and sorted(indices[:, 0].tolist()) == list(range(0, 33, 2))
     variable = plan.rules["a"].at_times(np.arange(64.0) ** 1.1, 0.999)
     assert variable.tolist() == list(range(32, 63, 2))
+
+
+def test_the_papers_configs_sample_each_corpus_as_the_released_code_does() -> None:
+    folder = Path(__file__).parents[2] / "configs" / "paper"
+    for name in ("pretrain_gfdm.yaml", "pretrain_gfdm_table.yaml"):
+        data = load_config(PretrainConfig, folder / name).data
+        rules = {corpus: ClipRule.of(data).of_corpus(one.sampling) for corpus, one in data.corpora.items()}
+        assert data.corpora["calvin"].cameras == {"static": 0.75, "gripper": 0.25}
+        ends, fps = np.array([0.0, 0.5, 0.999]), np.full(3, 30.0)
+        clips = rules.pop("calvin").indices(np.full(3, 60), fps, ends)
+        assert clips[:, 0].tolist() == [0, 14, 28] and clips[:, -1].tolist() == [30, 44, 58]
+        assert clips.shape == (3, 16) and np.all(np.diff(clips, axis=1) == 2)
+        assert set(rules) >= {"something", "bridge", "rt1"}
+        for rule in rules.values():
+            assert rule.is_whole and rule.max_frames == 100 and rule.frames == 16
 
 
 def test_videos_above_the_most_frames_are_left_out_and_counted() -> None:

@@ -13,7 +13,7 @@ import io
 import json
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,11 +34,16 @@ INDEX_SCHEMA = pa.schema(
         ("corpus", pa.string()),
         ("video_id", pa.string()),
         ("version", pa.string()),
+        ("first_frame", pa.int32()),
+        ("num_frames", pa.int32()),
         ("first", pa.int64()),
-        ("frames", pa.int32()),
     ]
 )
-"""`first`: index of the video's first frame in the shard."""
+"""`first_frame` and `num_frames`: the video's part of its file, as in the manifest; `first`: index of its first frame in
+the shard."""
+
+SAME = ("version", "first_frame", "num_frames")
+"""Columns that must agree besides the video's name: other windows of a file have the same names and other frames."""
 
 OPEN_SHARDS = 256
 """Shards kept open per process."""
@@ -101,10 +106,10 @@ def write_shard(folder: str, frames: np.ndarray, videos: Sequence[dict[str, Any]
     Args:
         folder: of the cache.
         frames: (F, ...) of all videos, in their order.
-        videos: corpus, video_id, version and frames (their number) of each.
+        videos: corpus, video_id, version, first_frame and num_frames of each.
     """
     name = storage.join(folder, SHARDS, uuid.uuid4().hex)
-    counts = [video["frames"] for video in videos]
+    counts = [video["num_frames"] for video in videos]
     assert sum(counts) == len(frames)
     content = io.BytesIO()
     np.lib.format.write_array(content, frames, allow_pickle=False)
@@ -131,7 +136,7 @@ class LatentCache:
         self.location = location
         _check_encoder(location.folder, location.info)
         self._shards, index = _read_index(location.folder)
-        found = pc.index_in(_keys(manifest, "version"), value_set=_keys(index, "version"))
+        found = pc.index_in(_keys(manifest, *SAME), value_set=_keys(index, *SAME))
         found = found.fill_null(-1).to_numpy()
         self._reject_other_versions(manifest, index, found)
         there = found >= 0
@@ -159,10 +164,10 @@ class LatentCache:
         changed = np.flatnonzero((found < 0) & (others >= 0))
         if len(changed):
             video = manifest.row(int(changed[0]))
-            cached = index["version"][int(others[changed[0]])].as_py()
+            cached = {name: index[name][int(others[changed[0]])].as_py() for name in SAME}
             raise CacheError(
                 f"{self.location.folder} is stale: {len(changed)} video(s) have changed since they were encoded, first "
-                f"{video['uri']} (version {cached} there, {video['version']} now). Run jobs/encode_latents.py again."
+                f"{video['uri']} ({_part(cached)} there, {_part(video)} now). Run jobs/encode_latents.py again."
             )
 
 
@@ -177,9 +182,7 @@ def missing_rows(folder: str, manifest: Manifest, rows: np.ndarray) -> np.ndarra
     Returns: those of `rows`, in their order.
     """
     _, index = _read_index(folder)
-    there = pc.is_in(_keys(manifest, "version"), value_set=_keys(index, "version")).to_numpy(
-        zero_copy_only=False
-    )
+    there = pc.is_in(_keys(manifest, *SAME), value_set=_keys(index, *SAME)).to_numpy(zero_copy_only=False)
     return np.asarray(rows[~there[rows]])
 
 
@@ -236,8 +239,14 @@ def _keys(source: Manifest | pa.Table, *more: str) -> pa.Array:
     names = ("corpus", "video_id", *more)
     table = source.columns(*names) if isinstance(source, Manifest) else source
     columns = [table[name].cast(pa.large_string()) for name in names]
-    joined = pc.binary_join_element_wise(*columns, pa.scalar("\0", pa.large_string()))
+    joined = pc.binary_join_element_wise(
+        *columns, pa.scalar("\0", pa.large_string()), null_handling="replace"
+    )
     return joined.combine_chunks()
+
+
+def _part(video: Mapping[str, Any]) -> str:
+    return f"version {video['version']}, {video['num_frames']} frames from frame {video['first_frame']} on"
 
 
 def _opened(uri: str) -> Any:
