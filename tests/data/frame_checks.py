@@ -19,7 +19,7 @@ from barcode_specs import Spec
 from barcodes import Truth, number_of, truth, write
 
 from defi_platform import storage
-from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
+from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, SamplingConfig
 from defi_platform.data.decode.messages import DecodeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
@@ -126,7 +126,7 @@ def check_files(files: Sequence[Written], corpus: str, manifest_folder: Path, se
     reports = {file.path.name: Report(file.spec) for file in files}
     truths = {file.path.name: file.truth for file in files}
     data = DataConfig(
-        corpora={"c": CorpusConfig(path=corpus)},
+        corpora={"c": CorpusConfig(path=corpus, sampling=SamplingConfig(unit="videos"))},
         manifest=str(manifest_folder),
         holdout=0.0,
         height=SMALL[0],
