@@ -10,14 +10,22 @@ import av
 import h5py
 import numpy as np
 import pytest
+from corpora import manifest_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tfrecords import bytes_list, example, write_tfrecord
 
+from defi_platform.config import DataConfig
 from defi_platform.data.decode.messages import DecodeJob
+from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.resize import resize
 from defi_platform.data.decode.worker_jobs import JobHandler
+from defi_platform.data.loader.sample_decoder import decode_job
+from defi_platform.data.loader.stream import local_batches
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ClipRule
+from defi_platform.data.sampling.sharding import Shard
 from defi_platform.data.sources.uri import video_uri
 from defi_platform.serve.observation import ANY_CAMERA, PolicySpec, read_observation
 
@@ -133,3 +141,20 @@ def test_files_frame_stores_and_serving_give_the_same_bytes(
         asked = read_observation({"observation/images/any": frame, "prompt": "x", "seed": 0}, spec)
         assert (decoded[0] == resize(frame, size)).all()
         assert (asked.images[0] == decoded[0]).all()
+
+
+def test_training_validation_and_the_cache_give_the_same_bytes(tmp_path: Path) -> None:
+    frame, size = picture(60, 80), (64, 48)
+    row = {
+        "corpus": "c", "video_id": "v", "uri": in_video(frame, tmp_path), "camera": "main", "episode_id": "", "text": "t",
+        "split": "train", "num_frames": 2, "fps": 10.0, "num_actions": 0, "first_frame": 0, "version": "1",
+        "height": 60, "width": 80,
+    }  # fmt: skip
+    manifest = manifest_of([row])
+    data = DataConfig(height=size[0], width=size[1], holdout=0.0)
+    with DecoderPool(data.decode) as pool:  # as jobs/encode_latents.py does
+        (cached,) = pool.run([decode_job(manifest, data, 0, (0, 1))])
+    assert isinstance(cached, np.ndarray)
+    plan = Plan(manifest, {"c": 1.0}, ClipRule(frames=2), seed=0)
+    (batch,) = local_batches(plan, data, Shard.single(0, 1, 1))
+    assert (cached == resize(frame, size)).all() and (batch["frames"][0].numpy() == cached).all()
