@@ -6,15 +6,18 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from markupsafe import Markup
 
 from defi_platform.config import CorpusConfig, DataConfig, InspectConfig
+from defi_platform.evaluate.html.corpus_bytes import bytes_once
 from defi_platform.evaluate.html.corpus_page import CorpusSection, Mixture, inspect_corpora
+from defi_platform.evaluate.html.corpus_signals import signal_section, spread
 from defi_platform.evaluate.html.page import Picture, Table, render
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
-from corpora import write_video
+from corpora import write_lerobot, write_video
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,56 @@ def test_text_of_corpora_is_escaped() -> None:
     assert "<script>" not in made and "&lt;script&gt;" in made and 'href="#a-b"' in made
     assert "<b>" not in made and "<i>" not in made and '" onload="' not in made
     assert "<svg></svg>" in made, "charts are markup"
+
+
+# --------------------------------------------------------------------------- actions and states
+
+
+def test_entries_of_signals_are_described_with_what_is_odd_about_them() -> None:
+    steps = np.linspace(0, 20, 400, dtype=np.float32)
+    roll = np.mod(steps, 2 * np.pi).astype(np.float32) - np.float32(np.pi)
+    spiky = np.sin(steps)
+    spiky[7] = 500.0
+    values = np.stack([roll, np.full_like(roll, 2.0), spiky, 100 * roll], axis=1)
+    section = signal_section("States", [values[:200], values[200:]], ["roll", "still", "<x>", "y"], whole=9)
+    cells = dict(zip(section.entries.head, zip(*section.entries.rows, strict=True), strict=True))
+    inside = sum(int(one) for one in cells["jumps by 2 pi"] if one)
+    assert cells["jumps by 2 pi"][0] == "3" and inside == 3, "of angles, and no others"
+    assert cells["constant"] == ("", "yes", "", "")
+    assert cells["outliers"] == ("", "", "1", "")
+    assert section.remarks[0] == "400 steps of 2 episodes out of 9, evenly spread"
+    assert any(remark.startswith("0 roll: angles that jump") for remark in section.remarks)
+    assert len(section.histograms) == 1 and "&lt;x&gt;" in section.histograms[0]
+
+
+def test_of_a_large_corpus_whole_episodes_are_looked_at() -> None:
+    assert spread([10, 20, 5], most=100) == [0, 1, 2]
+    assert spread([10] * 100, most=50) == [0, 25, 50, 74, 99]
+
+
+def test_bytes_that_videos_share_count_once() -> None:
+    uris = [
+        "a.mp4", "a.mp4", "b.mp4",  # episodes of one file, or windows of a video
+        "s.tar#range=512,10", "s.tar#range=2048,30",
+        "x.tfrecord#rlds=12,100,image_0", "x.tfrecord#rlds=12,100,image_1",
+        "e.hdf5#hdf5=front", "e.hdf5#hdf5=wrist",
+        "c/training#calvin=0,9,rgb_static", "c/training#calvin=0,9,rgb_gripper", "c/training#calvin=5,14,rgb_static",
+        "c/training#calvin=2,3,rgb_static",
+    ]  # fmt: skip
+    sizes = [1000, 1000, 500, 10, 30, 100, 100, 70, 70, 20, 20, 20, 4]
+    assert bytes_once(uris, sizes) == 1000 + 500 + 10 + 30 + 100 + 70 + 2 * 15
+
+
+def test_the_page_shows_actions_and_states(ray_cluster: None, tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "robot", [12] * 3)
+    data = DataConfig(
+        corpora={"robot": CorpusConfig(path=str(tmp_path / "robot"))},
+        manifest=str(tmp_path / "m"),
+        holdout=0.0,
+    )
+    page = Path(inspect_corpora(InspectConfig(data=data, output=str(tmp_path), samples=50))).read_text()
+    section = page.split('<section id="corpus-robot">')[1].split("</section>")[0]
+    assert "<h3>Actions</h3>" in section and "<h3>States</h3>" in section
+    assert "36 steps of 3 episodes" in section and "2, 3: one value in every step." in section
+    size = (tmp_path / "robot").rglob("*.mp4")
+    assert f"{sum(file.stat().st_size for file in size) / 1e6:,.1f} MB" in page

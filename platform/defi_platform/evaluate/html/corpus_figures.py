@@ -16,12 +16,13 @@ COLOUR = "#2563a8"
 WANTED, REALISED = "#9aa3ad", "#2563a8"
 
 
-def histograms(values: Mapping[str, NDArray[Any]], bins: int = 24) -> Markup:
+def histograms(values: Mapping[str, NDArray[Any]], bins: int = 24, counted: str = "videos") -> Markup:
     """A figure with the histogram of each quantity.
 
     Args:
-        values: axis title -> numbers (N,), one per video, at least one.
+        values: axis title -> numbers (N,), at least one.
         bins: of equal width over the range of the numbers.
+        counted: plural of what has one number each.
     """
     figure, axes = panels(len(values), width=3.1, height=2.0)
     for axis, (title, numbers) in zip(axes, values.items(), strict=True):
@@ -33,7 +34,7 @@ def histograms(values: Mapping[str, NDArray[Any]], bins: int = 24) -> Markup:
             axis.set_xlim(-1, 1)
             axis.set_xticks([0], [f"{numbers.mean():.4g}"])
         axis.set_xlabel(title, fontsize=8)
-        axis.set_ylabel("videos", fontsize=8)
+        axis.set_ylabel(counted, fontsize=8)
         axis.yaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     return svg(figure, "Histograms: " + ", ".join(values))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from defi_platform.config import DataConfig, InspectConfig
 from defi_platform.data.decode.messages import DecodeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.data.loader.action_contract import contract_of
+from defi_platform.data.loader.robot_signals import SignalReader
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import REASONS
@@ -29,6 +31,8 @@ from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
 from defi_platform.errors import CorpusError
 from defi_platform.evaluate.html import corpus_figures as figures
+from defi_platform.evaluate.html.corpus_bytes import bytes_once
+from defi_platform.evaluate.html.corpus_signals import SignalSection, signal_section, spread
 from defi_platform.evaluate.html.page import Picture, Table, data_url, render
 
 FILE = "corpora.html"
@@ -67,6 +71,8 @@ class CorpusSection:
     videos: list[Picture]
     histograms: Markup
     breakdowns: list[Table]
+    signals: list[SignalSection] = field(default_factory=list)
+    """Actions and states, where it has any."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,13 @@ def _page(config: InspectConfig, manifest: Manifest) -> str:
     mixtures = [_mixture(title, config, manifest, rule) for title, rule in rules.items()]
     with DecoderPool(config.data.decode) as pool:
         corpora = [
-            _corpus(name, columns, rows, _contact_sheet(config, manifest, pool, rows))
+            _corpus(
+                name,
+                columns,
+                rows,
+                _contact_sheet(config, manifest, pool, rows),
+                _signals(config.data.corpora[name].path, manifest, columns, rows),
+            )
             for name, rows in rows_of.items()
         ]
         rejected = _rejected_entries(config.data)
@@ -156,7 +168,7 @@ def _overview(columns: Columns, rows_of: Mapping[str, NDArray[np.intp]]) -> Tabl
                 f"{splits['validation']:,}",
                 f"{_seconds(columns, rows_here).sum() / 3600:.2f}",
                 f"{frames:,}",
-                f"{sum(of['bytes']) / 1e6:,.1f} MB",
+                f"{bytes_once(of['uri'], of['bytes']) / 1e6:,.1f} MB",
                 f"{100 * np.mean([bool(text) for text in of['text']]):.0f} %",
                 f"{100 * np.mean([count > 0 for count in of['num_actions']]):.0f} %",
             ]
@@ -164,7 +176,9 @@ def _overview(columns: Columns, rows_of: Mapping[str, NDArray[np.intp]]) -> Tabl
     return Table(head, rows)
 
 
-def _corpus(name: str, columns: Columns, rows: NDArray[np.intp], videos: list[Picture]) -> CorpusSection:
+def _corpus(
+    name: str, columns: Columns, rows: NDArray[np.intp], videos: list[Picture], signals: list[SignalSection]
+) -> CorpusSection:
     texts = [columns["text"][row] or "" for row in rows]
     spread = {
         "length in seconds": _seconds(columns, rows),
@@ -182,7 +196,24 @@ def _corpus(name: str, columns: Columns, rows: NDArray[np.intp], videos: list[Pi
         videos=videos,
         histograms=figures.histograms(spread),
         breakdowns=[_breakdown(kind, values) for kind, values in kinds.items()],
+        signals=signals,
     )
+
+
+def _signals(root: str, manifest: Manifest, columns: Columns, rows: NDArray[np.intp]) -> list[SignalSection]:
+    """Actions and states of the corpus at `root`, of each episode once."""
+    episodes = {columns["episode_id"][row]: int(row) for row in rows if columns["num_actions"][row] > 0}
+    if not episodes:
+        return []
+    row_of = list(episodes.values())
+    reader = SignalReader()
+    looked = [reader.of_row(manifest, row_of[i]) for i in spread([columns["num_actions"][r] for r in row_of])]
+    names = contract_of(columns["source"][row_of[0]], root, 0.0).names
+    sections = [signal_section("Actions", [one.actions for one in looked], names, len(row_of))]
+    states = [one.proprio for one in looked if one.proprio is not None]
+    if states:
+        sections.append(signal_section("States", states, (), len(row_of)))
+    return sections
 
 
 def _breakdown(name: str, values: Sequence[str]) -> Table:
