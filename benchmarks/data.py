@@ -4,8 +4,8 @@
 
 One clip is 16 frames at 256x256, spread evenly over a video; every contender decodes the same frames of the same
 files on PROCESSES processes. Contenders take turns, round by round, and a ratio is the median of its rounds'
-ratios to raw decord in the same round, so that a machine that is busy for a while slows both sides. Start-up is
-outside the clock: it is the speed in mid-stream that is compared.
+ratios to raw decord in the same round (pairs: to raw decord's pairs), so that a machine that is busy for a while slows
+both sides. Start-up is outside the clock: it is the speed in mid-stream that is compared.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ import ray.data
 from videos import write_corpus
 
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, EncodeConfig, ModelConfig
+from defi_platform.data.decode.probe import probe
+from defi_platform.data.decode.seek_index import SeekIndex
+from defi_platform.data.decode.video_readers import VideoReader
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.latents.cache import CacheLocation
 from defi_platform.data.loader.stream import stream
@@ -59,6 +62,7 @@ CONTENDERS = {
     "ours": "this engine: `dataset.stream` into a consumer",
     "map_batches": "Ray Data, `map_batches` with decord",
     "read_videos": "Ray Data, `read_videos` and a filter",
+    "raw_pairs": "raw decord in plain processes: pairs",
     "pairs": "this engine: pairs",
     "av1": "this engine: clips of AV1",
     "cache": "this engine: clips from the latent cache",
@@ -289,7 +293,10 @@ def speeds(arguments: argparse.Namespace, scratch: Path) -> None:
         contenders["read_videos"] = lambda: ray_read_videos(same, max(MICRO_BATCH, clips // 4))
         if "pairs" in chosen:
             _, pairs = planned(str(corpus), scratch / "m", PairRule())
+            same_pairs = clips_of(pairs, 2 * clips)
+            contenders["raw_pairs"] = lambda: raw(pool, same_pairs, 2 * clips)
             contenders["pairs"] = lambda: ours(pairs, data, samples=2 * clips)
+            chosen.add("raw_pairs")
         if "av1" in chosen:
             av1 = write_corpus(scratch / "av1", videos, "libsvtav1", **VIDEO)
             of_av1 = planned(str(av1), scratch / "m-av1", ClipRule(FRAMES))
@@ -309,12 +316,43 @@ def speeds(arguments: argparse.Namespace, scratch: Path) -> None:
     )
     print("|---|---|---|---|")
     for name, values in found.items():
-        ratios = [value / base for value, base in zip(values, found["raw"], strict=True)]
-        speed, frames = statistics.median(values), 2 if name == "pairs" else FRAMES
+        base, frames = ("raw_pairs", 2) if name.endswith("pairs") else ("raw", FRAMES)
+        ratios = [value / other for value, other in zip(values, found[base], strict=True)]
+        speed = statistics.median(values)
         print(
             f"| {CONTENDERS[name]} | {speed:.2f} | {speed * frames:.0f} | {statistics.median(ratios):.2f} "
             f"({min(ratios):.2f} to {max(ratios):.2f}) |"
         )
+
+
+def opening(scratch: Path) -> None:
+    """The rows about opening a video of ten minutes, in processor time."""
+    import av
+    import decord
+
+    path = str(
+        next(write_corpus(scratch / "long", 1, "libx264", frames=18_000, height=120, width=160).iterdir())
+    )
+    index = SeekIndex.from_bytes(probe(path, 1 << 31, score_frames=False, report=lambda _: None).seek_index)
+
+    def all_packets() -> None:
+        with av.open(path) as container:
+            assert sum(1 for _ in container.demux(video=0)) > 18_000
+
+    ways = {
+        "decord": lambda: decord.VideoReader(path, num_threads=1),
+        "PyAV, reading all packets (this engine before)": all_packets,
+        "this engine, with the seek index of the manifest": lambda: VideoReader(path, index).close(),
+    }
+    print("\n| opening a video of 10 minutes | ms of processor time |\n|---|---|")
+    for name, way in ways.items():
+        print(f"| {name} | {min(_cpu_s(way) for _ in range(5)) * 1e3:.1f} |")
+
+
+def _cpu_s(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
 
 
 def memory(scratch: Path, videos: int) -> None:
@@ -346,6 +384,7 @@ def main() -> int:
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {versions}\n")
     with tempfile.TemporaryDirectory() as scratch:
         speeds(arguments, Path(scratch))
+        opening(Path(scratch))
         if arguments.memory_videos:
             memory(Path(scratch), arguments.memory_videos)
     return 0

@@ -175,7 +175,7 @@ def test_a_rotated_video_is_upright(shared_data: Path) -> None:
 
 
 def test_a_probe_may_take_as_long_as_its_video_is_declared_to_be_while_it_goes_on() -> None:
-    limits = DecodeConfig(processes=1, timeout_s=1.0)
+    limits = DecodeConfig(processes=1, timeout_s=2.0)
     with DecoderPool(limits, HostileJobHandler) as pool:
         list(pool.run([job("fine")]))
         slow, stuck = pool.run([ProbeJob("slow"), ProbeJob("stuck")])

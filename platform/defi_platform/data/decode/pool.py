@@ -98,16 +98,14 @@ class _Process:
     def send(self, running: _Running, timeout_s: float) -> None:
         self.running = running
         self.deadline = self.latest = time.monotonic() + timeout_s + (0.0 if self.started else START_S)
-        self.declared_s: float | None = None
+        self.since, self.declared_s = self.deadline, 0.0
         write_message(self.jobs, (running.number, running.job, 0))
 
     def goes_on(self, declared_s: float, timeout_s: float) -> None:
         """Grants a probe the time that the length of its video asks for, as long as it goes on."""
-        now = time.monotonic()
-        if self.declared_s is None:
-            self.declared_s = min(declared_s, LONGEST_S)
-            self.latest = now + timeout_s * (1 + self.declared_s / SECONDS_PER_TIMEOUT)
-        self.deadline = min(now + timeout_s, self.latest)
+        self.declared_s = max(self.declared_s, min(declared_s, LONGEST_S))
+        self.latest = self.since + timeout_s * self.declared_s / SECONDS_PER_TIMEOUT
+        self.deadline = min(time.monotonic() + timeout_s, self.latest)
 
     def rss_bytes(self) -> int:
         try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -32,11 +31,8 @@ from defi_platform.data.rejection import BadVideo
 END_TOLERANCE_S = 1.0
 """How much earlier than its container says everything in it may end before the file counts as cut short."""
 
-REPORT_S = 1.0
-"""Seconds between two reports that a probe goes on."""
-
 Report = Callable[[float], None]
-"""Takes the declared length in seconds, again and again while frames are decoded."""
+"""Takes the declared length in seconds, again and again while a probe goes on."""
 
 
 @dataclass
@@ -60,7 +56,7 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         path: of the file.
         memory_bytes: that decoding may use.
         score_frames: scores the frames on the way.
-        report: is called at the start and while frames are decoded.
+        report: is called with every packet and frame.
 
     Raises: BadVideo with the reason why the file cannot be used.
     """
@@ -71,14 +67,13 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         check_memory(stream.width, stream.height, memory_bytes)
         kind = container.format.name.split(",")[0]
         promised = len(stream.index_entries) if kind == "mov" else 0
-        declared_s = max(0.0, (container.duration or 0) / 1e6)
-        report(declared_s)
-        packets = _packets(container, stream)
+        goes_on = functools.partial(report, max(0.0, (container.duration or 0) / 1e6))
+        packets = _packets(container, stream, goes_on)
         _check_length(container, max(promised, len(stream.index_entries)) if kind == "mov" else 0, packets)
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         codec = stream.codec_context.codec.canonical_name
     scorer = _scorer(packets, unit, stream.height, stream.width) if score_frames else None
-    truth = _decode_through(path, kind, scorer, functools.partial(_paced(report), declared_s))
+    truth = _decode_through(path, kind, scorer, goes_on)
     if not len(truth):
         raise BadVideo("corrupt", f"none of {packets.count} packets decodes to a picture")
     if len(truth) < 2:
@@ -97,7 +92,7 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         variable_rate=variable,
         times=tuple(seconds.tolist()) if variable else (),
         frame_scores=None if scorer is None else scorer.result(),
-        seek_index=prove(path, truth, packets.keys, kind).to_bytes(),
+        seek_index=prove(path, truth, packets.keys, kind, goes_on).to_bytes(),
     )
 
 
@@ -112,9 +107,10 @@ def _check_content(path: str, size: int) -> None:
         raise BadVideo("not_video", f"text: {head[:60].decode('ascii')!r}")
 
 
-def _packets(container: Any, video: Any) -> _Packets:
+def _packets(container: Any, video: Any, goes_on: Callable[[], None]) -> _Packets:
     found = _Packets()
     for packet in container.demux():
+        goes_on()
         if not packet.size:
             continue
         when = packet.pts if packet.pts is not None else packet.dts
@@ -179,18 +175,6 @@ def _decode_through(path: str, kind: str, scorer: FrameScorer | None, goes_on: C
     except av.FFmpegError as error:
         raise BadVideo(*damage(error, f"after {len(truth)} frames")) from error
     return truth
-
-
-def _paced(report: Report) -> Report:
-    last = time.monotonic()
-
-    def paced(declared_s: float) -> None:
-        nonlocal last
-        if time.monotonic() - last > REPORT_S:
-            last = time.monotonic()
-            report(declared_s)
-
-    return paced
 
 
 def _grey(frame: Any, height: int, width: int) -> np.ndarray:

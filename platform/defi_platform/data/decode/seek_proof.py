@@ -8,7 +8,7 @@ rule about a kind is relied on: seeks are tried on the file itself.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,7 +86,9 @@ class _Landing:
     """Whether the frames had the same times as in sequential decoding."""
 
 
-def prove(path: str, truth: Truth, keys: Sequence[Key], container: str) -> SeekIndex:
+def prove(
+    path: str, truth: Truth, keys: Sequence[Key], container: str, goes_on: Callable[[], None]
+) -> SeekIndex:
     """Builds the seek index of a file.
 
     Args:
@@ -94,8 +96,9 @@ def prove(path: str, truth: Truth, keys: Sequence[Key], container: str) -> SeekI
         truth: of it.
         keys: in decoding order.
         container: FFmpeg's name of its kind.
+        goes_on: is called with every trial.
     """
-    prover = _Prover(path, truth, keys, container)
+    prover = _Prover(path, truth, keys, container, goes_on)
     # In these a seek to the decode time of a key frame ends one key frame early.
     kinds = sorted(BY, key=lambda by: (by == "pos", (by == "pts") != (container in BY_DISPLAY_TIME)))
     best: tuple[str, list[SeekPoint]] = (kinds[0], [])
@@ -110,7 +113,10 @@ def prove(path: str, truth: Truth, keys: Sequence[Key], container: str) -> SeekI
 
 
 class _Prover:
-    def __init__(self, path: str, truth: Truth, keys: Sequence[Key], container: str) -> None:
+    def __init__(
+        self, path: str, truth: Truth, keys: Sequence[Key], container: str, goes_on: Callable[[], None]
+    ) -> None:
+        self._goes_on = goes_on
         self._path, self._container, self._truth = path, container, truth
         self._at: dict[int, int] = {}
         """Display time -> number of the one frame that has it."""
@@ -187,6 +193,7 @@ class _Prover:
     def _until(self, container: Any, stream: Any, by: str, point: SeekPoint, end: int) -> int:
         import av
 
+        self._goes_on()
         frames = seek(container, stream, by, point.target, [])
         number = point.frame - point.drop
         try:
@@ -214,6 +221,7 @@ class _Prover:
         for key in keys:
             if self._spent >= budget:
                 return
+            self._goes_on()
             yield key, self._trial(container, stream, by, key)
 
     def _trial(self, container: Any, stream: Any, by: str, key: Key) -> _Landing | None:

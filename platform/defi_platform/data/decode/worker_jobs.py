@@ -29,6 +29,15 @@ from defi_platform.storage.scratch import scratch
 OPEN_FILES = 8
 """Files kept open: many episodes of a LeRobot dataset share one file, and opening indexes all of it."""
 
+COPIED_AT_ONCE = 8 << 20
+"""Bytes of a remote file that are fetched in one request for its probe."""
+
+SLOWEST_BYTES_PER_S = 100_000
+"""Bytes of a file that count as one second of video while it is fetched and its length is not known yet."""
+
+STORED_PER_S = 10
+"""Pictures that count as one second of video where they are stored one by one."""
+
 MACHINE_ERRORS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
 )
@@ -87,15 +96,15 @@ class JobHandler:
         self.files_opened += 1
         where = parse(job.uri)
         with _store_errors_apart(where.path):
-            if where.kind == "file":
-                with storage.local_copy(where.path) as path:
-                    return probe(str(path), self._memory_bytes, job.score_frames, report)
-            if where.kind == "range":
-                with scratch("member") as folder:
-                    path = folder / f"video{posixpath.splitext(where.where[-1])[1]}"
-                    path.write_bytes(_slice(where))
-                    return probe(str(path), self._memory_bytes, job.score_frames, report)
-            return _probe_store(where, job, self._memory_bytes)
+            if where.kind == "file" and not storage.is_remote(where.path):
+                path = str(storage.local_path(where.path))
+                return probe(path, self._memory_bytes, job.score_frames, report)
+            if where.kind in ("file", "range"):
+                with scratch("video") as folder:
+                    path = str(folder / f"video{posixpath.splitext((where.path, *where.where)[-1])[1]}")
+                    _copy(where, path, report)
+                    return probe(path, self._memory_bytes, job.score_frames, report)
+            return _probe_store(where, job, self._memory_bytes, report)
 
 
 def _opened(uri: str, index: SeekIndex) -> Reader:
@@ -124,11 +133,30 @@ def _slice(where: VideoUri) -> bytes:
         file.seek(offset)
         content = file.read(length)
     if len(content) < length:
-        raise BadVideo("short", f"the archive ends {length - len(content)} bytes before the file does")
+        raise _cut_short(length - len(content))
     return content
 
 
-def _probe_store(where: VideoUri, job: ProbeJob, memory_bytes: int) -> Probe:
+def _copy(where: VideoUri, target: str, report: Report) -> None:
+    """Writes a file, or one inside an archive, to `target`, and reports that it goes on."""
+    with storage.open_seekable(where.path, COPIED_AT_ONCE) as file, open(target, "wb") as copy:
+        offset, left = where.span if where.kind == "range" else (0, file.seek(0, io.SEEK_END))
+        file.seek(offset)
+        declared_s = left / SLOWEST_BYTES_PER_S
+        while left:
+            report(declared_s)
+            content = file.read(min(left, COPIED_AT_ONCE))
+            if not content:
+                raise _cut_short(left)
+            copy.write(content)
+            left -= len(content)
+
+
+def _cut_short(missing: int) -> BadVideo:
+    return BadVideo("short", f"the archive ends {missing} bytes before the file does")
+
+
+def _probe_store(where: VideoUri, job: ProbeJob, memory_bytes: int, report: Report) -> Probe:
     store = frame_stores().open_store(where, verify=True)
     try:
         if store.num_frames < 2:
@@ -138,6 +166,7 @@ def _probe_store(where: VideoUri, job: ProbeJob, memory_bytes: int) -> Probe:
         scorer = FrameScorer(store.num_frames, 0.0, height, width) if job.score_frames else None
         blank = True
         for index in range(store.num_frames):
+            report(store.num_frames / STORED_PER_S)
             picture = store.picture(index)
             if picture.size != (width, height):
                 raise BadVideo("corrupt", f"frame {index} is of another size than the first")

@@ -11,6 +11,7 @@ import mmap
 import os
 import resource
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from defi_platform.data.decode.messages import (
     write_message,
 )
 from defi_platform.data.rejection import BadVideo
+
+REPORT_S = 1.0
+"""Seconds between two reports that a probe goes on."""
 
 
 def _limit_memory(memory_bytes: int) -> None:
@@ -50,6 +54,20 @@ def _end_with(owner_fd: int) -> None:
         pass
 
 
+class _Reporter:
+    """Sends word that a probe goes on, once a second at most unless the declared length changes."""
+
+    def __init__(self, answers_fd: int, number: int) -> None:
+        self._fd, self._number = answers_fd, number
+        self._declared_s, self._next = -1.0, 0.0
+
+    def __call__(self, declared_s: float) -> None:
+        now = time.monotonic()
+        if declared_s != self._declared_s or now > self._next:
+            self._declared_s, self._next = declared_s, now + REPORT_S
+            write_message(self._fd, (self._number, ProbeProgress(declared_s), 0))
+
+
 def main(jobs_fd: int, answers_fd: int, frames_fd: int, owner_fd: int, memory_bytes: int) -> None:
     """Answers jobs until the pipe closes.
 
@@ -73,11 +91,7 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, owner_fd: int, memory_by
         answer: Any
         try:
             if isinstance(job, ProbeJob):
-
-                def report(declared_s: float, number: int = number) -> None:
-                    write_message(answers_fd, (number, ProbeProgress(declared_s), handler.files_opened))
-
-                answer = handler.probe(job, report)
+                answer = handler.probe(job, _Reporter(answers_fd, number))
             else:
                 assert isinstance(job, DecodeJob)
                 count = int(np.prod(job.shape))
