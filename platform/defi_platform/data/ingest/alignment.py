@@ -94,8 +94,8 @@ def _by_times(record: VideoRecord, probe: Probe, start: float, stop: float) -> i
     if not filled and stop > ends_at + step / 2:
         return BadVideo(
             "short",
-            f"the source puts seconds {start:.6g} to {stop:.6g} into a file of {ends_at:.6g} s "
-            f"and {probe.num_frames} frames",
+            f"the source puts frames {record.first_frame} to {record.first_frame + count - 1} into a file of "
+            f"{probe.num_frames}, and seconds {start:.6g} to {stop:.6g} into its {ends_at:.6g}",
         )
     # Timestamps may be those of a clock that did not pause, or of the file's own.
     if end - first != count and abs((stop - start) / step - count) > 0.5:
