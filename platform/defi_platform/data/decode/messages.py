@@ -8,6 +8,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from defi_platform.data.decode.frame_scores import FrameScores
 
 HEADER = struct.Struct("<I")
@@ -46,6 +48,26 @@ class ProbeJob:
     uri: str
     score_frames: bool = False
     """Score the frames on the way."""
+
+
+@dataclass(frozen=True)
+class SignalsJob:
+    """The actions and states of one episode, to be read and checked."""
+
+    source: str
+    """Name of the corpus's format."""
+    uri: str
+    episode_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSignals:
+    """Actions and states of an episode that can be used: as many of both, of numbers that are finite."""
+
+    actions: np.ndarray
+    """(n, A) float32"""
+    states: np.ndarray
+    """(n, P) float32; P is 0 where the corpus has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,17 +23,19 @@ from defi_platform.config import DecodeConfig
 from defi_platform.data.decode import worker_process
 from defi_platform.data.decode.messages import (
     DecodeJob,
+    EpisodeSignals,
     Probe,
     ProbeJob,
     ProbeProgress,
+    SignalsJob,
     read_message,
     write_message,
 )
 from defi_platform.data.decode.worker_jobs import JobHandler
 from defi_platform.data.rejection import BadVideo
 
-Job = DecodeJob | ProbeJob
-Answer = np.ndarray | Probe | BadVideo
+Job = DecodeJob | ProbeJob | SignalsJob
+Answer = np.ndarray | Probe | EpisodeSignals | BadVideo
 
 POLL_S = 0.25
 """Seconds between two looks of a waiting pool at the clock and at the memory of its processes."""
@@ -130,7 +132,7 @@ class _Process:
 
 
 class DecoderPool:
-    """Runs decode and probe jobs in processes that it starts and ends.
+    """Runs jobs in processes that it starts and ends.
 
     Args:
         limits: number of processes, time and memory limits, recycling.
@@ -161,7 +163,7 @@ class DecoderPool:
             self._new_process(1 << 20)
 
     def run(self, jobs: Iterable[Job], out: list[np.ndarray] | None = None) -> Iterator[Answer]:
-        """Yields one answer per job, in order: frames (T, H, W, 3) uint8, a `Probe`, or a `BadVideo`.
+        """Yields one answer per job, in order: frames (T, H, W, 3) uint8, a `Probe`, `EpisodeSignals`, or a `BadVideo`.
 
         Args:
             jobs: taken from as processes become free.

@@ -16,13 +16,14 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.decode.frame_scores import FrameScorer
-from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
+from defi_platform.data.decode.messages import DecodeJob, EpisodeSignals, Probe, ProbeJob, SignalsJob
 from defi_platform.data.decode.probe import Report, probe
 from defi_platform.data.decode.resize import resize
 from defi_platform.data.decode.seek_index import UNINDEXED, SeekIndex
 from defi_platform.data.decode.video_readers import Reader, VideoReader, check_memory
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.uri import VideoUri, parse
+from defi_platform.errors import CorpusError
 from defi_platform.storage.range_file import RangeFile
 from defi_platform.storage.scratch import scratch
 
@@ -105,6 +106,34 @@ class JobHandler:
                     _copy(where, path, report)
                     return probe(path, self._memory_bytes, job.score_frames, report)
             return _probe_store(where, job, self._memory_bytes, report)
+
+    def read_signals(self, job: SignalsJob) -> EpisodeSignals:
+        """Reads and checks the actions and states of `job`. Raises: BadVideo, whose message says what is wrong."""
+        # Only here: processes that decode video files alone need none of the formats.
+        from defi_platform.data.sources.formats import read_signals
+
+        with _store_errors_apart(parse(job.uri).path):
+            try:
+                signals = read_signals(job.source, job.uri, job.episode_id)
+            except CorpusError as error:
+                raise BadVideo("bad_source", str(error)) from error
+        actions = np.asarray(signals.actions, np.float32)
+        states = np.empty((len(actions), 0), np.float32) if signals.proprio is None else signals.proprio
+        states = np.asarray(states, np.float32)
+        for name, values in (("actions", actions), ("states", states)):
+            if values.ndim != 2 or len(values) != len(actions):
+                raise BadVideo("bad_source", f"{name} have shape {values.shape}, actions {actions.shape}")
+            unusable = np.argwhere(~np.isfinite(values))
+            if len(unusable):
+                row, column = unusable[0].tolist()
+                raise BadVideo(
+                    "bad_source",
+                    f"{name} hold {values[row, column]} in row {row}, entry {column}, and {len(unusable) - 1} more "
+                    "values that are not finite",
+                )
+        if not actions.size:
+            raise BadVideo("bad_source", f"it has {len(actions)} actions of {actions.shape[1]} numbers")
+        return EpisodeSignals(actions, states)
 
 
 def _opened(uri: str, index: SeekIndex) -> Reader:

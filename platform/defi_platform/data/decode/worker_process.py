@@ -20,6 +20,7 @@ from defi_platform.data.decode.messages import (
     DecodeJob,
     ProbeJob,
     ProbeProgress,
+    SignalsJob,
     read_message,
     write_message,
 )
@@ -73,7 +74,7 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, owner_fd: int, memory_by
 
     Args:
         jobs_fd: pipe of the job handler's class, then of (number, job, offset of its frames).
-        answers_fd: pipe for (number, answer, files opened so far); the answer is a `Probe`, a `BadVideo`, or None
+        answers_fd: pipe for (number, answer, files opened so far); the answer is a `Probe`, `EpisodeSignals`, a `BadVideo`, or None
             where the frames are in the shared memory. `ProbeProgress` goes ahead of a probe's.
         frames_fd: the shared memory, as long as the frames of the largest job.
         owner_fd: pipe that ends with the process that owns this one.
@@ -92,6 +93,8 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, owner_fd: int, memory_by
         try:
             if isinstance(job, ProbeJob):
                 answer = handler.probe(job, _Reporter(answers_fd, number))
+            elif isinstance(job, SignalsJob):
+                answer = handler.read_signals(job)
             else:
                 assert isinstance(job, DecodeJob)
                 count = int(np.prod(job.shape))

@@ -15,12 +15,18 @@ from defi_platform.data.ingest.probe_actors import opened_with
 from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.ingest.quality_filters import rejected_by_filters, scores_of
 from defi_platform.data.ingest.segmentation import seconds_of, spans
+from defi_platform.data.ingest.signal_stage import SignalStage
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 
 
 def rows_of(
-    name: str, corpus: CorpusConfig, format_name: str, record: VideoRecord, result: ProbeResult
+    name: str,
+    corpus: CorpusConfig,
+    format_name: str,
+    record: VideoRecord,
+    result: ProbeResult,
+    signals: SignalStage | None = None,
 ) -> Iterator[tuple[dict[str, Any], tuple[int, ...]]]:
     """Makes the rows of one video: one, or one per window.
 
@@ -30,6 +36,7 @@ def rows_of(
         format_name: of its source.
         record: the video as its source lists it.
         result: of the file it lies in.
+        signals: of the corpus; None where it has none.
 
     Yields: a row by `manifest.SCHEMA` and the `group` of its record, with its signature if frames were scored; or one
         by `QUARANTINE_SCHEMA` and ().
@@ -50,6 +57,7 @@ def rows_of(
     screening = probe.frame_scores
     changes = b"" if screening is None else screening.changes[start : start + count]
     whole = corpus.windows.mode == "none"
+    rows = signals.place(record, count) if signals is not None and record.num_actions else None
     for number, (first, stop) in enumerate([(0, count)] if whole else spans(corpus.windows, times, changes)):
         video_id = record.video_id if whole else f"{record.video_id}#w{number:04d}"
         scores = None if screening is None else scores_of(screening, start + first, start + stop)
@@ -84,15 +92,15 @@ def rows_of(
                 # The windows of a video share its split.
                 "episode_id": record.episode_id or ("" if whole else record.video_id),
                 # Those beyond a window may belong to another scene.
-                "num_actions": record.num_actions
-                if whole
-                else min(max(0, record.num_actions - first), stop - first),
+                "num_actions": min(max(0, rows[1] - first), stop - first) if rows else 0,
                 "first_action": None if whole else first,
                 "first_frame": start + first,
                 "decoder": probe.decoder,
                 "seek_index": _seek_index(probe, start + first, stop - first),
                 "variable_rate": variable,
-                "signals_uri": record.signals_uri,
+                "signals": signals.table if signals is not None and rows else None,
+                "signals_row": rows[0] + first if rows else None,
+                "bad_actions": record.num_actions > 0 and not rows,
                 "version": record.version,
                 "times": own_times.astype(np.float32) if variable else None,
                 "luma": scores and scores.luma,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,10 +16,12 @@ from defi_platform.config.data import drawn_corpora
 from defi_platform.config.data_checks import check_data
 from defi_platform.config.loader import to_mapping
 from defi_platform.config.paths import absolute_paths
+from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.manifest_rows import rows_of
-from defi_platform.data.ingest.probe_actors import probe_files
+from defi_platform.data.ingest.probe_actors import one_process, probe_files
 from defi_platform.data.ingest.probe_results import LIMITS, ResultBlocks
 from defi_platform.data.ingest.quality_filters import needs_scores
+from defi_platform.data.ingest.signal_stage import SignalStage
 from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.ingest.summary import ingest_table
 from defi_platform.data.manifest.commit_marker import Committed, corpus_folder, prune_tables
@@ -30,6 +33,7 @@ from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import ListingProgress
 from defi_platform.errors import CorpusError, UserError
 from defi_platform.progress import Progress
+from defi_platform.storage.scratch import scratch
 
 
 def run_ingest(config: IngestConfig) -> str:
@@ -110,7 +114,12 @@ def _ingest_corpus(
     """Returns: whether anything had to be written, and what is committed of the corpus."""
     root = corpus.path
     screen = needs_scores(corpus.filters) or corpus.windows.mode == "shots"
-    with closing(VideoStore(name, screen, config.strict, config.decode)) as store:
+    with (
+        scratch("signals") as folder,
+        closing(VideoStore(name, screen, config.strict, config.decode)) as store,
+        one_process(config.decode) as pool,
+        closing(SignalStage(folder, format_name, formats.signal_names(format_name, root))) as signals,
+    ):
         _list(store, name, corpus, format_name, root)
         settings = {
             "path": root,
@@ -135,18 +144,30 @@ def _ingest_corpus(
                     raise strict_error(first)
             blocks.delete()
             return False, before.committed
-        _probe(store, name, before, blocks, config)
+        _probe(store, name, before, blocks, config, pool)
+        with_signals = _read_signals(signals, store, name, before, config, pool)
         for record, result in store.probed():
-            for row, signature in rows_of(name, corpus, format_name, record, result):
+            for row, signature in rows_of(name, corpus, format_name, record, result, signals):
                 if "reason" in row:
                     store.reject(row)
                 else:
                     store.accept(row, signature)
         if corpus.filters.duplicate_bits is not None:
             store.reject_duplicates(corpus.filters.duplicate_bits)
+        for note in signals.notes():
+            store.note(note)
+        if signals.unread:
+            settings["unread_signals"] = signals.unread  # so that the next ingest asks for them again
         videos, rejected, opened = store.accepted(config.holdout), store.rejected(), store.results()
         committed = commit_corpus(
-            config.manifest, name, videos, rejected, opened, settings, noted=store.noted()
+            config.manifest,
+            name,
+            videos,
+            rejected,
+            opened,
+            settings,
+            noted=store.noted(),
+            signals=(signals.table, signals.index()) if with_signals else None,
         )
         blocks.delete()
     if config.retry_quarantined:
@@ -170,7 +191,12 @@ def _list(store: VideoStore, name: str, corpus: CorpusConfig, format_name: str, 
 
 
 def _probe(
-    store: VideoStore, name: str, before: Corpus | None, blocks: ResultBlocks, config: DataConfig
+    store: VideoStore,
+    name: str,
+    before: Corpus | None,
+    blocks: ResultBlocks,
+    config: DataConfig,
+    pool: DecoderPool,
 ) -> None:
     """Gives every file its result; those that were opened before in this version are not opened again."""
     store.load_committed(before.opened() if before is not None else ())
@@ -183,10 +209,31 @@ def _probe(
     bad = 0
     with Progress(f"ingest: {name}: opened", "files", count) as progress:
         folder = corpus_folder(config.manifest, name)
-        for result in probe_files(requests, count, config.decode, folder, answered=store.any_probed()):
+        answered = store.any_probed()
+        for result in probe_files(requests, count, config.decode, folder, answered, pool):
             bad += result.bad is not None
             progress.step(note=f"{bad} bad" if bad else "")
             store.add_result(result)
+
+
+def _read_signals(
+    signals: SignalStage,
+    store: VideoStore,
+    name: str,
+    before: Corpus | None,
+    config: DataConfig,
+    pool: DecoderPool,
+) -> bool:
+    """Reads the signals of every episode that has some. Returns: whether there is one."""
+    episodes = store.episodes_with_actions()
+    first = next(episodes, None)
+    if first is None:
+        return False
+    with Progress(f"ingest: {name}: actions read", "episodes") as progress:
+        for done in signals.read(itertools.chain([first], episodes), before, config.decode, pool):
+            progress.step(done)
+    signals.write(corpus_folder(config.manifest, name))
+    return True
 
 
 def _limit_raised(before: Corpus, limits: DecodeConfig) -> bool:

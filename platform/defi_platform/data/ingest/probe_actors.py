@@ -7,6 +7,7 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import PIL
 import ray
@@ -82,7 +83,12 @@ class OutageDetector:
 
 
 def probe_files(
-    todo: Iterable[ProbeRequest], count: int, limits: DecodeConfig, folder: str, answered: bool
+    todo: Iterable[ProbeRequest],
+    count: int,
+    limits: DecodeConfig,
+    folder: str,
+    answered: bool,
+    pool: DecoderPool | None = None,
 ) -> Iterator[ProbeResult]:
     """Opens files on Ray; yields results as they come, each stored below `folder` before.
 
@@ -92,6 +98,7 @@ def probe_files(
         count: how many files there are to open.
         folder: of the corpus within the manifest.
         answered: whether files of this corpus have been opened before.
+        pool: that opens few files; None: one of its own.
 
     Raises: StorageError when the store is down or refuses everything: then no file is to blame. CorpusError
         when the probing processes die again and again.
@@ -100,7 +107,11 @@ def probe_files(
         return
     outage = OutageDetector(answered)
     last = ""
-    results = _here(todo, limits, folder) if count <= FEW_FILES else _on_ray(todo, count, limits, folder)
+    results = (
+        _here(todo, limits, folder, pool)
+        if count <= FEW_FILES
+        else on_actors(Prober, (limits, folder), todo, count)
+    )
     for result in results:
         last = outage.down(result) or last
         if last:
@@ -118,17 +129,25 @@ def _store_is_down(message: str) -> str:
     )
 
 
-def _on_ray(
-    todo: Iterable[ProbeRequest], count: int, limits: DecodeConfig, folder: str
-) -> Iterator[ProbeResult]:
+def on_actors(actor: Any, arguments: tuple[Any, ...], todo: Iterable[Any], count: int) -> Iterator[Any]:
+    """Yields what actors on Ray make of requests, as it comes.
+
+    Args:
+        actor: class whose `probe` takes a list of requests and returns a list of results.
+        arguments: of its constructor.
+        todo: the requests.
+        count: how many there are.
+
+    Raises: CorpusError when the actors die again and again; what `probe` raises, if it is a UserError.
+    """
     with ray_session(RayConfig()):
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         probers = min(cpus, -(-count // FEW_FILES))
         # Spread: Ray would otherwise fill one machine with actors that ask for so little.
         remote = ray.remote(
             num_cpus=PROBER_CPUS, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD"
-        )(Prober)
-        actors = [remote.remote(limits, folder) for _ in range(probers)]
+        )(actor)
+        actors = [remote.remote(*arguments) for _ in range(probers)]
         pool = ray.util.ActorPool(actors)
         try:
             # Not `map_unordered`, which takes all blocks at once: millions of files would wait in this process.
@@ -148,17 +167,20 @@ def _on_ray(
                 "Start the ingest again (what was opened is kept), with more memory or fewer CPUs for it."
             ) from error
         finally:
-            for actor in actors:
-                ray.kill(actor)  # type: ignore[arg-type]
+            for started in actors:
+                ray.kill(started)
 
 
-def _here(todo: Iterable[ProbeRequest], limits: DecodeConfig, folder: str) -> Iterator[ProbeResult]:
-    prober = Prober(limits, folder)
+def _here(
+    todo: Iterable[ProbeRequest], limits: DecodeConfig, folder: str, pool: DecoderPool | None
+) -> Iterator[ProbeResult]:
+    prober = Prober(limits, folder, pool)
     try:
         for request in todo:
             yield from prober.probe([request])
     finally:
-        prober.close()
+        if pool is None:
+            prober.close()
 
 
 def _blocks(todo: Iterable[ProbeRequest], size: int) -> Iterator[list[ProbeRequest]]:
@@ -173,12 +195,12 @@ class Prober:
     Args:
         limits: of the decoder process.
         folder: of the corpus within the manifest.
+        pool: in place of a process of its own.
     """
 
-    def __init__(self, limits: DecodeConfig, folder: str) -> None:
-        # One process: how many probers there are is decided by the CPUs of the cluster.
+    def __init__(self, limits: DecodeConfig, folder: str, pool: DecoderPool | None = None) -> None:
         self._limits = limits
-        self._pool = DecoderPool(dataclasses.replace(limits, processes=1))
+        self._pool = pool or one_process(limits)
         self._blocks = ResultBlocks(folder)
 
     def close(self) -> None:
@@ -199,6 +221,11 @@ class Prober:
     def _result(self, request: ProbeRequest, answer: Probe | BadVideo) -> ProbeResult:
         limit = limit_of(answer.reason, self._limits) if isinstance(answer, BadVideo) else None
         return ProbeResult(request.uri, request.version, answer, request.attempts, limit)
+
+
+def one_process(limits: DecodeConfig) -> DecoderPool:
+    """A pool of one process, started by its first job: how many there are is decided by the CPUs of the cluster."""
+    return DecoderPool(dataclasses.replace(limits, processes=1))
 
 
 def opened_with(uri: str, problem: BadVideo) -> str:

@@ -169,6 +169,14 @@ class VideoStore:
         count = self._database.value("SELECT count(*) FROM todo")
         return count, (ProbeRequest(uri, version, attempts, self._screen) for uri, version, attempts in files)
 
+    def episodes_with_actions(self) -> Iterator[tuple[str, str, str]]:
+        """Yields (URI of the signals, id of the episode, version of that file) of every episode that has actions."""
+        version = "CASE signals_version WHEN '' THEN version ELSE signals_version END"
+        yield from self._database.select(
+            f"SELECT signals_uri, episode_id, min({version}) FROM listed WHERE num_actions > 0 AND signals_uri <> '' "
+            "GROUP BY signals_uri, episode_id ORDER BY signals_uri, episode_id"
+        )
+
     def num_files(self) -> int:
         """Number of different files that the listed videos lie in."""
         return int(self._database.value(f"SELECT count(*) FROM {FILES}"))

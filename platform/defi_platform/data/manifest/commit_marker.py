@@ -12,6 +12,9 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from defi_platform import storage
 from defi_platform.errors import CorpusError
 
@@ -35,6 +38,9 @@ class Committed:
     noted: str = ""
     notes: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Kind of note, one of `rejection.NOTES` -> (how many, an example)."""
+    signals: str = ""
+    """Table of actions and states, see `tables/signal_file.py`; "" where there are none."""
+    signal_index: str = ""
     layout: int = LAYOUT
     earlier: dict[str, float] = field(default_factory=dict)
     """Tables of rows that later ingests replaced -> Unix time at which; they are there until `prune_tables`."""
@@ -95,10 +101,24 @@ def prune_tables(folder: str, name: str, older_than_days: float) -> list[str]:
     if gone:
         left = {table: replaced for table, replaced in committed.earlier.items() if table not in gone}
         write_marker(folder, name, replace(committed, earlier=left))
+    replaced = {signals for table in gone for signals in _signals_of(folder, name, table)}
     for table in gone:
         storage.delete(corpus_file(folder, name, table))
         storage.delete(corpus_file(folder, name, arrow_name(table)))
+    left_tables = [committed.videos, *(table for table in committed.earlier if table not in gone)]
+    used = {committed.signals, *(signals for t in left_tables for signals in _signals_of(folder, name, t))}
+    for signals in replaced - used if replaced else ():
+        storage.delete(corpus_file(folder, name, signals))
     return gone
+
+
+def _signals_of(folder: str, name: str, table: str) -> set[str]:
+    """Tables of signals that rows of a corpus name."""
+    try:
+        with pq.ParquetFile(storage.open_seekable(corpus_file(folder, name, table))) as file:
+            return set(pc.unique(file.read(columns=["signals"])[0]).to_pylist()) - {None}
+    except FileNotFoundError:
+        return set()
 
 
 def corpus_folder(folder: str, name: str) -> str:

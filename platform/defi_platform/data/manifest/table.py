@@ -5,6 +5,8 @@
     <folder>/corpora/<name>/rejected-<hash>.parquet     what ingest rejected, with its reason
     <folder>/corpora/<name>/opened-<hash>.parquet       what every file was found to be, see probe_results.py
     <folder>/corpora/<name>/noted-<hash>.parquet        what else there is to say of the corpus, see notes.py
+    <folder>/corpora/<name>/signals-<hash>.arrow        actions and states of all steps, see tables/signal_file.py
+    <folder>/corpora/<name>/signal_index-<hash>.parquet the episodes in it, and those whose signals are unusable
     <folder>/corpora/<name>/committed.json              written last, see commit_marker.py
 
 The order of rows is part of the contract, since the plan counts on it: corpora as configured, then `video_id`.
@@ -43,6 +45,15 @@ from defi_platform.storage.scratch import scratch
 NAMES = pa.dictionary(pa.int16(), pa.string())
 """Texts of which a corpus has few: two bytes per row."""
 
+SIGNAL_INDEX_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("uri", "episode_id", "version")),
+        *((name, pa.int64()) for name in ("first", "count")),
+        ("message", pa.string()),
+    ]
+)
+"""Of an episode's signals: their file and its version, the rows they take in the table, what is wrong with them."""
+
 SCHEMA = pa.schema(
     [
         ("corpus", NAMES),
@@ -65,7 +76,9 @@ SCHEMA = pa.schema(
         ("decoder", NAMES),
         ("seek_index", pa.binary()),
         ("variable_rate", pa.bool_()),
-        ("signals_uri", pa.string()),
+        ("signals", NAMES),
+        ("signals_row", pa.int64()),
+        ("bad_actions", pa.bool_()),
         ("version", pa.string()),
         ("times", pa.list_(pa.float32())),
         ("luma", pa.float32()),
@@ -73,8 +86,9 @@ SCHEMA = pa.schema(
         ("sharpness", pa.float32()),
     ]
 )
-"""`first_frame`: where the video starts in its file; `signals_uri`: the file with its actions;
-`first_action`: number of the action at a window's first frame, in its episode; null for whole episodes.
+"""`first_frame`: where the video starts in its file; `signals`, `signals_row`: the table of its actions beside this one,
+and the row there of its first action, from which `num_actions` follow; `bad_actions`: its source has actions that
+cannot be used; `first_action`: number of the action at a window's first frame, in its episode; null for whole episodes.
 `version`: of the file, as its store knows it. `width` and `height` are as displayed, after rotation.
 `seek_index`: packed `decode.seek_index.SeekIndex`, as much as the row's frames need; null for stored pictures.
 `times`: seconds of each frame from the video's first on, where `variable_rate`; else null.
@@ -99,6 +113,10 @@ class Corpus:
     def opened(self) -> Iterator[pa.Table]:
         """By `probe_results.RESULT_SCHEMA`: one row per file, some at a time. Raises: CorpusError."""
         return read_parts(storage.join(self.folder, self.committed.opened))
+
+    def signal_index(self) -> Iterator[pa.Table]:
+        """By `SIGNAL_INDEX_SCHEMA`: one row per episode, some at a time. Raises: CorpusError."""
+        return read_parts(storage.join(self.folder, self.committed.signal_index))
 
     def noted(self) -> Iterator[pa.Table]:
         """By `notes.NOTES_SCHEMA`, some rows at a time. Raises: CorpusError."""
@@ -295,6 +313,7 @@ def commit_corpus(
     opened: pa.RecordBatchReader,
     settings: dict[str, Any],
     noted: pa.RecordBatchReader | None = None,
+    signals: tuple[str, pa.RecordBatchReader] | None = None,
 ) -> Committed:
     """Stores the tables of a corpus; they count once the marker, written last, is there.
 
@@ -308,11 +327,14 @@ def commit_corpus(
         opened: rows by `probe_results.RESULT_SCHEMA`.
         settings: what the rows depend on besides the files.
         noted: rows by `notes.NOTES_SCHEMA`; None: nothing to note.
+        signals: name of the table of signals, which is there, and rows by `SIGNAL_INDEX_SCHEMA`; None: no actions.
     """
     before = marker_of(folder, name) or {}
     names: dict[str, str] = {}
     noted = NOTES_SCHEMA.empty_table().to_reader() if noted is None else noted
     tables = {"videos": videos, "rejected": rejected, "opened": opened, "noted": noted}
+    if signals is not None:
+        tables["signal_index"] = signals[1]
     with scratch("manifest") as staging:
         for kind, rows in tables.items():
             local = staging / f"{kind}.parquet"
@@ -339,11 +361,13 @@ def commit_corpus(
         noted=names["noted"],
         notes=notes,
         earlier=earlier,
+        signals=signals[0] if signals else "",
+        signal_index=names.get("signal_index", ""),
     )
     write_marker(folder, name, committed)
     # Only what the marker before named: other tables may be those of an ingest that is about to commit.
-    for kind in ("rejected", "opened", "noted"):
-        if before.get(kind) and before[kind] != names[kind]:
+    for kind in ("rejected", "opened", "noted", "signal_index"):
+        if before.get(kind) and before[kind] != names.get(kind):
             storage.delete(corpus_file(folder, name, before[kind]))
     return committed
 

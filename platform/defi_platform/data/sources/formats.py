@@ -12,7 +12,7 @@ from defi_platform.data.sources import annotated, hdf5, plain, something, webdat
 from defi_platform.data.sources.calvin import segments as calvin
 from defi_platform.data.sources.lerobot import v3 as lerobot
 from defi_platform.data.sources.lerobot import v21 as lerobot_v21
-from defi_platform.data.sources.records import Listing, Signals
+from defi_platform.data.sources.records import Listing, SignalNames, Signals
 from defi_platform.data.sources.rlds import builders as rlds
 from defi_platform.errors import CorpusError
 
@@ -91,3 +91,14 @@ def read_signals(format_name: str, uri: str, episode_id: str) -> Signals:
     """
     signals: Signals = FORMATS[format_name].read_signals(uri, episode_id)
     return signals
+
+
+def signal_names(format_name: str, root: str) -> SignalNames:
+    """Names of the entries of a corpus's actions and states, () where its format gives none.
+
+    Args:
+        format_name: key of `FORMATS`.
+        root: folder of the corpus.
+    """
+    names: SignalNames = getattr(FORMATS[format_name], "signal_names", lambda root: SignalNames())(root)
+    return names

@@ -34,6 +34,11 @@ def write_rows(path: Path, rows: pa.RecordBatchReader, batches_per_group: int = 
     with pq.ParquetWriter(path, rows.schema, compression="zstd") as writer:
         while batches := list(itertools.islice(rows, batches_per_group)):
             writer.write_table(pa.Table.from_batches(batches).unify_dictionaries())
+    return content_hash(path)
+
+
+def content_hash(path: Path) -> str:
+    """The hash of a local file's content by which tables are named."""
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()[:16]
 

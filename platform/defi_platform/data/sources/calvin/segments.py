@@ -14,12 +14,12 @@ import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.manifest.split import TRAIN, VALIDATION
-from defi_platform.data.sources.calvin.signals import SIGNAL_NAMES, frame_name, read_signals
+from defi_platform.data.sources.calvin.signals import frame_name, read_signals, signal_names
 from defi_platform.data.sources.records import Files, Listing, RejectedRecord, VideoRecord, files_below
 from defi_platform.data.sources.uri import video_uri
 from defi_platform.errors import CorpusError
 
-__all__ = ["SIGNAL_NAMES", "TITLE", "detect", "listing", "read_signals"]
+__all__ = ["TITLE", "detect", "listing", "read_signals", "signal_names"]
 
 TITLE = "CALVIN"
 FPS = 30.0

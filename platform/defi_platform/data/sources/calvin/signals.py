@@ -42,6 +42,11 @@ STORED, DEFLATED = 0, 8
 DAMAGE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
+def signal_names(root: str) -> SignalNames:
+    """Names of the entries of actions and states: the same in every CALVIN dataset."""
+    return SIGNAL_NAMES
+
+
 def frame_name(number: int) -> str:
     """Name of the file of a frame."""
     return f"episode_{number:07d}.npz"

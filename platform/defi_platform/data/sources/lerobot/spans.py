@@ -82,12 +82,13 @@ def _one_file(
     overlaps = spans.overlaps.copy()
     _mark_overlaps(overlaps, rows, start, stop, 0.5 / fps)
     spans.overlaps[rows[~sound]] = overlaps[rows[~sound]]
-    lengths = length.astype(np.int64)
+    # At least so many where a length is not to be believed.
+    lengths = np.where(sound, length, np.minimum(length, np.floor((stop - start) * fps))).astype(np.int64)
     total = int(lengths.sum())
     if total < 2**31 and (spans.overlaps[rows] < 0).all():
         spans.before[rows] = np.cumsum(lengths) - lengths
         spans.in_file[rows] = total
-        spans.counted[rows] = known == count
+        spans.counted[rows] = known == count and bool(sound.all())
 
 
 def _mark_overlaps(
