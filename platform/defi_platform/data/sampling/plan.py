@@ -317,7 +317,9 @@ class Plan:
         self._exclude(f"{name}: too short for {rule.field}", too_short)
         if isinstance(rule, ChunkRule):
             has_actions = videos.numbers("num_actions") > 0
-            self._exclude(f"{name}: no actions", int((usable & ~has_actions).sum()))
+            unusable = int(usable[videos.where("bad_actions")].sum())
+            self._exclude(f"{name}: bad_actions, listed by the ingest", unusable)
+            self._exclude(f"{name}: no actions", int((usable & ~has_actions).sum()) - unusable)
             usable &= has_actions
         return usable
 

@@ -1,0 +1,193 @@
+"""Actions and states at ingest: unusable ones are listed, the others are laid out once and read from there."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from corpora import numbers_of, spoil, write_lerobot
+
+from defi_platform.config import CorpusConfig, DataConfig
+from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.data.loader.robot_signals import SignalReader, dimensions, statistics
+from defi_platform.data.loader.sample_decoder import SampleDecoder
+from defi_platform.data.manifest.commit_marker import read_committed
+from defi_platform.data.manifest.table import Manifest
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ChunkRule, ClipRule
+from defi_platform.data.sources import formats
+from defi_platform.data.tables.signal_file import BATCH_ROWS, SignalFile, SignalLayout, write_signals
+
+LENGTHS = [20, 16, 12, 18]
+
+Rows = dict[str, list[Any]]
+
+
+def configured(tmp_path: Path) -> DataConfig:
+    corpora = {"c": CorpusConfig(path=str(tmp_path / "c"))}
+    return DataConfig(corpora=corpora, manifest=str(tmp_path / "m"), holdout=0.0)
+
+
+def edited(root: Path, edit: Callable[[Rows], None]) -> None:
+    path = root / "data" / "chunk-000" / "file-000.parquet"
+    rows = pq.read_table(path).to_pydict()
+    edit(rows)
+    pq.write_table(pa.table(rows), path)
+
+
+def row_of(rows: Rows, episode: int, frame: int) -> int:
+    return list(zip(rows["episode_index"], rows["frame_index"], strict=True)).index((episode, frame))
+
+
+def without_rows(rows: Rows) -> None:
+    del_from = row_of(rows, 1, 10)
+    for values in rows.values():
+        del values[del_from : del_from + 6]
+
+
+def ragged(rows: Rows) -> None:
+    rows["action"][row_of(rows, 1, 3)] = [1.0]
+
+
+def null(rows: Rows) -> None:
+    rows["observation.state"][row_of(rows, 1, 3)] = None
+
+
+def not_a_number(rows: Rows) -> None:
+    rows["action"][row_of(rows, 1, 3)][2] = float("nan")
+
+
+def infinite(rows: Rows) -> None:
+    rows["observation.state"][row_of(rows, 1, 3)][0] = float("-inf")
+
+
+def wider(rows: Rows) -> None:
+    for frame in range(LENGTHS[1]):
+        rows["action"][row_of(rows, 1, frame)] = [0.0] * 5
+
+
+def twice(rows: Rows) -> None:
+    rows["frame_index"][row_of(rows, 1, 3)] = 4
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (without_rows, "10 rows of actions for 16 frames"),
+        (ragged, "rows of 1 and of 4 numbers"),
+        (null, "observation.state is null in 1 of 16 rows"),
+        (not_a_number, "actions hold nan in row 3, entry 2"),
+        (infinite, "states hold -inf in row 3, entry 0"),
+        (wider, "actions of 5 and states of 2 numbers, most episodes of the corpus have 4 and 2"),
+        (twice, "frame_index of its 16 rows is not 0 to 15"),
+    ],
+)
+def test_unusable_actions_cost_the_episode_its_actions_and_not_its_video(
+    tmp_path: Path, edit: Callable[[Rows], None], message: str
+) -> None:
+    edited(write_lerobot(tmp_path / "c", LENGTHS), edit)
+    manifest = ingest(configured(tmp_path))
+    committed = read_committed(str(tmp_path / "m"), "c")
+    assert committed is not None and committed.counts == {"videos": 4}
+    count, example = committed.notes["bad_actions"]
+    assert count == 1 and example.startswith("episode_000001") and message in example
+    plan = Plan(manifest, {"c": 1.0}, ChunkRule(3), 0)
+    assert plan.num_videos == 3 and plan.excluded == {"c: bad_actions, listed by the ingest": 1}
+    assert Plan(manifest, {"c": 1.0}, ClipRule(4), 0).num_videos == 4
+    found = statistics(plan)
+    assert found["action"].count == 50 and all(np.isfinite(found["proprio"].mean))
+
+
+@pytest.mark.parametrize("how", ["absent", "cut"])
+def test_a_table_of_actions_that_cannot_be_read_leaves_the_videos(tmp_path: Path, how: str) -> None:
+    path = write_lerobot(tmp_path / "c", LENGTHS) / "data" / "chunk-000" / "file-000.parquet"
+    kept = path.read_bytes()
+    path.unlink() if how == "absent" else path.write_bytes(kept[: len(kept) // 2])
+    table = ingest(configured(tmp_path)).table
+    assert table["bad_actions"].to_pylist() == [True] * 4 and table["num_actions"].to_pylist() == [0] * 4
+    path.write_bytes(kept)
+    assert ingest(configured(tmp_path)).table["num_actions"].to_pylist() == LENGTHS
+
+
+def test_training_reads_no_source_and_computes_statistics_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write_lerobot(tmp_path / "c", LENGTHS)
+    manifest = ingest(configured(tmp_path))
+    shutil.rmtree(root / "data")
+    monkeypatch.setattr(formats, "read_signals", None)
+    reader = SignalReader()
+    for row, (episode, length) in enumerate(enumerate(LENGTHS)):
+        signals = reader.of_row(manifest, row)
+        assert signals.actions[:, :2].tolist() == [[episode, t] for t in range(length)]
+        assert signals.proprio is not None and signals.proprio.tolist() == [
+            [t, episode] for t in range(length)
+        ]
+    plan = Plan(manifest, {"c": 1.0}, ChunkRule(3), 0)
+    first = statistics(plan)
+    monkeypatch.setattr(SignalReader, "of_row", None)
+    again = statistics(plan)
+    assert all(
+        (getattr(first[n], f) == getattr(again[n], f)).all()
+        for n in first
+        for f in ("mean", "std", "min", "max")
+    )
+    assert first["action"].min.tolist() == [0, 0, 0, 1] and first["action"].max.tolist() == [3, 19, 0, 1]
+
+
+def test_another_ingest_copies_the_signals_whose_files_have_not_changed(tmp_path: Path) -> None:
+    root = write_lerobot(tmp_path / "c", LENGTHS)
+    before = ingest(configured(tmp_path)).table
+    spoil(root / "data" / "chunk-000" / "file-000.parquet")
+    after = ingest(replace(configured(tmp_path), holdout=0.5)).table
+    assert set(after["split"].to_pylist()) == {"train", "validation"}
+    for column in ("signals", "signals_row", "num_actions"):
+        assert after[column].to_pylist() == before[column].to_pylist()
+
+
+def test_chunks_carry_the_actions_of_their_frames(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "c", LENGTHS)
+    manifest = ingest(configured(tmp_path))
+    plan = Plan(manifest, {"c": 1.0}, ChunkRule(3), 0)
+    assert dimensions(plan) == (4, 2)
+    decoder = SampleDecoder(plan, configured(tmp_path))
+    try:
+        batch = decoder({"start": np.array([0]), "stop": np.array([20])})
+    finally:
+        decoder.close()
+    starts = np.cumsum([0, *LENGTHS])
+    for image, actions, mask in zip(batch["images"], batch["actions"], batch["action_mask"], strict=True):
+        episode, t = int(actions[0, 0]), int(actions[0, 1])
+        assert numbers_of(image) == [starts[episode] + t]
+        assert mask.tolist() == [t + k < LENGTHS[episode] for k in range(3)]
+
+
+def test_a_signal_file_gives_any_rows_across_its_batches(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    lengths = [1, 7, BATCH_ROWS, 3 * BATCH_ROWS + 5, 2]
+    parts = [(random.random((n, 3), np.float32), random.random((n, 2), np.float32)) for n in lengths]
+    write_signals(tmp_path / "s.arrow", SignalLayout(3, 2, ("x", "y", "z"), ()), parts)
+    file = SignalFile(str(tmp_path / "s.arrow"))
+    actions, states = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    for first, count in [(0, 1), (4, 0), (BATCH_ROWS - 1, 2), (5, 2 * BATCH_ROWS), (len(actions) - 3, 3)]:
+        assert (file.actions(first, count) == actions[first : first + count]).all()
+        assert (file.states(first, count) == states[first : first + count]).all()
+    assert file.layout.action_names == ("x", "y", "z")
+
+
+def test_the_statistics_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "c", LENGTHS)
+    plan = Plan(ingest(configured(tmp_path)), {"c": 1.0}, ChunkRule(3), 0)
+    table = pq.read_table(next((tmp_path / "c" / "data").rglob("*.parquet")))
+    whole = np.array(table["action"].to_pylist(), np.float64)
+    found = statistics(plan)["action"]
+    assert found.mean == pytest.approx(whole.mean(axis=0), rel=1e-6)
+    assert found.std == pytest.approx(whole.std(axis=0), rel=1e-6)
+    assert isinstance(plan.manifest, Manifest) and found.count == len(whole)
