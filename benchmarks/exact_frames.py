@@ -279,6 +279,7 @@ def kinds(spec: Spec) -> list[str]:
         "turned or mirrored" if spec.matrix != UPRIGHT else "",
         "other pixel formats" if spec.pixels != "yuv420p" else "",
         "interlaced" if spec.interlaced else "",
+        "many pictures alike" if spec.still > 1 else "",
         "sound or a cover beside" if spec.sound or spec.cover else "",
     ]
     return [name for name in found if name]

@@ -98,6 +98,8 @@ class Spec:
     """a, b, c, d: the picture's point (x, y) is shown at (a x + c y, b x + d y), as in an mp4's track header."""
     cover: str = ""
     """first | last: which stream holds a picture of the file's cover; empty: none."""
+    still: int = 1
+    """Pictures in a row that look the same and carry the number of the first of them."""
     interlaced: bool = False
     """Encoded as fields."""
     sound: bool = False
@@ -113,6 +115,10 @@ class Spec:
         """Pictures that the container says are not shown."""
         return HIDDEN if self.start == "trim" else 0
 
+    def number(self, picture: int) -> int:
+        """What a picture of the file carries."""
+        return picture // self.still * self.still
+
     @property
     def suffix(self) -> str:
         """Of the file's name."""
@@ -127,6 +133,7 @@ class Spec:
         parts += [self.pixels] if self.pixels != "yuv420p" else []
         parts += ["m" + "".join("-0+"[sign + 1] for sign in self.matrix)] if self.matrix != UPRIGHT else []
         parts += [f"cover-{self.cover}"] if self.cover else []
+        parts += [f"still{self.still}"] if self.still > 1 else []
         return "_".join(parts + [name for name in ("interlaced", "sound") if getattr(self, name)])
 
 
@@ -195,6 +202,16 @@ def extra_specs() -> list[Spec]:
     specs += [Spec(codec=codec, container=c, b_frames=2) for codec, c in others]
     twins = [("h264", "mkv"), ("mpeg4", "mkv"), ("vp9", "webm")]
     specs += [Spec(codec=codec, container=c, timing="twins") for codec, c in twins]
+    calm = [
+        ("mpeg4", "avi"),
+        ("h264", "avi"),
+        ("h264", "flv"),
+        ("mpeg2", "mpg"),
+        ("mpeg2", "ts"),
+        ("hevc", "mp4"),
+    ]
+    specs += [Spec(codec=codec, container=c, b_frames=2, still=20, frames=70) for codec, c in calm]
+    specs += [Spec(codec="wmv2", container="wmv", still=9), Spec(container="ts", b_frames=2, still=9)]
     specs += [Spec(container=c, timing=t, b_frames=2) for c in ("mp4", "mkv") for t in ("fast", "slow")]
     specs += [
         Spec(codec=codec, b_frames=2, refresh="open", start=e) for codec in ("h264", "hevc") for e in EDITS

@@ -240,7 +240,7 @@ def _encoded(stream: Any, spec: Spec) -> list[Any]:
     shape = (spec.width, spec.height) if turned else (spec.height, spec.width)
     packets = []
     for number in range(spec.frames):
-        image = _stored(picture(number, *shape), spec.matrix)
+        image = _stored(picture(spec.number(number), *shape), spec.matrix)
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
         frame.pts = number
         frame.time_base = Fraction(1, RATE)
@@ -341,6 +341,6 @@ def truth(spec: Spec, path: Path) -> Truth:
     elif spec.container == "mpg" or spec.start in EDITS:
         times = [] if None in found else found
     else:
-        written = times_of(spec)
-        times = [written[number] for number in numbers] if min(numbers) >= 0 else []
+        # Whatever is not shown is at the start.
+        times = times_of(spec)[-len(numbers) :] if min(numbers) >= 0 else []
     return Truth(numbers, [time - times[0] for time in times], image.shape[:2])

@@ -88,8 +88,10 @@ def write_all(specs: Sequence[Spec], folder: Path) -> list[Written]:
         found = truth(spec, path)
         if spec.start in ("zero", "late", "trim", "wrap"):
             # After an intra refresh FFmpeg shows nothing before a whole round of it.
-            first = found.numbers[0] if (spec.refresh, spec.start) == ("intra", "trim") else spec.hidden
-            assert found.numbers == list(range(first, spec.frames)), f"{spec} was not written as it should be"
+            late = (spec.refresh, spec.start) == ("intra", "trim")
+            first = spec.frames - len(found.numbers) if late else spec.hidden
+            expected = [spec.number(k) for k in range(first, spec.frames)]
+            assert found.numbers == expected, f"{spec} was not written as it should be"
         files.append(Written(spec, path, found))
     return files
 
