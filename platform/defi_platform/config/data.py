@@ -79,8 +79,8 @@ class CorpusConfig:
     weight: float = 1.0
     """Share of the mixture, relative to the other corpora."""
     cameras: dict[str, float] = field(default_factory=dict)
-    """Probability per camera name; 0 leaves a camera out. Empty: all cameras of the corpus equally. A policy's views have the order of these
-    names, and the first is what GIDM compares over time; empty: CALVIN's static first, otherwise by name."""
+    """Probability per camera name; 0 leaves a camera out. Empty: all cameras of the corpus equally. A policy's views have
+    the order of these names, and the first is what GIDM compares over time; empty: CALVIN's static first, else by name."""
     fps: float | None = None
     """Frames per second where the files do not say (RLDS, HDF5) or say wrong; null: as the corpus says."""
     windows: WindowConfig = field(default_factory=WindowConfig)
