@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_remote_reads_wait_side_by_side_and_answer_in_order() -> None:
 
 def test_a_listing_reports_progress_before_its_first_record(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [storage.Entry(str(n), str(n), 1, "1") for n in range(2500)]
-    monkeypatch.setattr(storage, "walk", lambda root: iter(found))
+    monkeypatch.setattr(storage, "walk", lambda root, unreadable: iter(found))
     signs = rows.files_below("x")
     assert [next(signs), next(signs)] == [rows.ListingProgress(1000), rows.ListingProgress(2000)]
     with pytest.raises(StopIteration) as ended:
@@ -179,3 +180,26 @@ def test_a_range_that_fails_is_remembered(answer: Any) -> None:
         RangeFile(fetch, 1000, 100).read(10)
     assert len(RangeFile.failures) == 1
     RangeFile.failures.clear()
+
+
+def test_links_are_followed_but_none_in_circles(tmp_path: Path) -> None:
+    root, other = tmp_path / "r", tmp_path / "other"
+    for folder in (root, other):
+        folder.mkdir()
+    (other / "a.mp4").write_bytes(b"1")
+    (root / "own.mp4").write_bytes(b"2")
+    for name, target in {
+        "folder": other, "file.mp4": other / "a.mp4", "loop": root, "self.mp4": root / "self.mp4", "gone": "no",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    for number in range(6):  # each leads to all of them again
+        (other / f"back{number}").symlink_to(other)
+    unreadable: list[storage.Unreadable] = []
+    names = [entry.name for entry in storage.walk(str(root), unreadable)]
+    assert names == ["file.mp4", "folder/a.mp4", "own.mp4"]
+    assert {u.name: u.is_circle for u in unreadable} == {
+        "gone": False,
+        "loop": True,
+        "self.mp4": True,
+        **{f"folder/back{number}": True for number in range(6)},
+    }

@@ -393,26 +393,3 @@ def test_files_are_read_and_deleted_by_the_names_they_have(root: str) -> None:
     assert len(list(storage.walk(aside))) == len(ODD_NAMES) - 1 and not list(storage.walk(folder))
     storage.delete(aside)
     assert sorted(entry.name for entry in storage.walk(root)) == sorted(decoys)
-
-
-def test_links_are_followed_but_none_in_circles(tmp_path: Path) -> None:
-    root, other = tmp_path / "r", tmp_path / "other"
-    for folder in (root, other):
-        folder.mkdir()
-    (other / "a.mp4").write_bytes(b"1")
-    (root / "own.mp4").write_bytes(b"2")
-    for name, target in {
-        "folder": other, "file.mp4": other / "a.mp4", "loop": root, "self.mp4": root / "self.mp4", "gone": "no",
-    }.items():  # fmt: skip
-        (root / name).symlink_to(target)
-    for number in range(6):  # each leads to all of them again
-        (other / f"back{number}").symlink_to(other)
-    unreadable: list[storage.Unreadable] = []
-    names = [entry.name for entry in storage.walk(str(root), unreadable)]
-    assert names == ["file.mp4", "folder/a.mp4", "own.mp4"]
-    assert {u.name: u.is_circle for u in unreadable} == {
-        "gone": False,
-        "loop": True,
-        "self.mp4": True,
-        **{f"folder/back{number}": True for number in range(6)},
-    }

@@ -34,6 +34,7 @@ NOTES: Final[dict[str, str]] = {
     "unmatched": "texts or labels that fit no video",
     "ambiguous": "texts or labels that fit several videos, so none of them got one",
     "repeated": "lines, rows or labels that come twice; the last counts",
+    "changing_text": "the text changes within the video; the first one is used",
     "skipped": "parts of the source that are left out",
     "bad_actions": "usable, but for its actions or states",
 }

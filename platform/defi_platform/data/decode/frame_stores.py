@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import io
+import math
 import zipfile
 from collections.abc import Callable
 from typing import Any, Final
@@ -16,8 +17,12 @@ from PIL import Image, UnidentifiedImageError
 
 from defi_platform import storage
 from defi_platform.data.rejection import BadVideo
+from defi_platform.data.sources.hdf5 import IMAGES, own_dataset
 from defi_platform.data.sources.rlds.tfrecord import DamagedRecord, parse_example, read_record
 from defi_platform.data.sources.uri import VideoUri
+
+LARGEST_FRAME = 1 << 30
+"""Bytes that a frame may say it has before any of it is read."""
 
 
 class FrameStore(abc.ABC):
@@ -52,9 +57,10 @@ class RldsStore(FrameStore):
                 features = parse_example(read_record(file, offset, length, verify))
         except DamagedRecord as error:
             raise BadVideo("corrupt", str(error)) from error
-        images = features.get(f"steps/observation/{camera}")
+        name = camera if camera.startswith("steps/") else f"steps/observation/{camera}"
+        images = features.get(name)
         if not isinstance(images, list):
-            raise BadVideo("corrupt", f"the record has no steps/observation/{camera}")
+            raise BadVideo("corrupt", f"the record has no {name}")
         self._images = images
         self.num_frames = len(images)
         self.codec = "png" if images and bytes(images[0][:4]) == b"\x89PNG" else "jpeg"
@@ -96,12 +102,15 @@ class Hdf5Store(FrameStore):
         try:
             self._source = storage.open_seekable(uri.path)
             self._file = h5py.File(self._source, "r")
-            self._images: Any = self._file[f"observations/images/{camera}"]
+            self._images: Any = own_dataset(self._file, f"{IMAGES}/{camera}")
             self.num_frames = len(self._images)
-        except (OSError, KeyError) as error:
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
             raise BadVideo("unreadable", f"HDF5: {error}") from error
+        frame_bytes = self._images.dtype.itemsize * math.prod(self._images.shape[1:])
+        if frame_bytes > LARGEST_FRAME:
+            raise BadVideo("memory", f"a frame of {frame_bytes:,} bytes")
         self._compressed = bool(self._file.attrs.get("compress", False) or self._images.ndim < 4)
         self.codec = "jpeg" if self._compressed else "raw"
 

@@ -6,17 +6,25 @@ Source of the layout: docs/formats.md, "Open X-Embodiment RLDS".
 from __future__ import annotations
 
 import io
-import json
 import posixpath
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import IO, Any
 
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.metadata import first_folders
-from defi_platform.data.sources.records import Listing, RejectedRecord, Signals, VideoRecord, files_below
+from defi_platform.data.sources.metadata import DAMAGE, LONGEST_TEXT, first_folders, read_json
+from defi_platform.data.sources.records import (
+    Listing,
+    Note,
+    RejectedRecord,
+    Signals,
+    VideoRecord,
+    files_below,
+    signal_matrix,
+)
 from defi_platform.data.sources.rlds.tfrecord import (
     DamagedRecord,
     Value,
@@ -35,18 +43,37 @@ RATES = {"bridge": 5.0, "fractal": 3.0}
 """Control rates in Hz of datasets by the start of their name; the files do not hold them."""
 
 
-TEXTS = tuple(
-    f"steps/{name}"
-    for name in (
-        "language_instruction",
-        "observation/natural_language_instruction",
-        "natural_language_instruction",
-    )
+TEXT = re.compile(
+    r"(?P<place>steps/observation/|steps/|episode_metadata/|)(?P<name>(natural_)?language(_instruction|_text|_annotation|_goal)?"
+    r"|(task_|nl_|text_)?(instruction|description|annotation|caption|prompt)|text|task(_name|_label)?)s?(_(?P<number>\d+))?"
 )
+"""Names of features that hold an instruction, wherever builders put them: per step or per episode."""
+PLACES = ("steps/", "steps/observation/", "episode_metadata/", "")
 COUNTS = ("steps/is_first", "steps/is_last", "steps/reward")
 """Features with a value per step; the first that exists."""
-FEATURES_TO_LIST = frozenset([*TEXTS, *COUNTS, "steps/action"])
+ACTION = re.compile(r"steps/actions?(/.+)?")
+"""One array, or the parts of a mapping, which are joined in the order of their names."""
+PROPRIO = ("steps/observation/state", "steps/observation/proprio")
+
+LARGEST_FEATURE = 64 << 20
+"""Bytes of a feature that a listing reads, which frames are not."""
+LARGEST_RECORD = 1 << 30
+"""Bytes of a record that is read as a whole."""
+
+
+class _Features:
+    """Names of features, for `in`."""
+
+    def __init__(self, *patterns: re.Pattern[str], names: tuple[str, ...] = ()) -> None:
+        self._patterns, self._names = patterns, frozenset(names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names or any(pattern.fullmatch(str(name)) for pattern in self._patterns)
+
+
+FEATURES_TO_LIST = _Features(TEXT, ACTION, names=COUNTS)
 """Everything that a listing has to know; they stand between the frames."""
+SIGNALS = _Features(ACTION, names=(*PROPRIO, *COUNTS))
 
 SPARSE_FROM = 8 << 20
 """Bytes of a remote record from which stepping over its frames is faster than reading it in one request."""
@@ -59,42 +86,51 @@ def detect(root: str, top: set[str]) -> bool:
 
 def listing(root: str, fps: float | None = None) -> Listing:
     """Yields one record per episode and camera; of every TFRecord all but its frames is read."""
-    for folder in _versions(root, set(storage.names(root))):
+    for folder, older in _versions(root, set(storage.names(root))):
+        newest = posixpath.basename(folder)
+        for version in older:
+            yield Note(
+                kind="skipped", item=storage.join(posixpath.dirname(folder), version)[len(root) :].strip("/"),
+                uri=storage.join(posixpath.dirname(folder), version),
+                message=f"an earlier version of the dataset; {newest} is read",
+            )  # fmt: skip
         yield from _version(folder, root, fps)
 
 
 def read_signals(uri: str, episode_id: str) -> Signals:
-    """Reads `steps/action` and `steps/observation/state` (or `proprio`) of one episode. Raises: CorpusError."""
+    """Reads the actions and `steps/observation/state` (or `proprio`) of one episode. Raises: CorpusError."""
     where = parse(uri)
     try:
         with storage.open_seekable(where.path) as file:
-            features = parse_example(read_record(file, *where.span, verify=False))
-    except (FileNotFoundError, DamagedRecord) as error:
+            features = read_features(file, *where.span, SIGNALS, LARGEST_FEATURE)
+        steps = _steps(features)
+        actions = _actions(features, steps)
+        proprio = next((_matrix(features[name], name, steps) for name in PROPRIO if name in features), None)
+    except (FileNotFoundError, ValueError) as error:
         raise CorpusError(f"{where.path}: {error}. Restore it or run the ingest again.") from error
-    steps = _steps(features)
-    actions = _signal(features, "action", steps)
     if actions is None:
         raise CorpusError(f"{uri}: episode {episode_id} has no numeric steps/action.")
-    proprio = _signal(features, "observation/state", steps)
-    return Signals(actions, _signal(features, "observation/proprio", steps) if proprio is None else proprio)
+    return Signals(actions, proprio)
 
 
-def _versions(root: str, top: set[str]) -> list[str]:
+def _versions(root: str, top: set[str], depth: int = 0) -> list[tuple[str, list[str]]]:
+    """(folder of the newest version, names of the earlier ones) of every dataset up to three folders down."""
     if "features.json" in top:
-        return [root]
-    found = []
-    for name in first_folders(root):
-        inside = set(storage.names(storage.join(root, name)))
-        if "features.json" in inside:
-            found.append(storage.join(root, name))
-        elif "dataset_info.json" not in inside:
-            found += [
-                storage.join(root, name, version)
-                for version in sorted(inside)
-                if re.fullmatch(r"\d+\.\d+\.\d+", version)
-                and storage.exists(storage.join(root, name, version, "features.json"))
-            ]
-    return found
+        return [(root, [])]
+    versions = [name for name in top if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    versions.sort(key=lambda version: [int(number) for number in version.split(".")])
+    usable = [v for v in versions if storage.exists(storage.join(root, v, "features.json"))]
+    if usable:
+        return [(storage.join(root, usable[-1]), usable[:-1])]
+    if depth == 3 or "dataset_info.json" in top:
+        return []
+    return [
+        found
+        for name in first_folders(root)
+        for found in _versions(
+            storage.join(root, name), set(storage.names(storage.join(root, name))), depth + 1
+        )
+    ]
 
 
 def _version(folder: str, root: str, fps: float | None) -> Listing:
@@ -113,11 +149,29 @@ def _version(folder: str, root: str, fps: float | None) -> Listing:
         shards,
         storage.is_remote(folder),
     )
+    width: int | None = None
     for _, found in episodes:
-        yield from found
+        for item, item_width in found:
+            if isinstance(item, VideoRecord) and item.num_actions and width not in (None, item_width):
+                if item.camera == _camera(cameras[0]):
+                    message = f"action: {item_width} wide, {width} in episodes before it"
+                    yield Note(kind="bad_actions", item=item.episode_id, uri=item.uri, message=message)
+                item = replace(item, num_actions=0, signals_uri="")
+            elif isinstance(item, VideoRecord) and item.num_actions:
+                width = item_width
+            yield item
 
 
-def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> Listing:
+_Listed = Iterator[tuple[VideoRecord | RejectedRecord | Note, int]]
+"""Each with the width of its actions, 0 for none."""
+
+
+def _camera(feature: str) -> str:
+    """Name of the camera that an image feature is of."""
+    return feature.removeprefix("steps/")
+
+
+def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> _Listed:
     number = -1
     try:
         with storage.open_seekable(entry.uri) as file:
@@ -125,41 +179,56 @@ def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> L
                 span = (entry.uri, offset, length)
                 yield from _episode(file, f"{key}/{number:05d}", span, cameras, rate, entry.version)
     except DamagedRecord as error:
-        yield RejectedRecord(
-            video_id=f"{key}/{number + 1:05d}",
-            uri=entry.uri,
-            reason="corrupt",
-            message=f"{error}; what follows in this file is lost",
-            version=entry.version,
+        yield (
+            RejectedRecord(
+                video_id=f"{key}/{number + 1:05d}",
+                uri=entry.uri,
+                reason="corrupt",
+                message=f"{error}; what follows in this file is lost",
+                version=entry.version,
+            ),
+            0,
         )
 
 
 def _episode(
     file: IO[bytes], key: str, span: tuple[str, int, int], cameras: list[str], rate: float, version: str
-) -> Listing:
+) -> _Listed:
     path, offset, length = span
     try:
         features = _features(file, path, offset, length)
     except DamagedRecord as error:
-        yield RejectedRecord(video_id=key, uri=path, reason="corrupt", message=str(error), version=version)
+        yield RejectedRecord(video_id=key, uri=path, reason="corrupt", message=str(error), version=version), 0
         return
     steps = _steps(features)
-    has_actions = _signal(features, "action", steps) is not None
-    for camera in cameras:
+    text, changes = _text(features)
+    if changes:
+        message = f"its text changes at step {changes}; the first one is used"
+        yield Note(kind="changing_text", item=key, uri=path, message=message), 0
+    width = 0
+    try:
+        actions = _actions(features, steps)
+        width = 0 if actions is None else actions.shape[1]
+    except ValueError as error:
+        yield Note(kind="bad_actions", item=key, uri=path, message=str(error)), 0
+    for feature in cameras:
         # `episode_metadata/has_<camera>` is not asked: files in the wild say 0 for cameras with real frames.
         # A camera that was not there has blank ones, which the probe notices.
-        yield VideoRecord(
-            video_id=f"{key}/{camera}",
-            uri=video_uri(path, "rlds", offset, length, camera),
-            text=_text(features),
-            camera=camera,
-            episode_id=key,
-            bytes=length,
-            version=version,
-            num_frames=steps,
-            fps=rate,
-            num_actions=steps if has_actions else 0,
-            signals_uri=video_uri(path, "rlds", offset, length) if has_actions else "",
+        yield (
+            VideoRecord(
+                video_id=f"{key}/{_camera(feature)}",
+                uri=video_uri(path, "rlds", offset, length, feature),
+                text=text,
+                camera=_camera(feature),
+                episode_id=key,
+                bytes=length,
+                version=version,
+                num_frames=steps,
+                fps=rate,
+                num_actions=steps if width else 0,
+                signals_uri=video_uri(path, "rlds", offset, length) if width else "",
+            ),
+            width,
         )
 
 
@@ -167,10 +236,12 @@ def _features(file: IO[bytes], path: str, offset: int, length: int) -> dict[str,
     """Features of a record that a listing has to know. Its checksum, and its frames, are left to the probe."""
     if storage.is_remote(path) and length < SPARSE_FROM:
         record = read_record(file, offset, length, verify=False)
-        features = read_features(io.BytesIO(record), 0, length, FEATURES_TO_LIST)
+        features = read_features(io.BytesIO(record), 0, length, FEATURES_TO_LIST, LARGEST_FEATURE)
     else:
-        features = read_features(file, offset, length, FEATURES_TO_LIST)
+        features = read_features(file, offset, length, FEATURES_TO_LIST, LARGEST_FEATURE)
     if not any(name in features for name in COUNTS):  # then the longest list gives the number of steps
+        if length > LARGEST_RECORD:
+            raise DamagedRecord(f"a record of {length:,} bytes that does not say how many steps it has")
         return parse_example(read_record(file, offset, length, verify=False))
     return features
 
@@ -179,15 +250,19 @@ def _described(folder: str) -> tuple[list[str], str]:
     """(cameras, name of the dataset) by `features.json` and `dataset_info.json`."""
     uri = storage.join(folder, "features.json")
     try:
-        features = json.loads(storage.read_bytes(uri))
+        features = read_json(uri)
         cameras = sorted(path.removeprefix("steps/observation/") for path in _images(features, ""))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGE as error:
         raise CorpusError(f"{uri} cannot be used: {type(error).__name__}: {error}. Restore it.") from error
     try:
-        name = str(json.loads(storage.read_bytes(storage.join(folder, "dataset_info.json")))["name"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        name = str(read_json(storage.join(folder, "dataset_info.json"))["name"])
+    except (FileNotFoundError, *DAMAGE):
         name = posixpath.basename(posixpath.dirname(folder))
-    return [camera for camera in cameras if not camera.startswith("steps/")], name
+    if not cameras:
+        raise CorpusError(
+            f"{uri} names no image among the features of steps, so there is no video in {folder}."
+        )
+    return cameras, name
 
 
 def _images(node: dict[str, Any], path: str) -> Iterator[str]:
@@ -197,25 +272,25 @@ def _images(node: dict[str, Any], path: str) -> Iterator[str]:
             yield from _images(child, f"{path}/{name}" if path else name)
     elif "sequence" in node:
         yield from _images(node["sequence"]["feature"], path)
-    elif "image" in node and "depth" not in path.lower():
+    elif "image" in node and path.startswith("steps/") and "depth" not in path.lower():
         yield path
 
 
 def _absent_shards(folder: str, shards: list[str]) -> Listing:
     """Shards that the others' names promise (`-00003-of-00010`) or a split of dataset_info.json."""
-    promised = set()
-    for shard in shards:
-        match = re.fullmatch(r"(.*\.tfrecord)-(\d{5})-of-(\d{5})", shard)
-        if match:
-            promised |= {f"{match[1]}-{n:05d}-of-{match[3]}" for n in range(int(match[3]))}
+    promised = set[str]()
     try:
-        info = json.loads(storage.read_bytes(storage.join(folder, "dataset_info.json")))
+        for shard in shards:
+            match = re.fullmatch(r"(.*\.tfrecord)-(\d{5})-of-(\d{5})", shard)
+            if match:
+                promised |= {f"{match[1]}-{n:05d}-of-{match[3]}" for n in range(int(match[3]))}
+        info = read_json(storage.join(folder, "dataset_info.json"))
         for split in info["splits"]:
             count = len(split["shardLengths"])
             promised |= {
                 f"{info['name']}-{split['name']}.tfrecord-{n:05d}-of-{count:05d}" for n in range(count)
             }
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, *DAMAGE):
         pass  # not needed: most of it follows from the names of the shards
     for name in sorted(promised - set(shards)):
         yield RejectedRecord(
@@ -226,12 +301,33 @@ def _absent_shards(folder: str, shards: list[str]) -> Listing:
         )
 
 
-def _text(features: dict[str, Value]) -> str:
-    for name in TEXTS:
-        values = features.get(name)
-        if isinstance(values, list) and values:
-            return bytes(values[0]).decode("utf-8", "replace")
-    return ""
+def _text(features: dict[str, Value]) -> tuple[str, int]:
+    """(the first text that is no blank, the step at which it changes or 0), of the likeliest feature that has one."""
+    found = []
+    for feature, values in features.items():
+        match = TEXT.fullmatch(feature)
+        if match is None or not isinstance(values, list):
+            continue
+        texts = [_decoded(value) for value in values]
+        if any(texts):
+            wordings = int(match["number"] or 0)
+            order = (wordings, PLACES.index(match["place"]), "instruction" not in match["name"], feature)
+            found.append((order, texts))
+    if not found:
+        return "", 0
+    texts = min(found)[1]
+    text = next(text for text in texts if text)
+    return text, next((step for step, other in enumerate(texts) if other and other != text), 0)
+
+
+def _decoded(value: memoryview) -> str:
+    """The text in some bytes; "" where they are none."""
+    if len(value) > 4 * LONGEST_TEXT:
+        return ""
+    try:
+        return bytes(value).decode().strip()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _steps(features: dict[str, Value]) -> int:
@@ -243,8 +339,14 @@ def _steps(features: dict[str, Value]) -> int:
     )
 
 
-def _signal(features: dict[str, Value], name: str, steps: int) -> np.ndarray | None:
-    values = features.get(f"steps/{name}")
-    if not isinstance(values, np.ndarray) or values.dtype != np.float32 or not steps or len(values) % steps:
-        return None
-    return values.reshape(steps, -1)
+def _actions(features: dict[str, Value], steps: int) -> np.ndarray | None:
+    """(steps, A) float32; None where there are none. Raises: ValueError where they cannot be used."""
+    names = sorted(name for name in features if ACTION.fullmatch(name))
+    parts = [_matrix(features[name], name, steps) for name in names if not isinstance(features[name], list)]
+    return np.concatenate(parts, axis=1) if parts and steps else None
+
+
+def _matrix(values: Value, name: str, steps: int) -> np.ndarray:
+    if not steps or not len(values) or len(values) % steps:
+        raise ValueError(f"{name}: {len(values)} values in {steps} steps")
+    return signal_matrix(np.asarray(values).reshape(steps, -1), name)

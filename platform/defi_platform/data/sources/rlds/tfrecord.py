@@ -6,7 +6,8 @@ Framing: length uint64, masked CRC-32C of it uint32, data, masked CRC-32C of the
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator
+import sys
+from collections.abc import Container, Iterator
 from typing import IO
 
 import numpy as np
@@ -17,6 +18,9 @@ TAIL = struct.Struct("<I")
 
 LONGEST_HEAD = 20
 """Bytes of a field's number and length, or of its number and value."""
+
+LONGEST_NAME = 4096
+"""Bytes of a feature's name."""
 
 Value = list[memoryview] | np.ndarray
 """A feature: byte strings, float32 (n,) or int64 (n,)."""
@@ -73,7 +77,9 @@ def read_record(file: IO[bytes], offset: int, length: int, verify: bool = True) 
     return data[:length]
 
 
-def read_features(file: IO[bytes], offset: int, length: int, wanted: Collection[str]) -> dict[str, Value]:
+def read_features(
+    file: IO[bytes], offset: int, length: int, wanted: Container[str], most: int = sys.maxsize
+) -> dict[str, Value]:
     """Reads the `wanted` features of the `tf.train.Example` in one record; the others are stepped over, not read.
 
     Args:
@@ -81,8 +87,9 @@ def read_features(file: IO[bytes], offset: int, length: int, wanted: Collection[
         offset: of the record's data, in bytes.
         length: of the record's data, in bytes.
         wanted: names of features; those that the record lacks are absent from the result.
+        most: bytes of a feature that is read.
 
-    Raises: DamagedRecord when the way to them is damaged; what is stepped over may be, too.
+    Raises: DamagedRecord for a wanted feature that is larger, and when the way to them is damaged; what is stepped over may be, too.
     """
     features: dict[str, Value] = {}
     try:
@@ -91,9 +98,14 @@ def read_features(file: IO[bytes], offset: int, length: int, wanted: Collection[
                 continue
             for _, *entry in _spans(file, *inside):
                 parts = {number: (start, stop) for number, start, stop in _spans(file, *entry)}
+                if parts[1][1] - parts[1][0] > LONGEST_NAME:
+                    raise ValueError(f"a feature whose name has {parts[1][1] - parts[1][0]:,} bytes")
                 name = _content(file, *parts[1]).decode()
                 if name in wanted:
-                    value = _content(file, *parts[2]) if 2 in parts else b""
+                    start, stop = parts.get(2, (0, 0))
+                    if stop - start > most:
+                        raise ValueError(f"{name} has {stop - start:,} bytes")
+                    value = _content(file, start, stop)
                     features[name] = _value(memoryview(value))
     except (IndexError, KeyError, struct.error, UnicodeDecodeError, ValueError) as error:
         raise DamagedRecord(f"not a tf.train.Example: {error}") from error

@@ -1,4 +1,4 @@
-"""Which video a row of a table is about: an exact name counts first, and what fits several videos fits none."""
+"""An index from names in tables to videos: an exact name counts first, and what fits several videos fits none."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def _text_row(fields: Fields, place: str) -> TextRow | None:
 
 
 def _names(value: Any) -> list[str]:
-    """What a value calls a video: numbers as tables write them, 7.0 for 7 too."""
+    """Names of a video in a value: numbers as tables write them, 7.0 for 7 too."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return []
     if isinstance(value, float):
