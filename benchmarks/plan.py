@@ -45,9 +45,9 @@ def make(folder: str, videos: int) -> None:
             "first_frame": np.zeros(count, np.int32),
         }
         arrays = [columns.get(f.name, pa.nulls(count, f.type)) for f in SCHEMA]
-        videos = pa.table(arrays, schema=SCHEMA).to_reader(4_000)
+        rows = pa.table(arrays, schema=SCHEMA).to_reader(4_000)
         empty = (schema.empty_table().to_reader() for schema in (QUARANTINE_SCHEMA, RESULT_SCHEMA))
-        commit_corpus(folder, f"c{number}", videos, *empty, {})
+        commit_corpus(folder, f"c{number}", rows, *empty, {})
 
 
 def peak_mb() -> int:

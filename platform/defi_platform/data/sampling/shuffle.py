@@ -6,8 +6,10 @@ import hashlib
 
 import numpy as np
 
-ROUNDS = 6
-"""Of the Feistel network; with four, pairs of neighbours come out as neighbours too often."""
+ROUNDS, ROUNDS_OF_NARROW = 4, 6
+"""Of the Feistel network; where its halves have fewer than WIDE bits, four leave neighbours too often as neighbours."""
+
+WIDE = 12
 
 SHUFFLED = 256
 """Largest range that is shuffled in memory, one sort of so many numbers per key."""
@@ -67,18 +69,22 @@ def _shuffled(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
 
 
 def _feistel(positions: np.ndarray, size: int, keys: np.ndarray) -> np.ndarray:
-    """A Feistel network over the smallest power of four that holds `size`.
+    """A Feistel network over the smallest power of two that holds `size`.
 
     Results past the end are fed back (cycle walking) until they fall inside, which keeps it a permutation.
     """
-    half = np.uint64(((size - 1).bit_length() + 1) // 2)
-    low_mask = np.uint64((1 << int(half)) - 1)
+    bits = (size - 1).bit_length()
+    low = np.uint64(bits - bits // 2)
+    # The halves change places every round, so their widths do too.
+    masks = [np.uint64((1 << width) - 1) for width in (bits // 2, int(low))]
+    rounds = ROUNDS if bits // 2 >= WIDE else ROUNDS_OF_NARROW
     x = positions.astype(np.uint64)
     todo = np.arange(len(x))
     while len(todo):
-        left, right = x[todo] >> half, x[todo] & low_mask
-        for number in range(ROUNDS):
-            left, right = right, left ^ (mixed(right + np.uint64(number << 48), keys[todo]) & low_mask)
-        x[todo] = (left << half) | right
+        left, right = x[todo] >> low, x[todo] & masks[1]
+        for number in range(rounds):
+            mixed_right = mixed(right + np.uint64(number << 48), keys[todo])
+            left, right = right, left ^ (mixed_right & masks[number % 2])
+        x[todo] = (left << low) | right
         todo = todo[x[todo] >= size]
     return x.astype(np.int64)

@@ -13,10 +13,10 @@ from defi_platform.data.sampling.samplers import FRAMES, SECONDS, ChunkRule, Rul
 from defi_platform.data.sampling.shuffle import permuted
 from defi_platform.data.tables.mmap_table import MappedTable
 
-GROUP = 64
+GROUP = 16
 """Videos of which only the summed length is kept in memory; those of single ones are read from the manifest."""
 
-BLOCK_ROWS = 1 << 20
+BLOCK_ROWS = 1 << 17
 """Rows that are looked at at once, since temporaries of all rows would outweigh the plan; a multiple of GROUP."""
 
 _EPOCH = np.uint64(0xD1342543DE82EF95)

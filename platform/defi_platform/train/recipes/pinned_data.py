@@ -1,4 +1,4 @@
-"""The version of the manifest that a run reads: fixed when it begins, kept in its checkpoints, the same for all its processes.
+"""The manifest version that a run reads: fixed when it begins, kept in its checkpoints, the same for all its processes.
 
 An ingest that other jobs run meanwhile changes nothing for it. A resume goes on with the same version and says what is
 new since; `data.take_in_new` goes over to the newest one.
