@@ -290,7 +290,7 @@ def test_a_store_that_fails_while_a_video_is_read_is_to_blame_and_not_the_video(
 ) -> None:
     write_video(tmp_path / "a.mp4", range(40))
     content = (tmp_path / "a.mp4").read_bytes()
-    padding = 17 << 20  # more than is fetched whole
+    padding = 17 << 20
     storage.write_bytes(
         f"{s3}/big.mp4", content + (padding + 8).to_bytes(4, "big") + b"free" + bytes(padding)
     )

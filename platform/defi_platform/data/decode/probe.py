@@ -31,6 +31,9 @@ from defi_platform.data.rejection import BadVideo
 END_TOLERANCE_S = 1.0
 """How much earlier than its container says everything in it may end before the file counts as cut short."""
 
+RAW_VIDEO = b"YUV4MPEG2 "
+"""What begins like a text and is video."""
+
 Report = Callable[[float], None]
 """Takes the declared length in seconds, again and again while a probe goes on."""
 
@@ -43,6 +46,8 @@ class _Packets:
     times: list[int] = field(default_factory=list)
     """Display times, else decode times, of what is to be shown."""
     count: int = 0
+    empty: int = 0
+    """Those without content, which stand for a picture that stays; not in `count`."""
     cut: bool = False
     """Whether the file ends within one."""
     end_s: float = 0.0
@@ -103,7 +108,7 @@ def _check_content(path: str, size: int) -> None:
         head = file.read(512)
     if head.startswith(b"version https://git-lfs"):
         raise BadVideo("lfs_pointer", f"{size} bytes of Git LFS pointer")
-    if all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
+    if not head.startswith(RAW_VIDEO) and all(byte in b"\t\n\r\f" or 32 <= byte < 127 for byte in head):
         raise BadVideo("not_video", f"text: {head[:60].decode('ascii')!r}")
 
 
@@ -112,6 +117,8 @@ def _packets(container: Any, video: Any, goes_on: Callable[[], None]) -> _Packet
     for packet in container.demux():
         goes_on()
         if not packet.size:
+            # The last one, without a time, only says that there are no more.
+            found.empty += packet.stream_index == video.index and packet.dts is not None
             continue
         when = packet.pts if packet.pts is not None else packet.dts
         if when is not None:
@@ -137,7 +144,7 @@ def _check_length(container: Any, promised: int, packets: _Packets) -> None:
     """
     if not packets.count:
         raise BadVideo("unreadable", "the container lists no frames")
-    whole = packets.count - packets.cut
+    whole = packets.count + packets.empty - packets.cut
     if promised:
         if promised > whole:
             raise BadVideo("short", f"the container promises {promised} frames and holds {whole}")

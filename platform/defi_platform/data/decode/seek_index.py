@@ -64,13 +64,8 @@ class SeekIndex:
         return SeekPoint(*self.points[number].tolist())
 
     def part(self, first: int, count: int) -> SeekIndex:
-        """The points for the frames `first` to `first + count - 1`: the last one before them, and those within.
-
-        Where the last one does not lead on to them all, two more.
-        """
-        start = self.before(first) - 1
-        start -= 2 * int(start >= 0 and 0 < self.points[start, 4] < first + count)
-        points = self.points[max(0, start) : self.before(first + count - 1)]
+        """The points for the frames `first` to `first + count - 1`: the last two before them, and those within."""
+        points = self.points[max(0, self.before(first) - 2) : self.before(first + count - 1)]
         return replace(self, points=points)
 
     def to_bytes(self) -> bytes:

@@ -18,8 +18,12 @@ from defi_platform.data.decode.video_readers import luma_crc, open_container, or
 RUN = 3
 """Pictures in a row that have to be right after a seek."""
 
-LAST_RUN = 32
-"""After the last key frame: through the end of the file, if that is nearer."""
+LONG_RUN = 256
+"""In some trials: all up to the next key frame or the end of the file, so many at most. A picture may refer to one before
+the key frame, and a decoder gives up its last pictures one by one."""
+
+FIRST_TRIED = 5
+"""Of the first trials only the one at the end is long; after them every other one."""
 
 MOST_ALIKE = 64
 """Frames that look like the one after a seek, beyond which none is chosen by its looks."""
@@ -128,7 +132,14 @@ class _Prover:
             self._alike.setdefault(crc, []).append(number)
         self._holds = self._frames_of(keys)
         self._keys = list(self._spaced(keys))
-        self._spent = 0
+        ends = [self._holds.get(key, -1) for key in self._keys[1:]] + [len(truth)]
+        self._length = {
+            key: end - self._holds[key]
+            for key, end in zip(self._keys, ends, strict=False)
+            if key in self._holds and end >= 0
+        }
+        """Frames from a key frame to the next."""
+        self._spent = self._tried = 0
 
     def _frames_of(self, keys: Sequence[Key]) -> dict[Key, int]:
         """The frame that each key packet holds, as far as it can be said without decoding it."""
@@ -217,7 +228,7 @@ class _Prover:
         self, container: Any, stream: Any, by: str, keys: Sequence[Key], budget: int
     ) -> Iterator[tuple[Key, _Landing | None]]:
         """Tries keys until so many frames are decoded."""
-        self._spent = 0
+        self._spent = self._tried = 0
         for key in keys:
             if self._spent >= budget:
                 return
@@ -232,9 +243,9 @@ class _Prover:
         landing: list[Any] = []
         frames = seek(container, stream, by, getattr(key, by), landing)
         ended = False
-        # At the end, a decoder that was sought gives up its last pictures one by one.
-        left = len(self._truth) - self._holds.get(key, 0)
-        wanted = LAST_RUN if key is self._keys[-1] and left < LAST_RUN else RUN
+        self._tried += 1
+        long = self._tried == 1 or (self._tried > FIRST_TRIED and self._tried % 2)
+        wanted = max(RUN, min(self._length.get(key, 0) + 1, LONG_RUN) if long else 0)
         try:
             for drop in range(MOST_DROPPED + 1):
                 while len(crcs) < drop + wanted and not ended:

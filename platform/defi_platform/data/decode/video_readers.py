@@ -34,6 +34,7 @@ EVER = 1 << 62
 FORMATS = (
     "mov,matroska,avi,mpegts,mpegtsraw,mpeg,mpegvideo,flv,live_flv,asf,asf_o,ogg,ivf,obu,h264,hevc,vvc,m4v,h263,h261,"
     "mjpeg,mjpeg_2000,mxf,mxf_opatom,nut,rm,dv,wtv,gxf,yuv4mpegpipe,gif,apng,nsv,swf,vc1,cavsvideo,dirac,ty,"
+    "dhav,kux,pva,nuv,cine,flic,roq,film_cpk,"
     "mp3,wav,flac,aac"
 )
 """Containers that hold their pictures (or, to be named as such, sound) themselves. Playlists and the like, which name
