@@ -178,7 +178,7 @@ def _long_enough(spec: Spec) -> Spec:
 
 
 def extra_specs() -> list[Spec]:
-    """What is beside the matrix: orientations, covers and formats of pixels."""
+    """What is beside the matrix, such as orientations, formats of pixels, sound, files that were cut or joined."""
     signs = [(a, 0, 0, d) for a in (1, -1) for d in (1, -1)] + [
         (0, b, c, 0) for b in (1, -1) for c in (1, -1)
     ]
@@ -227,7 +227,7 @@ def extra_specs() -> list[Spec]:
 
 
 def covering(specs: Sequence[Spec], dear: float = 2.0) -> list[Spec]:
-    """A few of `specs` among which every two values that meet in any of them meet.
+    """A few of `specs`, in which every two values meet that meet in any of them.
 
     Args:
         specs: to choose from, such as `all_specs()`.

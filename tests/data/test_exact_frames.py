@@ -88,7 +88,7 @@ def specs(draw: st.DrawFn) -> Spec:
         timing=draw(st.sampled_from(["constant", "mild", "jumps", "halves", "held"])),
         start=draw(st.sampled_from(["zero", "late", "trim"])),
         width=8 * draw(st.integers(8, 40)),
-        frames=draw(st.integers(20, 70)),
+        frames=draw(st.integers(30, 70)),
     )
     # What this file cannot have is left out, so that nothing that is drawn is thrown away.
     for plain in ({}, {"start": "zero"}, {"timing": "constant"}, {"refresh": "closed"}):
