@@ -137,6 +137,15 @@ def test_null_takes_a_corpus_of_the_file_away(file: Path) -> None:
     assert set(load_config(IngestConfig, file.parent / "less.yaml").data.corpora) == {"mine"}
 
 
+def test_null_takes_a_corpus_of_the_probe_away_too(tmp_path: Path) -> None:
+    probe = "{manifest: /p, corpora: {a: {path: /a}, b: {path: /b}}}"
+    (tmp_path / "run.yaml").write_text(f"data: {{manifest: /m}}\ntrain: {{output: /o, probe: {probe}}}")
+    config = load_config(PretrainConfig, tmp_path / "run.yaml", ["train.probe.corpora.a=null"])
+    assert config.train.probe and set(config.train.probe.corpora) == {"b"}
+    with pytest.raises(ConfigError, match=r"train\.probe\.pairs is 0"):
+        load_config(PretrainConfig, tmp_path / "run.yaml", ["train.probe.pairs=0"])
+
+
 def test_null_for_a_corpus_that_is_not_there_names_the_nearest(file: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"data\.corpora\.demp=null takes nothing away.*Did you mean 'demo'"

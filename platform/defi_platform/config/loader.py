@@ -199,7 +199,10 @@ def _entries_without_use(schema: type, values: Any) -> Iterator[tuple[DictConfig
             continue
         element = node._metadata.element_type if isinstance(node, DictConfig) else None
         if not dataclasses.is_dataclass(element):
-            yield from _entries_without_use(cast(type, OmegaConf.get_type(node)), part)
+            # An optional part that is null by default has no type of its own.
+            kind = OmegaConf.get_type(node)
+            kind = kind if dataclasses.is_dataclass(kind) else node._metadata.ref_type
+            yield from _entries_without_use(cast(type, kind), part)
             continue
         for name in list(part):
             entry = part._get_node(name)
