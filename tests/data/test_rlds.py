@@ -92,6 +92,15 @@ def test_of_several_versions_the_newest_is_read_and_the_others_are_said(tmp_path
     ]
 
 
+@pytest.mark.parametrize(("name", "split"), [("val", "validation"), ("test", "validation"), ("train2", "")])
+def test_the_splits_of_a_dataset_that_has_both_are_kept(tmp_path: Path, name: str, split: str) -> None:
+    root = dataset(tmp_path / "d", {}, {})
+    shutil.copy(root / "mine-train.tfrecord-00000-of-00001", root / f"mine-{name}.tfrecord-00000-of-00001")
+    records, _ = listed(root)
+    splits = {record.video_id.split("-")[1].partition(".")[0]: record.split for record in records}
+    assert splits == {"train": "train" if split else "", name: split}
+
+
 def test_actions_of_integers_and_of_parts_are_actions_and_unusable_ones_are_said(tmp_path: Path) -> None:
     arm, nan, inf = [float(n) for n in range(STEPS * 2)], float("nan"), float("inf")
     packed = [message(3, message(1, bytes(range(STEPS * 3))))]

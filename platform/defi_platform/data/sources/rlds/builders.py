@@ -33,6 +33,7 @@ from defi_platform.data.sources.rlds.tfrecord import (
     read_record,
     record_spans,
 )
+from defi_platform.data.sources.splits import named_split, own_splits
 from defi_platform.data.sources.uri import parse, video_uri
 from defi_platform.errors import CorpusError
 from defi_platform.storage.parallel_read import side_by_side
@@ -144,13 +145,15 @@ def _version(folder: str, root: str, fps: float | None) -> Listing:
     shards = sorted(n for n in files if ".tfrecord" in n)
     yield from _absent_shards(folder, shards)
     prefix = folder[len(root) :].strip("/")
+    splits = {shard: _split(shard) for shard in shards}
+    has_own = own_splits(splits.values())
     episodes = side_by_side(
         lambda shard: list(_shard(files[shard], posixpath.join(prefix, shard), cameras, rate)),
         shards,
         storage.is_remote(folder),
     )
     width: int | None = None
-    for _, found in episodes:
+    for shard, found in episodes:
         for item, item_width in found:
             if isinstance(item, VideoRecord) and item.num_actions and width not in (None, item_width):
                 if item.camera == _camera(cameras[0]):
@@ -159,7 +162,14 @@ def _version(folder: str, root: str, fps: float | None) -> Listing:
                 item = replace(item, num_actions=0, signals_uri="")
             elif isinstance(item, VideoRecord) and item.num_actions:
                 width = item_width
+            if has_own and isinstance(item, VideoRecord):
+                item = replace(item, split=splits[shard])
             yield item
+
+
+def _split(shard: str) -> str:
+    """The split that the name of a shard says, as in `bridge_dataset-val.tfrecord-00000-of-00128`; "" for none."""
+    return named_split([posixpath.basename(shard).partition(".tfrecord")[0].rpartition("-")[2].lower()])
 
 
 _Listed = Iterator[tuple[VideoRecord | RejectedRecord | Note, int]]
