@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Final
+from typing import Final
 
 from defi_models.errors import ConfigurationError
 from defi_models.inputs.action_contract import UNKNOWN, ActionContract
-from defi_platform import storage
 from defi_platform.config import ActionConfig
+from defi_platform.data.sources.formats import signal_names
 from defi_platform.errors import ConfigError
 
 CALVIN: Final = ActionContract(
@@ -21,8 +20,6 @@ CALVIN: Final = ActionContract(
 )
 """CALVIN's `rel_actions`: changes of the gripper's pose in the world's frame, in steps of its largest change."""
 
-LEROBOT_FORMATS: Final = ("lerobot_v21", "lerobot_v3")
-
 
 def contract_of(source: str, root: str, fps: float) -> ActionContract:
     """The contract as far as the corpus states it.
@@ -32,13 +29,7 @@ def contract_of(source: str, root: str, fps: float) -> ActionContract:
         root: its folder.
         fps: its frames per second, one action each; 0: unknown.
     """
-    known = ActionContract()
-    if source == "calvin":
-        known = CALVIN
-    elif source in LEROBOT_FORMATS:
-        info = json.loads(storage.read_text(storage.join(root, "meta", "info.json")))
-        feature = info.get("features", {}).get("action") or {}
-        known = ActionContract(names=tuple(_names(feature.get("names"))))
+    known = CALVIN if source == "calvin" else ActionContract(names=signal_names(source, root).action)
     return replace(known, control_hz=fps or None)
 
 
@@ -87,15 +78,3 @@ def configured(known: ActionContract, config: ActionConfig, action_dim: int, chu
         )
     except ConfigurationError as error:
         raise ConfigError(str(error)) from error
-
-
-def _names(value: Any) -> Iterator[str]:
-    """Names in LeRobot's forms: a list, lists in a list, or a mapping of parts to lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _names(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _names(part)

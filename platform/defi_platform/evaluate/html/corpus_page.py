@@ -22,13 +22,14 @@ from defi_platform.config import DataConfig, InspectConfig
 from defi_platform.data.decode.messages import DecodeJob
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.loader.action_contract import contract_of
 from defi_platform.data.loader.robot_signals import SignalReader
+from defi_platform.data.manifest.commit_marker import corpus_file
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import REASONS
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ClipRule, PairRule, Rule
+from defi_platform.data.tables.signal_file import SignalFile
 from defi_platform.errors import CorpusError
 from defi_platform.evaluate.html import corpus_figures as figures
 from defi_platform.evaluate.html.corpus_bytes import bytes_once
@@ -118,7 +119,7 @@ def _page(config: InspectConfig, manifest: Manifest) -> str:
                 columns,
                 rows,
                 _contact_sheet(config, manifest, pool, rows),
-                _signals(config.data.corpora[name].path, manifest, columns, rows),
+                _signals(manifest, columns, rows),
             )
             for name, rows in rows_of.items()
         ]
@@ -200,19 +201,21 @@ def _corpus(
     )
 
 
-def _signals(root: str, manifest: Manifest, columns: Columns, rows: NDArray[np.intp]) -> list[SignalSection]:
-    """Actions and states of the corpus at `root`, of each episode once."""
+def _signals(manifest: Manifest, columns: Columns, rows: NDArray[np.intp]) -> list[SignalSection]:
+    """Actions and states of a corpus, of each episode once."""
     episodes = {columns["episode_id"][row]: int(row) for row in rows if columns["num_actions"][row] > 0}
     if not episodes:
         return []
     row_of = list(episodes.values())
     reader = SignalReader()
     looked = [reader.of_row(manifest, row_of[i]) for i in spread([columns["num_actions"][r] for r in row_of])]
-    names = contract_of(columns["source"][row_of[0]], root, 0.0).names
-    sections = [signal_section("Actions", [one.actions for one in looked], names, len(row_of))]
+    first = manifest.row(row_of[0])
+    assert manifest.folder is not None
+    names = SignalFile(corpus_file(manifest.folder, first["corpus"], first["signals"])).layout
+    sections = [signal_section("Actions", [one.actions for one in looked], names.action_names, len(row_of))]
     states = [one.proprio for one in looked if one.proprio is not None]
     if states:
-        sections.append(signal_section("States", states, (), len(row_of)))
+        sections.append(signal_section("States", states, names.state_names, len(row_of)))
     return sections
 
 
