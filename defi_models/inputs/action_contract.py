@@ -1,4 +1,4 @@
-"""The meaning of a policy's actions, for whoever carries them out."""
+"""The meaning of a policy's actions and states, for whoever sends and receives them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Self
 
 from defi_models.errors import ConfigurationError
+from defi_models.inputs.state_layout import StateLayout
 
 UNKNOWN: Final = "unknown"
 KINDS: Final = ("absolute", "relative", "mixed", UNKNOWN)
@@ -32,6 +33,8 @@ class ActionContract:
     """Actions per second; None: unknown."""
     execute_steps: int | None = None
     """Actions of a chunk to carry out before the next observation is sent; None: all of them."""
+    state: StateLayout | None = None
+    """The raw state that an observation carries, and what the policy reads of it; None: all of it, as it is."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -46,9 +49,11 @@ class ActionContract:
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
         """The contract from the mapping that `as_mapping` makes of it. Raises: KeyError, TypeError."""
         lists = {key: tuple(values[key]) for key in ("names", "units")}
-        return cls(**{**values, **lists})
+        state = StateLayout.from_mapping(values["state"]) if values.get("state") else None
+        return cls(**{**values, **lists, "state": state})
 
     def as_mapping(self) -> dict[str, Any]:
         """Plain values, as a policy folder keeps them."""
         values = asdict(self)
-        return values | {key: list(values[key]) for key in ("names", "units")}
+        lists = {key: list(values[key]) for key in ("names", "units")}
+        return values | lists | {"state": None if self.state is None else self.state.as_mapping()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +17,7 @@ from corpora import numbers_of, spoil, write_lerobot
 
 from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.loader.robot_signals import SignalReader, dimensions, statistics
+from defi_platform.data.loader.robot_signals import SignalReader, dimensions, state_layout, statistics
 from defi_platform.data.loader.sample_decoder import SampleDecoder
 from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.manifest.table import Manifest
@@ -24,6 +25,7 @@ from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, ClipRule
 from defi_platform.data.sources import formats
 from defi_platform.data.tables.signal_file import BATCH_ROWS, SignalFile, SignalLayout, write_signals
+from defi_platform.errors import ConfigError
 
 LENGTHS = [20, 16, 12, 18]
 
@@ -191,3 +193,55 @@ def test_the_statistics_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     assert found.mean == pytest.approx(whole.mean(axis=0), rel=1e-6)
     assert found.std == pytest.approx(whole.std(axis=0), rel=1e-6)
     assert isinstance(plan.manifest, Manifest) and found.count == len(whole)
+
+
+def test_chosen_states_reach_batches_statistics_and_the_layout_for_serving(tmp_path: Path) -> None:
+    write_lerobot(tmp_path / "c", LENGTHS)
+    config = configured(tmp_path)
+    config.corpora["c"].state = [1, {"index": 0, "angle": "sin_cos"}]
+    manifest = ingest(config)
+    plan, whole = (Plan.of(manifest, data, ChunkRule(3), 0) for data in (config, configured(tmp_path)))
+    assert dimensions(plan) == (4, 3) and dimensions(whole) == (4, 2)
+    assert plan.fingerprint() != whole.fingerprint()
+    decoder = SampleDecoder(pickle.loads(pickle.dumps(plan)), config)
+    try:
+        batch = decoder({"start": np.array([0]), "stop": np.array([10])})
+    finally:
+        decoder.close()
+    layout = state_layout(plan)
+    assert layout is not None and layout.raw_dim == 2 and state_layout(whole) is None
+    for actions, proprio in zip(batch["actions"], batch["proprio"], strict=True):
+        episode, t = actions[0, :2]
+        assert proprio == pytest.approx([episode, np.sin(t), np.cos(t)], abs=1e-6)
+        assert (layout.apply(np.array([t, episode])) == proprio).all()
+    assert statistics(plan)["proprio"].max[0] == 3 and len(statistics(whole)["proprio"].max) == 2
+    config.corpora["c"].state = [2]
+    with pytest.raises(ConfigError, match=r"data.corpora.c.state\[0\] is 2; the states have entries 0 to 1"):
+        dimensions(Plan.of(manifest, config, ChunkRule(3), 0))
+
+
+def test_calvins_roll_is_unwrapped_and_its_fifteen_numbers_cut_to_eight(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    names = ["x", "y", "z", "roll", "pitch", "yaw", "gripper_opening", "gripper_action"]
+    angles = {"roll", "pitch", "yaw"}
+    choice = [{"name": name, "angle": "unwrap"} if name in angles else name for name in names]
+    # One camera's pictures are enough, and few of them.
+    frames = tmp_path / "c" / "validation"
+    (frames / "lang_annotations").mkdir(parents=True)
+    source = shared_data / "calvin" / "validation"
+    for path in [*source.glob("*.npz"), source / "lang_annotations" / "auto_lang_ann.npy"]:
+        (frames / path.relative_to(source)).symlink_to(path)
+    config = configured(tmp_path)
+    config.corpora["c"].state = choice
+    plan = Plan.of(ingest(config), config, ChunkRule(3), 0)
+    reader, raw = SignalReader(plan.states), SignalReader()
+    rows = plan.first_rows().tolist()
+    jumps = {name: 0.0 for name in angles}
+    for row in rows:
+        found, whole = reader.of_row(plan.manifest, row).proprio, raw.of_row(plan.manifest, row).proprio
+        assert found is not None and whole is not None and found.shape[1] == 8 and whole.shape[1] == 15
+        assert (found[:, [0, 1, 2, 6, 7]] == whole[:, [0, 1, 2, 6, 14]]).all()
+        for name in angles:
+            jumps[name] = max(jumps[name], float(np.abs(np.diff(found[:, names.index(name)])).max()))
+    assert max(jumps.values()) < 1.0

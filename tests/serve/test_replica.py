@@ -12,6 +12,7 @@ import torch
 from robot_messages import observation
 
 from defi_models import presets
+from defi_models.inputs.state_layout import StateEntry, StateLayout
 from defi_models.policy import DeFIPolicy
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
@@ -61,6 +62,27 @@ def test_texts_of_unequal_length_do_not_mix_even_where_the_reference_mixes_them(
     observations = [prepared(replica, number) for number in (0, 2)]
     alone = replica.infer(observations[:1])[0]
     np.testing.assert_allclose(replica.infer(observations)[0], alone, atol=1e-3 * float(np.ptp(alone)))
+
+
+def test_raw_states_are_taken_as_the_policy_folder_says(
+    replica: PolicyReplica, policy_folder: Path, tmp_path: Path
+) -> None:
+    policy = DeFIPolicy.from_pretrained(policy_folder)
+    entries = (
+        StateEntry(index=5),
+        StateEntry(index=0, angle="unwrap", around=3.0),
+        StateEntry(index=2, angle="sin_cos"),
+    )
+    policy.contract = replace(policy.contract, state=StateLayout(raw_dim=6, entries=entries))
+    other = PolicyReplica(str(policy.save_pretrained(tmp_path / "policy")), threads=1)
+    assert other._spec.state_dim == 6 and len(other._spec.metadata()["state"]) == 3
+    raw = np.array([-3.0, 9.0, 0.5, 9.0, 9.0, 0.25])
+    seen = np.array([0.25, 2 * np.pi - 3.0, np.sin(0.5), np.cos(0.5)])
+    answers = [
+        one.infer([read_observation(observation(0, **{"observation/state": state}), one._spec)])[0]
+        for one, state in ((other, raw), (replica, seen))
+    ]
+    np.testing.assert_allclose(*answers, atol=1e-5)
 
 
 def test_a_folder_that_does_not_exist_is_named() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -83,6 +84,10 @@ class CorpusConfig:
     the order of these names, and the first is what GIDM compares over time; empty: CALVIN's static first, else by name."""
     fps: float | None = None
     """Frames per second where the files do not say (RLDS, HDF5) or say wrong; null: as the corpus says."""
+    state: list[Any] = field(default_factory=list)
+    """Entries of the raw state that the policy reads, in this order: names, indices, or mappings with `name` or `index`
+    and, for angles in radians, `angle` (sin_cos | unwrap) and `around`, the middle of an unwrapped angle (its mean
+    direction in the data without it). Empty: the raw state as it is."""
     windows: WindowConfig = field(default_factory=WindowConfig)
     filters: FilterConfig = field(default_factory=FilterConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

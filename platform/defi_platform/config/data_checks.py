@@ -9,6 +9,8 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from defi_models.errors import ConfigurationError
+from defi_models.inputs.state_layout import check_choice
 from defi_platform.config.data import CorpusConfig, DataConfig
 from defi_platform.config.train import ProbeConfig
 from defi_platform.errors import ConfigError
@@ -98,6 +100,10 @@ def _check_corpus(corpus: CorpusConfig, part: str) -> None:
     cameras = _Ranges(f"{part}.cameras")
     for camera, probability in corpus.cameras.items():
         cameras.within(camera, probability, 0, None, "a probability")
+    try:
+        check_choice(corpus.state, f"{part}.state")
+    except ConfigurationError as error:
+        raise ConfigError(str(error)) from error
     windows, of_windows = corpus.windows, _Ranges(f"{part}.windows")
     of_windows.choice("mode", windows.mode, WINDOW_MODES)
     of_windows.above_zero("length_s", windows.length_s, "seconds")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defi_models.errors import nearest
+from defi_models.inputs.state_layout import StateLayout
 from defi_platform.data.decode.resize import resize
 
 IMAGE_PREFIX = "observation/images/"
@@ -41,7 +42,9 @@ class PolicySpec:
     image_size: tuple[int, int]
     """Height and width in pixels that images are resized to."""
     state_dim: int
-    """0: the policy takes no proprioception."""
+    """Numbers of the raw state; 0: the policy takes no proprioception."""
+    state: StateLayout | None = None
+    """What the policy reads of the raw state; None: all of it."""
     action_dim: int
     chunk: int
     """Actions per answer."""
@@ -56,6 +59,7 @@ class PolicySpec:
             "cameras": list(self.cameras),
             "image_size": list(self.image_size),
             "state_dim": self.state_dim,
+            "state": None if self.state is None else self.state.as_mapping()["entries"],
             "action_dim": self.action_dim,
             "chunk": self.chunk,
             "action": dict(self.action),
@@ -70,7 +74,7 @@ class Observation:
     images: NDArray[np.uint8]
     """(V, H, W, 3) uint8, at the policy's size."""
     state: NDArray[np.float32] | None
-    """(P,) float32 in raw units; None when the policy takes none."""
+    """(P,) float32, raw as the client sent it; None when the policy takes none."""
     prompt: str
     seed: int
     """Of the noise from which the action is denoised: the same observation and seed give the same action."""

@@ -39,13 +39,15 @@ def policy_spec(policy: DeFIPolicy, folder: str) -> PolicySpec:
     """Inputs and outputs of a policy; `folder` is its name among clients."""
     config = policy.config
     head = config.adapter.head
+    layout = policy.contract.state if head.proprio_dim else None
     unnamed = (ANY_CAMERA,) if config.views == 1 else tuple(str(view) for view in range(config.views))
     return PolicySpec(
         policy=folder,
         preset=config.preset,
         cameras=config.cameras or unnamed,
         image_size=(config.gfdm.height, config.gfdm.width),
-        state_dim=head.proprio_dim,
+        state_dim=head.proprio_dim if layout is None else layout.raw_dim,
+        state=layout,
         action_dim=head.action_dim,
         chunk=head.chunk,
         action=action_terms(policy),
@@ -54,7 +56,8 @@ def policy_spec(policy: DeFIPolicy, folder: str) -> PolicySpec:
 
 def action_terms(policy: DeFIPolicy) -> dict[str, Any]:
     """The meaning of the policy's actions as plain values; what nobody has said is "unknown"."""
-    terms = {key: value or UNKNOWN for key, value in policy.contract.as_mapping().items()}
+    said = policy.contract.as_mapping()
+    terms = {key: value or UNKNOWN for key, value in said.items() if key != "state"}
     terms["execute_steps"] = policy.contract.execute_steps or policy.config.adapter.head.chunk
     ranges = policy.statistics.action if policy.statistics else None
     return terms | {

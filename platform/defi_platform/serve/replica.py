@@ -67,6 +67,8 @@ class PolicyReplica:
         }
         if self._spec.state_dim:
             states = np.stack([o.state for o in observations if o.state is not None])
+            if self._spec.state is not None:
+                states = self._spec.state.apply(states)
             batch["proprio"] = torch.from_numpy(states).to(self._device)
         # CPU generators give the same noise on every device.
         generators = [torch.Generator().manual_seed(o.seed) for o in observations]

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from defi_models.errors import ConfigurationError
+from defi_models.inputs.state_layout import StateLayout, chosen_layout
 from defi_platform import storage
 from defi_platform.data.manifest.commit_marker import corpus_file
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sources.records import Signals
 from defi_platform.data.tables.signal_file import SignalFile
-from defi_platform.errors import CorpusError
+from defi_platform.errors import ConfigError, CorpusError
 
 
 @dataclass(frozen=True)
@@ -35,25 +38,70 @@ class Statistics:
 
 
 class SignalReader:
-    """Reads signals of manifest rows."""
+    """Reads signals of manifest rows.
 
-    def __init__(self) -> None:
-        self.table = functools.lru_cache(maxsize=None)(SignalFile)
-        """The table with a URI, opened once."""
+    Args:
+        states: corpus -> entries of its raw states to read, as in `CorpusConfig.state`; others are read whole.
+    """
+
+    def __init__(self, states: Mapping[str, Sequence[Any]] | None = None) -> None:
+        self._states = dict(states or {})
+        self._table = functools.lru_cache(maxsize=None)(SignalFile)
+        self._layout = functools.lru_cache(maxsize=None)(self._chosen)
 
     def of_row(self, manifest: Manifest, row: int) -> Signals:
         """Reads the signals of one manifest row, of a window only its own.
 
-        Raises: CorpusError when it has none, or their table is gone.
+        Raises: CorpusError when it has none, or their table is gone; ConfigError for entries that the states have not.
         """
         found = manifest.row(row)
-        if manifest.folder is None or found["signals"] is None:
-            raise CorpusError(
-                f"{found['video_id']} of corpus {found['corpus']} has no actions that can be used."
-            )
-        table = self.table(corpus_file(manifest.folder, found["corpus"], found["signals"]))
+        table, layout = self._table(_uri_of(manifest, found)), self.layout(manifest, row)
         span = found["signals_row"], found["num_actions"]
-        return Signals(table.actions(*span), table.states(*span) if table.layout.state_dim else None)
+        if not table.layout.state_dim:
+            return Signals(table.actions(*span), None)
+        states = table.states(*span)
+        return Signals(table.actions(*span), states if layout is None else layout.apply(states))
+
+    def layout(self, manifest: Manifest, row: int) -> StateLayout | None:
+        """Layout of the states of a manifest row's corpus; None where they are read whole. Raises: as `of_row`."""
+        found = manifest.row(row)
+        return self._layout(found["corpus"], _uri_of(manifest, found))
+
+    def _chosen(self, corpus: str, uri: str) -> StateLayout | None:
+        choice, known = self._states.get(corpus), self._table(uri).layout
+        if not choice:
+            return None
+        key = f"data.corpora.{corpus}.state"
+        if not known.state_dim:
+            raise ConfigError(f"{key} chooses entries, but this corpus has no states. Remove it.")
+        try:
+            return chosen_layout(choice, known.state_dim, known.state_names, known.state_centres, key)
+        except ConfigurationError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _uri_of(manifest: Manifest, row: Mapping[str, Any]) -> str:
+    if manifest.folder is None or row["signals"] is None:
+        raise CorpusError(f"{row['video_id']} of corpus {row['corpus']} has no actions that can be used.")
+    return corpus_file(manifest.folder, row["corpus"], row["signals"])
+
+
+def state_layout(plan: Plan) -> StateLayout | None:
+    """The layout of raw states that a policy trained on `plan` is served with; None where states are taken whole.
+
+    Raises: ConfigError when corpora differ in it by the middle of an angle alone; as `SignalReader.of_row`.
+    """
+    reader = SignalReader(plan.states)
+    layouts = [reader.layout(plan.manifest, row) for row in plan.one_row_per_corpus()]
+    if all(layout == layouts[0] for layout in layouts):
+        return layouts[0]
+    same = {tuple((e.angle, e.name or e.index) for e in layout.entries) for layout in layouts if layout}
+    if len(same) == 1 and None not in layouts and any(e.angle == "unwrap" for e in layouts[0].entries):  # type: ignore[union-attr]
+        raise ConfigError(
+            "corpora have different mean directions of an unwrapped angle. Set `around` in data.corpora.NAME.state, the "
+            "same for all."
+        )
+    return None
 
 
 def statistics(plan: Plan) -> dict[str, Statistics]:
@@ -96,7 +144,7 @@ def _episodes_of(plan: Plan) -> Iterator[Signals]:
     rows = plan.first_rows()
     if not len(rows):
         raise CorpusError("no episode with actions to take statistics from.")
-    reader = SignalReader()
+    reader = SignalReader(plan.states)
     for row in rows.tolist():
         yield reader.of_row(plan.manifest, row)
 

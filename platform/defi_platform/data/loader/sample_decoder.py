@@ -72,7 +72,7 @@ class SampleDecoder:
         self._cache = LatentCache(cache, plan.manifest) if cache else None
         if self._cache is None:
             self._pool.start()
-        self._signals = SignalReader()
+        self._signals = SignalReader(plan.states)
         self._bad = self._known_bad()
         self._unreadable: set[int] = set()
         """Manifest rows that could not be read from the store since one last could."""

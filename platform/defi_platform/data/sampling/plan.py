@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,7 @@ class Plan:
         cameras: corpus -> camera -> probability; for chunks, which cameras are the views, in this order. A corpus
             whose probabilities are all 0 is drawn from the cameras that are not named.
         rules: corpus -> its own rule, with as many frames per sample as `rule`.
+        states: corpus -> entries of its raw states that chunks carry, as configured; see `CorpusConfig.state`.
 
     Raises: CorpusError when a named corpus has no video that the rule can use, or a weight is no share.
     """
@@ -68,6 +70,7 @@ class Plan:
         split: str = TRAIN,
         cameras: Mapping[str, Mapping[str, float]] | None = None,
         rules: Mapping[str, Rule] | None = None,
+        states: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         if not is_split(split):
             raise ValueError(f"there is no split '{split}'; it is train or validation")
@@ -78,6 +81,7 @@ class Plan:
         self.split = split
         self.cameras = {name: dict(chosen) for name, chosen in (cameras or {}).items()}
         self.rules = dict(rules or {})
+        self.states = {name: list(chosen) for name, chosen in (states or {}).items() if chosen}
         self.excluded: dict[str, int] = {}
         """Why videos of the chosen corpora and split are not drawn -> how many."""
         self._variable = manifest.rows_where("variable_rate")
@@ -104,6 +108,7 @@ class Plan:
             split=split,
             cameras={name: corpus.cameras for name, corpus in data.corpora.items()},
             rules={name: rule.of_corpus(corpus.sampling) for name, corpus in data.corpora.items()},
+            states={name: corpus.state for name, corpus in data.corpora.items()},
         )
 
     @property
@@ -142,8 +147,10 @@ class Plan:
         drawn = {name: weight for name, weight in sorted(self.weights.items()) if weight > 0}
         cameras = {name: self.cameras[name] for name in drawn if self.cameras.get(name)}
         rules = {name: self.rules.get(name, self.rule) for name in drawn}
+        states = {name: self.states[name] for name in drawn if name in self.states}
         parts = (self.manifest.fingerprint(drawn), drawn, cameras, rules, self.seed, self.split)
-        return f"{key_of(*parts):016x}"
+        carried = (states,) if states and isinstance(self.rule, ChunkRule) else ()
+        return f"{key_of(*parts, *carried):016x}"
 
     def resolve(self, k: int) -> Sample:
         """Resolves sample number `k` (>= 0)."""
@@ -192,6 +199,7 @@ class Plan:
             "split": self.split,
             "cameras": self.cameras,
             "rules": self.rules,
+            "states": self.states,
         }
 
     def __setstate__(self, state: dict[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from defi_models.inputs.action_contract import ActionContract
 from defi_platform.config import FinetuneConfig
 from defi_platform.data.loader.action_contract import common, configured, contract_of
-from defi_platform.data.loader.robot_signals import statistics
+from defi_platform.data.loader.robot_signals import state_layout, statistics
 from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, Rule
@@ -86,7 +87,8 @@ class PolicyRecipe(VideoRecipe):
                 policy.load_state_dict(initial.state_dict())
             policy.set_trainable(self.config.trainable)
         policy.contract = self._contract(plan)
-        policy.set_statistics(_as_model_statistics(plan))
+        if policy.config.normalization != "none":
+            policy.set_statistics(_as_model_statistics(plan))
         return policy
 
     def prepare(self) -> None:
@@ -94,8 +96,9 @@ class PolicyRecipe(VideoRecipe):
         super().prepare()
         plan = self.plan("train")
         self._sizes = sizes_of(plan)
-        self._model_config()
         self._contract(plan)
+        if self._model_config().normalization != "none":
+            statistics(plan)  # kept beside the manifest, where every rank finds them
 
     def check(self) -> None:
         """Checks the policy against its corpora, as far as they are known, and against the two model folders."""
@@ -143,7 +146,8 @@ class PolicyRecipe(VideoRecipe):
             root = self.config.data.corpora[video["corpus"]].path
             said[video["corpus"]] = contract_of(video["source"], root, video["fps"])
         head = self._model_config().adapter.head
-        return configured(common(list(said.values())), self.config.actions, head.action_dim, head.chunk)
+        contract = configured(common(list(said.values())), self.config.actions, head.action_dim, head.chunk)
+        return replace(contract, state=state_layout(plan))
 
 
 def _as_model_statistics(plan: Plan) -> Statistics:

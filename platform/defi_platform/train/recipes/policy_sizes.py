@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from defi_models.inputs.state_layout import width_of_choice
 from defi_platform.config import DataConfig, ModelConfig
 from defi_platform.data.loader.robot_signals import dimensions
 from defi_platform.data.sampling.plan import Plan
@@ -13,6 +14,7 @@ from defi_platform.data.sampling.views import view_order
 from defi_platform.data.sources.formats import format_of, listing, read_signals
 from defi_platform.data.sources.records import VideoRecord
 from defi_platform.errors import ConfigError
+from defi_platform.train.recipes.video_base import model_errors
 
 if TYPE_CHECKING:
     from defi_models.policy import DeFIPolicy
@@ -67,6 +69,9 @@ def sizes_before_ingest(data: DataConfig) -> DataSizes | None:
         if first is not None:
             signals = read_signals(source, first.signals_uri, first.episode_id)
             state = 0 if signals.proprio is None else signals.proprio.shape[1]
+            if corpus.state:
+                with model_errors():
+                    state = width_of_choice(corpus.state, f"data.corpora.{name}.state")
             chosen = [camera for camera, share in corpus.cameras.items() if share > 0]
             return DataSizes(signals.actions.shape[1], state, tuple(chosen or view_order(source, cameras)))
     return None
