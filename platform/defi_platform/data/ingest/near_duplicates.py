@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 WORDS = 3
 BITS = 64 * WORDS
 
-PAIRS_AT_ONCE = 1 << 20
+FULL_BUCKET = 64
+"""Rows that share a band from which on they are told apart by further bands."""
+
+NARROWEST_BAND = 3
+"""Bits of a band; narrower ones would tell too few rows apart for what they cost."""
+
+Segment = tuple[int, int]
+"""A run of bits of a signature: number of the first, and how many."""
 
 
 def near_duplicates(signatures: np.ndarray, most_bits: int) -> dict[int, tuple[int, int]]:
     """Finds each row that repeats an earlier one: row -> (the earlier row, bits in which they differ).
 
-    A row is only held against rows that are kept themselves, so the first of a chain always stays. All rows within
-    `most_bits` of a kept one are found: cut into `most_bits` + 1 bands, two such signatures share at least one.
+    A row is only held against rows that are kept themselves, so the first of a chain always stays, and a million
+    videos that are nearly the same are compared with one. All rows within `most_bits` of a kept one are found: of
+    `most_bits` + 1 bands, two such signatures share at least one.
 
     Args:
         signatures: uint64 (N, 3).
@@ -24,44 +30,146 @@ def near_duplicates(signatures: np.ndarray, most_bits: int) -> dict[int, tuple[i
     """
     unique, first, which = np.unique(signatures, axis=0, return_index=True, return_inverse=True)
     which = which.reshape(-1)
-    # Rows that are the very same are settled without a comparison; among the others each one comes first once.
+    # Rows that are the very same are settled without a comparison; of the others each one comes once.
     repeats: dict[int, tuple[int, int]] = {}
-    near: dict[int, list[tuple[int, int]]] = {}
-    for a, b, distance in _close_pairs(unique, most_bits):
-        early, late = sorted((int(first[a]), int(first[b])))
-        near.setdefault(late, []).append((early, distance))
-    for late in sorted(near):
-        kept = [(distance, early) for early, distance in near[late] if early not in repeats]
-        if kept:
-            distance, early = min(kept)
-            repeats[late] = (early, distance)
+    packed, bands = _spread(unique, most_bits + 1), _bands([(0, BITS)], most_bits + 1)
+    groups = np.stack([_shared_groups(packed, band) for band in bands])
+    others = np.flatnonzero((groups >= 0).any(axis=0))
+    others = others[np.argsort(first[others])]
+    # In order of the corpus, so that an earlier row has a lower number.
+    rows, found = first[others].tolist(), groups[:, others].T.tolist()
+    values = [int.from_bytes(row.tobytes(), "big") for row in packed[others]]
+    del unique, packed, groups
+    kept: dict[tuple[int, int], _Bucket | list[int]] = {}
+    for number, value in enumerate(values):
+        keys = [(band, group) for band, group in enumerate(found[number]) if group >= 0]
+        near = [_nearest(bucket, values, value) for key in keys if (bucket := kept.get(key))]
+        distance, early = min(near, default=NOTHING)
+        if distance <= most_bits:
+            repeats[rows[number]] = (rows[early], distance)
+            continue
+        for key in keys:
+            free = _without([(0, BITS)], bands[key[0]])
+            kept[key] = _added(kept.get(key), values, number, free, most_bits + 1)
     for row in np.flatnonzero(first[which] != np.arange(len(signatures))).tolist():
         same = int(first[which[row]])
-        early, distance = repeats.get(same, (same, 0))
-        repeats[row] = (early, distance)
+        early_row, distance = repeats.get(same, (same, 0))
+        repeats[row] = (early_row, distance)
     return repeats
 
 
-def _close_pairs(signatures: np.ndarray, most_bits: int) -> Iterator[tuple[int, int, int]]:
-    """Each (a, b, distance) of different rows within `most_bits`, once or more."""
+NOTHING = (BITS + 1, -1)
+
+
+def _nearest(bucket: _Bucket | list[int], values: list[int], value: int) -> tuple[int, int]:
+    """(distance, number) of the row in a bucket that differs least from `value`."""
+    if isinstance(bucket, list):
+        return min(((values[number] ^ value).bit_count(), number) for number in bucket)
+    found = NOTHING
+    for band in bucket.bands:
+        child = bucket.children.get((band, _key(value, band)))
+        if child is not None:
+            found = min(found, _nearest(child, values, value))
+    return found
+
+
+def _added(
+    bucket: _Bucket | list[int] | None, values: list[int], number: int, free: list[Segment], num_bands: int
+) -> _Bucket | list[int]:
+    """The bucket with one row more: a list of numbers, or a `_Bucket` once there are many and bits left to tell apart."""
+    if bucket is None:
+        return [number]
+    if isinstance(bucket, _Bucket):
+        bucket.add(values, number)
+        return bucket
+    bucket.append(number)
+    if len(bucket) != FULL_BUCKET or not (bands := _bands(free, num_bands)):
+        return bucket
+    split = _Bucket(bands, free)
+    for one in bucket:
+        split.add(values, one)
+    return split
+
+
+class _Bucket:
+    """Kept rows that share a band, in buckets by further bands of the bits in which they may differ."""
+
+    __slots__ = ("bands", "children", "free")
+
+    def __init__(self, bands: list[Segment], free: list[Segment]) -> None:
+        self.bands, self.free = bands, free
+        self.children: dict[tuple[Segment, int], _Bucket | list[int]] = {}
+
+    def add(self, values: list[int], number: int) -> None:
+        """Takes row `number` of `values`."""
+        for band in self.bands:
+            key = (band, _key(values[number], band))
+            left = _without(self.free, band)
+            self.children[key] = _added(self.children.get(key), values, number, left, len(self.bands))
+
+
+_FOUND: dict[tuple[tuple[Segment, ...], int], list[Segment]] = {}
+
+
+def _bands(free: list[Segment], count: int) -> list[Segment]:
+    """`count` bands of equal width that share no bit, as wide as there is room for; [] where they would be narrow."""
+    key = (tuple(free), count)
+    if key not in _FOUND:
+        top = free == [(0, BITS)]
+        width = BITS // count
+        while width and sum(length // width for _, length in free) < count:
+            width -= 1
+        found = [
+            (start + number * width, width)
+            for start, length in free
+            for number in range(length // width if width else 0)
+        ][:count]
+        if top:  # the bits that are left over
+            found[-1] = (found[-1][0], BITS - found[-1][0])
+        _FOUND[key] = found if top or width >= NARROWEST_BAND else []
+    return _FOUND[key]
+
+
+def _without(free: list[Segment], band: Segment) -> list[Segment]:
+    start, width = band
+    left: list[Segment] = []
+    for first, length in free:
+        if first <= start < first + length:
+            left += [(first, start - first), (start + width, first + length - start - width)]
+        else:
+            left.append((first, length))
+    return [segment for segment in left if segment[1] > 0]
+
+
+def _key(value: int, band: Segment) -> int:
+    """The bits of a band; bit 0 is the highest of the first word."""
+    start, width = band
+    return (value >> (BITS - start - width)) & ((1 << width) - 1)
+
+
+def _spread(signatures: np.ndarray, count: int) -> np.ndarray:
+    """uint8 (N, 24): the bits of all rows in another order, by which `count` bands tell rows apart about equally well.
+
+    Bits that nearly all videos share, such as those of a title at their start, would fill a band and make it useless.
+    """
     bits = np.unpackbits(signatures.astype(">u8").view(np.uint8).reshape(len(signatures), -1), axis=1)
-    for band in np.array_split(np.arange(BITS), most_bits + 1):
-        packed = np.packbits(bits[:, band], axis=1)
-        keys = np.ascontiguousarray(packed).view(np.dtype((np.void, packed.shape[1]))).reshape(-1)
-        order = np.argsort(keys, kind="stable")
-        borders = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
-        starts, stops = np.append(0, borders), np.append(borders, len(order))
-        shared = stops - starts > 1
-        for start, stop in zip(starts[shared].tolist(), stops[shared].tolist(), strict=True):
-            yield from _within(signatures, order[start:stop], most_bits)
+    evenness = np.abs(bits.mean(axis=0) - 0.5) if len(bits) else np.zeros(BITS)
+    order = np.argsort(evenness, kind="stable")
+    return np.packbits(bits[:, np.concatenate([order[band::count] for band in range(count)])], axis=1)
 
 
-def _within(signatures: np.ndarray, rows: np.ndarray, most_bits: int) -> Iterator[tuple[int, int, int]]:
-    step = max(1, PAIRS_AT_ONCE // len(rows))
-    for start in range(0, len(rows), step):
-        some = rows[start : start + step]
-        differing = signatures[some][:, None, :] ^ signatures[rows][None, :, :]
-        distances = np.bitwise_count(differing).sum(axis=2)
-        for a, b in np.argwhere(distances <= most_bits).tolist():
-            if some[a] < rows[b]:
-                yield int(some[a]), int(rows[b]), int(distances[a, b])
+def _shared_groups(packed: np.ndarray, band: Segment) -> np.ndarray:
+    """int64 (N,): rows with equal bits in a band have equal numbers; -1 where no other row has the same."""
+    start, stop = band[0], band[0] + band[1]
+    low, high = start // 8, -(-stop // 8)
+    content = packed[:, low:high].copy()
+    content[:, 0] &= 0xFF >> (start - 8 * low)
+    content[:, -1] &= 0xFF << (8 * high - stop) & 0xFF
+    keys = np.ascontiguousarray(content).view(np.dtype((np.void, high - low))).reshape(-1)
+    order = np.argsort(keys, kind="stable")
+    new = np.append(True, keys[order][1:] != keys[order][:-1])[: len(keys)]
+    number = np.cumsum(new) - 1
+    alone = np.bincount(number, minlength=1)[number] == 1
+    groups = np.empty(len(packed), np.int64)
+    groups[order] = np.where(alone, -1, number)
+    return groups
