@@ -14,7 +14,7 @@ from defi_platform.data.sources.lerobot import v3 as lerobot
 from defi_platform.data.sources.lerobot import v21 as lerobot_v21
 from defi_platform.data.sources.records import Listing, SignalNames, Signals
 from defi_platform.data.sources.rlds import builders as rlds
-from defi_platform.errors import CorpusError
+from defi_platform.errors import CorpusError, UserError
 
 FORMATS: Final[dict[str, ModuleType]] = {
     # In the order in which they are tried: a plain folder is what no other format recognises.
@@ -53,8 +53,16 @@ def format_of(name: str, corpus: CorpusConfig) -> str:
     if corpus.format != "auto":
         return corpus.format
     for format_name, module in FORMATS.items():
-        if module.detect(root, top):
-            return format_name
+        try:
+            if module.detect(root, top):
+                return format_name
+        except UserError:
+            raise
+        except Exception as error:
+            raise CorpusError(
+                f"{root} cannot be read as {format_name}, for which it looks: {type(error).__name__}: {error}. "
+                f"Check its metadata, or set data.corpora.{name}.format."
+            ) from error
     missing = [
         part for part in ("annotation/", "meta/info.json") if part.rstrip("/").split("/")[0] not in top
     ]
@@ -75,8 +83,15 @@ def listing(format_name: str, root: str, fps: float | None) -> Listing:
 
     Returns: an iterator of records, rejected records and signs of progress.
     """
-    records: Listing = FORMATS[format_name].listing(root, fps)
-    return records
+    try:
+        yield from FORMATS[format_name].listing(root, fps)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a stranger's metadata may lead to: no source may end in a traceback
+        raise CorpusError(
+            f"{root} cannot be listed as {format_name}: {type(error).__name__}: {str(error)[:500]}. "
+            "Check the corpus's own metadata, or set its format."
+        ) from error
 
 
 def read_signals(format_name: str, uri: str, episode_id: str) -> Signals:
