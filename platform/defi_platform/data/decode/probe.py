@@ -65,6 +65,8 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
 
     Raises: BadVideo with the reason why the file cannot be used.
     """
+    import av
+
     size = os.path.getsize(path)
     _check_content(path, size)
     container, stream = open_container(path)
@@ -73,7 +75,10 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         kind = container.format.name.split(",")[0]
         promised = len(stream.index_entries) if kind == "mov" else 0
         goes_on = functools.partial(report, max(0.0, (container.duration or 0) / 1e6))
-        packets = _packets(container, stream, goes_on)
+        try:
+            packets = _packets(container, stream, goes_on)
+        except av.FFmpegError as error:
+            raise BadVideo(*damage(error, "reading its packets")) from error
         _check_length(container, max(promised, len(stream.index_entries)) if kind == "mov" else 0, packets)
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         codec = stream.codec_context.codec.canonical_name

@@ -13,7 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from defi_platform.data.decode.seek_index import BY, NO_PTS, SeekIndex, SeekPoint, table_of
-from defi_platform.data.decode.video_readers import luma_crc, open_container, orientation, seek
+from defi_platform.data.decode.video_readers import (
+    decoded,
+    luma_crc,
+    open_container,
+    orientation,
+    picture_crc,
+    seek,
+)
 
 RUN = 3
 """Pictures in a row that have to be right after a seek."""
@@ -190,31 +197,42 @@ class _Prover:
         What a decoder makes up depends on what it decoded before, so every point is tried to the end of the stretch
         after its own.
         """
+        pictures = self._pictures()
         points = [index.point(number) for number in range(len(index.points))]
         ends = [point.frame for point in points[2:]] + [len(self._truth)] * 2
         container, stream = open_container(self._path, self._container)
         with container:
             limited = [
-                point._replace(until=self._until(container, stream, index.by, point, end))
+                point._replace(until=self._until(container, stream, index.by, point, pictures[:end]))
                 for point, end in zip(points, ends, strict=False)
             ]
         kept = [point for point in limited if point.until > point.frame]
         return replace(index, points=table_of(kept))
 
-    def _until(self, container: Any, stream: Any, by: str, point: SeekPoint, end: int) -> int:
+    def _pictures(self) -> list[int]:
+        """Checksums of all that sequential decoding gives: a part that a decoder makes up may be small."""
+        container, stream = open_container(self._path, self._container)
+        found = []
+        with container:
+            for frame in decoded(container, stream):
+                self._goes_on()
+                found.append(picture_crc(frame))
+        return found
+
+    def _until(self, container: Any, stream: Any, by: str, point: SeekPoint, pictures: Sequence[int]) -> int:
         import av
 
         self._goes_on()
         frames = seek(container, stream, by, point.target, [])
         number = point.frame - point.drop
         try:
-            for number in range(point.frame - point.drop, end):
+            for number in range(point.frame - point.drop, len(pictures)):
                 frame = next(frames, None)
-                if frame is None or (number >= point.frame and luma_crc(frame) != self._truth.crcs[number]):
+                if frame is None or (number >= point.frame and picture_crc(frame) != pictures[number]):
                     return number
         except av.FFmpegError:
             return number
-        return end
+        return len(pictures)
 
     def _ruled(self, keys: Sequence[Key], by: str, shift: int, drop: int, timed: bool) -> Iterator[SeekPoint]:
         for key in keys:

@@ -22,8 +22,8 @@ BYTES_PER_PIXEL = 16
 SCALING_THREADS = 1
 """By default PyAV starts a thread per core for every single picture it converts: three times the work of it."""
 
-CRC_ROWS = 4
-"""Every so manieth row of a picture is taken into its checksum."""
+CRC_ROWS = 3
+"""Every so manieth row of a picture is taken into its checksum; an odd number, so that both fields of interlaced ones are."""
 
 SEEKS = 3
 """Points that are tried before a file is decoded from its start."""
@@ -285,15 +285,27 @@ def seek(container: Any, stream: Any, by: str, target: int, landing: list[Any]) 
 
 def luma_crc(frame: Any) -> int:
     """Checksum by which a decoded frame is recognised: of every `CRC_ROWS`-th row of its first plane."""
-    plane, form = frame.planes[0], frame.format
+    return _plane_crc(frame, frame.planes[0], CRC_ROWS, 0)
+
+
+def picture_crc(frame: Any) -> int:
+    """Checksum of all planes of a decoded frame."""
+    crc = 0
+    for plane in frame.planes:
+        crc = _plane_crc(frame, plane, 1, crc)
+    return crc
+
+
+def _plane_crc(frame: Any, plane: Any, every: int, crc: int) -> int:
+    form = frame.format
     bits = (
-        form.components[0].bits + 7 & ~7
+        (form.components[0].bits + 7) & ~7
         if form.is_planar or not form.components
         else form.padded_bits_per_pixel
     )
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height : CRC_ROWS]
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height : every]
     # What lies behind a row's last pixel is padding.
-    return zlib.crc32(rows[:, : min(plane.line_size, plane.width * bits // 8)].tobytes())
+    return zlib.crc32(rows[:, : min(plane.line_size, plane.width * bits // 8)].tobytes(), crc)
 
 
 def orientation(frame: Any) -> int:
