@@ -28,8 +28,11 @@ class Kind:
     data: str
     action_dim: int
     state_dim: int
+    """Of the raw state, as a robot sends it."""
     cameras: tuple[str, ...]
     contract: dict[str, Any] = field(default_factory=dict)
+    read_dim: int | None = None
+    """Numbers that the policy reads of the state; None: all."""
 
 
 KINDS = {
@@ -44,6 +47,7 @@ KINDS = {
             "control_hz": 30.0,
             "execute_steps": 10,
         },
+        read_dim=10,
     ),
     "bridge": Kind("rlds", 7, 7, ("image_0",), {"kind": "relative", "control_hz": 5.0}),
     "lerobot": Kind("lerobot_v21/g1", 26, 26, ("cam_high",), {"kind": "unknown", "control_hz": 30.0}),

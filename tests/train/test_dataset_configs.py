@@ -19,7 +19,7 @@ from defi_platform.config import FinetuneConfig, IngestConfig, PretrainBothConfi
 from defi_platform.data.ingest import probe_actors
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.errors import ConfigError
-from defi_platform.serve.observation import Observation, read_observation
+from defi_platform.serve.observation import Observation, PolicySpec, read_observation
 from defi_platform.serve.policy_folder import load_policy, policy_spec
 from defi_platform.train.config_checks import check_train_config
 from defi_platform.train.driver.finetune import finetune
@@ -62,7 +62,7 @@ def test_every_stage_at_nano_size_takes_its_sizes_from_the_data(
     settings = config_of(FinetuneConfig, kind, "nano/finetune_policy")
     settings.dry_run = True
     assert (
-        f"actions of {expected.action_dim} entries, states of {expected.state_dim}"
+        f"actions of {expected.action_dim} entries, states of {expected.read_dim or expected.state_dim}"
         in finetune(settings).text()
     )
     one_step(PolicyRecipe(settings))
@@ -80,7 +80,7 @@ def test_every_stage_at_nano_size_takes_its_sizes_from_the_data(
     for key, value in expected.contract.items():
         assert greeting[key] == value, key
     assert len(greeting["min"]) == expected.action_dim
-    actions = policy.act(_batch(read_observation(_observation(spec), spec)))
+    actions = policy.act(_batch(read_observation(_observation(spec), spec), spec))
     assert actions.shape == (1, spec.chunk, expected.action_dim) and torch.isfinite(actions).all()
 
 
@@ -92,19 +92,20 @@ def write_headers(runs: Path, preset: str) -> None:
         (model / "config.json").write_text(json.dumps(make_header(name, config)))
 
 
-def _observation(spec: Any) -> dict[str, Any]:
+def _observation(spec: PolicySpec) -> dict[str, Any]:
     message: dict[str, Any] = {
         f"observation/images/{name}": np.zeros((90, 120, 3), np.uint8) for name in spec.cameras
     }
     return message | {"observation/state": np.zeros(spec.state_dim), "prompt": "go on", "seed": 0}
 
 
-def _batch(observation: Observation) -> dict[str, Any]:
+def _batch(observation: Observation, spec: PolicySpec) -> dict[str, Any]:
     assert observation.state is not None
+    state = observation.state[None] if spec.state is None else spec.state.apply(observation.state[None])
     return {
         "images": torch.from_numpy(observation.images)[None],
         "text": [observation.prompt],
-        "proprio": torch.from_numpy(observation.state)[None],
+        "proprio": torch.from_numpy(state),
     }
 
 
@@ -147,7 +148,7 @@ def test_a_size_that_contradicts_the_data_is_one_error_of_the_dry_run(ingested: 
         dry_run(f"{head}.action_dim=4", f"{head}.proprio_dim=9", "model.overrides.views=1")
     for part in (
         "action_dim=4, actions have 7",
-        "proprio_dim=9, states have 15",
+        "proprio_dim=9, states have 10",
         "views=1, the corpora have 2",
     ):
         assert part in str(error.value)
