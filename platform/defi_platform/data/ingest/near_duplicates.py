@@ -8,7 +8,7 @@ WORDS = 3
 BITS = 64 * WORDS
 
 FULL_BUCKET = 64
-"""Rows that share a band from which on they are told apart by further bands."""
+"""Rows that share a band from which on further bands keep them apart."""
 
 NARROWEST_BAND = 3
 """Bits of a band; narrower ones would tell too few rows apart for what they cost."""
