@@ -287,3 +287,14 @@ def test_a_v21_line_without_tasks_gets_the_text_of_its_rows(tmp_path: Path) -> N
     records, rejected = listed(root, "lerobot_v21")
     assert [record.text for record in records] == ["fold", "a\u2028b"]
     assert list(rejected) == ["meta/episodes.jsonl line 3", "meta/episodes.jsonl line 4"]
+
+
+def test_an_episode_without_timestamps_has_as_many_frames_as_its_uneven_file() -> None:
+    record = VideoRecord(video_id="v", uri="u", text="", num_frames=5, fps=10.0, declared_fps=10.0)
+    uneven = [0.0, 0.1, 0.2, 0.7, 0.8]
+    assert place(record, probe_of(uneven)) == Placed(0, 5, 10.0)
+    answer = place(record, probe_of([*uneven, 0.9]))
+    assert isinstance(answer, BadVideo) and answer.message.startswith(
+        "its length is 5 frames, its file has 6"
+    )
+    assert place(record, probe_of(6)) == Placed(0, 5, 10.0)

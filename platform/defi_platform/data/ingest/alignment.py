@@ -45,6 +45,12 @@ def place(record: VideoRecord, probe: Probe) -> Placed | BadVideo:
     fps, problem = _rate(record, probe)
     if problem is not None:
         return problem
+    # Without timestamps, steps belong to frames by their number alone.
+    by_number = record.declared_fps is not None and record.from_s is None
+    if by_number and probe.variable_rate and count != probe.num_frames:
+        return BadVideo(
+            "bad_source", f"its length is {count} frames, its file has {probe.num_frames} at an uneven rate"
+        )
     first: int | BadVideo = record.first_frame
     if record.from_s is not None and record.to_s is not None:
         first = _by_times(record, probe, record.from_s, record.to_s)
