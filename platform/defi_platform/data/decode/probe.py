@@ -82,7 +82,7 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         _check_length(container, max(promised, len(stream.index_entries)) if kind == "mov" else 0, packets)
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         codec = stream.codec_context.codec.canonical_name
-    scorer = _scorer(packets, unit, stream.height, stream.width) if score_frames else None
+        scorer = _scorer(packets, unit, stream.height, stream.width) if score_frames else None
     truth = _decode_through(path, kind, scorer, goes_on)
     if not len(truth):
         raise BadVideo("corrupt", f"none of {packets.count} packets decodes to a picture")

@@ -233,6 +233,9 @@ def open_container(file: Any, container: str = "") -> tuple[Any, Any]:
         opened.close()
         raise BadVideo("no_video_stream", f"streams: {kinds}")
     stream = streams[0]
+    if stream.codec_context is None:
+        opened.close()
+        raise BadVideo("unreadable", "PyAV has no decoder for its codec")
     stream.thread_type = "NONE"
     stream.codec_context.thread_count = 1
     return opened, stream
