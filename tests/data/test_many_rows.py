@@ -144,6 +144,14 @@ def test_of_several_records_that_no_table_can_hold_each_is_rejected_and_no_other
     assert rejected == ["gone", *(f"v{number}" for number in odd)]
 
 
+def test_of_videos_with_one_id_the_first_counts_and_the_others_are_rejected() -> None:
+    videos = filled(record(1, uri="/first"), record(2), record(1, uri="/second"))
+    videos.reject_repeated()
+    assert [uri for uri, _, _ in requested(videos)] == ["/2", "/first"]
+    (row,) = videos.rejected().read_all().to_pylist()
+    assert (row["video_id"], row["uri"], row["reason"]) == ("v1", "/second", "bad_source")
+
+
 def test_the_fingerprint_of_a_listing_is_of_what_is_listed_in_whatever_order() -> None:
     rejected = RejectedRecord(video_id="a", uri="/a", reason="missing", message="m")
     items = [record(1), rejected, Note(kind="unmatched", item="b", uri="/t.csv")]

@@ -200,6 +200,7 @@ def _probe(
 ) -> None:
     """Gives every file its result; those that were opened before in this version are not opened again."""
     store.load_committed(before.opened() if before is not None else ())
+    store.reject_repeated()
     for rejected in _rejected(config, name, before) if config.retry_quarantined else ():
         store.invalidate(rejected)
     resumed = any([store.load_partial(block) for block in blocks.read()])

@@ -142,6 +142,15 @@ class VideoStore:
             self._keep(rows)
             self._note_failures(row[:3] for row in rows if row[3] is not None)
 
+    def reject_repeated(self) -> None:
+        """Rejects videos whose id has come before: lines of an index that are there twice. After `load_committed`."""
+        repeated = "SELECT video_id FROM listed GROUP BY video_id HAVING count(*) > 1"
+        for (video_id,) in list(self._database.select(repeated)):
+            same = "SELECT rowid, * FROM listed WHERE video_id = ? ORDER BY rowid"
+            for number, *fields in list(self._database.select(same, (video_id,)))[1:]:
+                self._database.execute("DELETE FROM listed WHERE rowid = ?", (number,))
+                self._reject_listed(_record(fields), "bad_source", "another of the same id stands before it")
+
     def invalidate(self, rejected: pa.Table) -> None:
         """Has files opened again. Args: rejected: rows with `uri`, `version` and `attempts`."""
         # Whoever puts videos into quarantine may leave fields out.
