@@ -27,7 +27,7 @@ from defi_platform.data.tables.signal_file import SignalFile, SignalLayout, Step
 from defi_platform.data.tables.temp_database import TempDatabase
 from defi_platform.errors import CorpusError
 
-FEW_EPISODES = 64
+FEW_EPISODES = 512
 """Up to so many are read from this process: actors would start for longer than that takes."""
 
 TABLES = (
