@@ -31,6 +31,9 @@ from defi_platform.data.rejection import BadVideo
 END_TOLERANCE_S = 1.0
 """How much earlier than its container says everything in it may end before the file counts as cut short."""
 
+WITH_LENGTH = ("matroska", "avi", "flv", "asf", "mxf", "gxf", "rm", "wtv")
+"""Containers that state their length in a header; in the others FFmpeg makes it out from what it finds."""
+
 RAW_VIDEO = b"YUV4MPEG2 "
 """What begins like a text and is video."""
 
@@ -153,6 +156,8 @@ def _check_length(container: Any, promised: int, packets: _Packets) -> None:
     if promised:
         if promised > whole:
             raise BadVideo("short", f"the container promises {promised} frames and holds {whole}")
+        return
+    if container.format.name.split(",")[0] not in WITH_LENGTH:
         return
     # Lengths are counted from 0 in some containers, from the first picture in others.
     start_s = (container.start_time or 0) / 1e6
