@@ -197,6 +197,7 @@ def test_links_are_followed_but_none_in_circles(tmp_path: Path) -> None:
     unreadable: list[storage.Unreadable] = []
     names = [entry.name for entry in storage.walk(str(root), unreadable)]
     assert names == ["file.mp4", "folder/a.mp4", "own.mp4"]
+    assert storage.folders(str(root)) == ["folder", "loop"]
     assert {u.name: u.is_circle for u in unreadable} == {
         "gone": False,
         "loop": True,

@@ -102,7 +102,10 @@ def folders(folder: str) -> list[str]:
     """Sorted names of the folders right below `folder`; empty when it does not exist."""
     if not is_remote(folder):
         local = local_path(folder)
-        return sorted(found.name for found in os.scandir(local) if found.is_dir()) if local.is_dir() else []
+        if not local.is_dir():
+            return []
+        # Not `DirEntry.is_dir`, which raises at a link to itself.
+        return sorted(found.name for found in os.scandir(local) if os.path.isdir(found.path))
     fs, path = filesystem(folder)
     if "s3" in protocols(fs):
         return sorted(s3_listing.names(*_s3_request(folder, fs, path), only_folders=True))

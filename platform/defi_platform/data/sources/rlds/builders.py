@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.metadata import DAMAGE, LONGEST_TEXT, first_folders, read_json
+from defi_platform.data.sources.metadata import DAMAGE, LONGEST_TEXT, MAX_FOLDERS, first_folders, read_json
 from defi_platform.data.sources.records import (
     Listing,
     Note,
@@ -114,24 +114,29 @@ def read_signals(uri: str, episode_id: str) -> Signals:
     return Signals(actions, proprio)
 
 
-def _versions(root: str, top: set[str], depth: int = 0) -> list[tuple[str, list[str]]]:
+def _versions(root: str, top: set[str]) -> list[tuple[str, list[str]]]:
     """(folder of the newest version, names of the earlier ones) of every dataset up to three folders down."""
     if "features.json" in top:
         return [(root, [])]
-    versions = [name for name in top if re.fullmatch(r"\d+\.\d+\.\d+", name)]
-    versions.sort(key=lambda version: [int(number) for number in version.split(".")])
-    usable = [v for v in versions if storage.exists(storage.join(root, v, "features.json"))]
-    if usable:
-        return [(storage.join(root, usable[-1]), usable[:-1])]
-    if depth == 3 or "dataset_info.json" in top:
-        return []
-    return [
-        found
-        for name in first_folders(root)
-        for found in _versions(
-            storage.join(root, name), set(storage.names(storage.join(root, name))), depth + 1
-        )
-    ]
+    found: list[tuple[str, list[str]]] = []
+    level, listed = [(root, top)], 0
+    for _ in range(4):
+        below: list[tuple[str, set[str]]] = []
+        for folder, inside in level:
+            versions = [name for name in inside if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+            versions.sort(key=lambda version: [int(number) for number in version.split(".")])
+            usable = [v for v in versions if storage.exists(storage.join(folder, v, "features.json"))]
+            if "features.json" in inside or usable:
+                path = folder if "features.json" in inside else storage.join(folder, usable[-1])
+                found.append((path, usable[:-1]))
+            elif "dataset_info.json" not in inside and listed < MAX_FOLDERS:
+                # A tree of videos may have any number of folders.
+                names = first_folders(folder)[: MAX_FOLDERS - listed]
+                listed += len(names)
+                paths = [storage.join(folder, name) for name in names]
+                below += [(path, set(storage.names(path))) for path in paths]
+        level = below
+    return found
 
 
 def _version(folder: str, root: str, fps: float | None) -> Listing:
