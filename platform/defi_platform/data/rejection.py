@@ -6,6 +6,7 @@ from typing import Final
 
 REASONS: Final[dict[str, str]] = {
     "missing": "the source names a file that is not there",
+    "changed": "the file is another one than at the ingest; run the ingest again",
     "empty": "the file has no bytes",
     "not_video": "text, HTML or other content under a video's name",
     "lfs_pointer": "a Git LFS pointer instead of the file; run `git lfs pull` in the source",

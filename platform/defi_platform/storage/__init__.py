@@ -2,8 +2,10 @@
 
 from defi_platform.storage.filesystem import (
     Entry,
+    FileChanged,
     StorageError,
     absolute,
+    check_version,
     delete,
     entry,
     exists,
@@ -30,9 +32,11 @@ from defi_platform.storage.whole_folder import INCOMPLETE, committed_folder, ens
 __all__ = [
     "INCOMPLETE",
     "Entry",
+    "FileChanged",
     "StorageError",
     "Unreadable",
     "absolute",
+    "check_version",
     "committed_folder",
     "delete",
     "ensure_complete",

@@ -11,6 +11,7 @@ import functools
 import itertools
 import os
 import posixpath
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -29,6 +30,10 @@ PATTERN = frozenset("[*?")
 """Characters for whose sake drivers take a path for a pattern, in requests about many files at once."""
 
 
+STAMPED = re.compile(r"\d+-.")
+"""The beginning of an entry's version."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One file of a listing."""
@@ -39,6 +44,10 @@ class Entry:
     bytes: int
     version: str
     """Size, and the store's etag or else the modification time: changes when the content does."""
+
+
+class FileChanged(StorageError):
+    """A file that is another one than the one that was listed under its name."""
 
 
 def is_remote(uri: str) -> bool:
@@ -149,6 +158,27 @@ def entry(uri: str) -> Entry:
     return _remote_entry(uri, posixpath.basename(uri), attempt(uri, lambda: fs.info(path)))
 
 
+def check_version(uri: str, version: str) -> None:
+    """Makes sure that a file is the one that was listed, on disks and S3: others may say versions otherwise in listings.
+
+    Args:
+        uri: of the file.
+        version: as in its `Entry`; one of another form, such as that of a run of CALVIN's files, says nothing.
+
+    Raises: FileChanged, FileNotFoundError, StorageError.
+    """
+    if STAMPED.match(version) and (not is_remote(uri) or "s3" in protocols(filesystem(uri)[0])):
+        _compare(uri, entry(uri).version, version)
+
+
+def _compare(uri: str, now: str, version: str) -> None:
+    if now != version:
+        raise FileChanged(
+            f"{uri} is version {now} (bytes, and time or tag), not {version} as when it was listed. Copies of it on "
+            "several machines must have the same times (cp -p, rsync -t)."
+        )
+
+
 def read_bytes(uri: str) -> bytes:
     """The whole file. Raises: FileNotFoundError, StorageError."""
     if not is_remote(uri):
@@ -162,16 +192,25 @@ def read_text(uri: str) -> str:
     return read_bytes(uri).decode("utf-8")
 
 
-def open_seekable(uri: str, block_bytes: int = 1 << 20) -> IO[bytes]:
+def open_seekable(uri: str, block_bytes: int = 1 << 20, version: str = "") -> IO[bytes]:
     """Opens a file that the caller closes; remote ones are read in ranges of `block_bytes`, not downloaded whole.
 
-    Every range is asked for again like any other request; a failure that stays is also kept in
-    `RangeFile.failures`. Raises: FileNotFoundError, StorageError.
+    Every range is asked for again like any other request; a failure that stays is also kept in `RangeFile.failures`.
+
+    Args:
+        uri: of the file.
+        block_bytes: of a range.
+        version: that an object on S3 must have, see `check_version`.
+
+    Raises: FileNotFoundError, StorageError, FileChanged.
     """
     if not is_remote(uri):
         return local_path(uri).open("rb")
     fs, path = filesystem(uri)
-    size = int(attempt(uri, lambda: fs.info(path))["size"])
+    info = attempt(uri, lambda: fs.info(path))
+    if STAMPED.match(version) and "s3" in protocols(fs):
+        _compare(uri, _remote_entry(uri, "", info).version, version)
+    size = int(info["size"])
 
     def fetch(start: int, stop: int) -> bytes:
         return attempt(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=stop)))

@@ -34,6 +34,8 @@ class DecodeJob:
     """Displayed size, after rotation; 0 when not known."""
     seek_index: bytes | None = None
     """Packed `SeekIndex` of these frames' file; without one the file is decoded from its start."""
+    version: str = ""
+    """Of the file, as its listing gave it: frames of another one are refused. "": any."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -58,18 +58,20 @@ class JobHandler:
         import av  # noqa: F401
 
         self._memory_bytes = memory_bytes
-        self._open: OrderedDict[str, Reader] = OrderedDict()
+        self._open: OrderedDict[tuple[str, str], Reader] = OrderedDict()
+        """By URI and version."""
         self.files_opened = 0
 
     def decode(self, job: DecodeJob, out: np.ndarray) -> None:
         """Writes the frames of `job` to `out` (T, H, W, 3) uint8. Raises: BadVideo."""
         check_memory(job.source_width, job.source_height, self._memory_bytes)
-        with _store_errors_apart(parse(job.uri).path):
-            reader = self._open.pop(job.uri, None)
+        where, key = parse(job.uri), (job.uri, job.version)
+        with _store_errors_apart(where.path):
+            reader = self._open.pop(key, None)
             index = SeekIndex.from_bytes(job.seek_index) if job.seek_index else UNINDEXED
             if reader is None:
                 self.files_opened += 1
-                reader = _opened(job.uri, index)
+                reader = _opened(where, index, job.version)
             elif isinstance(reader, VideoReader):
                 reader.use(index)
             try:
@@ -77,11 +79,15 @@ class JobHandler:
                 for number in sorted(set(job.indices)):
                     picture = resize(reader.picture(number), (job.height, job.width))
                     out[[i for i, index in enumerate(job.indices) if index == number]] = picture
+                if not storage.is_remote(where.path):
+                    # Afterwards, and for files that are kept open too: it may be written over where it stands.
+                    with contextlib.suppress(FileNotFoundError):
+                        storage.check_version(where.path, job.version)
             except BaseException:
                 # Not put back: a reader that failed once is in no known state.
                 reader.close()
                 raise
-            self._open[job.uri] = reader
+            self._open[key] = reader
             while len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)[1].close()
 
@@ -136,15 +142,16 @@ class JobHandler:
         return EpisodeSignals(actions, states)
 
 
-def _opened(uri: str, index: SeekIndex) -> Reader:
-    where = parse(uri)
+def _opened(where: VideoUri, index: SeekIndex, version: str) -> Reader:
     if where.kind == "range":
-        return VideoReader(io.BytesIO(_slice(where)), index)
+        return VideoReader(io.BytesIO(_slice(where, version)), index)
     if where.kind != "file":
+        if storage.is_remote(where.path):
+            storage.check_version(where.path, version)
         opened: Reader = frame_stores().open_store(where)
         return opened
     if storage.is_remote(where.path):
-        return VideoReader(storage.open_seekable(where.path), index)
+        return VideoReader(storage.open_seekable(where.path, version=version), index)
     open(where.path, "rb").close()
     return VideoReader(where.path, index)
 
@@ -156,9 +163,9 @@ def frame_stores() -> ModuleType:
     return frame_stores
 
 
-def _slice(where: VideoUri) -> bytes:
+def _slice(where: VideoUri, version: str) -> bytes:
     offset, length = where.span
-    with storage.open_seekable(where.path) as file:
+    with storage.open_seekable(where.path, version=version) as file:
         file.seek(offset)
         content = file.read(length)
     if len(content) < length:
@@ -226,6 +233,8 @@ def _store_errors_apart(uri: str) -> Iterator[None]:
         _raise_failed_range(uri)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadVideo("missing", f"{uri} is not there") from error
+    except storage.FileChanged as error:
+        raise BadVideo("changed", str(error)) from error
     except storage.StorageError as error:
         raise BadVideo("storage", str(error)) from error
     except PermissionError as error:

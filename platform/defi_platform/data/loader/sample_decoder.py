@@ -42,9 +42,9 @@ is waited for as long as the config says: to continue would fill the quarantine 
 SINGLE_VIDEO_TIMEOUT_S = 120.0
 """Time to wait for fewer, where the files may be to blame; after it stand-ins replace them."""
 
-RETRIED_REASONS = frozenset({TRANSIENT_REASON, "timeout", "memory", "crash"})
-"""Reasons that need not lie in the file, or that another limit may mend: such videos are tried again by the next
-process."""
+RETRIED_REASONS = frozenset({TRANSIENT_REASON, "timeout", "memory", "crash", "changed"})
+"""Reasons that need not lie in the file, or that another limit or the file itself, put back, may mend: such videos are
+tried again by the next process."""
 
 
 @dataclass
@@ -264,6 +264,7 @@ def decode_job(manifest: Manifest, data: DataConfig, row: int, indices: Iterable
         source_height=video["height"],
         source_width=video["width"],
         seek_index=video["seek_index"],
+        version=video["version"],
     )
 
 

@@ -40,7 +40,7 @@ FILE = "corpora.html"
 THUMBNAIL_HEIGHT = 84
 GAP = 2
 NO_PICTURE = frozenset(
-    {"missing", "empty", "not_video", "lfs_pointer", "memory", "timeout", "crash", "storage"}
+    {"missing", "changed", "empty", "not_video", "lfs_pointer", "memory", "timeout", "crash", "storage"}
 )
 """Reasons for which nobody tries to decode a thumbnail: there is nothing, or it would take the decoder down."""
 EXAMPLES = 4
@@ -303,7 +303,14 @@ def _strip_job(video: Mapping[str, Any], frames: int) -> DecodeJob:
     offsets = np.linspace(0, video["num_frames"] - 1, frames).round().astype(int)
     indices = tuple(int(video["first_frame"] + offset) for offset in offsets)
     return DecodeJob(
-        video["uri"], indices, THUMBNAIL_HEIGHT, width, video["height"], video["width"], video["seek_index"]
+        video["uri"],
+        indices,
+        THUMBNAIL_HEIGHT,
+        width,
+        video["height"],
+        video["width"],
+        video["seek_index"],
+        video["version"],
     )
 
 
