@@ -17,6 +17,7 @@ from scipy import stats
 from defi_platform.config import CorpusConfig, DataConfig, PretrainConfig, SamplingConfig
 from defi_platform.config.loader import load_config
 from defi_platform.data.manifest.table import Manifest
+from defi_platform.data.sampling.mixture import Mixture
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule, Rule
 from defi_platform.data.sampling.sharding import Shard
@@ -223,6 +224,35 @@ def test_every_rank_has_the_mixture(
         shares = np.bincount(streams, minlength=len(weights)) / len(ks)
         # Of a single sample per step, the first ones may be off by more.
         assert np.abs(shares - np.array(weights) / sum(weights)).max() < 0.05 + 3 / len(ks)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "per_rank", "weights"),
+    [
+        (11, 1, (2, 1, 1)),
+        (11, 1, (1, 3)),
+        (15, 1, (2, 1, 1)),
+        (100, 1, (1, 1, 1)),
+        (100, 2, (1, 1, 1)),
+        (64, 1, (1, 1)),
+    ],
+)
+def test_no_number_of_ranks_is_in_step_with_a_mixture(
+    world_size: int, per_rank: int, weights: tuple[float, ...]
+) -> None:
+    mixture = Mixture.of(np.array(weights, np.float64))
+    batch, steps = world_size * per_rank, 1000
+    taken = []
+    for rank in range(0, world_size, max(1, world_size // 8)):
+        shard = Shard(
+            start=0, stop=steps * batch, rank=rank, world_size=world_size, global_batch=batch, micro_batch=1
+        )  # fmt: skip
+        ks = np.fromiter(itertools.chain.from_iterable(shard.micro_batches()), np.int64)
+        shares = np.bincount(mixture.positions(ks)[0], minlength=len(weights)) / len(ks)
+        # Five times what chance does.
+        assert np.abs(shares - np.array(weights) / sum(weights)).max() < 2.5 / len(ks) ** 0.5
+        taken.append(ks)
+    assert len(np.unique(np.concatenate(taken))) == sum(map(len, taken))
 
 
 def test_two_ranks_of_one_sample_each_see_both_corpora_alike() -> None:
