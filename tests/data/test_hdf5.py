@@ -9,11 +9,18 @@ import h5py
 import numpy as np
 import pytest
 
+from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.decode.frame_stores import open_store
+from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.data.loader.robot_signals import statistics
+from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.rejection import BadVideo
-from defi_platform.data.sources.formats import listing
-from defi_platform.data.sources.records import Note, RejectedRecord, VideoRecord
+from defi_platform.data.sampling.plan import Plan
+from defi_platform.data.sampling.samplers import ChunkRule
+from defi_platform.data.sources.formats import listing, read_signals
+from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 from defi_platform.data.sources.uri import parse, video_uri
+from defi_platform.errors import CorpusError
 
 FRAMES = np.arange(4 * 8 * 8 * 3, dtype=np.uint8).reshape(4, 8, 8, 3)
 FRONT = "observations/images/front"
@@ -108,5 +115,27 @@ def test_a_camera_may_have_any_name_and_a_frame_no_size(tmp_path: Path) -> None:
     assert open_store(parse(by_camera[camera].uri)).num_frames == 4
     with pytest.raises(BadVideo, match="memory"):
         open_store(parse(by_camera["vast"].uri))
-    (note,) = (item for item in items if isinstance(item, Note))
-    assert note.kind == "bad_actions" and {record.num_actions for record in by_camera.values()} == {0}
+    (uri,) = {record.signals_uri for record in by_camera.values()}
+    with pytest.raises(CorpusError, match="step 1 has a value that is no finite number"):
+        read_signals("hdf5", uri, "e,0#x")
+
+
+def test_unusable_actions_of_the_first_episode_cost_no_other_its_own(tmp_path: Path) -> None:
+    nan = np.zeros((4, 2))
+    nan[2, 1] = np.nan
+    for number, actions in enumerate(
+        [np.zeros((4, 5)), nan, np.zeros((0, 2)), np.ones((4, 2)), np.ones((4, 2))]
+    ):
+        with h5py.File(tmp_path / f"{number}.hdf5", "w") as file:
+            file[FRONT] = FRAMES + np.uint8(number)
+            file["action"] = actions
+    config = DataConfig(
+        corpora={"c": CorpusConfig(path=str(tmp_path), fps=5.0)}, manifest=str(tmp_path / "m"), holdout=0.0
+    )
+    manifest = ingest(config)
+    committed = read_committed(config.manifest, "c")
+    assert committed is not None and committed.notes["bad_actions"][0] == 3
+    plan = Plan(manifest, {"c": 1.0}, ChunkRule(2), 0, split="train")
+    assert plan.excluded == {"c: bad_actions, listed by the ingest": 3}
+    actions = statistics(plan)["action"]
+    assert actions.count == 8 and actions.mean.tolist() == [1, 1]

@@ -12,6 +12,7 @@ from tfrecords import bytes_list, example, float_list, int_list, message, write_
 
 from defi_platform.data.sources.formats import listing, read_signals
 from defi_platform.data.sources.records import Note, VideoRecord
+from defi_platform.errors import CorpusError
 
 STEPS = 4
 
@@ -114,11 +115,24 @@ def test_actions_of_integers_and_of_parts_are_actions_and_unusable_ones_are_said
         {},
     )
     records, notes = listed(root)
-    assert [record.num_actions for record in records] == [4, 4, 0, 0, 0, 0]
+    assert not notes and [record.num_actions for record in records] == [4, 4, 4, 4, 4, 0]
     assert read_signals("rlds", records[0].signals_uri, "").actions.tolist()[1] == [3, 4, 5]
     assert read_signals("rlds", records[1].signals_uri, "").actions.tolist()[1] == [2, 3, 9]
-    assert [(note.kind, note.item[-5:]) for note in notes] == [("bad_actions", f"0000{n}") for n in (2, 3, 4)]
-    assert "2 wide, 3 in episodes before it" in notes[-1].message
+    for number, why in ((2, "no finite number"), (3, "5 values in 4 steps")):
+        with pytest.raises(CorpusError, match=why):
+            read_signals("rlds", records[number].signals_uri, "")
+
+
+def test_steps_are_counted_by_the_frames_where_nothing_else_says_how_many(tmp_path: Path) -> None:
+    root = dataset(tmp_path / "d", {})
+    episode = {
+        "steps/observation/image": bytes_list([b"jpeg"] * STEPS),
+        "steps/action": float_list([0.0, 1.0] * STEPS),
+    }
+    write_tfrecord(root / "mine-train.tfrecord-00000-of-00001", [example(episode)])
+    (record,), _ = listed(root)
+    assert record.num_actions == STEPS
+    assert read_signals("rlds", record.signals_uri, "").actions.tolist() == [[0, 1]] * STEPS
 
 
 def test_images_beside_the_observation_are_cameras(tmp_path: Path) -> None:

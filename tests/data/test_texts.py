@@ -10,10 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpora import write_video
 
-from defi_platform.config import CorpusConfig
-from defi_platform.data.sources.formats import format_of, listing
+from defi_platform.config import CorpusConfig, DataConfig
+from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.data.loader.robot_signals import SignalReader
+from defi_platform.data.sources.formats import format_of, listing, read_signals
 from defi_platform.data.sources.records import Note, RejectedRecord, VideoRecord
+from defi_platform.errors import CorpusError
 
 Listed = tuple[dict[str, str], dict[str, str], list[tuple[str, str]]]
 
@@ -249,10 +253,24 @@ def test_annotations_give_their_texts_splits_and_usable_actions(tmp_path: Path) 
     assert {i.video_id: (i.text, i.split, i.num_actions) for i in items if isinstance(i, VideoRecord)} == {
         "train/0/0": ("one", "train", 0),
         "train/1/0": ("two", "train", 2),
-        "train/2/0": ("", "train", 0),
-        "val/3/0": ("three", "validation", 0),
-        "val/4/0": ("four", "validation", 0),
+        "train/2/0": ("", "train", 2),
+        "val/3/0": ("three", "validation", 2),
+        "val/4/0": ("four", "validation", 1),
     }
     _, rejected, notes = listed(tmp_path, "annotated")
     assert rejected == {"val/9": "bad_source"}
-    assert notes == [("bad_actions", k) for k in ("train/2", "val/3", "val/4")] + [("skipped", "v/5.mp4")]
+    assert notes == [("skipped", "v/5.mp4")]
+    for episode in ("train/2", "val/3"):
+        with pytest.raises(CorpusError, match="action: "):
+            read_signals("annotated", str(tmp_path / "annotation" / f"{episode}.json"), episode)
+
+
+def test_actions_that_are_edited_in_an_annotation_are_read_again(tmp_path: Path) -> None:
+    write_video(tmp_path / "c" / "v.mp4", range(4))
+    config = DataConfig(
+        corpora={"c": CorpusConfig(path=str(tmp_path / "c"))}, manifest=str(tmp_path / "m"), holdout=0.0
+    )
+    for value in (1.0, 7.0):
+        content = json.dumps({"videos": [{"video_path": "v.mp4"}], "action": [[value, 0.5]] * 4})
+        write(tmp_path / "c", {"annotation/train/0.json": content})
+        assert SignalReader().of_row(ingest(config), 0).actions.tolist() == [[value, 0.5]] * 4

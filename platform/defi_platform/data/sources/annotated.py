@@ -46,7 +46,6 @@ def listing(root: str, fps: float | None = None) -> Listing:
     has_own = own_splits(_split(entry.name) for entry in files.entries() if _is_annotation(entry.name))
     annotations = (entry for entry in files.entries() if _is_annotation(entry.name))
     contents = side_by_side(_annotation, annotations, storage.is_remote(root))
-    width: int | None = None
     for entry, annotation in contents:
         episode = entry.name.removeprefix("annotation/").removesuffix(".json")
         try:
@@ -60,13 +59,8 @@ def listing(root: str, fps: float | None = None) -> Listing:
         except DAMAGE as error:
             yield _rejected(episode, entry, error)
             continue
-        count = 0
-        try:
-            actions = signal_matrix(_first(annotation, ("action", "actions")) or (), "action", width)
-            signal_matrix(_first(annotation, ("state", "states")) or (), "state")
-            count, width = len(actions), actions.shape[1] if len(actions) else width
-        except ValueError as error:
-            yield Note(kind="bad_actions", item=episode, uri=entry.uri, message=str(error))
+        # Whether they can be used is found out where they are read.
+        count = len(_first(annotation, ("action", "actions")) or ())
         for camera, video in enumerate(videos):
             try:
                 path = posixpath.normpath(video["video_path"])
@@ -84,6 +78,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 fps=fps,
                 num_actions=count,
                 signals_uri=entry.uri if count else "",
+                signals_version=entry.version if count else "",
                 split=_split(entry.name) if has_own else "",
             )
             yield record_or_missing(files, path, root, record)

@@ -6,6 +6,7 @@ virtual datasets), which are never followed: whatever a stranger's file points t
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 from dataclasses import dataclass
 from typing import IO, Any
@@ -16,7 +17,6 @@ from defi_platform import storage
 from defi_platform.data.sources.metadata import DAMAGE, LONGEST_TEXT, text_of
 from defi_platform.data.sources.records import (
     Listing,
-    Note,
     RejectedRecord,
     Signals,
     VideoRecord,
@@ -54,10 +54,9 @@ def detect(root: str, top: set[str]) -> bool:
 class _Episode:
     cameras: dict[str, int]
     """Camera -> number of frames."""
-    actions: np.ndarray | None
+    with_actions: bool
+    """Whether they can be used is found out where they are read."""
     text: str
-    problem: str = ""
-    """What is wrong with its actions or states."""
 
 
 def listing(root: str, fps: float | None = None) -> Listing:
@@ -65,7 +64,6 @@ def listing(root: str, fps: float | None = None) -> Listing:
     RangeFile.failures.clear()
     unreadable: list[storage.Unreadable] = []
     entries = (entry for entry in storage.walk(root, unreadable) if entry.name.endswith(SUFFIXES))
-    width: int | None = None
     # Reading the ends of the next files hides most of the waiting; HDF5 itself lets one thread in at a time.
     for entry, source in side_by_side(_opened, entries, storage.is_remote(root)):
         if fps is None:
@@ -77,7 +75,7 @@ def listing(root: str, fps: float | None = None) -> Listing:
             if isinstance(source, OSError):
                 raise source
             with source:
-                episode = _described(source, width)
+                episode = _described(source)
         except (OSError, RuntimeError, *DAMAGE) as error:
             if RangeFile.failures:  # HDF5 reports whatever its source raises as damage
                 raise RangeFile.failures.pop() from error
@@ -86,10 +84,6 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 message=f"{type(error).__name__}: {error}", version=entry.version,
             )  # fmt: skip
             continue
-        if episode.problem:
-            yield Note(kind="bad_actions", item=name, uri=entry.uri, message=episode.problem)
-        actions = 0 if episode.actions is None else len(episode.actions)
-        width = episode.actions.shape[1] if episode.actions is not None else width
         for camera, frames in episode.cameras.items():
             yield VideoRecord(
                 video_id=f"{name}/{camera}",
@@ -101,8 +95,8 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 version=entry.version,
                 num_frames=frames,
                 fps=fps,
-                num_actions=actions,
-                signals_uri=entry.uri if actions else "",
+                num_actions=frames if episode.with_actions else 0,
+                signals_uri=entry.uri if episode.with_actions else "",
             )
     yield from rejected_links(unreadable)
 
@@ -121,7 +115,7 @@ def _opened(entry: storage.Entry) -> IO[bytes] | OSError:
     return source
 
 
-def _described(source: IO[bytes], width: int | None) -> _Episode:
+def _described(source: IO[bytes]) -> _Episode:
     import h5py
 
     with h5py.File(source, "r") as file:
@@ -129,15 +123,11 @@ def _described(source: IO[bytes], width: int | None) -> _Episode:
         if not isinstance(images, h5py.Group):
             raise KeyError(f"{IMAGES} is no group of cameras")
         cameras = {str(name): len(own_dataset(file, f"{IMAGES}/{name}")) for name in images}
-        episode = _Episode(cameras, None, _text(file))
-        try:
-            signals = _signals(file, width)
-            episode.actions = None if signals is None else signals.actions
-        except UnsafeFile:
-            raise
-        except DAMAGE as error:
-            episode.problem = str(error)
-    return episode
+        proprio = _proprio(file)
+        for path in ("action",) if proprio is None else ("action", proprio):
+            with contextlib.suppress(KeyError):
+                own_dataset(file, path)
+        return _Episode(cameras, _has(file, "action"), _text(file))
 
 
 def read_signals(uri: str, episode_id: str) -> Signals:
@@ -147,7 +137,7 @@ def read_signals(uri: str, episode_id: str) -> Signals:
     path = parse(uri).path
     try:
         with storage.open_seekable(path) as source, h5py.File(source, "r") as file:
-            signals = _signals(file, None)
+            signals = _signals(file)
         if signals is None:
             raise KeyError("it has no action")
     except (OSError, RuntimeError, *DAMAGE) as error:
@@ -209,16 +199,17 @@ def _check_own(dataset: Any, path: str) -> None:
         raise UnsafeFile(f"{path} is a virtual dataset, made of others in whatever files, which is not read")
 
 
-def _signals(file: Any, width: int | None) -> Signals | None:
+def _signals(file: Any) -> Signals | None:
     if not _has(file, "action"):
         return None
-    actions = signal_matrix(_values(file, "action"), "action", width)
+    actions, path = signal_matrix(_values(file, "action"), "action"), _proprio(file)
+    return Signals(actions, None if path is None else signal_matrix(_values(file, path), path))
+
+
+def _proprio(file: Any) -> str | None:
+    """Path of the proprioception; None where there is none."""
     group = own_object(file, "observations")
-    name = next((n for n in PROPRIO if _has(group, n)), None)
-    if name is None:
-        return Signals(actions, None)
-    path = f"observations/{name}"
-    return Signals(actions, signal_matrix(_values(file, path), path))
+    return next((f"observations/{name}" for name in PROPRIO if _has(group, name)), None)
 
 
 def _values(file: Any, path: str) -> np.ndarray:

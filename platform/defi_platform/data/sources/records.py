@@ -119,26 +119,24 @@ class SignalNames:
     state: tuple[str, ...] = ()
 
 
-def signal_matrix(values: Any, name: str, width: int | None = None) -> np.ndarray:
+def signal_matrix(values: Any, name: str) -> np.ndarray:
     """Makes (n, D) float32 of the values that a source has for n steps; a number counts as a row of one.
 
     Args:
         values: lists or an array.
         name: of the signal, for messages.
-        width: D of other episodes; None: any.
 
-    Raises: ValueError for ragged rows, values that are no finite numbers, and another width.
+    Raises: ValueError for ragged rows and values that are no finite numbers.
     """
     try:
-        matrix = np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):  # infinite then, which is said below
+            matrix = np.asarray(values, np.float32)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{name}: {error}") from error
     matrix = matrix.reshape(len(matrix), -1) if matrix.ndim and len(matrix) else matrix.reshape(0, 0)
     bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
     if len(bad):
         raise ValueError(f"{name}: step {bad[0]} has a value that is no finite number ({len(bad)} steps do)")
-    if width is not None and matrix.shape[1] != width:
-        raise ValueError(f"{name}: {matrix.shape[1]} wide, {width} in episodes before it")
     return matrix
 
 

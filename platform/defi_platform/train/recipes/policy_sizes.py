@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.views import view_order
 from defi_platform.data.sources.formats import format_of, listing, read_signals
 from defi_platform.data.sources.records import VideoRecord
-from defi_platform.errors import ConfigError
+from defi_platform.errors import ConfigError, CorpusError
 from defi_platform.train.recipes.video_base import model_errors
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def sizes_of(plan: Plan) -> DataSizes:
 
 
 def sizes_before_ingest(data: DataConfig) -> DataSizes | None:
-    """Sizes by the first episode with actions that a corpus lists; None where none is found.
+    """Sizes by the first episode with usable actions that a corpus lists; None where none has actions.
 
     Raises: CorpusError, StorageError.
     """
@@ -58,22 +59,24 @@ def sizes_before_ingest(data: DataConfig) -> DataSizes | None:
         if corpus.weight <= 0:
             continue
         source = format_of(name, corpus)
-        first: VideoRecord | None = None
-        cameras: list[str] = []
-        for number, record in enumerate(listing(source, corpus.path, corpus.fps)):
-            if number == LOOKED_AT or (first and getattr(record, "episode_id", None) != first.episode_id):
-                break
-            if isinstance(record, VideoRecord) and record.num_actions and record.signals_uri:
-                first = first or record
-                cameras.append(record.camera)
-        if first is not None:
-            signals = read_signals(source, first.signals_uri, first.episode_id)
+        listed = itertools.islice(listing(source, corpus.path, corpus.fps), LOOKED_AT)
+        records = (r for r in listed if isinstance(r, VideoRecord) and r.num_actions and r.signals_uri)
+        unusable: CorpusError | None = None
+        for (uri, episode), group in itertools.groupby(records, lambda r: (r.signals_uri, r.episode_id)):
+            cameras = [record.camera for record in group]
+            try:
+                signals = read_signals(source, uri, episode)
+            except CorpusError as error:
+                unusable = unusable or error
+                continue
             state = 0 if signals.proprio is None else signals.proprio.shape[1]
             if corpus.state:
                 with model_errors():
                     state = width_of_choice(corpus.state, f"data.corpora.{name}.state")
             chosen = [camera for camera, share in corpus.cameras.items() if share > 0]
             return DataSizes(signals.actions.shape[1], state, tuple(chosen or view_order(source, cameras)))
+        if unusable is not None:
+            raise unusable
     return None
 
 

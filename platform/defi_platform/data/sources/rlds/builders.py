@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import replace
 from typing import IO, Any
 
@@ -103,11 +103,11 @@ def read_signals(uri: str, episode_id: str) -> Signals:
     where = parse(uri)
     try:
         with storage.open_seekable(where.path) as file:
-            features = read_features(file, *where.span, SIGNALS, LARGEST_FEATURE)
+            features = _features(file, where.path, *where.span, SIGNALS)
         steps = _steps(features)
         actions = _actions(features, steps)
         proprio = next((_matrix(features[name], name, steps) for name in PROPRIO if name in features), None)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, DamagedRecord) as error:
         raise CorpusError(f"{where.path}: {error}. Restore it or run the ingest again.") from error
     if actions is None:
         raise CorpusError(f"{uri}: episode {episode_id} has no numeric steps/action.")
@@ -157,16 +157,8 @@ def _version(folder: str, root: str, fps: float | None) -> Listing:
         shards,
         storage.is_remote(folder),
     )
-    width: int | None = None
     for shard, found in episodes:
-        for item, item_width in found:
-            if isinstance(item, VideoRecord) and item.num_actions and width not in (None, item_width):
-                if item.camera == _camera(cameras[0]):
-                    message = f"action: {item_width} wide, {width} in episodes before it"
-                    yield Note(kind="bad_actions", item=item.episode_id, uri=item.uri, message=message)
-                item = replace(item, num_actions=0, signals_uri="")
-            elif isinstance(item, VideoRecord) and item.num_actions:
-                width = item_width
+        for item in found:
             if has_own and isinstance(item, VideoRecord):
                 item = replace(item, split=splits[shard])
             yield item
@@ -177,8 +169,7 @@ def _split(shard: str) -> str:
     return named_split([posixpath.basename(shard).partition(".tfrecord")[0].rpartition("-")[2].lower()])
 
 
-_Listed = Iterator[tuple[VideoRecord | RejectedRecord | Note, int]]
-"""Each with the width of its actions, 0 for none."""
+_Listed = Iterator[VideoRecord | RejectedRecord | Note]
 
 
 def _camera(feature: str) -> str:
@@ -194,15 +185,12 @@ def _shard(entry: storage.Entry, key: str, cameras: list[str], rate: float) -> _
                 span = (entry.uri, offset, length)
                 yield from _episode(file, f"{key}/{number:05d}", span, cameras, rate, entry.version)
     except DamagedRecord as error:
-        yield (
-            RejectedRecord(
-                video_id=f"{key}/{number + 1:05d}",
-                uri=entry.uri,
-                reason="corrupt",
-                message=f"{error}; what follows in this file is lost",
-                version=entry.version,
-            ),
-            0,
+        yield RejectedRecord(
+            video_id=f"{key}/{number + 1:05d}",
+            uri=entry.uri,
+            reason="corrupt",
+            message=f"{error}; what follows in this file is lost",
+            version=entry.version,
         )
 
 
@@ -211,49 +199,44 @@ def _episode(
 ) -> _Listed:
     path, offset, length = span
     try:
-        features = _features(file, path, offset, length)
+        features = _features(file, path, offset, length, FEATURES_TO_LIST)
     except DamagedRecord as error:
-        yield RejectedRecord(video_id=key, uri=path, reason="corrupt", message=str(error), version=version), 0
+        yield RejectedRecord(video_id=key, uri=path, reason="corrupt", message=str(error), version=version)
         return
     steps = _steps(features)
     text, changes = _text(features)
     if changes:
         message = f"its text changes at step {changes}; the first one is used"
-        yield Note(kind="changing_text", item=key, uri=path, message=message), 0
-    width = 0
-    try:
-        actions = _actions(features, steps)
-        width = 0 if actions is None else actions.shape[1]
-    except ValueError as error:
-        yield Note(kind="bad_actions", item=key, uri=path, message=str(error)), 0
+        yield Note(kind="changing_text", item=key, uri=path, message=message)
+    # Whether they can be used is found out where they are read.
+    with_actions = any(ACTION.fullmatch(name) for name in features)
     for feature in cameras:
         # `episode_metadata/has_<camera>` is not asked: files in the wild say 0 for cameras with real frames.
         # A camera that was not there has blank ones, which the probe notices.
-        yield (
-            VideoRecord(
-                video_id=f"{key}/{_camera(feature)}",
-                uri=video_uri(path, "rlds", offset, length, feature),
-                text=text,
-                camera=_camera(feature),
-                episode_id=key,
-                bytes=length,
-                version=version,
-                num_frames=steps,
-                fps=rate,
-                num_actions=steps if width else 0,
-                signals_uri=video_uri(path, "rlds", offset, length) if width else "",
-            ),
-            width,
+        yield VideoRecord(
+            video_id=f"{key}/{_camera(feature)}",
+            uri=video_uri(path, "rlds", offset, length, feature),
+            text=text,
+            camera=_camera(feature),
+            episode_id=key,
+            bytes=length,
+            version=version,
+            num_frames=steps,
+            fps=rate,
+            num_actions=steps if with_actions else 0,
+            signals_uri=video_uri(path, "rlds", offset, length) if with_actions else "",
         )
 
 
-def _features(file: IO[bytes], path: str, offset: int, length: int) -> dict[str, Value]:
-    """Features of a record that a listing has to know. Its checksum, and its frames, are left to the probe."""
+def _features(
+    file: IO[bytes], path: str, offset: int, length: int, wanted: Container[str]
+) -> dict[str, Value]:
+    """Those features of a record that are `wanted`, or all. Its checksum, and its frames, are left to the probe."""
     if storage.is_remote(path) and length < SPARSE_FROM:
         record = read_record(file, offset, length, verify=False)
-        features = read_features(io.BytesIO(record), 0, length, FEATURES_TO_LIST, LARGEST_FEATURE)
+        features = read_features(io.BytesIO(record), 0, length, wanted, LARGEST_FEATURE)
     else:
-        features = read_features(file, offset, length, FEATURES_TO_LIST, LARGEST_FEATURE)
+        features = read_features(file, offset, length, wanted, LARGEST_FEATURE)
     if not any(name in features for name in COUNTS):  # then the longest list gives the number of steps
         if length > LARGEST_RECORD:
             raise DamagedRecord(f"a record of {length:,} bytes that does not say how many steps it has")
