@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from defi_platform.config import CorpusConfig, DataConfig
-from defi_platform.data.decode.frame_stores import open_store
+from defi_platform.data.decode.frame_stores import decoded_image, open_store
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.loader.robot_signals import statistics
 from defi_platform.data.manifest.commit_marker import read_committed
@@ -102,6 +104,40 @@ def test_what_lies_outside_of_a_file_is_not_read_and_the_others_are(
     if make not in (outside_text, outside_action, long_text):
         with pytest.raises(BadVideo, match="unreadable"):
             open_store(parse(video_uri(str(root / "bad.hdf5"), "hdf5", "front")))
+
+
+@pytest.mark.parametrize(
+    ("values", "right"),
+    [
+        (FRAMES.astype(np.float32), FRAMES),
+        (np.concatenate([FRAMES, FRAMES[..., :1]], 3), FRAMES),
+        (FRAMES[..., :1], FRAMES[..., [0, 0, 0]]),
+        (FRAMES[..., 0], FRAMES[..., [0, 0, 0]]),
+        (FRAMES / 255, None),
+        (FRAMES.astype(np.uint16) * 257, None),
+        (FRAMES.astype(np.int8), None),
+        (FRAMES.transpose(0, 3, 1, 2), None),
+        (np.full(FRAMES.shape, np.nan), None),
+    ],
+)
+def test_pictures_of_other_numbers_and_channels_come_out_right_or_not_at_all(
+    tmp_path: Path, values: np.ndarray, right: np.ndarray | None
+) -> None:
+    with h5py.File(tmp_path / "e.hdf5", "w") as file:
+        file[FRONT] = values
+    store = open_store(parse(video_uri(str(tmp_path / "e.hdf5"), "hdf5", "front")))
+    if right is None:
+        with pytest.raises(BadVideo, match="corrupt"):
+            store.picture(3)
+    else:
+        assert np.array_equal(np.asarray(store.picture(3)), right[3])
+
+
+def test_depth_in_a_png_is_no_picture() -> None:
+    content = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 1500, np.uint16)).save(content, "PNG")
+    with pytest.raises(BadVideo, match="more than 8 bits"):
+        decoded_image(content.getvalue(), "step 0")
 
 
 def test_a_camera_may_have_any_name_and_a_frame_no_size(tmp_path: Path) -> None:

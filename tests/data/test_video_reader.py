@@ -215,6 +215,31 @@ def test_what_is_cut_short_is_short(tmp_path: Path) -> None:
         assert raised.value.reason in ("short", "unreadable"), name
 
 
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4"), ("a.flv", "libx264"), ("a.wmv", "wmv2")],
+)
+def test_a_file_that_lacks_less_than_a_second_is_short_and_a_whole_one_is_not(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    encode(tmp_path / name, range(30), codec)
+    assert probed(tmp_path / name).num_frames == 30
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: len(content) * 4 // 5])
+    with pytest.raises(BadVideo, match="short"):
+        probed(tmp_path / name)
+
+
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_a_program_stream_of_few_times_is_whole_and_steady(tmp_path: Path, copies: int) -> None:
+    path = tmp_path / "a.mpg"
+    encode(path, [3] * 120, g="250", bf="2")
+    path.write_bytes(path.read_bytes() * copies)
+    found = probed(path)
+    assert (found.num_frames, found.variable_rate) == (120 * copies, False)
+    assert found.fps == pytest.approx(25, rel=0.01)
+
+
 # --------------------------------------------------------------------------- times
 
 MS = Fraction(1, 1000)
@@ -252,6 +277,11 @@ def test_times_that_a_container_does_not_give_are_spread_between_those_it_gives(
     shown = [None, None, 200, None, None, None, 600, None]
     seconds = frame_times(shown, [200, 600], MS, Fraction(10))
     assert seconds == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    # The clock begins anew; and the time of a block of pictures is that of the last before it as well.
+    again = [0, *[None] * 49, 2000, *[None] * 24] * 2
+    assert frame_times(again, [], MS, Fraction(25)) == pytest.approx(np.arange(150) / 25)
+    twice = [0, None, None, 160, 160, None, 240]
+    assert frame_times(twice, [], MS, Fraction(25)) == pytest.approx(np.arange(7) / 25)
     assert frame_times([None] * 3, [40, 0, 80], MS, Fraction(1)) == pytest.approx([0, 0.04, 0.08])
     assert frame_times([None] * 3, [0], MS, Fraction(10)) == pytest.approx([0, 0.1, 0.2])
 

@@ -85,7 +85,7 @@ class CalvinStore(FrameStore):
         try:
             content = io.BytesIO(storage.read_bytes(storage.join(self._folder, name)))
             with np.load(content, allow_pickle=False) as frame:
-                return Image.fromarray(np.ascontiguousarray(frame[self._camera], dtype=np.uint8))
+                return raw_image(frame[self._camera], name)
         except FileNotFoundError as error:
             raise BadVideo("missing", f"{name} is not there") from error
         except (ValueError, KeyError, OSError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -111,7 +111,7 @@ class Hdf5Store(FrameStore):
         frame_bytes = self._images.dtype.itemsize * math.prod(self._images.shape[1:])
         if frame_bytes > LARGEST_FRAME:
             raise BadVideo("memory", f"a frame of {frame_bytes:,} bytes")
-        self._compressed = bool(self._file.attrs.get("compress", False) or self._images.ndim < 4)
+        self._compressed = bool(self._file.attrs.get("compress", False) or self._images.ndim < 3)
         self.codec = "jpeg" if self._compressed else "raw"
 
     def _picture(self, index: int) -> Image.Image:
@@ -123,7 +123,7 @@ class Hdf5Store(FrameStore):
             return decoded_image(
                 value.tobytes() if hasattr(value, "tobytes") else bytes(value), f"frame {index}"
             )
-        return Image.fromarray(np.ascontiguousarray(value, dtype=np.uint8))
+        return raw_image(value, f"frame {index}")
 
     def close(self) -> None:
         """Closes the file."""
@@ -154,6 +154,31 @@ def open_store(uri: VideoUri, verify: bool = False) -> FrameStore:
 def decoded_image(content: bytes | memoryview, what: str) -> Image.Image:
     """Decodes JPEG or PNG bytes to an RGB picture; `what` names it in errors. Raises: BadVideo."""
     try:
-        return Image.open(io.BytesIO(content)).convert("RGB")
+        image = Image.open(io.BytesIO(content))
+        if image.mode[0] in "IF":
+            # Pillow would cut every value off at 255: depth, for one, would be a white picture.
+            raise BadVideo("corrupt", f"{what}: grey values of more than 8 bits are no picture")
+        return image.convert("RGB")
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadVideo("corrupt", f"{what}: {error}") from error
+
+
+def raw_image(values: np.ndarray, what: str) -> Image.Image:
+    """The RGB picture of (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) values 0 to 255; the fourth, alpha, is left out.
+
+    Args:
+        values: of any type of number.
+        what: names it in errors.
+
+    Raises: BadVideo.
+    """
+    pixels = values.reshape(*values.shape, 1) if values.ndim == 2 else values
+    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4):
+        raise BadVideo("corrupt", f"{what}: values of shape {values.shape} are no picture")
+    if pixels.dtype != np.uint8:
+        # Depth and pictures from 0 to 1 would come out as another picture, without an error.
+        if pixels.dtype.kind not in "biuf" or not ((pixels >= 0) & (pixels <= 255) & (pixels % 1 == 0)).all():
+            raise BadVideo("corrupt", f"{what}: its {pixels.dtype} values are not all whole numbers 0 to 255")
+        pixels = pixels.astype(np.uint8)
+    pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels[:, :, :3]
+    return Image.fromarray(np.ascontiguousarray(pixels))

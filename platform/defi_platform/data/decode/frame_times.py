@@ -37,7 +37,11 @@ def frame_times(
         known, ticks = np.arange(len(shown)), np.asarray(listed, np.int64)
     else:
         return np.arange(len(shown)) * step
-    ticks = _one_clock(ticks, round(RESTART_S / unit))
+    if len(known) < len(shown):
+        # A time that stands for many pictures is given to the last of those before it as well.
+        own = np.append((np.diff(ticks) != 0) | (np.diff(known) > 1), True)
+        known, ticks = known[own], ticks[own]
+    ticks = _one_clock(ticks, known, round(RESTART_S / unit))
     at = (ticks - ticks[0]) * float(unit)
     numbers = np.arange(len(shown))
     seconds = np.interp(numbers, known, at)
@@ -46,12 +50,18 @@ def frame_times(
     return np.asarray(seconds - seconds[0])
 
 
-def _one_clock(ticks: np.ndarray, far: int) -> np.ndarray:
-    """Times in order: recordings put one behind the other begin anew, other errors are of neighbours."""
-    steps = np.diff(ticks)
-    step = int(np.median(np.abs(steps))) if len(steps) else 0
+def _one_clock(ticks: np.ndarray, known: np.ndarray, far: int) -> np.ndarray:
+    """Times in order: recordings put one behind the other begin anew, other errors are of neighbours.
+
+    Args:
+        ticks: times of some frames.
+        known: numbers of these frames.
+        far: ticks by which a clock that is started anew goes back at least.
+    """
+    steps, frames = np.diff(ticks), np.diff(known)
+    step = float(np.median(np.abs(steps) / frames)) if len(steps) else 0.0
     for start in (np.flatnonzero(steps < -max(far, RESTART_STEPS * step)) + 1).tolist():
-        ticks[start:] += ticks[:start].max() + step - ticks[start]
+        ticks[start:] += ticks[:start].max() + round(step * frames[start - 1]) - ticks[start]
     return np.sort(ticks)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -28,11 +29,22 @@ from defi_platform.data.decode.video_readers import (
 )
 from defi_platform.data.rejection import BadVideo
 
+MOST_BYTES = 1 << 50
+"""A file that says it is longer says nothing."""
+
 END_TOLERANCE_S = 1.0
 """How much earlier than its container says everything in it may end before the file counts as cut short."""
 
 WITH_LENGTH = ("matroska", "avi", "flv", "asf", "mxf", "gxf", "rm", "wtv")
 """Containers that state their length in a header; in the others FFmpeg makes it out from what it finds."""
+
+CUT_WITHIN = ("avi", "asf")
+"""Containers of which `_lost_bytes` counts bytes of pictures alone, not of an index behind them."""
+
+ASF_HEADER, ASF_DATA = (bytes.fromhex(part + "8e66cf11a6d900aa0062ce6c") for part in ("3026b275", "3626b275"))
+EBML, MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+FLV_SIZE = b"\x00\x08filesize\x00"
+"""Key of the file's length in the first record of an FLV file; a big-endian double follows."""
 
 RAW_VIDEO = b"YUV4MPEG2 "
 """What begins like a text and is video."""
@@ -55,6 +67,8 @@ class _Packets:
     """Whether the file ends within one."""
     end_s: float = 0.0
     """Where the last one of any stream ends."""
+    step_s: float = 0.0
+    """Seconds per frame, on average; 0 where that is not known."""
 
 
 def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> Probe:
@@ -82,7 +96,10 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
             packets = _packets(container, stream, goes_on)
         except av.FFmpegError as error:
             raise BadVideo(*damage(error, "reading its packets")) from error
-        _check_length(container, max(promised, len(stream.index_entries)) if kind == "mov" else 0, packets)
+        lost = _lost_bytes(path, size)
+        _check_length(
+            container, max(promised, len(stream.index_entries)) if kind == "mov" else 0, packets, lost
+        )
         unit, rate = stream.time_base, stream.average_rate or stream.guessed_rate
         codec = stream.codec_context.codec.canonical_name
         scorer = _scorer(packets, unit, stream.height, stream.width) if score_frames else None
@@ -139,31 +156,94 @@ def _packets(container: Any, video: Any, goes_on: Callable[[], None]) -> _Packet
         found.cut = packet.is_corrupt
         if when is not None and not packet.is_discard:
             found.times.append(when)
+    if len(found.times) > 1:
+        found.step_s = float((max(found.times) - min(found.times)) * video.time_base) / (len(found.times) - 1)
     return found
 
 
-def _check_length(container: Any, promised: int, packets: _Packets) -> None:
+def _lost_bytes(path: str, size: int) -> int:
+    """Bytes that a file says it has, or its pictures take, beyond its end; 0 where it says nothing of the kind."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        if head[:4] == b"RIFF":
+            end = _end_of_pictures(file, size)
+        elif head[:16] == ASF_HEADER:
+            file.seek(int.from_bytes(head[16:24], "little"))
+            data = file.read(24)
+            end = file.tell() - 24 + int.from_bytes(data[16:], "little") if data[:16] == ASF_DATA else 0
+        elif head[:4] == EBML:
+            at, length = _matroska_size(head, 4)
+            at, length = (
+                _matroska_size(head, at + length + 4)
+                if head[at + length :][:4] == MATROSKA_SEGMENT
+                else (0, 0)
+            )
+            end = at + length
+        elif head[:3] == b"FLV" and FLV_SIZE in head:
+            stated = head[head.index(FLV_SIZE) + len(FLV_SIZE) :][:8]
+            value = struct.unpack(">d", stated)[0] if len(stated) == 8 else 0.0
+            end = int(value) if 0 < value < float(MOST_BYTES) else 0
+        else:
+            end = 0
+    return max(0, end - size) if end < MOST_BYTES else 0
+
+
+def _end_of_pictures(file: Any, size: int) -> int:
+    """End of the last list of pictures of an AVI file; 0 where its length was never filled in."""
+    at, end = 0, 0
+    while at + 12 <= size:
+        file.seek(at)
+        chunk = file.read(12)
+        length = int.from_bytes(chunk[4:8], "little")
+        if chunk[:4] == b"RIFF":
+            at += 12
+            continue
+        if chunk[:4] == b"LIST" and chunk[8:] == b"movi":
+            if length in (0, 0xFFFFFFFF):
+                return 0
+            end = at + 8 + length
+        at += 8 + length + length % 2
+        if at > size or not chunk[:4].strip(b"\x00"):
+            break
+    return end
+
+
+def _matroska_size(head: bytes, at: int) -> tuple[int, int]:
+    """(where the content begins, its length; 0 where that is left open) of an element whose size is at `at`."""
+    first = head[at] if at < len(head) else 0
+    width = 9 - first.bit_length()
+    value = int.from_bytes(head[at : at + width]) & ((1 << 7 * width) - 1)
+    return at + width, 0 if width > 8 or value == (1 << 7 * width) - 1 else value
+
+
+def _check_length(container: Any, promised: int, packets: _Packets, lost: int) -> None:
     """Compares what the container promises with what it holds, against silent loss.
 
     Args:
         container: open.
         promised: packets that its table of contents lists; 0 where it has none.
         packets: that are there.
+        lost: bytes that are missing at the end.
     """
     if not packets.count:
         raise BadVideo("unreadable", "the container lists no frames")
+    kind = container.format.name.split(",")[0]
+    if lost and kind in CUT_WITHIN:
+        raise BadVideo("short", f"its pictures end {lost:,} bytes before the container says")
     whole = packets.count + packets.empty - packets.cut
     if promised:
         if promised > whole:
             raise BadVideo("short", f"the container promises {promised} frames and holds {whole}")
         return
-    if container.format.name.split(",")[0] not in WITH_LENGTH:
+    if kind not in WITH_LENGTH:
         return
     # Lengths are counted from 0 in some containers, from the first picture in others.
     start_s = (container.start_time or 0) / 1e6
     ends_s = packets.end_s - min(0.0, start_s)
     promised_s = (container.duration or 0) / 1e6
-    if promised_s - ends_s > END_TOLERANCE_S:
+    # Good files may keep their length loosely, but where bytes are missing it says what was in them.
+    tolerance = packets.step_s / 2 if lost and packets.step_s else END_TOLERANCE_S
+    if promised_s - ends_s > tolerance:
         raise BadVideo(
             "short", f"the container promises {promised_s:.2f} s, what it holds ends at {ends_s:.2f} s"
         )
