@@ -173,5 +173,5 @@ def test_unusable_actions_of_the_first_episode_cost_no_other_its_own(tmp_path: P
     assert committed is not None and committed.notes["bad_actions"][0] == 3
     plan = Plan(manifest, {"c": 1.0}, ChunkRule(2), 0, split="train")
     assert plan.excluded == {"c: bad_actions, listed by the ingest": 3}
-    actions = statistics(plan)["action"]
-    assert actions.count == 8 and actions.mean.tolist() == [1, 1]
+    found = statistics(plan)["action"]
+    assert found.count == 8 and found.mean.tolist() == [1, 1]

@@ -7,12 +7,15 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from corpora import write_lerobot, write_video
 
 from defi_platform.config import CorpusConfig, DataConfig, FilterConfig
+from defi_platform.data.decode.video_readers import content_hash
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.manifest.quarantine import read_quarantine, skipped
+from defi_platform.data.manifest.split import joined
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.errors import CorpusError
 
@@ -207,3 +210,28 @@ def test_a_damaged_marker_is_one_clear_error(tmp_path: Path) -> None:
     (tmp_path / "m" / "corpora" / "c" / "committed.json").write_text("{")
     with pytest.raises(CorpusError, match=r"committed\.json is damaged.*delete it and run the ingest again"):
         ingest(config)
+
+
+def test_copies_of_a_video_are_on_one_side_of_the_split(tmp_path: Path) -> None:
+    root = tmp_path / "c"
+    for number in range(12):
+        write_video(root / f"{number}.mp4", range(number, number + 5))
+        shutil.copy(root / f"{number}.mp4", root / f"copy of {number}.mp4")
+    assert content_hash([7] * 5) == 0  # cameras that are off are not copies
+    config = DataConfig(
+        corpora={"c": CorpusConfig(path=str(root))}, manifest=str(tmp_path / "m"), holdout=0.4
+    )
+    manifest = ingest(config)
+    side = {row["video_id"]: row["split"] for row in map(manifest.row, range(len(manifest)))}
+    for number in range(12):
+        assert side[f"{number}.mp4"] == side[f"copy of {number}.mp4"]
+    assert set(side.values()) == {"train", "validation"}
+
+
+def test_groups_hang_together_through_their_copies() -> None:
+    positions = np.array([9, 5, 5, 7, 3, 1, 1, 8], np.uint64)
+    contents = np.array([1, 1, 2, 2, 0, 3, 4, 0], np.uint64)
+    found = joined(positions, contents).tolist()
+    assert len(set(found[:4])) == 1 and found[4:] == [3, 1, 1, 8]
+    assert found[0] not in positions.tolist()
+    assert joined(positions, np.zeros(8, np.uint64)).tolist() == positions.tolist()

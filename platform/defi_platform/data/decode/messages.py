@@ -100,6 +100,8 @@ class Probe:
     """Where the job asked for them."""
     seek_index: Packed = b""
     """Packed `SeekIndex` of the whole file; empty for pictures that are stored one by one."""
+    content: int = 0
+    """Hash of all its pictures, which copies of it share; 0: nothing to tell it apart by."""
 
 
 def read_message(fd: int) -> Any:

@@ -23,6 +23,7 @@ from defi_platform.data.decode.seek_proof import Key, Truth, prove
 from defi_platform.data.decode.video_readers import (
     SCALING_THREADS,
     check_memory,
+    content_hash,
     damage,
     decoded,
     open_container,
@@ -123,6 +124,7 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         times=tuple(seconds.tolist()) if variable else (),
         frame_scores=None if scorer is None else scorer.result(),
         seek_index=prove(path, truth, packets.keys, kind, goes_on).to_bytes(),
+        content=content_hash(truth.crcs),
     )
 
 

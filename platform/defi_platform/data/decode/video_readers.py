@@ -6,9 +6,11 @@ processes that may be killed at any moment, so it imports neither Ray nor torch.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -284,6 +286,13 @@ def seek(container: Any, stream: Any, by: str, target: int, landing: list[Any]) 
     else:
         container.seek(target, stream=stream, backward=True)
     yield from decoded(container, stream, landing)
+
+
+def content_hash(checksums: Sequence[int]) -> int:
+    """`Probe.content` of the checksums of all pictures of a video; 0 for a still one, as of a camera that is off."""
+    if len(set(checksums)) < 2:
+        return 0
+    return int.from_bytes(hashlib.blake2b(array("Q", checksums).tobytes(), digest_size=8).digest(), "big")
 
 
 def luma_crc(frame: Any) -> int:

@@ -7,6 +7,7 @@ import errno
 import functools
 import io
 import posixpath
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from types import ModuleType
@@ -20,7 +21,7 @@ from defi_platform.data.decode.messages import DecodeJob, EpisodeSignals, Probe,
 from defi_platform.data.decode.probe import Report, probe
 from defi_platform.data.decode.resize import resize
 from defi_platform.data.decode.seek_index import UNINDEXED, SeekIndex
-from defi_platform.data.decode.video_readers import Reader, VideoReader, check_memory
+from defi_platform.data.decode.video_readers import Reader, VideoReader, check_memory, content_hash
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.uri import VideoUri, parse
 from defi_platform.errors import CorpusError
@@ -200,7 +201,7 @@ def _probe_store(where: VideoUri, job: ProbeJob, memory_bytes: int, report: Repo
         width, height = store.picture(0).size
         check_memory(width, height, memory_bytes)
         scorer = FrameScorer(store.num_frames, 0.0, height, width) if job.score_frames else None
-        blank = True
+        blank, checksums = True, list[int]()
         for index in range(store.num_frames):
             report(store.num_frames / STORED_PER_S)
             picture = store.picture(index)
@@ -208,13 +209,15 @@ def _probe_store(where: VideoUri, job: ProbeJob, memory_bytes: int, report: Repo
                 raise BadVideo("corrupt", f"frame {index} is of another size than the first")
             if scorer is not None:
                 scorer.add(functools.partial(_grey, picture.convert("L")))
+            checksums.append(zlib.crc32(picture.tobytes()))
             blank = blank and all(low == high for low, high in picture.getextrema())
         if blank:
             raise BadVideo("black", "every frame is of one colour, as where a camera was absent")
         frame_scores = None if scorer is None else scorer.result()
         return Probe(
-            store.num_frames, 0.0, width, height, store.codec, 0, "store", False, frame_scores=frame_scores
-        )
+            store.num_frames, 0.0, width, height, store.codec, 0, "store", False, frame_scores=frame_scores,
+            content=content_hash(checksums),
+        )  # fmt: skip
     finally:
         store.close()
 

@@ -16,6 +16,7 @@ from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.ingest.quality_filters import rejected_by_filters, scores_of
 from defi_platform.data.ingest.segmentation import seconds_of, spans
 from defi_platform.data.ingest.signal_stage import SignalStage
+from defi_platform.data.manifest.split import hash_position
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 
@@ -38,8 +39,8 @@ def rows_of(
         result: of the file it lies in.
         signals: of the corpus; None where it has none.
 
-    Yields: a row by `manifest.SCHEMA` and the `group` of its record, with its signature if frames were scored; or one
-        by `QUARANTINE_SCHEMA` and ().
+    Yields: a row by `manifest.SCHEMA` with the `group` of its record and the `content` of its frames (see `split`), and
+        its signature if frames were scored; or one by `QUARANTINE_SCHEMA` and ().
     """
     probe = result.answer
     if isinstance(probe, BadVideo):
@@ -54,6 +55,7 @@ def rows_of(
     variable = probe.variable_rate and record.fps is None
     if variable:
         times = np.asarray(probe.times[start : start + count], np.float64)
+    content = hash_position(f"{probe.content} {start} {count}") if probe.content else 0
     screening = probe.frame_scores
     changes = b"" if screening is None else screening.changes[start : start + count]
     whole = corpus.windows.mode == "none"
@@ -82,6 +84,7 @@ def rows_of(
                 "text": record.text,
                 "split": record.split,
                 "group": record.group,
+                "content": content,
                 "num_frames": stop - first,
                 "fps": (stop - first - 1) / duration if duration > 0 else fps,
                 "width": probe.width,

@@ -41,6 +41,7 @@ RESULT_SCHEMA = pa.schema(
         ("decoder", pa.string()),
         ("variable_rate", pa.bool_()),
         ("seek_index", pa.binary()),
+        ("content", pa.uint64()),
         ("times", pa.list_(pa.float32())),
         ("sampled", pa.list_(pa.int32())),
         ("luma", pa.list_(pa.float32())),
@@ -56,7 +57,7 @@ RESULT_SCHEMA = pa.schema(
 HEAD = RESULT_SCHEMA.get_field_index("num_frames")
 
 FACTS, SCORES = (
-    operator.attrgetter(*RESULT_SCHEMA.names[HEAD:-8]),
+    operator.attrgetter(*RESULT_SCHEMA.names[HEAD:-9]),
     operator.attrgetter(*RESULT_SCHEMA.names[-6:]),
 )
 
@@ -95,7 +96,17 @@ def row_of(result: ProbeResult) -> Row:
         bad = (probe.reason, probe.message, result.limit)
         return (*head, *bad, *[None] * (len(RESULT_SCHEMA) - HEAD))
     scores = (None,) * 6 if probe.frame_scores is None else SCORES(probe.frame_scores)
-    return (*head, None, None, None, *FACTS(probe), probe.seek_index, probe.times or None, *scores)
+    return (
+        *head,
+        None,
+        None,
+        None,
+        *FACTS(probe),
+        probe.seek_index,
+        probe.content,
+        probe.times or None,
+        *scores,
+    )
 
 
 def result_of(row: Row) -> ProbeResult:
@@ -103,7 +114,7 @@ def result_of(row: Row) -> ProbeResult:
     uri, version, attempts, reason, message, limit = row[:HEAD]
     if reason is not None:
         return ProbeResult(uri, version, BadVideo(reason, message), attempts, limit)
-    seek_index, times, sampled, luma, motion, sharpness, hashes, changes = row[-8:]
+    seek_index, content, times, sampled, luma, motion, sharpness, hashes, changes = row[-9:]
     screening = None
     if changes is not None:
         screening = FrameScores(
@@ -114,7 +125,7 @@ def result_of(row: Row) -> ProbeResult:
             np.asarray(hashes, np.uint64),
             changes,
         )
-    probe = Probe(*(*row[HEAD:-8], tuple(times or ()), screening, seek_index))
+    probe = Probe(*(*row[HEAD:-9], tuple(times or ()), screening, seek_index, content))
     return ProbeResult(uri, version, probe, attempts)
 
 

@@ -27,7 +27,7 @@ from defi_platform.data.ingest.probe_actors import ProbeRequest
 from defi_platform.data.ingest.probe_results import RESULT_SCHEMA, ProbeResult, limit_of, result_of, row_of
 from defi_platform.data.manifest.notes import NOTES_SCHEMA
 from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA, strict_error
-from defi_platform.data.manifest.split import TRAIN, VALIDATION, hash_position, held_out
+from defi_platform.data.manifest.split import TRAIN, VALIDATION, hash_position, held_out, joined
 from defi_platform.data.manifest.table import SCHEMA
 from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources.records import Note, RejectedRecord, VideoRecord
@@ -105,6 +105,8 @@ class VideoStore:
         """Accepted videos that their source names for validation."""
         self._positions = array("Q")
         """By number of an ended video: the hash position of its group, or else its episode."""
+        self._contents = array("Q")
+        """By number of an ended video: what its copies share; 0: not known."""
         self._length = self._sum = 0
 
     def close(self) -> None:
@@ -217,7 +219,7 @@ class VideoStore:
             yield _record(fields), result
 
     def accept(self, row: dict[str, Any], signature: tuple[int, ...] = ()) -> None:
-        """Takes a row of the manifest and its `group`. Args: signature: by which near-duplicates are found."""
+        """Takes a row of the manifest with its `group` and `content`. Args: signature: by which near-duplicates are found."""
         number = self._end(ACCEPTED, row)
         self._named_validation += row["split"] == VALIDATION
         if signature:
@@ -265,7 +267,10 @@ class VideoStore:
         query = "SELECT number FROM ended WHERE state = ? ORDER BY video_id, number"
         numbers = np.fromiter((n for (n,) in self._database.select(query, (ACCEPTED,))), np.int64)
         named = self._named_validation > 0
-        held = held_out(np.frombuffer(self._positions, np.uint64)[numbers], 0.0 if named else holdout)
+        positions, contents = (
+            np.frombuffer(values, np.uint64)[numbers] for values in (self._positions, self._contents)
+        )
+        held = held_out(joined(positions, contents), 0.0 if named else holdout)
         rows = (
             row
             if named and row[SPLIT]
@@ -329,6 +334,7 @@ class VideoStore:
     def _end(self, state: str, row: dict[str, Any]) -> int:
         number, content = len(self._positions), pickle.dumps(VALUES[state](row))
         self._positions.append(hash_position(row.get("group") or row.get("episode_id") or row["video_id"]))
+        self._contents.append(row.get("content") or 0)
         self._database.add("INSERT INTO ended VALUES (?, ?, ?, ?)", (state, row["video_id"], number, content))
         return number
 

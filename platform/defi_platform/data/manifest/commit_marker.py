@@ -20,7 +20,7 @@ from defi_platform.errors import CorpusError
 
 COMMITTED = "committed.json"
 
-LAYOUT = 4
+LAYOUT = 5
 """Of the tables in a committed corpus; those of another one are made again by the next ingest."""
 
 
