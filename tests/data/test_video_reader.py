@@ -121,6 +121,14 @@ def test_an_index_that_does_not_fit_the_file_is_not_trusted(tmp_path: Path) -> N
         ]
 
 
+def test_a_file_that_was_replaced_by_one_of_another_size_keeps_its_own_aspect(tmp_path: Path) -> None:
+    encode(tmp_path / "a.mp4", range(30), g="10")
+    index = SeekIndex.from_bytes(probed(tmp_path / "a.mp4").seek_index)
+    encode(tmp_path / "a.mp4", range(100, 130), size=96, g="10")
+    picture = VideoReader(str(tmp_path / "a.mp4"), index).picture(25)
+    assert np.array_equal(picture, sequential(tmp_path / "a.mp4")[25])
+
+
 def test_without_an_index_a_file_is_decoded_from_its_start(tmp_path: Path) -> None:
     encode(tmp_path / "a.ts", range(40), g="10", bf="2")
     reader = VideoReader(str(tmp_path / "a.ts"), UNINDEXED)

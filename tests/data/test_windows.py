@@ -88,6 +88,11 @@ def test_long_shots_are_split_evenly() -> None:
     assert parts == [(0, 33), (33, 67), (67, 100)]
 
 
+def test_a_pause_however_long_ends_a_window_and_makes_no_empty_ones() -> None:
+    times = np.arange(60) / 10 + 1e7 * (np.arange(60) >= 31)
+    assert spans(WindowConfig("shots", length_s=4.0), times, bytes(60)) == [(0, 31), (31, 60)]
+
+
 def test_shots_become_rows_of_one_split_that_share_the_file(tmp_path: Path) -> None:
     write_scenes(tmp_path / "c" / "a.mp4", [texture(1), texture(2), texture(3)], frames=25)
     manifest = ingest(windowed(tmp_path / "c", tmp_path / "m", mode="shots", shortest_s=1.0))

@@ -183,7 +183,8 @@ class VideoReader:
             if frame is None:
                 return False
             self._frame, self._position = frame, self._position + 1
-            if not self._shape[0]:
+            if self._position == 0:
+                # Also where the index says another: it is of a file that has been replaced since.
                 self._shape, self._orientation = (frame.height, frame.width), orientation(frame)
         return True
 

@@ -66,12 +66,14 @@ def _strides(times: np.ndarray, length_s: float, stride_s: float) -> Iterator[Sp
 
 
 def _parts(times: np.ndarray, shot: Sequence[int], longest_s: float) -> Iterator[Span]:
-    """A shot in as few equal parts as keep each below `longest_s`."""
+    """A shot in as few equal parts as keep each below `longest_s`; longer pauses end a part."""
     first, stop = shot
-    seconds = seconds_of(times, (first, stop))
-    borders = np.linspace(first, stop, max(1, int(np.ceil(seconds / longest_s - 1e-6))) + 1)
-    for start, end in pairwise(borders):
-        yield round(start), round(end)
+    # Without pauses there are no more parts than frames, whatever times a file has.
+    pauses = np.flatnonzero(np.diff(times[first:stop]) > longest_s) + first + 1
+    for part in pairwise([first, *pauses.tolist(), stop]):
+        borders = np.linspace(*part, max(1, int(np.ceil(seconds_of(times, part) / longest_s - 1e-6))) + 1)
+        for start, end in pairwise(borders):
+            yield round(start), round(end)
 
 
 def seconds_of(times: np.ndarray, span: Span) -> float:
