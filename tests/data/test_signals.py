@@ -220,6 +220,25 @@ def test_chosen_states_reach_batches_statistics_and_the_layout_for_serving(tmp_p
         dimensions(Plan.of(manifest, config, ChunkRule(3), 0))
 
 
+def test_corpora_with_their_entries_at_other_places_are_served_with_the_entries_alone(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    config.corpora = {}
+    for name, places in {"a": [0, 1], "b": [1, 0, 0]}.items():
+        root = write_lerobot(tmp_path / name, [6, 8])
+        edited(root, lambda rows, places=places: rows.update(  # type: ignore[misc]
+            {"observation.state": [[state[i] for i in places] for state in rows["observation.state"]]}
+        ))  # fmt: skip
+        choice = [{"index": places.index(0), "angle": "sin_cos"}, places.index(1)]
+        config.corpora[name] = CorpusConfig(path=str(root), state=choice)
+    plan = Plan.of(ingest(config), config, ChunkRule(3), 0)
+    layout, reader = state_layout(plan), SignalReader(plan.states)
+    assert layout is not None and layout.raw_dim == 2 and dimensions(plan) == (4, 3)
+    for row in plan.first_rows().tolist():
+        signals = reader.of_row(plan.manifest, row)
+        raw = signals.actions[:, [1, 0]]  # (t, episode), which the state is, too
+        assert signals.proprio is not None and (layout.apply(raw) == signals.proprio).all()
+
+
 def test_calvins_roll_is_unwrapped_and_its_fifteen_numbers_cut_to_eight(
     shared_data: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,19 +89,27 @@ def _uri_of(manifest: Manifest, row: Mapping[str, Any]) -> str:
 def state_layout(plan: Plan) -> StateLayout | None:
     """The layout of raw states that a policy trained on `plan` is served with; None where states are taken whole.
 
+    Where corpora have their entries at different places, a raw state is these entries in the order of the choice.
+
     Raises: ConfigError when corpora differ in it by the middle of an angle alone; as `SignalReader.of_row`.
     """
     reader = SignalReader(plan.states)
     layouts = [reader.layout(plan.manifest, row) for row in plan.one_row_per_corpus()]
     if all(layout == layouts[0] for layout in layouts):
         return layouts[0]
-    same = {tuple((e.angle, e.name or e.index) for e in layout.entries) for layout in layouts if layout}
-    if len(same) == 1 and None not in layouts and any(e.angle == "unwrap" for e in layouts[0].entries):  # type: ignore[union-attr]
-        raise ConfigError(
-            "corpora have different mean directions of an unwrapped angle. Set `around` in data.corpora.NAME.state, the "
-            "same for all."
-        )
-    return None
+    chosen = [layout for layout in layouts if layout is not None]
+    if len(chosen) < len(layouts) or len({tuple(e.angle for e in layout.entries) for layout in chosen}) > 1:
+        return None
+    entries = []
+    for number, same in enumerate(zip(*(layout.entries for layout in chosen), strict=True)):
+        first, names = same[0], {entry.name for entry in same}
+        if first.angle == "unwrap" and len({entry.around for entry in same}) > 1:
+            raise ConfigError(
+                "corpora have different mean directions of an unwrapped angle. Set `around` in "
+                "data.corpora.NAME.state, the same for all."
+            )
+        entries.append(replace(first, index=number, name=first.name if len(names) == 1 else ""))
+    return StateLayout(raw_dim=len(entries), entries=tuple(entries))
 
 
 def statistics(plan: Plan) -> dict[str, Statistics]:
