@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -149,6 +150,19 @@ def test_recordings_one_behind_the_other_are_one_video(tmp_path: Path, end: str)
     both.write_bytes((tmp_path / f"one.{end}").read_bytes() * 2)
     assert_frames_are_those_of_sequential_decoding(both)
     assert probed(both).num_frames == 90 and probed(both).fps == pytest.approx(25, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.ts", "libx265"), ("a.flv", "libx264"), ("a.webm", "libvpx")])
+def test_parts_that_come_twice_in_a_file_are_told_apart(tmp_path: Path, name: str, codec: str) -> None:
+    params = {"x265-params": "keyint=12:log-level=none"} if codec == "libx265" else {"g": "12"}
+    encode(tmp_path / name, range(80), codec, **params)
+    content = (tmp_path / name).read_bytes()
+    for number, (stop, start) in enumerate([(0.7, 0.3), (0.8, 0.1), (0.5, 0.45)]):
+        stop, start = (round(share * len(content) / 188) * 188 for share in (stop, start))
+        odd = tmp_path / f"{number}{name}"
+        odd.write_bytes(content[:stop] + content[start:])
+        with contextlib.suppress(BadVideo):  # which not every demuxer finds its way through
+            assert_frames_are_those_of_sequential_decoding(odd)
 
 
 def test_damage_that_a_decoder_covers_up_gives_what_sequential_decoding_gives(tmp_path: Path) -> None:

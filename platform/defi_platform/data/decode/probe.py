@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,7 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         raise BadVideo("corrupt", f"none of {packets.count} packets decodes to a picture")
     if len(truth) < 2:
         raise BadVideo("too_short", f"{len(truth)} frame")
+    truth.doubtful = truth.doubtful or _is_odd(truth, packets)
     seconds = frame_times(truth.pts, packets.times, unit, rate)
     variable = is_variable(seconds)
     height, width = truth.shape[::-1] if truth.orientation & 4 else truth.shape
@@ -126,6 +128,13 @@ def probe(path: str, memory_bytes: int, score_frames: bool, report: Report) -> P
         seek_index=prove(path, truth, packets.keys, kind, goes_on).to_bytes(),
         content=content_hash(truth.crcs),
     )
+
+
+def _is_odd(truth: Truth, packets: _Packets) -> bool:
+    """Whether frames are repeated, lost or out of order, as in files that were put together or have parts missing."""
+    known = [time for time in truth.pts if time is not None]
+    in_order = all(time < later for time, later in pairwise(known))
+    return not in_order or len(truth) not in (len(packets.times), packets.count)
 
 
 def _check_content(path: str, size: int) -> None:

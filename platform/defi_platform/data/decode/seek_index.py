@@ -35,7 +35,7 @@ class SeekPoint(NamedTuple):
     drop: int
     """Pictures that the decoder puts out before it."""
     until: int
-    """First later frame that decoding from here does not give; 0: it gives all. Only in damaged files."""
+    """First later frame that decoding from here does not give; 0: it gives all. Only in damaged and odd files."""
     crc: int
     """`video_readers.luma_crc` of that frame."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from defi_platform.data.decode.seek_index import BY, NO_PTS, SeekIndex, SeekPoint, table_of
@@ -71,8 +72,8 @@ class Truth:
     """Height and width of the first frame as it is stored."""
     orientation: int = 0
     """Of the first frame."""
-    damaged: bool = False
-    """Whether the decoder made up a part of any frame."""
+    doubtful: bool = False
+    """Whether the decoder made up a part of any frame, or frames are not as many and in the order that was meant."""
 
     def add(self, frame: Any) -> None:
         """Takes the next frame."""
@@ -80,7 +81,7 @@ class Truth:
             self.shape, self.orientation = (frame.height, frame.width), orientation(frame)
         if frame.key_frame:
             self.keys.append(len(self.pts))
-        self.damaged = self.damaged or frame.is_corrupt
+        self.doubtful = self.doubtful or frame.is_corrupt
         self.pts.append(frame.pts)
         self.crcs.append(luma_crc(frame))
 
@@ -120,7 +121,7 @@ def prove(
         if complete:
             break
     index = SeekIndex(container, truth.shape, truth.orientation, best[0], table_of(best[1]))
-    return prover.with_limits(index) if truth.damaged else index
+    return prover.with_limits(index) if truth.doubtful else index
 
 
 class _Prover:
@@ -139,6 +140,8 @@ class _Prover:
             self._alike.setdefault(crc, []).append(number)
         self._holds = self._frames_of(keys)
         self._keys = list(self._spaced(keys))
+        self._leads = {by for by in BY if by == "pos" or _ascending(keys, by)}
+        """Kinds of targets of which each means one place."""
         ends = [self._holds.get(key, -1) for key in self._keys[1:]] + [len(truth)]
         self._length = {
             key: end - self._holds[key]
@@ -167,7 +170,7 @@ class _Prover:
     def points(self, by: str) -> tuple[list[SeekPoint], bool]:
         """Points for one kind of target, and whether they are all that there could be."""
         keys = [key for key in self._keys if getattr(key, by) is not None]
-        if not keys:
+        if not keys or by not in self._leads:
             return [], False
         container, stream = open_container(self._path, self._container)
         with container:
@@ -192,9 +195,9 @@ class _Prover:
         return points, own >= 0.9 * len(keys)
 
     def with_limits(self, index: SeekIndex) -> SeekIndex:
-        """The index of a damaged file: how far each point leads.
+        """The index of a damaged or otherwise odd file: how far each point leads.
 
-        What a decoder makes up depends on what it decoded before, so every point is tried to the end of the stretch
+        What a decoder makes up depends on what it decoded before, and parts that come twice look alike, so every point is tried to the end of the stretch
         after its own.
         """
         pictures = self._pictures()
@@ -320,6 +323,12 @@ class _Prover:
         if ended and number + len(crcs) != len(truth):
             return False
         return list(crcs) == truth[number : number + len(crcs)]
+
+
+def _ascending(keys: Sequence[Key], by: str) -> bool:
+    """Whether no time comes twice: which of two places a seek leads to depends on what was read before it."""
+    times = [time for key in keys if (time := getattr(key, by)) is not None]
+    return all(time < later for time, later in pairwise(times))
 
 
 def _order(keys: Sequence[Key]) -> list[Key]:
