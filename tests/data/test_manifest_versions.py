@@ -116,6 +116,14 @@ def test_another_version_does_not_stand_in_for_one_that_is_gone(tmp_path: Path) 
     assert len(Manifest.open(str(tmp_path))) == 6
 
 
+@pytest.mark.parametrize("left", [0, 100, 1500])
+def test_rows_whose_mapped_file_is_cut_are_read_from_the_other_one(tmp_path: Path, left: int) -> None:
+    commit(tmp_path, "a", 5)
+    mapped = next(tmp_path.rglob("*.arrow"))
+    mapped.write_bytes(mapped.read_bytes()[:left])
+    assert Manifest.open(str(tmp_path)).take("text", np.arange(5)) == [f"do {n}" for n in range(5)]
+
+
 def test_rows_that_come_again_are_not_pruned_as_earlier_ones(tmp_path: Path) -> None:
     for count in (5, 6, 5):
         commit(tmp_path, "a", count)

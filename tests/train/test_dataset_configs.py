@@ -18,7 +18,7 @@ from defi_models.pretrained.folder import make_header
 from defi_platform.config import FinetuneConfig, IngestConfig, PretrainBothConfig, ServeConfig
 from defi_platform.data.ingest import probe_actors
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.errors import ConfigError
+from defi_platform.errors import ConfigError, UserError
 from defi_platform.serve.observation import Observation, PolicySpec, read_observation
 from defi_platform.serve.policy_folder import load_policy, policy_spec
 from defi_platform.train.config_checks import check_train_config
@@ -158,3 +158,28 @@ def test_a_size_that_contradicts_the_data_is_one_error_of_the_dry_run(ingested: 
         dry_run("data.height=96")
     with pytest.raises(ConfigError, match="a chunk has 1 to 10 actions"):
         dry_run("actions.execute_steps=11")
+    for change, message in {
+        "data.corpora.calvin.cameras.wrist=1": "cameras names 'wrist', which the corpus does not have",
+        "data.corpora.calvin.state=[elbow]": r"state\[0\] is 'elbow', which the states do not have",
+        "data.corpora.calvin.state=[15]": r"state\[0\] is 15; the states have entries 0 to 14",
+        f"{head}.chunk=0": "model chunk is 0",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            dry_run(change)
+    absent = ["data.corpora.gone.path=/nowhere", "data.corpora.gone.weight=0"]
+    assert "then gripper" in dry_run(*absent)
+    assert ("not ingested yet" in dry_run(*absent)) != ingested
+
+
+def test_corpora_that_differ_are_one_error_of_the_dry_run(home: Home) -> None:
+    folder = home("calvin")
+    write_headers(folder / "calvin" / "nano", "nano")
+    write_lerobot(folder / "corpora" / "robot", [12] * 4, cameras=("a", "b"))
+    changes = ["dry_run=true", f"data.corpora.robot.path={folder}/corpora/robot"]
+    settings = config_of(FinetuneConfig, "calvin", "nano/finetune_policy", changes)
+    for _ in range(2):
+        with pytest.raises(
+            ConfigError, match="calvin: actions of 7 entries, states of 10, 2 cameras; robot: actions of 4"
+        ):
+            finetune(settings)
+        ingest(settings.data)

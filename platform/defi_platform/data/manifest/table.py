@@ -14,6 +14,7 @@ The order of rows is part of the contract, since the plan counts on it: corpora 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import time
@@ -142,8 +143,7 @@ class Manifest:
     ) -> None:
         self._parts = list(parts)
         self._starts = np.cumsum([0] + [len(part) for part in parts])
-        self.folder = folder
-        self.names = tuple(names)
+        self.folder, self.names = folder, tuple(names)
         self._tables = None if tables is None else tuple(tables)
         self.reused: tuple[str, ...] = ()
         """Corpora that ingest found unchanged."""
@@ -383,12 +383,12 @@ def _mapped_table(folder: str, name: str, table: str) -> MappedTable:
     parquet = corpus_file(folder, name, table)
     arrow = arrow_name(parquet)
     if not storage.is_remote(arrow) and storage.exists(arrow):
-        return MappedTable.open(storage.local_path(arrow))
+        with contextlib.suppress(ValueError, OSError):  # cut short: the Parquet table says the same
+            return MappedTable.open(storage.local_path(arrow))
     if not storage.exists(parquet):
         raise CorpusError(
-            f"{parquet} is gone: corpus '{name}' in the version that was asked for, whose rows another version may "
-            "not stand in for. It was pruned, or belongs to another manifest. Restore it, or begin again with the "
-            "newest version."
+            f"{parquet} is gone: corpus '{name}' in the version that was asked for; another one may not stand in for "
+            "it. It was pruned, or is of another manifest. Restore it, or begin again with the newest version."
         )
     return MappedTable(read_table(parquet))
 

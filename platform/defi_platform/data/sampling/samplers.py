@@ -224,6 +224,11 @@ class ChunkRule(_Drawing):
     field: str = "model chunk"
     """Name of `chunk` in the configuration, for messages."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunk < 1:
+            raise ConfigError(f"{self.field} is {self.chunk}; at least 1 action is needed.")
+
     def min_frames(self, fps: np.ndarray) -> np.ndarray:
         """Fewest frames that a video must have, int (N,); `fps`: (N,), of each video."""
         return np.ones(len(fps), np.int64)

@@ -10,6 +10,7 @@ from torch import nn
 
 from defi_models.inputs.action_contract import ActionContract
 from defi_platform.config import FinetuneConfig
+from defi_platform.config.data import drawn_corpora
 from defi_platform.data.loader.action_contract import common, configured, contract_of
 from defi_platform.data.loader.robot_signals import state_layout, statistics
 from defi_platform.data.manifest.commit_marker import read_committed
@@ -105,7 +106,9 @@ class PolicyRecipe(VideoRecipe):
         from defi_models.gfdm import GFDM
 
         data = self.config.data
-        if data.corpora and all(read_committed(data.manifest, name) for name in data.corpora):
+        self.rule()  # says what is wrong with the chunk
+        drawn = drawn_corpora(data)
+        if drawn and all(read_committed(data.manifest, name) for name in drawn):
             self._sizes = sizes_of(self.plan("train"))
         elif self.config.dry_run:
             self._sizes = sizes_before_ingest(data)

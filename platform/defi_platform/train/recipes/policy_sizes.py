@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from defi_models.inputs.state_layout import width_of_choice
-from defi_platform.config import DataConfig, ModelConfig
-from defi_platform.data.loader.robot_signals import dimensions
+from defi_models.errors import did_you_mean
+from defi_models.inputs.state_layout import chosen_layout
+from defi_platform.config import CorpusConfig, DataConfig, ModelConfig
+from defi_platform.config.data import drawn_corpora
+from defi_platform.data.loader.robot_signals import SignalReader
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.views import view_order
-from defi_platform.data.sources.formats import format_of, listing, read_signals
+from defi_platform.data.sources.formats import format_of, listing, read_signals, signal_names
 from defi_platform.data.sources.records import VideoRecord
 from defi_platform.errors import ConfigError, CorpusError
 from defi_platform.train.recipes.video_base import model_errors
@@ -45,39 +47,87 @@ class DataSizes:
 
 
 def sizes_of(plan: Plan) -> DataSizes:
-    """Sizes of the corpora that a plan draws from."""
-    actions, state = dimensions(plan)
-    return DataSizes(actions, state, plan.cameras_of_views)
+    """Sizes of the corpora that a plan draws from. Raises: ConfigError when these differ."""
+    found = {}
+    reader = SignalReader(plan.states)
+    for row in plan.one_row_per_corpus():
+        signals = reader.of_row(plan.manifest, row)
+        state = 0 if signals.proprio is None else signals.proprio.shape[1]
+        name = plan.manifest.row(row)["corpus"]
+        found[name] = DataSizes(signals.actions.shape[1], state, plan.cameras_of_views)
+    return _common(found)
 
 
 def sizes_before_ingest(data: DataConfig) -> DataSizes | None:
-    """Sizes by the first episode with usable actions that a corpus lists; None where none has actions.
+    """Sizes by the first episode with usable actions that each corpus lists; None where none has actions.
 
-    Raises: CorpusError, StorageError.
+    Raises: ConfigError for cameras or entries of states that a corpus has not, and when sizes differ. CorpusError,
+        StorageError.
     """
-    for name, corpus in data.corpora.items():
-        if corpus.weight <= 0:
-            continue
-        source = format_of(name, corpus)
-        listed = itertools.islice(listing(source, corpus.path, corpus.fps), LOOKED_AT)
-        records = (r for r in listed if isinstance(r, VideoRecord) and r.num_actions and r.signals_uri)
-        unusable: CorpusError | None = None
-        for (uri, episode), group in itertools.groupby(records, lambda r: (r.signals_uri, r.episode_id)):
-            cameras = [record.camera for record in group]
+    found = {name: _listed_sizes(name, corpus) for name, corpus in drawn_corpora(data).items()}
+    known = {name: sizes for name, sizes in found.items() if sizes is not None}
+    return _common(known) if known else None
+
+
+def _listed_sizes(name: str, corpus: CorpusConfig) -> DataSizes | None:
+    source = format_of(name, corpus)
+    sizes: DataSizes | None = None
+    unusable: CorpusError | None = None
+    present: set[str] = set()
+    listed = listing(source, corpus.path, corpus.fps)
+    records = (r for r in itertools.islice(listed, LOOKED_AT) if isinstance(r, VideoRecord))
+    for _, group in itertools.groupby(records, lambda r: (r.signals_uri, r.episode_id)):
+        if sizes is not None and present.issuperset(corpus.cameras):
+            break
+        videos = list(group)
+        present.update(video.camera for video in videos)
+        videos = [video for video in videos if video.num_actions and video.signals_uri]
+        if sizes is None and videos:
             try:
-                signals = read_signals(source, uri, episode)
+                sizes = _episode_sizes(name, corpus, source, videos)
             except CorpusError as error:
                 unusable = unusable or error
-                continue
-            state = 0 if signals.proprio is None else signals.proprio.shape[1]
-            if corpus.state:
-                with model_errors():
-                    state = width_of_choice(corpus.state, f"data.corpora.{name}.state")
-            chosen = [camera for camera, share in corpus.cameras.items() if share > 0]
-            return DataSizes(signals.actions.shape[1], state, tuple(chosen or view_order(source, cameras)))
-        if unusable is not None:
-            raise unusable
-    return None
+    if present and next(listed, None) is None:  # everything is listed, and what no video has is not there
+        for camera in sorted(set(corpus.cameras) - present):
+            raise ConfigError(
+                f"data.corpora.{name}.cameras names '{camera}', which the corpus does not have."
+                + did_you_mean(camera, sorted(present))
+            )
+    if sizes is None and unusable is not None:
+        raise unusable
+    return sizes
+
+
+def _episode_sizes(name: str, corpus: CorpusConfig, source: str, videos: Sequence[VideoRecord]) -> DataSizes:
+    signals = read_signals(source, videos[0].signals_uri, videos[0].episode_id)
+    state = 0 if signals.proprio is None else signals.proprio.shape[1]
+    if corpus.state:
+        key, names = f"data.corpora.{name}.state", signal_names(source, corpus.path).state
+        if not state:
+            raise ConfigError(f"{key} chooses entries, but this corpus has no states. Remove it.")
+        with model_errors():
+            layout = chosen_layout(corpus.state, state, names if len(names) == state else (), (), key)
+        state = layout.width
+    chosen = [camera for camera, share in corpus.cameras.items() if share > 0]
+    left = [video.camera for video in videos if video.camera not in corpus.cameras]
+    return DataSizes(signals.actions.shape[1], state, tuple(chosen or view_order(source, left)))
+
+
+def _common(found: Mapping[str, DataSizes]) -> DataSizes:
+    """The sizes that all corpora have; one without states goes with others, for policies that read none."""
+    values = list(found.values())
+    states = {sizes.state_dim for sizes in values} - {0}
+    if len({(sizes.action_dim, len(sizes.cameras)) for sizes in values}) > 1 or len(states) > 1:
+        each = "; ".join(
+            f"{name}: actions of {sizes.action_dim} entries, states of {sizes.state_dim}, "
+            f"{len(sizes.cameras)} cameras"
+            for name, sizes in found.items()
+        )
+        raise ConfigError(
+            f"corpora differ in what a policy takes from them ({each}). Choose data.corpora.NAME.cameras and state, or "
+            "train on those that agree."
+        )
+    return values[0]
 
 
 def with_sizes(config: DeFIPolicy.Config, model: ModelConfig, sizes: DataSizes) -> DeFIPolicy.Config:
