@@ -8,10 +8,12 @@ import pytest
 from corpora import write_video
 from test_ingest import configured
 
+from defi_platform.data.decode.pool import DecoderPool
+from defi_platform.data.ingest import pipeline
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.ingest.summary import ingest_table
 from defi_platform.data.manifest.table import read_corpus
-from defi_platform.data.sources import plain
+from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import Listing, Note
 
 
@@ -20,14 +22,13 @@ def test_notes_of_a_listing_are_counted_listed_and_warned_of_by_example(
 ) -> None:
     for name in "ab":
         write_video(tmp_path / "c" / f"{name}.mp4", range(10))
-    listing = plain.listing
 
-    def with_notes(root: str, fps: float | None = None) -> Listing:
-        yield from listing(root, fps)
+    def with_notes(pool: DecoderPool, source: str, root: str, fps: float | None) -> Listing:
+        yield from formats.listing(source, root, fps)
         for number in range(3):
             yield Note(kind="bad_actions", item=f"e{number}", uri="x", message="a NaN in row 4")
 
-    monkeypatch.setattr(plain, "listing", with_notes)
+    monkeypatch.setattr(pipeline, "listed", with_notes)
     folder = str(tmp_path / "m")
     for _ in range(2):  # fresh, then reused
         ingest(configured(tmp_path / "c", tmp_path / "m"))

@@ -6,11 +6,14 @@ import os
 import pickle
 import struct
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from defi_platform.data.decode.frame_scores import FrameScores
+
+if TYPE_CHECKING:
+    from defi_platform.data.sources.records import Place, Refusal
 
 HEADER = struct.Struct("<I")
 """Length of a message in bytes, written before it."""
@@ -60,6 +63,20 @@ class SignalsJob:
     """Name of the corpus's format."""
     uri: str
     episode_id: str
+
+
+@dataclass(frozen=True)
+class ListingJob:
+    """The next page of a corpus's listing."""
+
+    source: str
+    """Name of the corpus's format."""
+    root: str
+    fps: float | None
+    place: Place
+    """That the listing has come to."""
+    refusal: Refusal | None
+    """Of the last file that it said to read next."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from defi_platform.data.decode import worker_process
 from defi_platform.data.decode.messages import (
     DecodeJob,
     EpisodeSignals,
+    ListingJob,
     Probe,
     ProbeJob,
     ProbeProgress,
@@ -34,8 +35,11 @@ from defi_platform.data.decode.messages import (
 from defi_platform.data.decode.worker_jobs import JobHandler
 from defi_platform.data.rejection import BadVideo
 
-Job = DecodeJob | ProbeJob | SignalsJob
-Answer = np.ndarray | Probe | EpisodeSignals | BadVideo
+if TYPE_CHECKING:
+    from defi_platform.data.sources.listing_steps import ListingPage
+
+Job = DecodeJob | ProbeJob | SignalsJob | ListingJob
+Answer: TypeAlias = "np.ndarray | Probe | EpisodeSignals | ListingPage | BadVideo"
 
 POLL_S = 0.25
 """Seconds between two looks of a waiting pool at the clock and at the memory of its processes."""
@@ -163,7 +167,7 @@ class DecoderPool:
             self._new_process(1 << 20)
 
     def run(self, jobs: Iterable[Job], out: list[np.ndarray] | None = None) -> Iterator[Answer]:
-        """Yields one answer per job, in order: frames (T, H, W, 3) uint8, a `Probe`, `EpisodeSignals`, or a `BadVideo`.
+        """Yields one answer per job, in order: what the job asks for (frames (T, H, W, 3) uint8), or a `BadVideo`.
 
         Args:
             jobs: taken from as processes become free.

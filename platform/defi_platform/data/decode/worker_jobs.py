@@ -7,17 +7,25 @@ import errno
 import functools
 import io
 import posixpath
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from defi_platform import storage
 from defi_platform.data.decode.frame_scores import FrameScorer
-from defi_platform.data.decode.messages import DecodeJob, EpisodeSignals, Probe, ProbeJob, SignalsJob
+from defi_platform.data.decode.messages import (
+    DecodeJob,
+    EpisodeSignals,
+    ListingJob,
+    Probe,
+    ProbeJob,
+    SignalsJob,
+)
 from defi_platform.data.decode.probe import Report, probe
 from defi_platform.data.decode.resize import resize
 from defi_platform.data.decode.seek_index import UNINDEXED, SeekIndex
@@ -27,6 +35,9 @@ from defi_platform.data.sources.uri import VideoUri, parse
 from defi_platform.errors import CorpusError
 from defi_platform.storage.range_file import RangeFile
 from defi_platform.storage.scratch import scratch
+
+if TYPE_CHECKING:
+    from defi_platform.data.sources.listing_steps import ListingPage, ListingReader
 
 OPEN_FILES = 8
 """Files kept open: many episodes of a LeRobot dataset share one file, and opening indexes all of it."""
@@ -39,6 +50,12 @@ SLOWEST_BYTES_PER_S = 100_000
 
 STORED_PER_S = 10
 """Pictures that count as one second of video where they are stored one by one."""
+
+LONGEST_FILE_S, LONGEST_STEP_S = 600.0, 24 * 3600.0
+"""Seconds of video as which one metadata file, and one step of a listing, count: many `timeout_s`, as long as no library hangs."""
+
+BEAT_S = 0.5
+"""Seconds between two words that a listing goes on."""
 
 MACHINE_ERRORS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE}
@@ -61,6 +78,7 @@ class JobHandler:
         self._memory_bytes = memory_bytes
         self._open: OrderedDict[tuple[str, str], Reader] = OrderedDict()
         """By URI and version."""
+        self._listing: ListingReader | None = None
         self.files_opened = 0
 
     def decode(self, job: DecodeJob, out: np.ndarray) -> None:
@@ -114,6 +132,17 @@ class JobHandler:
                     return probe(path, self._memory_bytes, job.score_frames, report)
             return _probe_store(where, job, self._memory_bytes, report)
 
+    def list_page(self, job: ListingJob, report: Report) -> ListingPage:
+        """Lists on. Args: report: told again and again that Python code still runs, which a hanging library stops."""
+        from defi_platform.data.sources.listing_steps import ListingReader
+
+        if self._listing is None:
+            self._listing = ListingReader()
+        with _alive(report, LONGEST_FILE_S if job.place.files and not job.place.items else LONGEST_STEP_S):
+            page = self._listing.page(job.source, job.root, job.fps, job.place, job.refusal)
+        self.files_opened += page.ended  # what it leaves behind in memory is not the fault of the next file
+        return page
+
     def read_signals(self, job: SignalsJob) -> EpisodeSignals:
         """Reads and checks the actions and states of `job`. Raises: BadVideo, whose message says what is wrong."""
         # Only here: processes that decode video files alone need none of the formats.
@@ -141,6 +170,25 @@ class JobHandler:
         if not actions.size:
             raise BadVideo("bad_source", f"it has {len(actions)} actions of {actions.shape[1]} numbers")
         return EpisodeSignals(actions, states)
+
+
+@contextlib.contextmanager
+def _alive(report: Report, longest_s: float) -> Iterator[None]:
+    """Reports from a thread of its own, as long as other threads are let in: waiting for a store is no hanging."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(BEAT_S):
+            report(longest_s)
+
+    report(longest_s)
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _opened(where: VideoUri, index: SeekIndex, version: str) -> Reader:

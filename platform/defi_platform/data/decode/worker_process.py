@@ -18,6 +18,7 @@ import numpy as np
 
 from defi_platform.data.decode.messages import (
     DecodeJob,
+    ListingJob,
     ProbeJob,
     ProbeProgress,
     SignalsJob,
@@ -95,6 +96,8 @@ def main(jobs_fd: int, answers_fd: int, frames_fd: int, owner_fd: int, memory_by
                 answer = handler.probe(job, _Reporter(answers_fd, number))
             elif isinstance(job, SignalsJob):
                 answer = handler.read_signals(job)
+            elif isinstance(job, ListingJob):
+                answer = handler.list_page(job, _Reporter(answers_fd, number))
             else:
                 assert isinstance(job, DecodeJob)
                 count = int(np.prod(job.shape))

@@ -17,6 +17,7 @@ from defi_platform.config.data_checks import check_data
 from defi_platform.config.loader import to_mapping
 from defi_platform.config.paths import absolute_paths
 from defi_platform.data.decode.pool import DecoderPool
+from defi_platform.data.ingest.listing import listed
 from defi_platform.data.ingest.manifest_rows import rows_of
 from defi_platform.data.ingest.probe_actors import one_process, probe_files
 from defi_platform.data.ingest.probe_results import LIMITS, ResultBlocks
@@ -67,27 +68,28 @@ def ingest(config: DataConfig) -> Manifest:
     config = dataclasses.replace(config, corpora=drawn_corpora(config))
     format_names = _formats(config)
     reused = []
-    for name, corpus in config.corpora.items():
-        started = time.monotonic()
-        fresh, committed = _ingest_corpus(name, corpus, format_names[name], config)
-        counts = committed.counts
-        if not fresh:
-            reused.append(name)
-        rejected = {k: n for k, n in counts.items() if k != "videos"}
-        print(
-            f"ingest: {name}: {counts['videos']} videos"
-            + (f", rejected {rejected}" if rejected else "")
-            + (f" in {time.monotonic() - started:.1f} s" if fresh else "; unchanged, manifest reused"),
-            *(f"\ningest: {line}" for line in warnings(name, committed.notes)),
-            sep="",
-            flush=True,
-        )
-        if not counts["videos"]:
-            why = ", ".join(f"{n} {reason}" for reason, n in rejected.items())
-            raise CorpusError(
-                f"{corpus.path} (data.corpora.{name}) holds no usable video: {why}. "
-                f"The quarantine table in {config.manifest} says why for each."
+    with one_process(config.decode) as pool:
+        for name, corpus in config.corpora.items():
+            started = time.monotonic()
+            fresh, committed = _ingest_corpus(name, corpus, format_names[name], config, pool)
+            counts = committed.counts
+            if not fresh:
+                reused.append(name)
+            rejected = {k: n for k, n in counts.items() if k != "videos"}
+            print(
+                f"ingest: {name}: {counts['videos']} videos"
+                + (f", rejected {rejected}" if rejected else "")
+                + (f" in {time.monotonic() - started:.1f} s" if fresh else "; unchanged, manifest reused"),
+                *(f"\ningest: {line}" for line in warnings(name, committed.notes)),
+                sep="",
+                flush=True,
             )
+            if not counts["videos"]:
+                why = ", ".join(f"{n} {reason}" for reason, n in rejected.items())
+                raise CorpusError(
+                    f"{corpus.path} (data.corpora.{name}) holds no usable video: {why}. "
+                    f"The quarantine table in {config.manifest} says why for each."
+                )
     manifest = Manifest.open(config.manifest, list(config.corpora))
     manifest.reused = tuple(reused)
     return manifest
@@ -109,7 +111,7 @@ def _formats(config: DataConfig) -> dict[str, str]:
 
 
 def _ingest_corpus(
-    name: str, corpus: CorpusConfig, format_name: str, config: DataConfig
+    name: str, corpus: CorpusConfig, format_name: str, config: DataConfig, pool: DecoderPool
 ) -> tuple[bool, Committed]:
     """Returns: whether anything had to be written, and what is committed of the corpus."""
     root = corpus.path
@@ -117,10 +119,9 @@ def _ingest_corpus(
     with (
         scratch("signals") as folder,
         closing(VideoStore(name, screen, config.strict, config.decode)) as store,
-        one_process(config.decode) as pool,
         closing(SignalStage(folder, format_name, formats.signal_names(format_name, root))) as signals,
     ):
-        _list(store, name, corpus, format_name, root)
+        _list(store, name, corpus, format_name, root, pool)
         settings = {
             "path": root,
             "format": format_name,
@@ -175,9 +176,11 @@ def _ingest_corpus(
     return True, committed
 
 
-def _list(store: VideoStore, name: str, corpus: CorpusConfig, format_name: str, root: str) -> None:
+def _list(
+    store: VideoStore, name: str, corpus: CorpusConfig, format_name: str, root: str, pool: DecoderPool
+) -> None:
     with Progress(f"ingest: {name}: listing", "videos") as progress:
-        for item in formats.listing(format_name, root, corpus.fps):
+        for item in listed(pool, format_name, root, corpus.fps):
             if isinstance(item, ListingProgress):
                 progress.step(0, f"{item.files:,} files seen")
             else:

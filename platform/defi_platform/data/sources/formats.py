@@ -12,7 +12,7 @@ from defi_platform.data.sources import annotated, hdf5, plain, something, webdat
 from defi_platform.data.sources.calvin import segments as calvin
 from defi_platform.data.sources.lerobot import v3 as lerobot
 from defi_platform.data.sources.lerobot import v21 as lerobot_v21
-from defi_platform.data.sources.records import Listing, SignalNames, Signals
+from defi_platform.data.sources.records import Listing, Reading, SignalNames, Signals, Steps
 from defi_platform.data.sources.rlds import builders as rlds
 from defi_platform.errors import CorpusError, UserError
 
@@ -83,9 +83,16 @@ def listing(format_name: str, root: str, fps: float | None) -> Listing:
 
     Returns: an iterator of records, rejected records and signs of progress.
     """
+    return (item for item in steps(format_name, root, fps) if not isinstance(item, Reading))
+
+
+def steps(format_name: str, root: str, fps: float | None) -> Steps:
+    """Lists as `listing` does, with the signs of what is read next."""
     try:
-        yield from FORMATS[format_name].listing(root, fps)
-    except UserError:
+        module = FORMATS[format_name]
+        # A format that reads nothing dangerous has no steps.
+        yield from getattr(module, "steps", module.listing)(root, fps)
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # whatever a stranger's metadata may lead to: no source may end in a traceback
         raise CorpusError(

@@ -17,8 +17,10 @@ from defi_platform import storage
 from defi_platform.data.sources.metadata import DAMAGE, LONGEST_TEXT, text_of
 from defi_platform.data.sources.records import (
     Listing,
+    Reading,
     RejectedRecord,
     Signals,
+    Steps,
     VideoRecord,
     rejected_links,
     signal_matrix,
@@ -42,7 +44,7 @@ LARGEST_SIGNAL = 256 << 20
 
 
 class UnsafeFile(ValueError):
-    """An HDF5 file that points outside of itself, or in circles."""
+    """An HDF5 file that points outside of itself, or in circles, or is not to be read."""
 
 
 def detect(root: str, top: set[str]) -> bool:
@@ -61,6 +63,11 @@ class _Episode:
 
 def listing(root: str, fps: float | None = None) -> Listing:
     """Yields one record per file and camera."""
+    return (item for item in steps(root, fps) if not isinstance(item, Reading))
+
+
+def steps(root: str, fps: float | None = None) -> Steps:
+    """Yields one record per file and camera, and says before which file it is."""
     RangeFile.failures.clear()
     unreadable: list[storage.Unreadable] = []
     entries = (entry for entry in storage.walk(root, unreadable) if entry.name.endswith(SUFFIXES))
@@ -71,10 +78,15 @@ def listing(root: str, fps: float | None = None) -> Listing:
                 f"{root}: HDF5 files do not say their rate. Set data.corpora.NAME.fps (frames per second)."
             )
         name = posixpath.splitext(entry.name)[0]
+        refusal = yield Reading(entry.uri)
         try:
             if isinstance(source, OSError):
                 raise source
             with source:
+                if refusal is not None:
+                    if refusal.listed:
+                        continue
+                    raise UnsafeFile(refusal.message)  # it has ended the process that read it
                 episode = _described(source)
         except (OSError, RuntimeError, *DAMAGE) as error:
             if RangeFile.failures:  # HDF5 reports whatever its source raises as damage
@@ -123,6 +135,8 @@ def _described(source: IO[bytes]) -> _Episode:
         if not isinstance(images, h5py.Group):
             raise KeyError(f"{IMAGES} is no group of cameras")
         cameras = {str(name): len(own_dataset(file, f"{IMAGES}/{name}")) for name in images}
+        if not cameras:
+            raise KeyError(f"{IMAGES} holds no camera")
         proprio = _proprio(file)
         for path in ("action",) if proprio is None else ("action", proprio):
             with contextlib.suppress(KeyError):

@@ -97,6 +97,43 @@ class ListingProgress:
 
 Listing = Iterator[VideoRecord | RejectedRecord | Note | ListingProgress]
 
+
+@dataclass(frozen=True)
+class Reading:
+    """Says that a library which may crash or hang reads a file next; comes from `steps` only.
+
+    Who takes it sends a `Refusal` back where that has happened before: the file is rejected then, unread.
+    """
+
+    uri: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a file is not to be read."""
+
+    message: str
+    listed: bool = False
+    """Its records are known already: nothing is to be said of it."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a listing has come."""
+
+    files: int = 0
+    """Files that were said to be read next."""
+    items: int = 0
+    """Items since the last of them."""
+
+    def after(self, item: object) -> Place:
+        """The place behind the next item."""
+        return Place(self.files + 1) if isinstance(item, Reading) else Place(self.files, self.items + 1)
+
+
+Steps = Generator[VideoRecord | RejectedRecord | Note | ListingProgress | Reading, Refusal | None, None]
+"""A listing that can be gone on with where a file has ended the process before."""
+
 PROGRESS_EVERY = 1000
 """Files between two reports of progress: a page of an object store."""
 
