@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from test_ingest import configured
 
 from defi_platform.config import DataConfig, FilterConfig, WindowConfig
+from defi_platform.data.ingest import near_duplicates as near
 from defi_platform.data.ingest.near_duplicates import near_duplicates
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.ingest.segmentation import cuts, spans
@@ -306,3 +308,22 @@ def test_the_real_file_of_variable_rate_gives_pairs_by_its_times(shared_data: Pa
             assert abs(times[second] - times[first] - 0.5) <= np.median(np.diff(times)) / 2 + 2e-3
         else:
             assert second - first == 5
+
+
+def test_many_videos_that_are_nearly_near_end_in_bounded_time_and_are_said_to_be_compared_in_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Each differs from all others by somewhat more than is allowed, so that all are kept and share most bands.
+    monkeypatch.setattr(near, "MOST_SEEN", 100_000)
+    monkeypatch.setattr(near, "MOST_ENTRIES", 50_000)
+    random = np.random.default_rng(0)
+    rows = np.repeat(random.integers(0, 1 << 63, (1, 3)).astype(np.uint64), 3_000, axis=0)
+    for bit in random.integers(0, 192, (12, len(rows))):
+        rows[np.arange(len(rows)), bit // 64] ^= np.uint64(1) << (bit % 64).astype(np.uint64)
+    rows[-1] = rows[-2]
+    partly: list[int] = []
+    started = time.monotonic()
+    found = near.near_duplicates(rows, 8, partly)
+    assert time.monotonic() - started < 30
+    assert found[2_999] == found.get(2_998, (2_998, 0))
+    assert 0 < len(partly) < len(rows)

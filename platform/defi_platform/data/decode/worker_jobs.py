@@ -133,7 +133,12 @@ class JobHandler:
             return _probe_store(where, job, self._memory_bytes, report)
 
     def list_page(self, job: ListingJob, report: Report) -> ListingPage:
-        """Lists on. Args: report: told again and again that Python code still runs, which a hanging library stops."""
+        """The next page of a listing.
+
+        Args:
+            job: the place that the listing has come to.
+            report: takes word again and again that Python code still runs, which a library that hangs stops.
+        """
         from defi_platform.data.sources.listing_steps import ListingReader
 
         if self._listing is None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 WORDS = 3
@@ -13,20 +17,34 @@ FULL_BUCKET = 64
 NARROWEST_BAND = 3
 """Bits of a band; narrower ones would tell too few rows apart for what they cost."""
 
+MOST_SEEN = 2_000_000
+"""Rows that are looked at in all, besides `SEEN_PER_BAND` for each row and band; then only the `LATEST` per band are."""
+
+MOST_ENTRIES = 1_000_000
+"""Entries of kept rows in buckets, besides `ENTRIES_PER_BAND` for each row and band."""
+
+SEEN_PER_BAND, ENTRIES_PER_BAND = 40, 3
+
+LATEST = 32
+
 Segment = tuple[int, int]
 """A run of bits of a signature: number of the first, and how many."""
 
 
-def near_duplicates(signatures: np.ndarray, most_bits: int) -> dict[int, tuple[int, int]]:
+def near_duplicates(
+    signatures: np.ndarray, most_bits: int, partly: list[int] | None = None
+) -> dict[int, tuple[int, int]]:
     """Finds each row that repeats an earlier one: row -> (the earlier row, bits in which they differ).
 
     A row is only held against rows that are kept themselves, so the first of a chain always stays, and a million
     videos that are nearly the same are compared with one. All rows within `most_bits` of a kept one are found: of
-    `most_bits` + 1 bands, two such signatures share at least one.
+    `most_bits` + 1 bands, two such signatures share at least one. Where very many are nearly that near and not quite,
+    time and memory end that: the rows after it are held against the latest kept ones of their bands.
 
     Args:
         signatures: uint64 (N, 3).
         most_bits: of 192.
+        partly: takes the rows that were not held against all.
     """
     unique, first, which = np.unique(signatures, axis=0, return_index=True, return_inverse=True)
     which = which.reshape(-1)
@@ -41,16 +59,26 @@ def near_duplicates(signatures: np.ndarray, most_bits: int) -> dict[int, tuple[i
     values = [int.from_bytes(row.tobytes(), "big") for row in packed[others]]
     del unique, packed, groups
     kept: dict[tuple[int, int], _Bucket | list[int]] = {}
+    latest: dict[tuple[int, int], deque[int]] = {}
+    work = _Work(len(signatures) * len(bands))
     for number, value in enumerate(values):
         keys = [(band, group) for band, group in enumerate(found[number]) if group >= 0]
-        near = [_nearest(bucket, values, value) for key in keys if (bucket := kept.get(key))]
+        full = work.full()
+        known: Mapping[tuple[int, int], Any] = latest if full else kept
+        near = [_nearest(bucket, values, value, work) for key in keys if (bucket := known.get(key))]
+        if full and partly is not None:
+            partly.append(rows[number])
         distance, early = min(near, default=NOTHING)
         if distance <= most_bits:
             repeats[rows[number]] = (rows[early], distance)
             continue
         for key in keys:
-            free = _without([(0, BITS)], bands[key[0]])
-            kept[key] = _added(kept.get(key), values, number, free, most_bits + 1)
+            latest.setdefault(key, deque(maxlen=LATEST)).append(number)
+            if not full:
+                free = _without([(0, BITS)], bands[key[0]])
+                kept[key] = _added(kept.get(key), values, number, free, most_bits + 1, work)
+        if full:
+            kept.clear()
     for row in np.flatnonzero(first[which] != np.arange(len(signatures))).tolist():
         same = int(first[which[row]])
         early_row, distance = repeats.get(same, (same, 0))
@@ -61,33 +89,56 @@ def near_duplicates(signatures: np.ndarray, most_bits: int) -> dict[int, tuple[i
 NOTHING = (BITS + 1, -1)
 
 
-def _nearest(bucket: _Bucket | list[int], values: list[int], value: int) -> tuple[int, int]:
+class _Work:
+    """A count of the work done, held against its limits. Args: bands: of all rows."""
+
+    def __init__(self, bands: int) -> None:
+        self.seen = self.entries = 0
+        self._most_seen = MOST_SEEN + SEEN_PER_BAND * bands
+        self._most_entries = MOST_ENTRIES + ENTRIES_PER_BAND * bands
+
+    def full(self) -> bool:
+        """Whether it is enough."""
+        return self.seen > self._most_seen or self.entries > self._most_entries
+
+
+def _nearest(
+    bucket: _Bucket | list[int] | deque[int], values: list[int], value: int, work: _Work
+) -> tuple[int, int]:
     """(distance, number) of the row in a bucket that differs least from `value`."""
-    if isinstance(bucket, list):
+    if not isinstance(bucket, _Bucket):
+        work.seen += len(bucket)
         return min(((values[number] ^ value).bit_count(), number) for number in bucket)
     found = NOTHING
+    work.seen += len(bucket.bands)
     for band in bucket.bands:
         child = bucket.children.get((band, _key(value, band)))
         if child is not None:
-            found = min(found, _nearest(child, values, value))
+            found = min(found, _nearest(child, values, value, work))
     return found
 
 
 def _added(
-    bucket: _Bucket | list[int] | None, values: list[int], number: int, free: list[Segment], num_bands: int
+    bucket: _Bucket | list[int] | None,
+    values: list[int],
+    number: int,
+    free: list[Segment],
+    num_bands: int,
+    work: _Work,
 ) -> _Bucket | list[int]:
     """The bucket with one row more: a list of numbers, or a `_Bucket` once there are many and bits left to tell apart."""
+    if isinstance(bucket, _Bucket):
+        bucket.add(values, number, work)
+        return bucket
+    work.entries += 1
     if bucket is None:
         return [number]
-    if isinstance(bucket, _Bucket):
-        bucket.add(values, number)
-        return bucket
     bucket.append(number)
     if len(bucket) != FULL_BUCKET or not (bands := _bands(free, num_bands)):
         return bucket
     split = _Bucket(bands, free)
     for one in bucket:
-        split.add(values, one)
+        split.add(values, one, work)
     return split
 
 
@@ -100,12 +151,12 @@ class _Bucket:
         self.bands, self.free = bands, free
         self.children: dict[tuple[Segment, int], _Bucket | list[int]] = {}
 
-    def add(self, values: list[int], number: int) -> None:
+    def add(self, values: list[int], number: int, work: _Work) -> None:
         """Takes row `number` of `values`."""
         for band in self.bands:
             key = (band, _key(values[number], band))
             left = _without(self.free, band)
-            self.children[key] = _added(self.children.get(key), values, number, left, len(self.bands))
+            self.children[key] = _added(self.children.get(key), values, number, left, len(self.bands), work)
 
 
 _FOUND: dict[tuple[tuple[Segment, ...], int], list[Segment]] = {}

@@ -245,7 +245,8 @@ class VideoStore:
         signatures = np.frombuffer(self._signatures, np.uint64).reshape(-1, WORDS)
         self._database.execute("CREATE INDEX by_number ON ended (number)")
         query = "SELECT content FROM ended WHERE number = ?"
-        for late, (early, bits) in near_duplicates(signatures, most_bits).items():
+        partly: list[int] = []
+        for late, (early, bits) in near_duplicates(signatures, most_bits, partly).items():
             number = (self._signed[late],)
             video = dict(zip(SCHEMA.names, pickle.loads(self._database.value(query, number)), strict=True))
             same = pickle.loads(self._database.value(query, (self._signed[early],)))[VIDEO_ID]
@@ -256,6 +257,9 @@ class VideoStore:
                 reason="duplicate", message=message, **{n: video[n] for n in ("video_id", "uri", "version")}
             )
             self._end(REJECTED, rejection(self._corpus, item, BadVideo(item.reason, message), attempts=1))
+        if partly:
+            message = f"{len(partly)} videos, held against some of those that look nearly the same; fewer bits tell more"
+            self.note(Note(kind="skipped", item="filters.duplicate_bits", uri="", message=message))
 
     def accepted(self, holdout: float) -> pa.RecordBatchReader:
         """The manifest's rows in order of the ids, each with its split.

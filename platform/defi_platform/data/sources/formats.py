@@ -87,7 +87,13 @@ def listing(format_name: str, root: str, fps: float | None) -> Listing:
 
 
 def steps(format_name: str, root: str, fps: float | None) -> Steps:
-    """Lists as `listing` does, with the signs of what is read next."""
+    """Lists as `listing` does, and says which file is read next.
+
+    Args:
+        format_name: key of `FORMATS`.
+        root: folder of the corpus.
+        fps: see `listing`.
+    """
     try:
         module = FORMATS[format_name]
         # A format that reads nothing dangerous has no steps.

@@ -110,7 +110,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a file is not to be read."""
+    """A reason for not reading a file."""
 
     message: str
     listed: bool = False
@@ -119,7 +119,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Place:
-    """How far a listing has come."""
+    """A position in a listing."""
 
     files: int = 0
     """Files that were said to be read next."""
