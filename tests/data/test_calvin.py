@@ -133,3 +133,18 @@ def test_signals_behind_the_pictures_are_found_and_their_damage_is(tmp_path: Pat
     path.write_bytes(content)
     with pytest.raises(CorpusError, match=r"episode_0000003\.npz"):
         calvin.read_signals(uri, "")
+
+
+def test_the_same_frames_under_another_text_are_an_episode_of_their_own(tmp_path: Path) -> None:
+    write_calvin(tmp_path / "c" / "training", [(10, 14), (10, 14), (20, 24)])
+    manifest = ingest(
+        DataConfig(corpora={"c": CorpusConfig(path=str(tmp_path / "c"))}, manifest=str(tmp_path / "m"))
+    )
+    found = {
+        (row["episode_id"], row["text"], row["num_frames"])
+        for row in manifest.table.to_pylist()
+        if row["camera"] == "static"
+    }
+    again = "training/0000010-0000014.2"
+    first, last = "training/0000010-0000014", "training/0000020-0000024"
+    assert found == {(first, "text 0", 5), (again, "text 1", 5), (last, "text 2", 5)}

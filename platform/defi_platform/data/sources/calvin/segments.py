@@ -56,8 +56,14 @@ def listing(root: str, fps: float | None = None) -> Listing:
         files = yield from files_below(path)
         starts = _recording_starts(path)
         groups = _connected(segments, starts)
+        texts_of: dict[tuple[int, int], list[str]] = {}
         for first, last, text in segments:
-            episode = f"{folder}/{first:07d}-{last:07d}"
+            # The same frames under another text are another episode; under the same text they are a repetition.
+            texts = texts_of.setdefault((first, last), [])
+            if text not in texts:
+                texts.append(text)
+            wording = texts.index(text)
+            episode = f"{folder}/{first:07d}-{last:07d}" + (f".{wording + 1}" if wording else "")
             present = _frames(files, first, last)
             absent = last - first + 1 - len(present)
             if absent:
