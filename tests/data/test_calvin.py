@@ -82,7 +82,7 @@ def test_a_segment_that_crosses_into_the_next_recording_is_refused(tmp_path: Pat
 def test_a_segment_beyond_the_corpus_or_without_sense_costs_itself_alone(tmp_path: Path) -> None:
     spans = [(10, 14), (14, 10), (0, 10**12), (20, 24), (10, 14)]
     write_calvin(tmp_path / "training", [spans[0], spans[3]], absent=[22])
-    found = {"language": {"ann": [f"text {n}" for n in range(5)]}, "info": {"indx": spans}}
+    found = {"language": {"ann": [f"text {n % 4}" for n in range(5)]}, "info": {"indx": spans}}
     annotations = tmp_path / "training" / "lang_annotations" / "auto_lang_ann.npy"
     np.save(annotations, np.array(found, dtype=object), allow_pickle=True)
     problems = {

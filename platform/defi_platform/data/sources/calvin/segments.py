@@ -56,14 +56,11 @@ def listing(root: str, fps: float | None = None) -> Listing:
         files = yield from files_below(path)
         starts = _recording_starts(path)
         groups = _connected(segments, starts)
-        texts_of: dict[tuple[int, int], list[str]] = {}
+        wordings: dict[tuple[int, int], int] = {}
         for first, last, text in segments:
-            # The same frames under another text are another episode; under the same text they are a repetition.
-            texts = texts_of.setdefault((first, last), [])
-            if text not in texts:
-                texts.append(text)
-            wording = texts.index(text)
-            episode = f"{folder}/{first:07d}-{last:07d}" + (f".{wording + 1}" if wording else "")
+            # The same frames under another text are another episode.
+            wording = wordings[first, last] = wordings.get((first, last), 0) + 1
+            episode = f"{folder}/{first:07d}-{last:07d}" + (f".{wording}" if wording > 1 else "")
             present = _frames(files, first, last)
             absent = last - first + 1 - len(present)
             if absent:
@@ -139,24 +136,32 @@ def _segments(uri: str) -> tuple[list[Segment], list[tuple[int, str]]]:
         spans, texts = list(annotations["info"]["indx"]), list(annotations["language"]["ann"])
         if len(spans) != len(texts):
             raise ValueError(f"{len(spans)} segments in info.indx, {len(texts)} texts in language.ann")
-    except (pickle.UnpicklingError, ValueError, KeyError, TypeError, EOFError, AttributeError) as error:
+    # A flipped byte may say that a text is as long as all memory.
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        KeyError,
+        TypeError,
+        EOFError,
+        AttributeError,
+        MemoryError,
+    ) as error:
         raise CorpusError(f"{uri} cannot be used: {type(error).__name__}: {error}. Restore it.") from error
-    segments: dict[tuple[int, int], Segment] = {}
+    segments: dict[Segment, None] = {}
     damaged = []
     for number, (span, text) in enumerate(zip(spans, texts, strict=True)):
         try:
-            first, last = (int(frame) for frame in span)
-            if not 0 <= first <= last:
-                raise ValueError(f"info.indx says frames {first} to {last}")
-            if (first, last) in segments:
-                raise ValueError(
-                    f"frames {first} to {last} are listed before, as '{segments[first, last][2]}'"
-                )
-        except (ValueError, TypeError, OverflowError) as error:
+            segment = (int(span[0]), int(span[1]), str(text))
+            first, last, _ = segment
+            if len(span) != 2 or not 0 <= first <= last:
+                raise ValueError(f"info.indx says frames {list(span)}")
+            if segment in segments:
+                raise ValueError(f"frames {first} to {last} are listed before, as '{text}' too")
+        except (ValueError, TypeError, LookupError, OverflowError) as error:
             damaged.append((number, f"{type(error).__name__}: {error}"))
             continue
-        segments[first, last] = (first, last, str(text))
-    return list(segments.values()), damaged
+        segments[segment] = None
+    return list(segments), damaged
 
 
 def _pickled_dict(content: bytes) -> dict[str, Any]:
