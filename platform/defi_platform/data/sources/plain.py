@@ -77,10 +77,7 @@ def _read_tables(root: str, files: Files, texts: FileIndex) -> Listing:
     tables = sorted((entry for entry in files.entries() if _is_table(entry.name)), key=lambda e: e.name)
     if not tables:
         return
-    names = VideoNames()
-    for name in files:
-        if is_video(name):
-            names.add(name)
+    names = VideoNames(name for name in files if is_video(name))
     for table in tables:
         fitting, unfit = 0, list[TextRow]()
         for row in read_rows(root, table):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from defi_platform.data.sources.file_index import FileIndex
@@ -28,15 +28,16 @@ class Match:
 
 
 class VideoNames:
-    """An index from the names that tables use to videos, on local disk."""
+    """An index from the names that tables use to videos, on local disk.
 
-    def __init__(self) -> None:
-        self._index = FileIndex(values=1)
+    Args:
+        videos: paths below the root of a corpus.
+    """
 
-    def add(self, video: str) -> None:
-        """Takes the path of a video below the root of its corpus."""
-        for key in set(_keys(_normal(video))):
-            self._index.add(key, video)
+    def __init__(self, videos: Iterable[str]) -> None:
+        self._exact, self._others = FileIndex(values=1), FileIndex(values=1)
+        for video in videos:
+            self._exact.add(_normal(video), video)
 
     def find(self, names: Sequence[str], folder: str = "") -> Match | None:
         """Finds the video that some of `names` fit.
@@ -74,11 +75,20 @@ class VideoNames:
         return None
 
     def _videos(self, rank: int, key: str) -> tuple[str, ...]:
-        return tuple(str(row[2]) for row in self._index.find_all(f"{rank}{key}", 2))
+        if rank == EXACT:
+            found = self._exact.find_all(key, 2)
+        else:
+            if not len(self._others):
+                # About ten keys per video, which a table of whole paths never asks for.
+                for path, video in self._exact:
+                    for other in set(_other_keys(path)):
+                        self._others.add(other, video)
+            found = self._others.find_all(f"{rank}{key}", 2)
+        return tuple(str(row[2]) for row in found)
 
 
-def _keys(path: str) -> Iterator[str]:
-    yield f"{EXACT}{path}"
+def _other_keys(path: str) -> Iterator[str]:
+    """Keys under which a video is found by less than its whole path: the rank of the fit, then the name."""
     yield f"{STEM}{posixpath.splitext(path)[0]}"
     for end in _ends(path):
         yield f"{END}{end}"

@@ -110,7 +110,7 @@ def _text_row(fields: Fields, place: str) -> TextRow | None:
     """The row in `fields`; None where no column is one of texts or videos. Raises: ValueError for a text without a video."""
     values = {str(key).strip().lower(): value for key, value in fields.items()}
     text = next((text for key in TEXT_KEYS if key in values and (text := text_of(values[key]))), "")
-    found = [name for key in VIDEO_COLUMNS for name in _names(values.get(key))]
+    found = [name for key in VIDEO_COLUMNS if key in values for name in _names(values[key])]
     if not text:
         return None
     if not found:
