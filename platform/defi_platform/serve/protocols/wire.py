@@ -1,0 +1,90 @@
+"""The dialogue of one websocket, without the socket: bytes in, bytes out.
+
+A `Wire` knows one protocol and one client. Whoever holds the socket sends its greeting, gives it one message at a time
+and sends what it replies; so every protocol can be tested, moved between processes and fuzzed without a network.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defi_platform.serve.inference.service import ActionService
+
+POLICY_VIOLATION, TOO_BIG, SERVICE_RESTART, TRY_AGAIN_LATER = 1008, 1009, 1012, 1013
+"""Close codes (RFC 6455 and its registry): a client that breaks the protocol or may not come in; a message over the
+limit; come back, somebody else answers; come back later."""
+
+
+@dataclass(frozen=True)
+class ClientInfo:
+    """Who is at the other end of a socket."""
+
+    address: str = ""
+    """Host and port as the operating system names them."""
+    name: str | None = None
+    """Of the token it came in with; None without tokens."""
+    path: str = "/"
+    """The path of its handshake, without the query."""
+    query: str = ""
+    """The query of its handshake: options of the session (`serve.sessions.session.options`)."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What follows a message."""
+
+    data: bytes | str | None = None
+    """One websocket message: binary, text, or none."""
+    close: tuple[int, str] | None = None
+    """Close the socket after `data`, with this code and reason (at most 123 bytes of UTF-8)."""
+    hand_over: bool = False
+    """The message was not answered: it begins an episode that belongs to the successor (`Wire.leaving`). The socket
+    moves together with the message, which is answered there first; where it cannot move, it is closed with 1012."""
+
+
+class Wire(ABC):
+    """One client's dialogue in one protocol. Messages come one at a time, on the loop of the service."""
+
+    def __init__(self, service: ActionService, client: ClientInfo) -> None:
+        """Prepares a dialogue.
+
+        Args:
+            service: answers observations.
+            client: at the other end.
+        """
+        self.service = service
+        self.client = client
+        self.leaving = False
+        """Set by the holder of the socket while the socket waits for the end of its episode to move to a successor."""
+
+    def greeting(self) -> bytes | None:
+        """The message that the server sends first; None where the client speaks first."""
+        return None
+
+    @abstractmethod
+    async def answer(self, message: bytes | str) -> Reply:
+        """Answers one message. Never raises for bad input: what is wrong is said in the protocol's own words.
+
+        Args:
+            message: binary or text, as it came.
+        """
+
+    @property
+    @abstractmethod
+    def between_episodes(self) -> bool:
+        """No episode is running: the next message may be answered by another policy."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """What a successor in another process needs to go on, as values that msgpack knows."""
+
+    @abstractmethod
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on where another process stopped.
+
+        Args:
+            state: of `state()`.
+        """
