@@ -10,10 +10,10 @@ import pytest
 
 from defi_platform.serve.observation import (
     ANY_CAMERA,
-    ObservationError,
     PolicySpec,
     read_observation,
 )
+from defi_platform.serve.refusals import ObservationError
 
 SPEC = PolicySpec(
     policy="runs/policy",

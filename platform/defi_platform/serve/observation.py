@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from defi_models.errors import nearest
 from defi_models.inputs.state_layout import StateLayout
 from defi_platform.data.decode.resize import resize
+from defi_platform.serve.refusals import ObservationError
 
 IMAGE_PREFIX = "observation/images/"
 STATE_KEY = "observation/state"
@@ -24,10 +25,6 @@ ANY_CAMERA = "*"
 
 MAX_PIXELS_PER_SIDE = 4096
 MAX_PROMPT_CHARACTERS = 2000
-
-
-class ObservationError(ValueError):
-    """An observation that does not fit the policy: names the key, what came and what is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from ray.serve.handle import DeploymentHandle
 from defi_platform.serve.observation import (
     Answer,
     Observation,
-    ObservationError,
     PolicySpec,
     read_observation,
 )
 from defi_platform.serve.protocols import openpi
+from defi_platform.serve.refusals import ObservationError
 
 log = logging.getLogger("ray.serve")
 

@@ -1,0 +1,1 @@
+"""From observations to actions: the batching service and the policy behind it."""

@@ -1,0 +1,110 @@
+"""The load of one replica in numbers: for the autoscaler, the live line of the job, and metrics."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+WINDOW_S = 10.0
+"""Seconds that rates and percentiles look back."""
+_MOST_SAMPLES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceLoad:
+    """One moment of a replica, as plain values that travel between processes (`dataclasses.asdict`)."""
+
+    in_flight: int = 0
+    """Observations that have come and are not answered, those of the running forward pass included."""
+    queued: int = 0
+    """Of these, those whose forward pass has not started."""
+    oldest_wait_ms: float = 0.0
+    """Milliseconds that the oldest queued observation has waited; 0 with an empty queue."""
+    answered: int = 0
+    """Observations answered with actions since the start."""
+    answers_per_s: float = 0.0
+    """Of the last `WINDOW_S` seconds, like all that follow but the counts."""
+    queue_ms: tuple[float, float] = (0.0, 0.0)
+    """Median and 99th percentile of the wait for a forward pass."""
+    infer_ms: tuple[float, float] = (0.0, 0.0)
+    """The same of the forward passes that answers came from."""
+    total_ms: tuple[float, float] = (0.0, 0.0)
+    """The same from an observation's arrival at the service to its answer."""
+    batch_size: float = 0.0
+    """Mean observations per forward pass."""
+    batch_sizes: dict[int, int] = field(default_factory=dict)
+    """Forward passes by their number of observations, since the start."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """Refusals by reason, since the start."""
+
+
+@dataclass(frozen=True)
+class _Sample:
+    at: float
+    queue_ms: float
+    infer_ms: float
+    total_ms: float
+    batch_size: int
+
+
+class LoadMeter:
+    """Counts answers and refusals; all calls come from the loop of the service."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._started = clock()
+        self._recent: deque[_Sample] = deque(maxlen=_MOST_SAMPLES)
+        self.answered = 0
+        self.batch_sizes: Counter[int] = Counter()
+        self.refusals: Counter[str] = Counter()
+
+    def answer(self, queue_ms: float, infer_ms: float, total_ms: float, batch_size: int) -> None:
+        """Counts one answer.
+
+        Args:
+            queue_ms: its wait for the forward pass.
+            infer_ms: of the forward pass.
+            total_ms: from arrival to answer.
+            batch_size: observations in the forward pass.
+        """
+        self.answered += 1
+        self._recent.append(_Sample(self._clock(), queue_ms, infer_ms, total_ms, batch_size))
+
+    def snapshot(self, *, in_flight: int, queued: int, oldest_wait_ms: float) -> ServiceLoad:
+        """The load now.
+
+        Args:
+            in_flight: see `ServiceLoad`.
+            queued: see `ServiceLoad`.
+            oldest_wait_ms: see `ServiceLoad`.
+        """
+        now = self._clock()
+        while self._recent and now - self._recent[0].at > WINDOW_S:
+            self._recent.popleft()
+        recent = list(self._recent)
+        full = len(recent) == _MOST_SAMPLES
+        span = now - (recent[0].at if full else max(self._started, now - WINDOW_S))
+        # Each answer of a batch of n is one of n samples of that forward pass.
+        passes = sum(1.0 / sample.batch_size for sample in recent)
+        return ServiceLoad(
+            in_flight=in_flight,
+            queued=queued,
+            oldest_wait_ms=oldest_wait_ms,
+            answered=self.answered,
+            answers_per_s=len(recent) / span if span > 0 else 0.0,
+            queue_ms=_percentiles([sample.queue_ms for sample in recent]),
+            infer_ms=_percentiles([sample.infer_ms for sample in recent]),
+            total_ms=_percentiles([sample.total_ms for sample in recent]),
+            batch_size=len(recent) / passes if passes else 0.0,
+            batch_sizes=dict(self.batch_sizes),
+            refusals=dict(self.refusals),
+        )
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+    if not values:
+        return 0.0, 0.0
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
