@@ -1,0 +1,1 @@
+"""The public port of a node: accepts connections and passes each to a policy replica."""

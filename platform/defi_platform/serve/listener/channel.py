@@ -1,0 +1,178 @@
+"""Messages between a node's listener and its replicas: one msgpack map per packet of a Unix socket, with a socket or none."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import stat
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from defi_platform.errors import ServeError
+
+PACKET_LIMIT = 128 * 1024
+"""Bytes of one message. A socket whose session state is larger is not moved but closed."""
+
+
+class ChannelClosed(Exception):
+    """The other process has ended or closed its end."""
+
+
+class MessageTooLarge(ValueError):
+    """A message of more than PACKET_LIMIT bytes, or one of values that msgpack does not know."""
+
+
+class Channel:
+    """One end of a connection; neither blocks nor is safe to use from two threads.
+
+    A packet arrives whole or not at all (SOCK_SEQPACKET), so a socket and the words about it cannot be torn
+    apart, and the end of the other process is seen at once.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * PACKET_LIMIT)
+        self._connection = connection
+        self._waiting: deque[tuple[bytes, socket.socket | None]] = deque()
+
+    def fileno(self) -> int:
+        """The file descriptor, for an event loop."""
+        return self._connection.fileno()
+
+    @property
+    def waiting(self) -> int:
+        """Messages that the kernel has not taken yet; `flush` once the descriptor is writable."""
+        return len(self._waiting)
+
+    def send(self, message: dict[str, Any], passed: socket.socket | None = None) -> None:
+        """Sends a message. A passed socket belongs to the other process from now on; ours is closed.
+
+        Args:
+            message: plain values.
+            passed: a socket to hand over with it.
+
+        Raises:
+            MessageTooLarge: nothing was sent, and `passed` is still ours.
+            ChannelClosed: likewise.
+        """
+        try:
+            packet: bytes = msgpack.packb(message)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise MessageTooLarge(f"not plain values: {error}") from error
+        if len(packet) > PACKET_LIMIT:
+            raise MessageTooLarge(f"{len(packet)} bytes, at most {PACKET_LIMIT} travel in one message")
+        if self._waiting:
+            self._waiting.append((packet, passed))
+            self.flush()
+        elif not self._sent(packet, passed):
+            self._waiting.append((packet, passed))
+
+    def flush(self) -> None:
+        """Sends what waits, as far as the kernel takes it.
+
+        Raises:
+            ChannelClosed: the other end is gone; what waits stays, see `abandon`.
+        """
+        while self._waiting and self._sent(*self._waiting[0]):
+            self._waiting.popleft()
+
+    def receive(self) -> tuple[dict[str, Any], socket.socket | None] | None:
+        """The next message and its socket; None where none has arrived.
+
+        Raises:
+            ChannelClosed: the other end is gone.
+        """
+        try:
+            packet, descriptors, _, _ = socket.recv_fds(
+                self._connection, PACKET_LIMIT, 4, socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        if not packet:
+            raise ChannelClosed("end of file")
+        passed = socket.socket(fileno=descriptors[0]) if descriptors else None
+        if passed is not None:
+            passed.setblocking(False)
+        for extra in descriptors[1:]:
+            os.close(extra)
+        message = msgpack.unpackb(packet)
+        return message, passed
+
+    def abandon(self) -> list[tuple[dict[str, Any], socket.socket]]:
+        """Closes this end. Returns: the sockets that were to be passed and have not left, with their messages."""
+        left = [(msgpack.unpackb(packet), passed) for packet, passed in self._waiting if passed is not None]
+        self._waiting.clear()
+        self._connection.close()
+        return left
+
+    def _sent(self, packet: bytes, passed: socket.socket | None) -> bool:
+        ancillary = []
+        if passed is not None:
+            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [passed.fileno()]))]
+        try:
+            self._connection.sendmsg([packet], ancillary)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        if passed is not None:
+            passed.close()
+        return True
+
+
+def socket_path(node: str) -> Path:
+    """The address of a node's listener: a file in a folder that only this user can enter.
+
+    Args:
+        node: Ray's id of the node; several may share a machine.
+
+    Raises:
+        ServeError: the folder belongs to somebody else or is open to others.
+    """
+    folder = Path(tempfile.gettempdir()) / f"defi-serve-{os.getuid()}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ServeError(
+            f"{folder} must be a folder of this user that nobody else can enter (mode 0700), since clients' sockets "
+            "pass through it. Remove it, or set TMPDIR to another folder."
+        )
+    return folder / f"{node[:24]}.sock"
+
+
+def listen_locally(path: Path) -> socket.socket:
+    """The Unix socket that replicas connect to; one that a dead listener left is replaced."""
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        # Bound under another name first: a replica never meets a file that nobody listens on yet.
+        fresh = path.with_suffix(f".{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        listening.bind(str(fresh))
+        listening.listen(128)
+        listening.setblocking(False)
+        fresh.replace(path)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def connect_locally(path: Path) -> Channel | None:
+    """A connection to the node's listener; None while there is none."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        return None
+    return Channel(connection)

@@ -1,0 +1,189 @@
+"""A replica's end of the connection to its node's listener: registers, reports load, takes and gives back sockets."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from defi_platform.serve.listener.channel import Channel, ChannelClosed, MessageTooLarge, connect_locally
+
+log = logging.getLogger(__name__)
+
+REPORT_PERIOD_S = 0.5
+RECONNECT_PERIOD_S = 0.1
+REVIVE_AFTER_S = 3.0
+"""Seconds without a listener after which the replica asks for one; Ray starts a dead one again by itself."""
+
+
+class Sockets(Protocol):
+    """What a link needs of the socket server."""
+
+    def adopt(self, sock: socket.socket, state: dict[str, Any] | None) -> None:
+        """Serves a connection."""
+
+    def load(self) -> dict[str, Any]:
+        """The load report; `sockets` is the number of open connections."""
+
+    def move(
+        self, count: int | None, when: str, hand_over: Callable[[socket.socket, dict[str, Any]], bool]
+    ) -> Any:
+        """Gives websockets back, all where count is None."""
+
+
+class ReplicaLink:
+    """Keeps a replica registered with its node's listener, with its successor too should it die."""
+
+    def __init__(
+        self, path: Path, identity: dict[str, Any], sockets: Sockets, revive: Callable[[], object]
+    ) -> None:
+        """Prepares a link; `start` connects.
+
+        Args:
+            path: of the listener's Unix socket.
+            identity: replica, generation, digest, application, token, movable.
+            sockets: the replica's socket server.
+            revive: starts a listener on this node; called while there is none.
+        """
+        self._path, self._identity, self._sockets, self._revive = path, identity, sockets, revive
+        self._channel: Channel | None = None
+        self._lock = threading.RLock()
+        self._port: socket.socket | None = None
+        self._received = 0
+        self._leaving = False
+        self._stop = threading.Event()
+        self._registered = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listener link", daemon=True)
+
+    @property
+    def connected(self) -> bool:
+        """Whether a listener knows this replica now."""
+        return self._channel is not None
+
+    def start(self) -> None:
+        """Registers in a thread of its own."""
+        self._thread.start()
+
+    def wait_until_registered(self, timeout_s: float) -> bool:
+        """Waits for the first registration. Returns: whether it came in time."""
+        return self._registered.wait(timeout_s)
+
+    def leave(self) -> None:
+        """Takes no more connections from the listener; those that are here stay."""
+        self._leaving = True
+        with self._lock, contextlib.suppress(ChannelClosed):
+            if self._channel is not None:
+                self._channel.send({"type": "leaving"})
+
+    def hand_over(self, connection: socket.socket, state: dict[str, Any], *, same: bool = True) -> bool:
+        """Gives a websocket back to the listener, for another replica.
+
+        Args:
+            connection: between two messages; no longer ours where True is returned.
+            state: plain values from which another process goes on.
+            same: prefer a replica of the same deployment.
+
+        Returns: False where nobody can take it; the caller still owns it.
+        """
+        with self._lock:
+            if self._channel is None:
+                return False
+            try:
+                self._channel.send({"type": "socket", "state": state, "same": same}, connection)
+            except MessageTooLarge as error:
+                log.warning("a websocket stays here: %s", error)
+                return False
+            except ChannelClosed:
+                return False
+            return True
+
+    def stop(self) -> None:
+        """Ends the thread and the registration."""
+        self._stop.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(5)
+        if self._port is not None:
+            self._port.close()
+
+    def _run(self) -> None:
+        missing_since = time.monotonic()
+        while not self._stop.is_set():
+            channel = connect_locally(self._path)
+            if channel is None:
+                if time.monotonic() - missing_since > REVIVE_AFTER_S:
+                    missing_since = time.monotonic()
+                    try:
+                        self._revive()
+                    except Exception as error:  # noqa: BLE001 - a cluster in trouble; the next attempt tells
+                        log.warning("no listener could be started on this node: %s", error)
+                self._stop.wait(RECONNECT_PERIOD_S)
+                continue
+            try:
+                self._talk(channel)
+            except ChannelClosed:
+                pass
+            except Exception:
+                log.exception("the listener sent what this replica cannot handle")
+            with self._lock:
+                self._channel = None
+                left = channel.abandon()
+            for message, connection in left:
+                if message["type"] == "socket":
+                    self._sockets.adopt(connection, message["state"])
+                else:
+                    connection.close()
+            missing_since = time.monotonic()
+
+    def _talk(self, channel: Channel) -> None:
+        self._received = 0
+        identity = {"type": "register", "pid": os.getpid(), "load": self._report(), **self._identity}
+        channel.send(identity, None if self._port is None else self._port.dup())
+        if self._leaving:
+            channel.send({"type": "leaving"})
+        with self._lock:
+            self._channel = channel
+        poll = select.poll()
+        due = time.monotonic() + REPORT_PERIOD_S
+        while not self._stop.is_set():
+            poll.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.waiting else 0))
+            poll.poll(max(0.0, due - time.monotonic()) * 1e3)
+            with self._lock:
+                channel.flush()
+            while True:
+                with self._lock:
+                    received = channel.receive()
+                if received is None:
+                    break
+                self._obey(*received)
+            if time.monotonic() >= due:
+                due = time.monotonic() + REPORT_PERIOD_S
+                report = self._report()
+                with self._lock:
+                    channel.send({"type": "load", "load": report})
+
+    def _obey(self, message: dict[str, Any], passed: socket.socket | None) -> None:
+        kind = message["type"]
+        if kind == "socket" and passed is not None:
+            self._received += 1
+            self._sockets.adopt(passed, message["state"])
+        elif kind == "port" and passed is not None:
+            if self._port is not None:
+                self._port.close()
+            self._port = passed
+        elif kind == "welcome":
+            self._registered.set()
+        elif kind == "move":
+            same = bool(message["same"])
+            self._sockets.move(
+                message["count"], message["when"], lambda c, state: self.hand_over(c, state, same=same)
+            )
+
+    def _report(self) -> dict[str, Any]:
+        return {**self._sockets.load(), "received": self._received}

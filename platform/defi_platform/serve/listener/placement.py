@@ -1,0 +1,247 @@
+"""Where connections go: to a replica of this node, to another node's listener, or into a short wait and a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from defi_platform.serve.listener.channel import Channel, ChannelClosed, MessageTooLarge
+from defi_platform.serve.listener.refusal import refuse
+from defi_platform.serve.listener.relay import introduced, relay
+from defi_platform.serve.listener.roster import Member, Roster
+
+log = logging.getLogger(__name__)
+
+HOLD_S = 2.0
+"""Seconds a new connection waits for a replica before it is refused."""
+MOST_HELD = 1024
+"""Connections that wait at a time; more are refused at once."""
+NOBODY = "no replica of the policy is running now; try again in some seconds"
+
+
+class Placement:
+    """The replicas that have registered and the connections on their way to them; lives on one event loop."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        secret: bytes,
+        tls: ssl.SSLContext | None,
+        on_register: Callable[[Member, socket.socket | None], None],
+    ) -> None:
+        """Prepares a placement without replicas.
+
+        Args:
+            loop: on whose thread all methods are called.
+            secret: shown by replicas and by listeners of other nodes.
+            tls: of the public port, for refusals.
+            on_register: called with each new replica and the public port that it has kept, if any.
+        """
+        self.roster = Roster()
+        self.peers: list[tuple[str, int]] = []
+        """Relay addresses of other nodes that have a replica."""
+        self.counts: Counter[str] = Counter(accepted=0, refused=0, relayed=0, moved=0)
+        self.held: dict[socket.socket, asyncio.TimerHandle] = {}
+        """Connections that wait for a replica."""
+        self._loop, self._secret, self._tls, self._on_register = loop, secret, tls, on_register
+        self._channels: dict[Member, Channel] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Runs a coroutine for as long as this lives."""
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Closes what has not been passed on."""
+        for member in list(self._channels):
+            self._drop(member, place=False)
+        for connection, timer in self.held.items():
+            timer.cancel()
+            connection.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def place(self, connection: socket.socket, *, relayed: bool = False) -> None:
+        """Finds somebody to serve a new connection.
+
+        Args:
+            connection: accepted, not blocking, nothing read from it.
+            relayed: it comes from another node's listener, and is not sent on to a third.
+        """
+        if self._passed(connection):
+            return
+        if self.peers and not relayed:
+            self.start_task(self._relay(connection))
+        elif len(self.held) >= MOST_HELD:
+            self._refuse(connection)
+        else:
+            self.held[connection] = self._loop.call_later(HOLD_S, self._refuse, connection)
+
+    def place_relayed(self, connection: socket.socket) -> None:
+        """Finds somebody to serve a connection of the relay port, once it has shown the secret."""
+
+        async def check() -> None:
+            if await introduced(connection, self._secret):
+                self.place(connection, relayed=True)
+            else:
+                connection.close()
+
+        self.start_task(check())
+
+    def place_held(self) -> None:
+        """Passes waiting connections on, where a replica has come."""
+        for connection, timer in list(self.held.items()):
+            if not self.roster.candidates():
+                return
+            timer.cancel()
+            del self.held[connection]
+            self.place(connection)
+
+    def welcome(self, connection: socket.socket) -> None:
+        """Waits for the registration of a replica that has connected."""
+        channel = Channel(connection)
+        self._loop.add_reader(channel.fileno(), self._register, channel)
+
+    def tell(self, member: Member, message: dict[str, Any], passed: socket.socket | None = None) -> None:
+        """Sends a message to a replica; a passed socket is closed here in any case."""
+        channel = self._channels.get(member)
+        try:
+            if channel is None:
+                raise ChannelClosed
+            channel.send(message, passed)
+        except ChannelClosed:
+            if passed is not None:
+                passed.close()
+            self._drop(member)
+        else:
+            self._watch_writing(member)
+
+    def _passed(
+        self, connection: socket.socket, state: dict[str, Any] | None = None, generation: int | None = None
+    ) -> bool:
+        while (member := self.roster.choose(generation)) is not None:
+            try:
+                self._channels[member].send({"type": "socket", "state": state}, connection)
+            except ChannelClosed:
+                self._drop(member)
+                continue
+            except MessageTooLarge as error:
+                log.warning("a websocket could not move: %s", error)
+                return False
+            member.passed += 1
+            self._watch_writing(member)
+            return True
+        return False
+
+    def _refuse(self, connection: socket.socket) -> None:
+        self.held.pop(connection, None)
+        self.counts["refused"] += 1
+        self.start_task(refuse(connection, NOBODY, self._tls))
+
+    async def _relay(self, connection: socket.socket) -> None:
+        for peer in list(self.peers):
+            if await relay(connection, peer, self._secret, lambda: self.counts.update(relayed=1)):
+                return
+        if not self._passed(connection):
+            self._refuse(connection)
+
+    def _register(self, channel: Channel) -> None:
+        try:
+            received = channel.receive()
+            if received is None:
+                return
+            message, port = received
+            member = self._member(message)
+        except (ChannelClosed, ValueError, KeyError, TypeError) as error:
+            log.warning("a replica was turned away: %s", error)
+            self._loop.remove_reader(channel.fileno())
+            channel.abandon()
+            return
+        self._channels[member] = channel
+        self.roster.add(member)
+        self.roster.report(member, message.get("load") or {})
+        self._loop.remove_reader(channel.fileno())
+        self._loop.add_reader(channel.fileno(), self._hear, member)
+        self.tell(member, {"type": "welcome"})
+        self._on_register(member, port)
+        self.place_held()
+
+    def _member(self, message: dict[str, Any]) -> Member:
+        known = hmac.compare_digest(message.get("token") or b"", self._secret)
+        if message.get("type") != "register" or not known:
+            raise ValueError("it did not introduce itself as a replica of this deployment")
+        return Member(
+            replica=str(message["replica"]),
+            generation=int(message["generation"]),
+            digest=str(message["digest"]),
+            pid=int(message["pid"]),
+            application=str(message["application"]),
+            movable=bool(message["movable"]),
+        )
+
+    def _hear(self, member: Member) -> None:
+        channel = self._channels[member]
+        try:
+            while (received := channel.receive()) is not None:
+                message, passed = received
+                if message["type"] == "load":
+                    self.roster.report(member, message["load"])
+                    if self.held:
+                        self.place_held()
+                elif message["type"] == "leaving":
+                    member.leaving = True
+                elif message["type"] == "socket" and passed is not None:
+                    self._move(member, passed, message)
+        except ChannelClosed:
+            self._drop(member)
+
+    def _move(self, member: Member, connection: socket.socket, message: dict[str, Any]) -> None:
+        """Passes a websocket that a replica gave back to another one, of the same policy where `same` asks for it."""
+        connection.setblocking(False)
+        member.load["sockets"] = max(0, int(member.load.get("sockets", 0)) - 1)
+        self.counts["moved"] += 1
+        state = message["state"]
+        if message.get("same") and self._passed(connection, state, member.generation):
+            return
+        if not self._passed(connection, state):
+            connection.close()  # nobody is left who would speak to it
+
+    def _watch_writing(self, member: Member) -> None:
+        channel = self._channels[member]
+        if channel.waiting:
+            self._loop.add_writer(channel.fileno(), self._flush, member)
+
+    def _flush(self, member: Member) -> None:
+        channel = self._channels[member]
+        try:
+            channel.flush()
+        except ChannelClosed:
+            self._drop(member)
+            return
+        if not channel.waiting:
+            self._loop.remove_writer(channel.fileno())
+
+    def _drop(self, member: Member, *, place: bool = True) -> None:
+        """Forgets a replica that has ended; what had not reached it goes to another one."""
+        self.roster.remove(member)
+        channel = self._channels.pop(member, None)
+        if channel is None:
+            return
+        self._loop.remove_reader(channel.fileno())
+        self._loop.remove_writer(channel.fileno())
+        for message, connection in channel.abandon():
+            if message["type"] != "socket" or not place:
+                connection.close()
+            elif message["state"] is None:
+                self.place(connection)
+            elif not self._passed(connection, message["state"]):
+                connection.close()

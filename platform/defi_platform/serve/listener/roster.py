@@ -1,0 +1,128 @@
+"""The live replicas of a node: which of them takes the next connection, and which gives some away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+STALLED_AFTER_S = 4.0
+"""Seconds without a load report after which a replica gets no connections: it is stopped, or starved of CPU."""
+
+
+@dataclass(eq=False)
+class Member:
+    """A replica that has registered."""
+
+    replica: str
+    """Serve's name of it."""
+    generation: int
+    digest: str
+    pid: int
+    application: str
+    movable: bool = True
+    """Whether its websockets can pass to another process; not with TLS, whose state is in the process."""
+    leaving: bool = False
+    passed: int = 0
+    """Sockets passed to it so far."""
+    load: dict[str, Any] = field(default_factory=dict)
+    """Its latest report."""
+    reported: float = 0.0
+    """Monotonic seconds of that report."""
+
+    @property
+    def sockets(self) -> int:
+        """Connections it holds, those on the way to it included."""
+        return int(self.load.get("sockets", 0)) + self.passed - int(self.load.get("received", 0))
+
+    def summary(self, now: float) -> dict[str, Any]:
+        """Plain values of it, at `now` on the roster's clock."""
+        return {
+            "replica": self.replica,
+            "generation": self.generation,
+            "digest": self.digest,
+            "pid": self.pid,
+            "application": self.application,
+            "leaving": self.leaving,
+            "sockets": self.sockets,
+            "silent_s": now - self.reported,
+            "load": self.load,
+        }
+
+
+@dataclass(frozen=True)
+class Move:
+    """A request to a replica to give sockets back."""
+
+    member: Member
+    count: int
+
+
+class Roster:
+    """All members of one listener. A policy of plain values: the listener acts on what it returns."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self.members: list[Member] = []
+        self.current: int | None = None
+        """Generation that new connections go to while a member of it lives; None: the newest."""
+
+    def now(self) -> float:
+        """Seconds on the clock of the reports."""
+        return self._clock()
+
+    def add(self, member: Member) -> None:
+        """Takes a new member in; it has reported just now."""
+        member.reported = self._clock()
+        self.members.append(member)
+
+    def remove(self, member: Member) -> None:
+        """Takes a member out whose process has ended."""
+        if member in self.members:
+            self.members.remove(member)
+
+    def report(self, member: Member, load: dict[str, Any]) -> None:
+        """Notes a load report."""
+        member.load, member.reported = load, self._clock()
+
+    def candidates(self, generation: int | None = None) -> list[Member]:
+        """Live members of the generation that serves now (or of `generation`), which take connections."""
+        oldest = self._clock() - STALLED_AFTER_S
+        live = [m for m in self.members if not m.leaving and m.reported >= oldest]
+        if generation is not None:
+            return [m for m in live if m.generation == generation]
+        wanted = self.current
+        if not any(m.generation == wanted for m in live):
+            # A successor that is not announced yet may not be complete: it comes last, the latest before it first.
+            older = [m.generation for m in live if wanted is None or m.generation < wanted]
+            wanted = max(older or [m.generation for m in live], default=None)
+        return [m for m in live if m.generation == wanted]
+
+    def choose(self, generation: int | None = None, besides: Iterable[Member] = ()) -> Member | None:
+        """The member that takes the next connection: the one with the fewest sockets.
+
+        Args:
+            generation: only of this one; None: of the one that serves now.
+            besides: members that do not count.
+        """
+        excluded = set(besides)
+        among = [m for m in self.candidates(generation) if m not in excluded]
+        return min(among, key=lambda m: (m.sockets, m.passed), default=None)
+
+    def uneven(self) -> Move | None:
+        """What the fullest member should give away so that all hold about the same; None where they do.
+
+        One move at a time, and none for a difference that a few reconnecting clients make: each moved socket
+        costs some packets, and none is gained by moving it back.
+        """
+        members = [m for m in self.candidates() if m.movable]
+        if len(members) < 2:
+            return None
+        mean = sum(m.sockets for m in members) / len(members)
+        fullest = max(members, key=lambda m: m.sockets)
+        emptiest = min(members, key=lambda m: m.sockets)
+        if fullest.sockets - emptiest.sockets < max(2, 0.25 * mean):
+            return None
+        count = min(int(fullest.sockets - mean), int(mean - emptiest.sockets + 0.999))
+        return Move(fullest, count) if count > 0 else None

@@ -1,0 +1,279 @@
+"""The public port of a node, with replicas that answer each line with their name."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defi_platform.errors import ServeError
+from defi_platform.serve.listener import channel as channel_module
+from defi_platform.serve.listener import placement
+from defi_platform.serve.listener.channel import Channel, MessageTooLarge, socket_path
+from defi_platform.serve.listener.link import ReplicaLink
+from defi_platform.serve.listener.listener import Listener, ListenerSettings
+from defi_platform.serve.listener.roster import STALLED_AFTER_S, Member, Roster
+
+SECRET = secrets.token_bytes(32)
+
+
+class LineServer:
+    """Stands for a replica's socket server: answers a line with its name and the number of lines answered so far."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.open: dict[socket.socket, int] = {}
+
+    def adopt(self, sock: socket.socket, state: dict[str, Any] | None) -> None:
+        sock.settimeout(0.02)
+        self.open[sock] = state["lines"] if state else 0
+        threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def load(self) -> dict[str, Any]:
+        return {"sockets": len(self.open)}
+
+    def move(self, count: int | None, when: str, hand_over: Callable[..., bool]) -> None:
+        for sock in list(self.open)[:count]:
+            lines = self.open.pop(sock)
+            time.sleep(0.05)  # its thread looks away
+            assert hand_over(sock, {"lines": lines})
+
+    def _serve(self, sock: socket.socket) -> None:
+        while sock in self.open:
+            try:
+                line = sock.recv(100)
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+            if not line:
+                self.open.pop(sock, None)
+                sock.close()
+                return
+            self.open[sock] += 1
+            sock.sendall(f"{self.name} {self.open[sock]}\n".encode())
+
+
+class Node:
+    """One node: its listener and the replicas on it."""
+
+    def __init__(self, folder: Path, stack: ExitStack, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.path = folder / "listener.sock"
+        self.settings = ListenerSettings(host, port, SECRET)
+        self.stack = stack
+
+    def listen(self, relay_host: str | None = None) -> Listener:
+        listener = Listener(self.settings, self.path, relay_host=relay_host)
+        listener.start()
+        self.stack.callback(listener.stop)
+        return listener
+
+    def replica(self, name: str, generation: int = 1) -> tuple[LineServer, ReplicaLink]:
+        server = LineServer(name)
+        identity = {
+            "replica": name,
+            "generation": generation,
+            "digest": "d" * 64,
+            "application": "policy",
+            "token": SECRET,
+            "movable": True,
+        }
+        link = ReplicaLink(self.path, identity, server, lambda: None)
+        link.start()
+        self.stack.callback(link.stop)
+        assert link.wait_until_registered(5)
+        return server, link
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    with ExitStack() as stack:
+        yield Node(tmp_path, stack, port=free_port())
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def dial(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
+
+
+def ask(connection: socket.socket) -> str:
+    connection.sendall(b"?\n")
+    return connection.recv(100).decode().strip()
+
+
+def wait(until: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+def test_connections_go_to_the_replica_with_the_fewest(node: Node) -> None:
+    node.listen()
+    node.replica("a"), node.replica("b")
+    connections = [dial(node.settings.port) for _ in range(10)]
+    answers = [ask(connection) for connection in connections]
+    assert sorted(answers) == ["a 1"] * 5 + ["b 1"] * 5
+
+
+def test_a_connection_before_any_replica_waits_for_one(node: Node) -> None:
+    listener = node.listen()
+    connection = dial(node.settings.port)
+    wait(lambda: listener.state()["held"] == 1)
+    node.replica("late")
+    assert ask(connection) == "late 1"
+
+
+def test_without_a_replica_a_client_is_refused_in_words(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "HOLD_S", 0.1)
+    listener = node.listen()
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            f"http://127.0.0.1:{node.settings.port}/healthz", timeout=10
+        )
+    assert refused.value.code == 503 and refused.value.headers["Retry-After"] == "2"
+    assert "no replica of the policy" in refused.value.read().decode()
+    assert listener.state()["refused"] == 1
+
+
+def test_a_dead_replica_is_known_at_once(node: Node) -> None:
+    listener = node.listen()
+    (_, first), (_, _) = node.replica("a"), node.replica("b")
+    first.stop()
+    wait(lambda: len(listener.state()["replicas"]) == 1, seconds=2.0)
+    assert {ask(dial(node.settings.port)) for _ in range(4)} == {"b 1"}
+
+
+def test_a_leaving_replica_gives_its_sockets_to_another_with_their_state(node: Node) -> None:
+    node.listen()
+    first, link = node.replica("a")
+    connections = [dial(node.settings.port) for _ in range(5)]
+    assert [ask(c) for c in connections] == ["a 1"] * 5
+    node.replica("b")
+    link.leave()
+    first.move(None, "answers", link.hand_over)
+    assert [ask(c) for c in connections] == ["b 2"] * 5
+    assert ask(dial(node.settings.port)) == "b 1"
+
+
+def test_after_an_upscale_sockets_are_spread_over_the_replicas(node: Node) -> None:
+    listener = node.listen()
+    node.replica("a")
+    connections = [dial(node.settings.port) for _ in range(8)]
+    assert {ask(c) for c in connections} == {"a 1"}
+    node.replica("b")
+    wait(lambda: [r["sockets"] for r in listener.state()["replicas"]] == [4, 4])
+    assert sorted(ask(c) for c in connections) == ["a 2"] * 4 + ["b 2"] * 4
+
+
+def test_a_new_generation_takes_over_only_once_it_is_announced(node: Node) -> None:
+    listener = node.listen()
+    listener.serve_generation(1)
+    node.replica("old", 1), node.replica("new", 2)
+    running = dial(node.settings.port)
+    assert ask(running) == "old 1"
+    listener.serve_generation(2)
+    assert ask(dial(node.settings.port)) == "new 1" and ask(running) == "old 2"
+    assert listener.order_move(1, "episodes") == 1
+    wait(lambda: listener.state()["moved"] == 1)
+    assert ask(running) == "new 3"
+
+
+def test_clients_are_not_refused_while_a_dead_listener_is_started_again(node: Node) -> None:
+    listener = node.listen()
+    _, link = node.replica("a")
+    before = dial(node.settings.port)
+    assert ask(before) == "a 1"
+    wait(lambda: link._port is not None)
+    listener.stop()
+    assert ask(before) == "a 2"
+    early = dial(node.settings.port)  # waits in the kernel's queue
+    successor = node.listen()
+    assert ask(early) == "a 1" and ask(dial(node.settings.port)) == "a 1" and ask(before) == "a 3"
+    assert successor.state()["accepted"] == 2
+
+
+def test_a_node_without_a_replica_relays_to_one_that_has(node: Node, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Node(tmp_path / "other", node.stack, port=free_port())
+    listener, remote = node.listen(), other.listen(relay_host="127.0.0.1")
+    other.replica("far")
+    listener.set_peers([("127.0.0.1", 9), tuple(remote.state()["relay"])])
+    connection = dial(node.settings.port)
+    assert [ask(connection), ask(connection)] == ["far 1", "far 2"]
+    assert listener.state()["relayed"] == 1
+    with dial(remote.state()["relay"][1]) as stranger:  # without the secret
+        stranger.sendall(b"0" * 32)
+        assert stranger.recv(100) == b""
+
+
+def test_a_stranger_on_the_unix_socket_gets_no_connections(node: Node) -> None:
+    listener = node.listen()
+    raw = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    raw.connect(str(node.path))
+    Channel(raw).send({"type": "register", "token": b"guess", "replica": "x"})
+    raw.setblocking(True)
+    assert raw.recv(10) == b"" and listener.state()["replicas"] == []
+
+
+def test_a_state_that_is_too_large_stays_with_its_owner() -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with right, socket.socket() as passed:
+        with pytest.raises(MessageTooLarge):
+            Channel(left).send({"state": b"0" * channel_module.PACKET_LIMIT}, passed)
+        assert passed.fileno() > 0
+
+
+def test_the_folder_of_the_unix_sockets_is_closed_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    folder = socket_path("abc").parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o755)
+    with pytest.raises(ServeError, match="nobody else can enter"):
+        socket_path("abc")
+    assert str(os.getuid()) in folder.name
+
+
+def member(name: str, sockets: int, generation: int = 1, **options: Any) -> Member:
+    return Member(name, generation, "d", 1, "policy", load={"sockets": sockets}, **options)
+
+
+def test_a_silent_replica_gets_no_connections_and_an_unannounced_one_comes_last() -> None:
+    now = [0.0]
+    roster = Roster(lambda: now[0])
+    old, new = member("old", 3, 1), member("new", 0, 2)
+    roster.current = 1
+    roster.add(old), roster.add(new)
+    assert roster.choose() is old
+    now[0] = STALLED_AFTER_S + 1
+    roster.report(new, {"sockets": 0})
+    assert roster.choose() is new
+    assert roster.choose(1) is None
+
+
+def test_only_a_difference_that_matters_is_evened_out() -> None:
+    roster = Roster()
+    first, second = member("a", 32), member("b", 31)
+    roster.add(first), roster.add(second)
+    assert roster.uneven() is None
+    second.load = {"sockets": 0}
+    move = roster.uneven()
+    assert move is not None and (move.member, move.count) == (first, 16)
+    second.movable = False
+    assert roster.uneven() is None
