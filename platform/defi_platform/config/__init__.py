@@ -19,7 +19,7 @@ from defi_platform.config.jobs import (
     PretrainBothConfig,
     PretrainConfig,
 )
-from defi_platform.config.serve import ServeConfig
+from defi_platform.config.serve import LimitsConfig, SecurityConfig, ServeConfig
 from defi_platform.config.train import ActionConfig, ModelConfig, ProbeConfig, TrackingConfig, TrainConfig
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "FinetuneConfig",
     "IngestConfig",
     "InspectConfig",
+    "LimitsConfig",
     "ModelConfig",
     "PretrainBothConfig",
     "PretrainConfig",
@@ -42,6 +43,7 @@ __all__ = [
     "RayConfig",
     "RecordConfig",
     "SamplingConfig",
+    "SecurityConfig",
     "ServeConfig",
     "TrackingConfig",
     "TrainConfig",

@@ -11,6 +11,40 @@ from defi_platform.config.fields import PATH
 
 
 @dataclass
+class LimitsConfig:
+    """Limits of one replica that keep one client from harming the others."""
+
+    max_message_mib: int = 16
+    """MiB of one message; a longer one closes its socket with code 1009."""
+    memory_mib: int = 1024
+    """MiB of received messages that are incomplete or not answered yet, of all sockets together. Past it the message
+    that has been arriving for longest is given up and its socket closed with code 1013."""
+    handshake_timeout_s: float = 10.0
+    """Seconds from a connection to its first complete request."""
+    message_timeout_s: float = 30.0
+    """Seconds from the first to the last byte of a message or HTTP request."""
+    write_timeout_s: float = 30.0
+    """Seconds that a client may leave an answer unread."""
+    idle_timeout_s: float = 3600.0
+    """Seconds without a message after which a websocket is closed; our clients connect again by themselves."""
+
+
+@dataclass
+class SecurityConfig:
+    """Who may use a served policy."""
+
+    tokens: str | None = field(default=None, metadata=PATH)
+    """File with one client a line, as `name: token` or `name: SHA-256 of the token`; read again when it changes.
+    Clients send `Authorization: Api-Key TOKEN` or `Authorization: Bearer TOKEN`. null: everybody may come in."""
+    tls_cert: str | None = field(default=None, metadata=PATH)
+    """Certificate chain (PEM) for wss:// and https://; null: no encryption."""
+    tls_key: str | None = field(default=None, metadata=PATH)
+    """Private key (PEM) of tls_cert."""
+    rate: float | None = None
+    """Observations per second and replica that one token (without tokens, one address) may send; null: no limit."""
+
+
+@dataclass
 class ServeConfig:
     """Serving of a policy over websockets (jobs/serve_policy.py)."""
 
@@ -33,3 +67,5 @@ class ServeConfig:
     """Open websockets per gateway replica, at most."""
     threads: int | None = None
     """Torch threads per replica; null: torch's default."""
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)

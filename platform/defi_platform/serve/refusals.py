@@ -54,3 +54,18 @@ class PolicyFailure(Refusal):
     """The policy raised an error or gave actions that no robot should carry out."""
 
     reason = "policy"
+
+
+class RateError(Refusal):
+    """A client sends more messages per second than it may (`security.rate`)."""
+
+    reason = "rate"
+
+    def __init__(self, retry_after_s: float) -> None:
+        """Says when the next one is due.
+
+        Args:
+            retry_after_s: seconds until then.
+        """
+        super().__init__(f"too many messages, retry after {retry_after_s:.2f} s (security.rate).")
+        self.retry_after_s = retry_after_s

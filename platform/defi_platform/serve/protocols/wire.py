@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from defi_platform.serve.inference.service import ActionService
+    from defi_platform.serve.refusals import Refusal
 
 POLICY_VIOLATION, TOO_BIG, SERVICE_RESTART, TRY_AGAIN_LATER = 1008, 1009, 1012, 1013
 """Close codes (RFC 6455 and its registry): a client that breaks the protocol or may not come in; a message over the
@@ -71,6 +72,14 @@ class Wire(ABC):
         Args:
             message: binary or text, as it came.
         """
+
+    def refuse(self, refusal: Refusal) -> Reply:
+        """The words for a message that was not even decoded; a text message unless a protocol has a form of its own.
+
+        Args:
+            refusal: why.
+        """
+        return Reply(str(refusal))
 
     @property
     @abstractmethod

@@ -1,0 +1,235 @@
+"""One HTTP connection: uvicorn's parser and dialogue within limits of size and time, until it becomes a websocket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from defi_platform.serve.connections.handshake import open_websocket
+from defi_platform.serve.connections.shared import Leave, SharedState
+from defi_platform.serve.connections.websocket import duplicate_socket
+
+log = logging.getLogger(__name__)
+
+MAX_HEADER_BYTES = 32 * 2**10
+MAX_PIPELINED_REQUESTS = 16
+KEEP_ALIVE_S = 60
+
+
+def uvicorn_config(app: Any) -> Config:
+    """How uvicorn's protocol treats a connection.
+
+    Args:
+        app: ASGI application for requests that are no websocket handshakes.
+    """
+    config = Config(
+        app,
+        http=HttpToolsProtocol,
+        ws=asyncio.Protocol,  # any class: an upgrade goes to `open_websocket`
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
+    config.load()
+    return config
+
+
+class HttpConnection(HttpToolsProtocol):
+    """A connection that speaks HTTP/1.1."""
+
+    def __init__(self, shared: SharedState, config: Config, state: ServerState) -> None:
+        """Prepares for a socket.
+
+        Args:
+            shared: of the replica.
+            config: of `uvicorn_config`.
+            state: uvicorn's, of all connections of the replica.
+        """
+        super().__init__(config, state, {}, shared.loop)
+        self.shared = shared
+        self._header_bytes = 0
+        self._begun = False
+        """Bytes of a request have come that is not complete."""
+        self._waiting_since: float | None = None
+        """For the first request, or for the rest of one."""
+        self._first = True
+        self._slow_since: float | None = None
+        self._leave: Leave | None = None
+        self._gone = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Takes the socket over; the first request is awaited for `handshake_timeout_s`.
+
+        Args:
+            transport: of a new connection, or of one between two requests.
+        """
+        super().connection_made(cast(asyncio.Transport, transport))
+        self.shared.https.add(self)
+        self._waiting_since = self.shared.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forgets the socket.
+
+        Args:
+            exc: what happened; None after a close.
+        """
+        self.shared.https.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Reads bytes of the client.
+
+        Args:
+            data: as they came.
+        """
+        self._begin()
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A request begins (called by the parser; an exception is answered with 400)."""
+        if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
+            raise ValueError("too many requests at once")
+        self._header_bytes = 0
+        self._begin()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's target (called by the parser).
+
+        Args:
+            url: the part.
+        """
+        self._count_header(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header (called by the parser).
+
+        Args:
+            name: of the header.
+            value: of the header.
+        """
+        self._count_header(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The headers have come whole (called by the parser)."""
+        self._first = False
+        self._waiting_since = self.shared.loop.time()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """A request has come whole (called by the parser)."""
+        self._begun, self._waiting_since = False, None
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A request has been answered."""
+        super().on_response_complete()
+        self.leave_if_possible()
+
+    def handle_websocket_upgrade(self) -> None:
+        """A websocket handshake has come: the socket changes hands."""
+        self.shared.https.discard(self)
+        self.connections.discard(self)
+        self._unset_keepalive_if_required()
+        self._gone = True
+        open_websocket(self.shared, self.transport, self.url, self.headers)
+
+    def leave(self, order: Leave) -> None:
+        """Leaves between two requests.
+
+        Args:
+            order: whither.
+        """
+        self._leave = order
+        self.leave_if_possible()
+
+    def leave_if_possible(self) -> None:
+        """Moves or closes the socket if it is between two requests and is to leave."""
+        order = self._leave or self.shared.leave
+        if order is None or self._gone or self.transport.is_closing() or not self._idle:
+            return
+        plain = self.transport.get_extra_info("sslcontext") is None
+        if order.hand_over is None or not plain:
+            if order.must:
+                self.transport.close()
+            return
+        if self.transport.get_write_buffer_size():
+            self.shared.loop.call_later(0.002, self.leave_if_possible)
+            return
+        self._move(order)
+
+    def abort(self) -> None:
+        """Cuts the connection off."""
+        self.transport.abort()
+
+    def check_times(self, now: float) -> None:
+        """Ends what has taken too long. Called about once a second.
+
+        Args:
+            now: the loop's time in seconds.
+        """
+        limits = self.shared.limits
+        if self.flow is not None and self.flow.write_paused:
+            self._slow_since = self._slow_since or now
+            if now - self._slow_since > limits.write_timeout_s:
+                self.shared.counts["closed_write_timeout"] += 1
+                self.transport.abort()
+            return
+        self._slow_since = None
+        allowed = limits.handshake_timeout_s if self._first else limits.message_timeout_s
+        if self._waiting_since is not None and now - self._waiting_since > allowed:
+            self.shared.counts["closed_request_timeout"] += 1
+            if self._begun and not self.transport.is_closing():
+                self.transport.write(
+                    b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+                )
+            self.transport.close()
+
+    @property
+    def _idle(self) -> bool:
+        """No byte of a request has come that has not been answered."""
+        between = self.cycle is None or self.cycle.response_complete
+        return between and not self.pipeline and not self._begun
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._begun = True
+            if self._waiting_since is None:
+                self._waiting_since = self.shared.loop.time()
+
+    def _count_header(self, size: int) -> None:
+        self._header_bytes += size
+        if self._header_bytes > MAX_HEADER_BYTES:
+            raise ValueError("headers too large")
+
+    def _move(self, order: Leave) -> None:
+        assert order.hand_over is not None
+        sock = duplicate_socket(self.transport)
+        self._gone = True
+        self._unset_keepalive_if_required()
+        self.shared.https.discard(self)
+        self.transport.abort()
+        shared, hand_over = self.shared, order.hand_over
+        moving = shared.loop.run_in_executor(shared.movers, hand_over, sock, {})
+
+        def done(result: asyncio.Future[bool]) -> None:
+            error = result.exception()
+            if error is not None:
+                log.warning("a socket could not be handed over: %r", error)
+            if error is None and result.result():
+                shared.counts["moved"] += 1
+            elif order.must:
+                sock.close()
+            else:
+                shared.readopt(sock, {}, None)
+
+        moving.add_done_callback(done)

@@ -1,0 +1,99 @@
+"""What all sockets of a replica share: the service, the limits, the counts, and whether they are leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from defi_platform.config import LimitsConfig
+from defi_platform.serve.connections.access import Access
+from defi_platform.serve.protocols.wire import TRY_AGAIN_LATER
+
+if TYPE_CHECKING:
+    from defi_platform.serve.connections.http_connection import HttpConnection
+    from defi_platform.serve.connections.websocket import WebSocketConnection
+    from defi_platform.serve.inference.service import ActionService
+
+HandOver = Callable[[socket.socket, dict[str, Any]], bool]
+"""Passes a socket and its state on, and owns the socket then; False if nobody took it. An empty state is a socket between
+two HTTP requests."""
+
+
+@dataclass(frozen=True)
+class Leave:
+    """An order to sockets to leave."""
+
+    when: str
+    """Between two "answers", or only between two "episodes"."""
+    hand_over: HandOver | None
+    """Who takes them; None: they are closed."""
+    code: int
+    """Of the close frame, where a socket cannot be handed over."""
+    reason: str
+    must: bool = True
+    """A socket that cannot be handed over is closed; otherwise it stays."""
+
+
+class SharedState:
+    """The sockets of one replica and what they have in common. Used on the loop only, but for its counts."""
+
+    def __init__(
+        self, service: ActionService, limits: LimitsConfig, access: Access, max_connections: int
+    ) -> None:
+        """Prepares for sockets.
+
+        Args:
+            service: answers their observations.
+            limits: of each and of all.
+            access: who may come in.
+            max_connections: open websockets; the next client is turned away.
+        """
+        self.service = service
+        self.limits = limits
+        self.access = access
+        self.max_connections = max_connections
+        self.loop: asyncio.AbstractEventLoop
+        self.websockets: set[WebSocketConnection] = set()
+        self.https: set[HttpConnection] = set()
+        self.leave: Leave | None = None
+        """Given to every socket there is and that comes."""
+        self.held_bytes = 0
+        """Received and not yet answered, of all websockets."""
+        self.answering = 0
+        self.counts: Counter[str] = Counter()
+        """Events since the start by reason: answers, moved, closed_<why>, refused_<why>."""
+        self.movers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="move")
+        self.readopt: Callable[[socket.socket, dict[str, Any], Leave | None], None]
+
+    @property
+    def max_message_bytes(self) -> int:
+        """Bytes of one message, at most."""
+        return self.limits.max_message_mib * 2**20
+
+    def connections(self) -> list[WebSocketConnection | HttpConnection]:
+        """All open sockets."""
+        return [*self.websockets, *self.https]
+
+    def hold(self, change: int) -> None:
+        """Counts received bytes and, past the limit, gives up the message that has been arriving for longest.
+
+        Args:
+            change: bytes received (or, negative, answered).
+        """
+        self.held_bytes += change
+        allowed = self.limits.memory_mib * 2**20
+        while change > 0 and self.held_bytes > allowed:
+            arriving = [websocket for websocket in self.websockets if websocket.arriving_since is not None]
+            if not arriving:
+                return
+            oldest = min(arriving, key=lambda websocket: websocket.arriving_since or 0.0)
+            self.counts["closed_memory"] += 1
+            oldest.close(
+                TRY_AGAIN_LATER,
+                f"over {self.limits.memory_mib} MiB of messages wait here (limits.memory_mib)",
+            )

@@ -1,0 +1,111 @@
+"""Sockets in front of a policy that only sleeps: the serving path without Ray and without a model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+
+from defi_platform.config import LimitsConfig, SecurityConfig
+from defi_platform.serve.connections.server import SocketServer
+from defi_platform.serve.inference.service import ActionService
+from defi_platform.serve.observation import Answer, Observation, PolicySpec
+
+SPEC = PolicySpec(
+    policy="sleeping",
+    preset="none",
+    cameras=("front",),
+    image_size=(8, 8),
+    state_dim=0,
+    action_dim=4,
+    chunk=2,
+)
+
+
+class SleepingService:
+    """Answers each observation after `sleep_s` with the seed in every action, so that answers cannot be confused."""
+
+    def __init__(self, sleep_s: float = 0.0, digest: str = "d0") -> None:
+        self.spec, self.digest, self.sleep_s = SPEC, digest, sleep_s
+        self.asked, self.given_up, self.chunk = 0, 0, 2
+
+    def metadata(self) -> dict[str, Any]:
+        return {**SPEC.metadata(), "policy_digest": self.digest}
+
+    async def act(self, observation: Observation, **options: Any) -> Answer:
+        self.asked += 1
+        try:
+            await asyncio.sleep(self.sleep_s)
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        actions = np.full((self.chunk, 4), observation.seed, np.float32)
+        return Answer(actions, queue_ms=0.0, infer_ms=self.sleep_s * 1e3, batch_size=1)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """An HTTP application that says how many bytes it got."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    body = f"{scope['path']} {size}".encode()
+    headers = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+class Place:
+    """An address that passes connections on, as the listener does, and the replica that takes them now."""
+
+    def __init__(self, server: SocketServer, service: SleepingService) -> None:
+        self.server, self.service = server, service
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
+        self.port: int = self._listening.getsockname()[1]
+        self.url = f"ws://127.0.0.1:{self.port}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.server.adopt(self._listening.accept()[0])
+
+    def stop(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self.server.close("the test is over", timeout_s=1)
+
+
+def replica(service: SleepingService, **settings: Any) -> SocketServer:
+    """A started replica; settings are fields of LimitsConfig and SecurityConfig, and max_connections."""
+    limits, security = LimitsConfig(), SecurityConfig()
+    room = settings.pop("max_connections", 100)
+    for name, value in settings.items():
+        setattr(security if hasattr(security, name) else limits, name, value)
+    server = SocketServer(
+        cast(ActionService, service), app, limits=limits, security=security, max_connections=room
+    )
+    server.start()
+    return server
+
+
+@contextlib.contextmanager
+def serving(sleep_s: float = 0.0, **settings: Any) -> Iterator[Place]:
+    """A replica behind an address, for the length of a with block."""
+    service = SleepingService(sleep_s)
+    place = Place(replica(service, **settings), service)
+    try:
+        yield place
+    finally:
+        place.stop()
+
+
+def observation(seed: int, size: int = 8) -> dict[str, Any]:
+    """What `SPEC` takes; the answer's actions are all `seed`."""
+    image = np.zeros((size, size, 3), np.uint8)
+    return {"observation/images/front": image, "prompt": "open the drawer", "seed": seed}
