@@ -22,6 +22,8 @@ class ServiceLoad:
     """Of these, those whose forward pass has not started."""
     oldest_wait_ms: float = 0.0
     """Milliseconds that the oldest queued observation has waited; 0 with an empty queue."""
+    running_for_s: float = 0.0
+    """Seconds that the running forward pass has taken so far; 0 when none runs."""
     answered: int = 0
     """Observations answered with actions since the start."""
     answers_per_s: float = 0.0
@@ -35,7 +37,7 @@ class ServiceLoad:
     batch_size: float = 0.0
     """Mean observations per forward pass."""
     batch_sizes: dict[int, int] = field(default_factory=dict)
-    """Forward passes by their number of observations, since the start."""
+    """Answers by the number of observations in their forward pass, since the start."""
     refusals: dict[str, int] = field(default_factory=dict)
     """Refusals by reason, since the start."""
 
@@ -50,7 +52,7 @@ class _Sample:
 
 
 class LoadMeter:
-    """Counts answers and refusals; all calls come from the loop of the service."""
+    """Counts answers and refusals on the loop of the service; any thread may take a snapshot."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -70,20 +72,22 @@ class LoadMeter:
             batch_size: observations in the forward pass.
         """
         self.answered += 1
+        self.batch_sizes[batch_size] += 1
         self._recent.append(_Sample(self._clock(), queue_ms, infer_ms, total_ms, batch_size))
 
-    def snapshot(self, *, in_flight: int, queued: int, oldest_wait_ms: float) -> ServiceLoad:
+    def snapshot(
+        self, *, in_flight: int, queued: int, oldest_wait_ms: float, running_for_s: float
+    ) -> ServiceLoad:
         """The load now.
 
         Args:
             in_flight: see `ServiceLoad`.
             queued: see `ServiceLoad`.
             oldest_wait_ms: see `ServiceLoad`.
+            running_for_s: see `ServiceLoad`.
         """
         now = self._clock()
-        while self._recent and now - self._recent[0].at > WINDOW_S:
-            self._recent.popleft()
-        recent = list(self._recent)
+        recent = [sample for sample in list(self._recent) if now - sample.at <= WINDOW_S]
         full = len(recent) == _MOST_SAMPLES
         span = now - (recent[0].at if full else max(self._started, now - WINDOW_S))
         # Each answer of a batch of n is one of n samples of that forward pass.
@@ -92,6 +96,7 @@ class LoadMeter:
             in_flight=in_flight,
             queued=queued,
             oldest_wait_ms=oldest_wait_ms,
+            running_for_s=running_for_s,
             answered=self.answered,
             answers_per_s=len(recent) / span if span > 0 else 0.0,
             queue_ms=_percentiles([sample.queue_ms for sample in recent]),

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Hashable, Sequence
+import asyncio
+import logging
+import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from defi_platform.errors import one_line
-from defi_platform.serve.batching import GreedyBatcher
+from defi_platform.errors import ServeError, one_line
+from defi_platform.serve.inference.action_check import ActionCheck
+from defi_platform.serve.inference.batcher import Batched, Batcher
+from defi_platform.serve.inference.forward_thread import Forward, ForwardThread
+from defi_platform.serve.inference.gather import GatherRule
 from defi_platform.serve.inference.load import LoadMeter, ServiceLoad
 from defi_platform.serve.observation import Answer, Observation, PolicySpec
-from defi_platform.serve.refusals import BusyError, PolicyFailure, Refusal
+from defi_platform.serve.refusals import ObservationError, PolicyFailure, Refusal
 
-Forward = Callable[[list[Observation]], Sequence[NDArray[Any]]]
-"""One forward pass: n observations -> n arrays (chunk, A) float32 in raw units. Never called twice at a time."""
+log = logging.getLogger("ray.serve")
+
+LONGEST_MS = 3_600_000.0
+"""Of `slack_ms` and `deadline_ms`, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceSettings:
     """Limits of a service."""
 
-    max_batch_size: int = 8
+    max_batch_size: int = 64
     """Observations of different clients in one forward pass, at most."""
     queue_size: int = 256
     """Observations that wait for a forward pass, at most; the next one is refused as busy."""
+    queue_wait_s: float = 30.0
+    """Predicted seconds that an observation waits for its forward pass, at most."""
+    action_margin: float | None = 1.0
+    """How far an action may lie outside its range in the training data, in widths of that range; None: anywhere."""
+    stuck_after_s: float = 120.0
+    """Seconds after which a forward pass that has not ended makes the replica unhealthy."""
 
 
 class ActionService:
@@ -37,7 +49,13 @@ class ActionService:
     """
 
     def __init__(
-        self, forward: Forward, spec: PolicySpec, digest: str, settings: ServiceSettings | None = None
+        self,
+        forward: Forward,
+        spec: PolicySpec,
+        digest: str,
+        settings: ServiceSettings | None = None,
+        *,
+        costs: Mapping[int, float] | None = None,
     ) -> None:
         """Prepares a service; nothing runs yet.
 
@@ -46,13 +64,25 @@ class ActionService:
             spec: its inputs and outputs.
             digest: of its folder; names the policy in greetings and answers.
             settings: the defaults when None.
+            costs: seconds of forward passes by their size, from the warm-up.
         """
         self.spec = spec
         self.digest = digest
+        self.meter = LoadMeter()
+        """Where metrics read from."""
         self._settings = settings or ServiceSettings()
-        self._batcher = GreedyBatcher(forward, self._settings.max_batch_size)
-        self._meter = LoadMeter()
+        self._rule = GatherRule(self._settings.max_batch_size)
+        for size, seconds in (costs or {}).items():
+            self._rule.passed(size, seconds)
+        self._batcher = Batcher(
+            ForwardThread(forward),
+            self._rule,
+            queue_size=self._settings.queue_size,
+            queue_wait_s=self._settings.queue_wait_s,
+        )
+        self._check = ActionCheck(spec, self._settings.action_margin)
         self._in_flight = 0
+        self._failed_since_success = 0
 
     def metadata(self) -> dict[str, Any]:
         """The greeting of every protocol, as plain values."""
@@ -73,44 +103,96 @@ class ActionService:
             session: whose it is: anything that stays the same from one observation of a client to its next.
                 The batcher learns from it how soon that client comes back after an answer.
             slack_ms: the answer may take this long; company is waited for only inside it.
-            deadline_ms: after this long an answer is of no use.
+            deadline_ms: after this long an answer is of no use, and a refusal is sent in its place.
 
         Returns:
-            Finite actions.
+            Finite actions, not far outside their range in the training data.
 
         Raises:
-            Refusal: `BusyError`, `DeadlineError` or `PolicyFailure`, counted.
+            Refusal: `BusyError`, `DeadlineError`, `PolicyFailure`, or `ObservationError` for times that are none;
+                counted.
         """
+        arrived = asyncio.get_running_loop().time()
+        self._in_flight += 1
         try:
-            return await self._act(observation)
+            batched = await self._batcher.submit(
+                observation, session, _seconds("slack_ms", slack_ms), _seconds("deadline_ms", deadline_ms)
+            )
+            actions = self._checked(batched)
         except Refusal as refusal:
             self.count(refusal)
             raise
+        finally:
+            self._in_flight -= 1
+        answer = Answer(actions, batched.queue_s * 1e3, batched.infer_s * 1e3, batched.batch_size)
+        total_s = asyncio.get_running_loop().time() - arrived
+        self.meter.answer(answer.queue_ms, answer.infer_ms, total_s * 1e3, answer.batch_size)
+        return answer
 
     def count(self, refusal: Refusal) -> None:
         """Counts a refusal that was decided before the service was asked, such as an `ObservationError`."""
-        self._meter.refusals[refusal.reason] += 1
+        self.meter.refusals[refusal.reason] += 1
 
     def snapshot(self) -> ServiceLoad:
-        """The load now."""
-        return self._meter.snapshot(in_flight=self._in_flight, queued=0, oldest_wait_ms=0.0)
-
-    async def _act(self, observation: Observation) -> Answer:
-        arrived = time.perf_counter()
-        if self._in_flight >= self._settings.queue_size:
-            raise BusyError(f"{self._in_flight} observations are waiting (limits.queue_size)", 1.0)
-        self._in_flight += 1
-        try:
-            answer = await self._batcher.submit(observation)
-        except Exception as error:
-            raise PolicyFailure(
-                f"the policy failed on this observation: {type(error).__name__}: {one_line(error)}"
-            ) from error
-        finally:
-            self._in_flight -= 1
-        if not np.isfinite(answer.actions).all():
-            raise PolicyFailure("the policy gave actions that are not finite numbers for this observation.")
-        self._meter.answer(
-            answer.queue_ms, answer.infer_ms, (time.perf_counter() - arrived) * 1e3, answer.batch_size
+        """The load now; callable from any thread."""
+        running_for_s, oldest_wait_s, queued = self._batcher.state()
+        return self.meter.snapshot(
+            in_flight=self._in_flight,
+            queued=queued,
+            oldest_wait_ms=oldest_wait_s * 1e3,
+            running_for_s=running_for_s,
         )
-        return answer
+
+    async def check_health(self, probe: Observation | None = None) -> None:
+        """Finds out whether the policy still works; to be called now and then.
+
+        Args:
+            probe: an observation that must work; tried when all since the last success have failed.
+
+        Raises:
+            ServeError: a pass does not end, or the probe fails as well: the process must be replaced.
+        """
+        running_for_s, _, _ = self._batcher.state()
+        if running_for_s > self._settings.stuck_after_s:
+            raise ServeError(f"a forward pass has been running for {running_for_s:.0f} s.")
+        if probe is None or not self._failed_since_success:
+            return
+        batched = await self._batcher.submit(probe)
+        if isinstance(batched.outcome, Exception):
+            raise ServeError(
+                f"the policy fails on every observation: {type(batched.outcome).__name__}: {one_line(batched.outcome)}"
+            )
+        self._failed_since_success = 0
+
+    def _checked(self, batched: Batched) -> np.ndarray:
+        outcome = batched.outcome
+        if isinstance(outcome, Exception):
+            self._failed_since_success += 1
+            log.warning("no action for an observation: %s: %s", type(outcome).__name__, one_line(outcome))
+            raise PolicyFailure(
+                f"the policy failed on this observation: {type(outcome).__name__}: {one_line(outcome)}"
+            ) from outcome
+        self._failed_since_success = 0
+        self._check(outcome)
+        return outcome
+
+
+def _seconds(key: str, milliseconds: float | None) -> float | None:
+    """A time that a client set, in seconds.
+
+    Raises:
+        ObservationError: it is no positive number of a sensible size.
+    """
+    if milliseconds is None:
+        return None
+    number = isinstance(milliseconds, int | float | np.integer | np.floating)
+    if (
+        not number
+        or isinstance(milliseconds, bool)
+        or not math.isfinite(milliseconds)
+        or not 0 < milliseconds <= LONGEST_MS
+    ):
+        raise ObservationError(
+            f"'{key}' is {str(milliseconds)[:40]}; expected milliseconds, more than 0 and at most {LONGEST_MS:.0f}."
+        )
+    return float(milliseconds) / 1e3
