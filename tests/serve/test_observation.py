@@ -62,8 +62,8 @@ def test_two_requests_without_a_seed_get_two_seeds() -> None:
 
 
 def test_keys_the_policy_has_no_use_for_are_reported() -> None:
-    message = observation() | {"observation/joint_torque": np.zeros(7), "episode": 4}
-    assert read_observation(message, SPEC).ignored == ("episode", "observation/joint_torque")
+    message = observation() | {"observation/joint_torque": np.zeros(7), "depth": 4, "episode": 4}
+    assert read_observation(message, SPEC).ignored == ("depth", "observation/joint_torque")
 
 
 F, W, S = "observation__images__front", "observation__images__wrist", "observation__state"

@@ -76,7 +76,7 @@ def array_message(data: object = b"\0" * 8, dtype: object = "<f4", shape: object
         (msgpack.packb({"a": 1})[:-1], "not msgpack"),
         (msgpack.packb({"a": 1}) + b"more", "not msgpack"),
         (b"", "not msgpack"),
-        (b"\x81" * 5000, "not msgpack"),
+        (b"\x81" * 5000, "16 deep"),
         (b"hello", "not msgpack"),
     ],
 )
@@ -91,8 +91,3 @@ def test_random_bytes_are_read_or_refused_but_nothing_else(data: bytes) -> None:
         openpi.unpack(data)
     except openpi.ProtocolError as error:
         assert str(error)
-
-
-def test_a_message_over_the_limit_is_not_decoded() -> None:
-    with pytest.raises(openpi.ProtocolError, match="at most 100"):
-        openpi.unpack(openpi.pack({"a": np.zeros(1000, np.uint8)}), limit=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,18 +14,28 @@ from numpy.typing import NDArray
 from defi_models.errors import nearest
 from defi_models.inputs.state_layout import StateLayout
 from defi_platform.data.decode.resize import resize
+from defi_platform.serve import encoded_image
+from defi_platform.serve.observation_keys import ABSENT, OWN, ObservationKeys, find, unused
 from defi_platform.serve.refusals import ObservationError
+from defi_platform.serve.wording import described, listed, short_names, shown
 
 IMAGE_PREFIX = "observation/images/"
 STATE_KEY = "observation/state"
 PROMPT_KEY = "prompt"
 SEED_KEY = "seed"
+SLACK_KEY = "slack_ms"
+DEADLINE_KEY = "deadline_ms"
+EPISODE_KEY = "episode"
+OPTIONAL_KEYS = (SEED_KEY, SLACK_KEY, DEADLINE_KEY, EPISODE_KEY)
+"""Keys of any observation, in every protocol."""
 
 ANY_CAMERA = "*"
 """The one camera of a policy that does not name its camera: it accepts a single image of any name."""
 
-MAX_PIXELS_PER_SIDE = 4096
 MAX_PROMPT_CHARACTERS = 2000
+MAX_EPISODE_CHARACTERS = 200
+MAX_MS = 3_600_000.0
+"""An hour: nothing waits longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +104,18 @@ class Answer:
     """Observations in that forward pass."""
 
 
-def read_observation(message: Any, spec: PolicySpec) -> Observation:
+def read_observation(
+    message: Any, spec: PolicySpec, keys: ObservationKeys = OWN, default_seed: int | None = None
+) -> Observation:
     """Checks a decoded message against the policy and resizes its images.
 
     Args:
-        message: "observation/images/<camera>" uint8 (h, w, 3) of any size for every camera of the policy;
-            "observation/state" (P,) numbers if the policy takes proprioception; "prompt" str; optionally
-            "seed" int >= 0, drawn here when absent.
+        message: for every camera of the policy an image of any size, uint8 (h, w, 3) or a PNG or JPEG file as bytes;
+            the state's (P,) numbers if the policy takes proprioception; the prompt, a string; optionally
+            "seed" int >= 0.
         spec: of the policy.
+        keys: where they are in the message.
+        default_seed: of an observation without a seed; drawn here when None.
 
     Returns:
         The observation, its images at the policy's size.
@@ -109,95 +124,167 @@ def read_observation(message: Any, spec: PolicySpec) -> Observation:
         ObservationError: something does not fit; names the key, what came and what is expected.
     """
     if not isinstance(message, Mapping):
-        raise ObservationError(f"an observation is a map of keys to values, got {_describe(message)}.")
-    keys = _image_keys(message, spec)
-    images = [_image(message, key, spec.image_size) for key in keys]
-    state = _state(message, spec.state_dim) if spec.state_dim else None
-    used = {*keys, PROMPT_KEY, SEED_KEY} | ({STATE_KEY} if spec.state_dim else set())
+        raise ObservationError(f"an observation is a map of keys to values, got {described(message)}.")
+    images = image_keys(message, spec, keys)
+    used = {*images, keys.prompt, *OPTIONAL_KEYS, *(keys.state if spec.state_dim else ())}
+    # Cheap checks come first: nothing is decoded for an observation that is refused anyway.
+    prompt = _prompt(message, keys.prompt, used)
+    seed = read_seed(message)
+    state = _state(message, keys.state, spec.state_dim, used) if spec.state_dim else None
     return Observation(
-        images=np.stack(images),
+        images=np.stack([_image(message, key, spec.image_size, used) for key in images]),
         state=state,
-        prompt=_prompt(message),
-        seed=_seed(message),
-        ignored=tuple(sorted(str(key) for key in message if key not in used)),
+        prompt=prompt,
+        seed=seed if seed is not None else default_seed if default_seed is not None else secrets.randbits(63),
+        ignored=short_names(unused(message, used)),
     )
 
 
-def _image_keys(message: Mapping[Any, Any], spec: PolicySpec) -> list[str]:
+def image_keys(message: Mapping[Any, Any], spec: PolicySpec, keys: ObservationKeys) -> list[str]:
+    """Keys of the images that the policy reads from a message.
+
+    Args:
+        message: from a client.
+        spec: of the policy.
+        keys: where an observation's parts are.
+
+    Raises:
+        ObservationError: the policy has one unnamed camera, and the message not one image.
+    """
     if spec.cameras != (ANY_CAMERA,):
-        return [f"{IMAGE_PREFIX}{camera}" for camera in spec.cameras]
-    sent = sorted(key for key in message if isinstance(key, str) and key.startswith(IMAGE_PREFIX))
+        return [keys.camera(camera) for camera in spec.cameras]
+    if ANY_CAMERA in keys.cameras:
+        return [keys.cameras[ANY_CAMERA]]
+    sent = keys.images_in(message)
     if len(sent) != 1:
         raise ObservationError(
-            f"this policy has one camera; expected one key '{IMAGE_PREFIX}<name>', "
-            f"got {', '.join(sent) or ', '.join(sorted(map(str, message))) or 'no keys'}."
+            f"this policy has one camera; expected one key '{keys.camera('<name>')}', got {listed(sent or message)}."
         )
     return sent
 
 
-def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int]) -> NDArray[np.uint8]:
-    image = _required(message, key)
-    expected = "expected a uint8 array of shape (height, width, 3)"
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
-        raise ObservationError(f"'{key}' is {_describe(image)}; {expected}.")
-    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ObservationError(f"'{key}' has shape {image.shape}; {expected}.")
-    if max(image.shape[:2]) > MAX_PIXELS_PER_SIDE:
-        raise ObservationError(
-            f"'{key}' has shape {image.shape}; at most {MAX_PIXELS_PER_SIDE} pixels a side are read, "
-            f"and the policy sees {size[0]}x{size[1]}."
-        )
-    return resize(image, size)
+def read_seed(message: Mapping[Any, Any]) -> int | None:
+    """The seed of a message; None where it has none.
 
-
-def _state(message: Mapping[Any, Any], dim: int) -> NDArray[np.float32]:
-    value = _required(message, STATE_KEY)
-    expected = f"expected {dim} finite numbers, shape ({dim},)"
-    if isinstance(value, list | tuple) and all(isinstance(number, int | float) for number in value):
-        value = np.asarray(value, dtype=np.float64)
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
-        raise ObservationError(f"'{STATE_KEY}' is {_describe(value)}; {expected}.")
-    if value.shape != (dim,):
-        raise ObservationError(f"'{STATE_KEY}' has shape {value.shape}; {expected}.")
-    if not np.isfinite(value).all():
-        raise ObservationError(f"'{STATE_KEY}' holds {value[~np.isfinite(value)][0]}; {expected}.")
-    return value.astype(np.float32)
-
-
-def _prompt(message: Mapping[Any, Any]) -> str:
-    prompt = _required(message, PROMPT_KEY)
-    if not isinstance(prompt, str):
-        raise ObservationError(f"'{PROMPT_KEY}' is {_describe(prompt)}; expected a string.")
-    if len(prompt) > MAX_PROMPT_CHARACTERS:
-        raise ObservationError(
-            f"'{PROMPT_KEY}' has {len(prompt)} characters; expected at most {MAX_PROMPT_CHARACTERS}."
-        )
-    return prompt
-
-
-def _seed(message: Mapping[Any, Any]) -> int:
+    Raises:
+        ObservationError: it is not an integer from 0 to 2**63 - 1.
+    """
     seed = message.get(SEED_KEY)
     if seed is None:
-        return secrets.randbits(63)
+        return None
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**63:
         raise ObservationError(
-            f"'{SEED_KEY}' is {seed!r} ({_describe(seed)}); expected an integer from 0 to 2**63 - 1."
+            f"'{SEED_KEY}' is {shown(seed)} ({described(seed)}); expected an integer from 0 to 2**63 - 1."
         )
     return int(seed)
 
 
-def _required(message: Mapping[Any, Any], key: str) -> Any:
-    if key in message:
-        return message[key]
-    present = sorted(str(name) for name in message)
-    near = nearest(key, present)
+def read_milliseconds(message: Mapping[Any, Any], key: str) -> float | None:
+    """A duration that a client may set, in milliseconds; None where it sets none.
+
+    Args:
+        message: from a client.
+        key: "slack_ms" or "deadline_ms".
+
+    Raises:
+        ObservationError: not a number from 0 to an hour.
+    """
+    value = message.get(key)
+    if value is None:
+        return None
+    if not _is_number(value) or not 0 <= value <= MAX_MS:
+        raise ObservationError(f"'{key}' is {shown(value)}; expected milliseconds from 0 to {MAX_MS:.0f}.")
+    return float(value)
+
+
+def read_episode(message: Mapping[Any, Any]) -> str | int | None:
+    """The name that a client gives to its episode; None where it gives none.
+
+    Raises:
+        ObservationError: neither a short string nor an integer of 64 bits.
+    """
+    value = message.get(EPISODE_KEY)
+    if isinstance(value, np.integer):
+        value = int(value)
+    if value is None or (isinstance(value, str) and len(value) <= MAX_EPISODE_CHARACTERS):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
+        return value
+    raise ObservationError(
+        f"'{EPISODE_KEY}' is {shown(value)}; expected an integer or at most {MAX_EPISODE_CHARACTERS} characters."
+    )
+
+
+def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int], used: set[str]) -> NDArray[np.uint8]:
+    image = _required(message, key, used, "image")
+    expected = "expected a uint8 array of shape (height, width, 3), or a PNG or JPEG file as bytes"
+    if isinstance(image, bytes):
+        return resize(encoded_image.decode(image, key), size)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        raise ObservationError(f"'{key}' is {described(image)}; {expected}.")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ObservationError(f"'{key}' has shape {image.shape}; {expected}.")
+    encoded_image.check_size(image.shape[:2], key)
+    return resize(image, size)
+
+
+def _state(
+    message: Mapping[Any, Any], keys: tuple[str, ...], dim: int, used: set[str]
+) -> NDArray[np.float32]:
+    expected = f"expected {dim} finite numbers, shape ({dim},)"
+    parts = [
+        _numbers(_required(message, key, used, f"state: {expected}"), key, dim, expected) for key in keys
+    ]
+    name = "', '".join(keys)
+    state = parts[0] if len(parts) == 1 else np.concatenate([part.reshape(-1) for part in parts])
+    if state.shape != (dim,):
+        raise ObservationError(f"'{name}' has shape {state.shape}; {expected}.")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is refused with what is not finite
+        cast = state.astype(np.float32)
+    if not np.isfinite(cast).all():
+        bad = state[~np.isfinite(cast)][0]
+        raise ObservationError(f"'{name}' holds {bad}, which is not finite in float32; {expected}.")
+    return cast
+
+
+def _numbers(value: Any, key: str, dim: int, expected: str) -> NDArray[Any]:
+    if isinstance(value, np.generic | int | float) and not isinstance(value, bool):
+        value = [value]
+    if isinstance(value, list | tuple) and len(value) <= dim and all(map(_is_number, value)):
+        value = np.asarray([_float(number) for number in value])
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
+        raise ObservationError(f"'{key}' is {described(value)}; {expected}.")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _float(number: Any) -> float:
+    try:
+        return float(number)
+    except OverflowError:  # an integer of thousands of bits, from JSON
+        return math.inf
+
+
+def _prompt(message: Mapping[Any, Any], key: str, used: set[str]) -> str:
+    prompt = _required(message, key, used, "prompt, a string")
+    if not isinstance(prompt, str):
+        raise ObservationError(f"'{key}' is {described(prompt)}; expected a string.")
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        raise ObservationError(
+            f"'{key}' has {len(prompt)} characters; expected at most {MAX_PROMPT_CHARACTERS}."
+        )
+    return prompt
+
+
+def _required(message: Mapping[Any, Any], key: str, used: set[str], what: str) -> Any:
+    value = find(message, key)
+    if value is not ABSENT:
+        return value
+    # Of a hostile message with thousands of names, only a few are compared: comparing costs by their product.
+    others = [name for name in short_names(message, limit=50) if name not in used]
+    near = nearest(key[:100], others)
     hint = f" Did you mean it by '{near}'?" if near else ""
-    raise ObservationError(f"'{key}' is missing; got {', '.join(present) or 'no keys'}.{hint}")
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f"a {value.dtype} array of shape {value.shape}"
-    if isinstance(value, np.generic):
-        return f"a {value.dtype} number"
-    return f"of type {type(value).__name__}"
+    raise ObservationError(f"'{key}' is missing; got {listed(message)}.{hint} It is the {what}.")

@@ -1,20 +1,48 @@
-"""The dialogue of openpi's websocket: a greeting, then an answer or an error text for each observation."""
+"""The dialogue of openpi's websocket: a greeting, then an answer or an error text for each observation.
+
+Beyond what openpi's server does: `{"batch": [observation, ...]}` is answered by `{"batch": [answer, ...]}`; the optional
+key `episode` says when another episode begins; `seed`, `slack_ms` and `deadline_ms` as in every protocol.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from defi_platform.serve.observation import ObservationError, read_observation
+from defi_platform.serve.observation_keys import OWN
 from defi_platform.serve.protocols import openpi
-from defi_platform.serve.protocols.wire import Reply, Wire
+from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire, WireSettings
+from defi_platform.serve.refusals import ObservationError, Refusal
+from defi_platform.serve.sessions.decoding import unpacked
+from defi_platform.serve.sessions.options import CHUNK
+from defi_platform.serve.sessions.session import Session
+
+if TYPE_CHECKING:
+    from defi_platform.serve.inference.service import ActionService
+
+BATCH_KEY: Final = "batch"
+MAX_BATCH: Final = 64
+"""Observations in one frame."""
 
 
 class OpenpiWire(Wire):
     """openpi's protocol. openpi-client takes a text message for an error and bytes for an answer."""
 
-    _episode: Any = None
-    _observed = False
+    def __init__(
+        self, service: ActionService, client: ClientInfo, settings: WireSettings | None = None
+    ) -> None:
+        """Prepares a dialogue.
+
+        Args:
+            service: answers observations.
+            client: at the other end.
+            settings: of the server; the defaults when None.
+
+        Raises:
+            OptionError: the query of the client's address holds an option without a usable value.
+        """
+        super().__init__(service, client, settings)
+        self.session = Session(service, self.options, self.settings.keys or OWN, answers=CHUNK)
 
     def greeting(self) -> bytes:
         """The metadata map."""
@@ -24,45 +52,47 @@ class OpenpiWire(Wire):
         """The action map of an observation, or the text of what is wrong with it.
 
         Args:
-            message: msgpack of one observation.
+            message: msgpack of one observation, or of a batch of them.
         """
         arrived = time.perf_counter()
-        if isinstance(message, str):
-            return Reply("an observation is one binary message (msgpack); got a text message.")
         try:
-            observation = read_observation(openpi.unpack(message), self.service.spec)
-            answer = await self.service.act(observation)
-        except (openpi.ProtocolError, ObservationError) as error:
-            return Reply(str(error))
-        self._observed = True
-        reply: dict[str, Any] = {
-            "actions": answer.actions,
-            "seed": observation.seed,
-            "policy_digest": self.service.digest,
-            "server_timing": {
-                "queue_ms": answer.queue_ms,
-                "infer_ms": answer.infer_ms,
-                "batch_size": answer.batch_size,
-                "total_ms": (time.perf_counter() - arrived) * 1e3,
-            },
-        }
-        if observation.ignored:
-            reply["ignored"] = list(observation.ignored)
-        return Reply(openpi.pack(reply))
+            if isinstance(message, str):
+                raise openpi.ProtocolError(
+                    "an observation is one binary message (msgpack); got a text message."
+                )
+            content = await unpacked(openpi.unpack, message)
+            if self.leaving and self.session.observed and self.session.begins_episode(content):
+                return Reply(hand_over=True)
+            if isinstance(content, dict) and BATCH_KEY in content:
+                return await self._answer_batch(content)
+            answer = (await self.session.answer(content)).reply(self.service.digest)
+        except Refusal as refusal:
+            return self.refused(refusal)
+        answer["server_timing"]["total_ms"] = (time.perf_counter() - arrived) * 1e3
+        return Reply(openpi.pack(answer))
 
     @property
     def between_episodes(self) -> bool:
         """Before the first observation: an episode is the connection, or one value of the key `episode`."""
-        return not self._observed
+        return not self.session.observed
 
     def state(self) -> dict[str, Any]:
-        """Whether its episode has begun."""
-        return {"observed": self._observed}
+        """The session's state."""
+        return self.session.state()
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Goes on with the episode.
+        """Goes on with the session.
 
         Args:
             state: of `state()`.
         """
-        self._observed = bool(state.get("observed"))
+        self.session.resume(state)
+
+    async def _answer_batch(self, frame: dict[Any, Any]) -> Reply:
+        observations = frame[BATCH_KEY]
+        if not isinstance(observations, list) or not 0 < len(observations) <= MAX_BATCH or len(frame) > 1:
+            raise ObservationError(
+                f"a batch is a map of the one key '{BATCH_KEY}' to a list of 1 to {MAX_BATCH} observations."
+            )
+        answers = await self.session.answer_batch(observations)
+        return Reply(openpi.pack({BATCH_KEY: [answer.reply(self.service.digest) for answer in answers]}))

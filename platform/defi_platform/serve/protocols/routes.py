@@ -5,7 +5,10 @@ from __future__ import annotations
 from defi_platform.serve.protocols.openpi_wire import OpenpiWire
 from defi_platform.serve.protocols.wire import Wire
 
-WIRES: dict[str, type[Wire]] = {"/": OpenpiWire, "/openpi": OpenpiWire}
+WIRES: dict[str, type[Wire]] = {
+    "/": OpenpiWire,
+    "/openpi": OpenpiWire,
+}
 """Protocols by path; openpi-client connects without one."""
 
 
@@ -15,4 +18,4 @@ def wire_class(path: str) -> type[Wire] | None:
     Args:
         path: of a handshake, without the query; one slash at its end changes nothing.
     """
-    return WIRES.get(path.rstrip("/") or "/")
+    return WIRES.get(path.removesuffix("/") or "/")

@@ -7,12 +7,16 @@ and sends what it replies; so every protocol can be tested, moved between proces
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from defi_platform.serve.observation_keys import ObservationKeys
+from defi_platform.serve.refusals import BusyError, DeadlineError, PolicyFailure, Refusal
+from defi_platform.serve.sessions.options import SessionOptions
 
 if TYPE_CHECKING:
     from defi_platform.serve.inference.service import ActionService
-    from defi_platform.serve.refusals import Refusal
 
 POLICY_VIOLATION, TOO_BIG, SERVICE_RESTART, TRY_AGAIN_LATER = 1008, 1009, 1012, 1013
 """Close codes (RFC 6455 and its registry): a client that breaks the protocol or may not come in; a message over the
@@ -30,7 +34,7 @@ class ClientInfo:
     path: str = "/"
     """The path of its handshake, without the query."""
     query: str = ""
-    """The query of its handshake: options of the session (`serve.sessions.session.options`)."""
+    """The query of its handshake: options of the session (`SessionOptions.with_query`)."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,38 @@ class Reply:
     moves together with the message, which is answered there first; where it cannot move, it is closed with 1012."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WireSettings:
+    """What the operator of a server says about its dialogues."""
+
+    session: SessionOptions = field(default_factory=SessionOptions)
+    """How sessions answer; a client may change it in the query of its address."""
+    keys: ObservationKeys | None = None
+    """Where an observation's parts are in a message; None: where the protocol says."""
+    actions: Mapping[str, int] = field(default_factory=dict)
+    """Names of an action's parts and their sizes, in order, for XPolicyLab; empty: an action is one array."""
+
+
 class Wire(ABC):
     """One client's dialogue in one protocol. Messages come one at a time, on the loop of the service."""
 
-    def __init__(self, service: ActionService, client: ClientInfo) -> None:
+    def __init__(
+        self, service: ActionService, client: ClientInfo, settings: WireSettings | None = None
+    ) -> None:
         """Prepares a dialogue.
 
         Args:
             service: answers observations.
             client: at the other end.
+            settings: of the server; the defaults when None.
+
+        Raises:
+            OptionError: the query of the client's address holds an option without a usable value.
         """
         self.service = service
         self.client = client
+        self.settings = settings or WireSettings()
+        self.options = self.settings.session.with_query(client.query)
         self.leaving = False
         """Set by the holder of the socket while the socket waits for the end of its episode to move to a successor."""
 
@@ -73,8 +97,18 @@ class Wire(ABC):
             message: binary or text, as it came.
         """
 
+    def refused(self, refusal: Refusal) -> Reply:
+        """`refuse`, counted where the service has not counted it.
+
+        Args:
+            refusal: why.
+        """
+        if not isinstance(refusal, BusyError | DeadlineError | PolicyFailure):
+            self.service.count(refusal)
+        return self.refuse(refusal)
+
     def refuse(self, refusal: Refusal) -> Reply:
-        """The words for a message that was not even decoded; a text message unless a protocol has a form of its own.
+        """The words for a message that gets no actions; a text message unless a protocol has a form of its own.
 
         Args:
             refusal: why.
