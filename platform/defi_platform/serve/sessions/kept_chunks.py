@@ -51,7 +51,7 @@ class KeptChunks:
         start, newest = self._chunks[-1]
         if self._step - start >= min(self._open_loop, len(newest)):
             return None
-        said = [
+        said: list[NDArray[np.float32]] = [
             actions[self._step - begun]
             for begun, actions in self._chunks
             if 0 <= self._step - begun < len(actions)
