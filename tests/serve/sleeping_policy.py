@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from defi_platform.config import LimitsConfig, SecurityConfig
 from defi_platform.serve.connections.server import SocketServer
 from defi_platform.serve.inference.service import ActionService
 from defi_platform.serve.observation import Answer, Observation, PolicySpec
+from defi_platform.serve.refusals import Refusal
 
 SPEC = PolicySpec(
     policy="sleeping",
@@ -33,9 +35,13 @@ class SleepingService:
     def __init__(self, sleep_s: float = 0.0, digest: str = "d0") -> None:
         self.spec, self.digest, self.sleep_s = SPEC, digest, sleep_s
         self.asked, self.given_up, self.chunk = 0, 0, 2
+        self.refusals: Counter[str] = Counter()
 
     def metadata(self) -> dict[str, Any]:
         return {**SPEC.metadata(), "policy_digest": self.digest}
+
+    def count(self, refusal: Refusal) -> None:
+        self.refusals[refusal.reason] += 1
 
     async def act(self, observation: Observation, **options: Any) -> Answer:
         self.asked += 1

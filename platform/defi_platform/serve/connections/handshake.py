@@ -14,6 +14,7 @@ from defi_platform.serve.connections.shared import SharedState
 from defi_platform.serve.connections.websocket import WebSocketConnection
 from defi_platform.serve.protocols.routes import WIRES, wire_class
 from defi_platform.serve.protocols.wire import TRY_AGAIN_LATER, ClientInfo
+from defi_platform.serve.refusals import Refusal
 
 
 def open_websocket(
@@ -51,9 +52,12 @@ def open_websocket(
         transport.close()
         return
     client = ClientInfo(_address(transport), name, path, query)
-    websocket = WebSocketConnection(
-        shared, wire(shared.service, client), shared.access.bucket(name, client.address)
-    )
+    try:
+        dialogue = wire(shared.service, client, shared.wires)
+    except Refusal as refusal:
+        _refuse(shared, transport, 400, str(refusal))
+        return
+    websocket = WebSocketConnection(shared, dialogue, shared.access.bucket(name, client.address))
     full = len(shared.websockets) >= shared.max_connections
     websocket.connection_made(transport)
     transport.set_protocol(websocket)
@@ -71,7 +75,7 @@ def open_websocket(
 
 def _refuse(shared: SharedState, transport: asyncio.Transport, status: int, words: str) -> None:
     shared.counts[f"refused_{status}"] += 1
-    phrase = {401: "Unauthorized", 403: "Forbidden", 404: "Not Found"}[status]
+    phrase = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found"}[status]
     body = f"{words}\n".encode()
     headers = Headers([("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
     headers["Connection"] = "close"

@@ -21,7 +21,7 @@ from defi_platform.serve.connections.shared import HandOver, Leave, SharedState
 from defi_platform.serve.connections.tls import server_context
 from defi_platform.serve.connections.websocket import GOING_AWAY, WebSocketConnection, client_of
 from defi_platform.serve.protocols.routes import wire_class
-from defi_platform.serve.protocols.wire import SERVICE_RESTART
+from defi_platform.serve.protocols.wire import SERVICE_RESTART, WireSettings
 
 if TYPE_CHECKING:
     from defi_platform.serve.inference.service import ActionService
@@ -53,6 +53,7 @@ class SocketServer:
         limits: LimitsConfig,
         security: SecurityConfig,
         max_connections: int = 1000,
+        wires: WireSettings | None = None,
     ) -> None:
         """Reads tokens and certificate; `start` does the rest.
 
@@ -62,13 +63,14 @@ class SocketServer:
             limits: of each socket and of all.
             security: tokens, TLS and rate.
             max_connections: open websockets.
+            wires: of their dialogues; the defaults when None.
 
         Raises:
             ConfigError: the tokens file or the certificate does not fit.
         """
         access = Access(security)
         self._tls = server_context(security.tls_cert, security.tls_key)
-        self._shared = SharedState(service, limits, access, max_connections)
+        self._shared = SharedState(service, limits, access, max_connections, wires)
         self._shared.readopt = self._readopt
         self._config = uvicorn_config(GuardedApp(app, access, self._shared.max_message_bytes))
         self._state = ServerState()
@@ -216,7 +218,7 @@ class SocketServer:
             log.error("a websocket came with the unknown path %s", client.path)
             sock.close()
             return
-        wire = kind(shared.service, client)
+        wire = kind(shared.service, client, shared.wires)
         wire.resume(state["wire"])
         websocket = WebSocketConnection(shared, wire, shared.access.bucket(client.name, client.address))
         await self.loop.connect_accepted_socket(lambda: websocket, sock)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from defi_platform.config import LimitsConfig
 from defi_platform.serve.connections.access import Access
-from defi_platform.serve.protocols.wire import TRY_AGAIN_LATER
+from defi_platform.serve.protocols.wire import TRY_AGAIN_LATER, WireSettings
 
 if TYPE_CHECKING:
     from defi_platform.serve.connections.http_connection import HttpConnection
@@ -43,7 +43,12 @@ class SharedState:
     """The sockets of one replica and what they have in common. Used on the loop only, but for its counts."""
 
     def __init__(
-        self, service: ActionService, limits: LimitsConfig, access: Access, max_connections: int
+        self,
+        service: ActionService,
+        limits: LimitsConfig,
+        access: Access,
+        max_connections: int,
+        wires: WireSettings | None = None,
     ) -> None:
         """Prepares for sockets.
 
@@ -52,7 +57,9 @@ class SharedState:
             limits: of each and of all.
             access: who may come in.
             max_connections: open websockets; the next client is turned away.
+            wires: of their dialogues; the defaults when None.
         """
+        self.wires = wires
         self.service = service
         self.limits = limits
         self.access = access
