@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
+from websockets.frames import Frame, Opcode
 
 from defi_platform.config import LimitsConfig, SecurityConfig
 from defi_platform.serve.connections.server import SocketServer
@@ -84,7 +86,7 @@ class Place:
     def stop(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
-        self.server.close("the test is over", timeout_s=1)
+        self.server.close("the test is over", timeout_s=0.2)
 
 
 def replica(service: SleepingService, **settings: Any) -> SocketServer:
@@ -115,3 +117,33 @@ def observation(seed: int, size: int = 8) -> dict[str, Any]:
     """What `SPEC` takes; the answer's actions are all `seed`."""
     image = np.zeros((size, size, 3), np.uint8)
     return {"observation/images/front": image, "prompt": "open the drawer", "seed": seed}
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def raw(place: Place, path: str = "/") -> socket.socket:
+    """A TCP connection after its handshake and greeting, to send what no client would."""
+    sock = socket.create_connection(("127.0.0.1", place.port))
+    sock.sendall(
+        f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n".encode()
+    )
+    received = b""
+    while b"\r\n\r\n" not in received or len(received.partition(b"\r\n\r\n")[2]) < 4:
+        received += sock.recv(65536)
+    assert received.startswith(b"HTTP/1.1 101")
+    time.sleep(0.02)  # the rest of the greeting
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        sock.recv(65536)
+    sock.settimeout(10)
+    return sock
+
+
+def frame(data: bytes, opcode: Opcode = Opcode.BINARY, fin: bool = True) -> bytes:
+    return Frame(opcode, data, fin).serialize(mask=True)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import struct
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import websockets.asyncio.client
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from sleeping_policy import Place, observation, serving
+from sleeping_policy import Place, frame, observation, raw, serving, until
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import Frame, Opcode
+from websockets.frames import Opcode
 from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 from websockets.uri import parse_uri
@@ -29,36 +27,6 @@ def client(place: Place, path: str = "/") -> ClientConnection:
     websocket = connect(place.url + path, compression=None, max_size=None, proxy=None)
     websocket.recv()
     return websocket
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.005)
-
-
-def raw(place: Place, path: str = "/") -> socket.socket:
-    """A TCP connection after its handshake and greeting, to send what no client would."""
-    sock = socket.create_connection(("127.0.0.1", place.port))
-    sock.sendall(
-        f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n".encode()
-    )
-    received = b""
-    while b"\r\n\r\n" not in received or len(received.partition(b"\r\n\r\n")[2]) < 4:
-        received += sock.recv(65536)
-    assert received.startswith(b"HTTP/1.1 101")
-    time.sleep(0.02)  # the rest of the greeting
-    sock.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        sock.recv(65536)
-    sock.settimeout(10)
-    return sock
-
-
-def frame(data: bytes, opcode: Opcode = Opcode.BINARY, fin: bool = True) -> bytes:
-    return Frame(opcode, data, fin).serialize(mask=True)
 
 
 def close_code(sock: socket.socket) -> tuple[int, str]:

@@ -32,6 +32,8 @@ CHECK_S = 0.5
 """Seconds between two looks at which sockets have taken too long."""
 HTTP_ROOM = 256
 """Sockets beside `max_connections` that are not websockets: handshakes and HTTP."""
+TLS_SHUTDOWN_S = 2.0
+"""Seconds from the end of a connection until a client that does not say goodbye in TLS is cut off."""
 RECONNECT = "this replica is leaving: connect again, another one answers"
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 """A robot that lost power or its network is noticed within a minute."""
@@ -208,6 +210,7 @@ class SocketServer:
             sock,
             ssl=self._tls,
             ssl_handshake_timeout=handshake,
+            ssl_shutdown_timeout=None if self._tls is None else TLS_SHUTDOWN_S,
         )
 
     async def _resume(self, sock: socket.socket, state: dict[str, Any], leave: Leave | None) -> None:
