@@ -105,11 +105,6 @@ def check_choice(choice: Sequence[Any], key: str) -> None:
         _parsed(item, f"{key}[{number}]")
 
 
-def width_of_choice(choice: Sequence[Any], key: str) -> int:
-    """Numbers that come out of a choice of entries. Args: as `check_choice`. Raises: ConfigurationError."""
-    return sum(2 if _parsed(item, f"{key}[{n}]")[1] == "sin_cos" else 1 for n, item in enumerate(choice))
-
-
 def chosen_layout(
     choice: Sequence[Any], raw_dim: int, names: Sequence[str], centres: Sequence[float], key: str
 ) -> StateLayout:

@@ -17,7 +17,7 @@ from corpora import numbers_of, spoil, write_lerobot
 
 from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.ingest.pipeline import ingest
-from defi_platform.data.loader.robot_signals import SignalReader, dimensions, state_layout, statistics
+from defi_platform.data.loader.robot_signals import SignalReader, state_layout, statistics
 from defi_platform.data.loader.sample_decoder import SampleDecoder
 from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.manifest.table import Manifest
@@ -35,6 +35,12 @@ Rows = dict[str, list[Any]]
 def configured(tmp_path: Path) -> DataConfig:
     corpora = {"c": CorpusConfig(path=str(tmp_path / "c"))}
     return DataConfig(corpora=corpora, manifest=str(tmp_path / "m"), holdout=0.0)
+
+
+def dimensions(plan: Plan) -> tuple[int, int]:
+    """(A, P) of the plan's first episode."""
+    signals = SignalReader(plan.states).of_row(plan.manifest, int(plan.first_rows()[0]))
+    return signals.actions.shape[1], 0 if signals.proprio is None else signals.proprio.shape[1]
 
 
 def edited(root: Path, edit: Callable[[Rows], None]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from defi_models.errors import ConfigurationError
 from defi_models.inputs.action_contract import ActionContract
-from defi_models.inputs.state_layout import StateLayout, chosen_layout, width_of_choice
+from defi_models.inputs.state_layout import StateLayout, chosen_layout
 
 NAMES = ("x", "y", "roll", "gripper")
 
@@ -68,7 +68,7 @@ def test_names_need_a_corpus_that_gives_some() -> None:
 
 def test_the_layout_travels_with_the_contract() -> None:
     chosen = layout("x", {"name": "roll", "angle": "unwrap"})
-    assert width_of_choice(["x", {"index": 2, "angle": "sin_cos"}], "k") == 3
+    assert layout("x", {"index": 2, "angle": "sin_cos"}).width == 3
     contract = ActionContract(names=("a",), state=chosen)
     assert ActionContract.from_mapping(contract.as_mapping()) == contract
     without = {name: value for name, value in contract.as_mapping().items() if name != "state"}

@@ -139,15 +139,6 @@ def statistics(plan: Plan) -> dict[str, Statistics]:
     return found
 
 
-def dimensions(plan: Plan) -> tuple[int, int]:
-    """Reads (A, P) of the corpora that `plan` draws from; P is 0 without proprioception.
-
-    Raises: CorpusError when no episode has actions.
-    """
-    signals = next(_episodes_of(plan))
-    return signals.actions.shape[1], 0 if signals.proprio is None else signals.proprio.shape[1]
-
-
 def _episodes_of(plan: Plan) -> Iterator[Signals]:
     rows = plan.first_rows()
     if not len(rows):

@@ -71,6 +71,12 @@ class ClipRule(_Drawing):
             if value is not None and value < 1:
                 raise ConfigError(f"sampling.{name} is {value}; at least 1 frame is needed.")
 
+    def __str__(self) -> str:
+        if self.stride is not None:
+            return f"a clip of {self.frames} frames, every {self.stride}th"
+        reach = "the whole video" if self.span_s is None else f"{self.span_s:g} s"
+        return f"a clip of {self.frames} frames over {reach}"
+
     @classmethod
     def of(cls, data: DataConfig) -> ClipRule:
         """The rule that a data configuration asks for."""
@@ -159,6 +165,9 @@ class PairRule(_Drawing):
         super().__post_init__()
         _check_seconds(self.field, self.interval_s)
 
+    def __str__(self) -> str:
+        return f"a pair of frames {self.interval_s:g} s apart"
+
     @classmethod
     def of(cls, data: DataConfig) -> PairRule:
         """The rule that a data configuration asks for."""
@@ -228,6 +237,9 @@ class ChunkRule(_Drawing):
         super().__post_init__()
         if self.chunk < 1:
             raise ConfigError(f"{self.field} is {self.chunk}; at least 1 action is needed.")
+
+    def __str__(self) -> str:
+        return f"a chunk of {self.chunk} actions"
 
     def min_frames(self, fps: np.ndarray) -> np.ndarray:
         """Fewest frames that a video must have, int (N,); `fps`: (N,), of each video."""
