@@ -6,7 +6,7 @@ key of images stands for the name of a camera of the policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,6 +31,15 @@ class ObservationKeys:
     def camera(self, name: str) -> str:
         """The key of a camera's image."""
         return self.cameras.get(name) or self.images.replace(CAMERA, name)
+
+    def described(self, cameras: Sequence[str]) -> dict[str, Any]:
+        """The keys that a client fills, as plain values: images by camera, state, prompt.
+
+        Args:
+            cameras: of the policy; its one unnamed camera may be sent under any name and is shown as "image".
+        """
+        images = {camera: self.camera("image" if camera == "*" else camera) for camera in cameras}
+        return {"images": images | dict(self.cameras), "state": list(self.state), "prompt": self.prompt}
 
     def images_in(self, message: Mapping[Any, Any]) -> list[str]:
         """Keys of the images that a message holds, sorted; values that cannot be images only where nothing else fits.

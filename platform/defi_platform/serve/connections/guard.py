@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from defi_platform.serve.connections.access import Access, AccessError
+from defi_platform.serve.http import pages
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -14,8 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = ("/healthz", "/livez")
-"""Answered without a token: whoever restarts servers has none."""
+OPEN_PATHS = ("/healthz", "/livez", *pages.PATHS)
+"""Answered without a token: whoever restarts servers has none, and a browser has none before it shows the page."""
 
 MAX_DISCARDED_BYTES = 256 * 2**20
 """Of a body that is too large; within `limits.message_timeout_s`."""

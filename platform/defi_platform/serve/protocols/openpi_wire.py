@@ -89,10 +89,19 @@ class OpenpiWire(Wire):
         self.session.resume(state)
 
     async def _answer_batch(self, frame: dict[Any, Any]) -> Reply:
-        observations = frame[BATCH_KEY]
-        if not isinstance(observations, list) or not 0 < len(observations) <= MAX_BATCH or len(frame) > 1:
-            raise ObservationError(
-                f"a batch is a map of the one key '{BATCH_KEY}' to a list of 1 to {MAX_BATCH} observations."
-            )
-        answers = await self.session.answer_batch(observations)
+        answers = await self.session.answer_batch(batch_of(frame))
         return Reply(openpi.pack({BATCH_KEY: [answer.reply(self.service.digest) for answer in answers]}))
+
+
+def batch_of(frame: dict[Any, Any]) -> list[Any]:
+    """The observations of a batch frame.
+
+    Raises:
+        ObservationError: it is not a map of the one key "batch" to a list of 1 to `MAX_BATCH`.
+    """
+    observations = frame[BATCH_KEY]
+    if not isinstance(observations, list) or not 0 < len(observations) <= MAX_BATCH or len(frame) > 1:
+        raise ObservationError(
+            f"a batch is a map of the one key '{BATCH_KEY}' to a list of 1 to {MAX_BATCH} observations."
+        )
+    return observations

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,7 @@ class Session:
         keys: ObservationKeys,
         *,
         answers: str,
+        client: Hashable | None = None,
     ) -> None:
         """Begins without an episode.
 
@@ -86,10 +87,11 @@ class Session:
             options: of the session.
             keys: where an observation's parts are in a message.
             answers: "chunk" or "step", where the options leave it open.
+            client: whose it is, where one client has many short sessions.
         """
         self.service = service
         self.keys = keys
-        self._number = next(_numbers)
+        self._client: Hashable = next(_numbers) if client is None else client
         self.steps = (options.answers or answers) == STEP
         """One action with each answer."""
         said = service.spec.action.get("execute_steps")
@@ -152,7 +154,7 @@ class Session:
             return SessionAnswer(action, self._chunk_seed, self._timing(arrived))
         seed = self._next_seed()
         observation = await self._read(message, seed)
-        answer = await self.service.act(observation, session=self._number, **_limits(message))
+        answer = await self.service.act(observation, session=self._client, **_limits(message))
         self._inferences += 1
         self.observed = True
         actions, place = answer.actions, {}
@@ -192,7 +194,7 @@ class Session:
                 raise ObservationError(f"batch[{place}]: {error}") from error
             self._inferences += 1
         tasks = [
-            asyncio.ensure_future(self.service.act(seen, session=(self._number, place), **limits))
+            asyncio.ensure_future(self.service.act(seen, session=(self._client, place), **limits))
             for place, (seen, limits) in enumerate(observations)
         ]
         try:

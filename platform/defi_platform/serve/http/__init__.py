@@ -1,0 +1,1 @@
+"""Plain HTTP: one observation a request, health, metadata, and pages for people."""
