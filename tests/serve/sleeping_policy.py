@@ -81,7 +81,8 @@ class Place:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                self.server.adopt(self._listening.accept()[0])
+                accepted, _ = self._listening.accept()
+                self.server.adopt(accepted)
 
     def stop(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)

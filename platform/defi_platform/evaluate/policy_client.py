@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 from websockets.sync.client import ClientConnection, connect
 
 from defi_platform.errors import ConfigError, ServeError, one_line
@@ -20,12 +23,46 @@ RECONNECT_S = 30.0
 """Seconds of attempts to reach a lost server: about the time a replica takes to come back."""
 
 
+LONGEST_WAIT_S = 5.0
+"""Seconds that a busy server may ask a client to wait."""
+FINAL_CLOSE_CODES = (1002, 1003, 1007, 1008, 1009)
+"""The server has closed because of the message: it would close again. Other codes (1001 and 1006 a server that ends,
+1011 its failure, 1012 a replica that leaves, 1013 no room) pass."""
+
+_RETRY_AFTER = re.compile(r"retry after (\d+(?:\.\d+)?) s")
+
+
 class ServeUnreachableError(ServeError):
     """Nobody answers at the address; trying again later may help."""
 
 
-CONNECTION_LOST = (ConnectionClosed, TimeoutError, ServeUnreachableError)
-"""Errors after which an observation is sent again over a new connection."""
+class ServeBusyError(ServeError):
+    """The server has no time for an observation now, and says when it may have."""
+
+    def __init__(self, words: str, retry_after_s: float) -> None:
+        super().__init__(words)
+        self.retry_after_s = retry_after_s
+
+
+TRANSIENT = (ConnectionClosed, TimeoutError, ServeUnreachableError, ServeBusyError)
+"""Errors after which an observation may be sent again."""
+
+
+def read_token(path: str | None) -> str | None:
+    """The token in a file; None without a file.
+
+    Raises:
+        ConfigError: the file is absent or holds something else than one token.
+    """
+    if path is None:
+        return None
+    try:
+        words = Path(path).read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"token_file {path}: {getattr(error, 'strerror', None) or error}.") from error
+    if len(words) != 1:
+        raise ConfigError(f"token_file {path} holds {len(words)} words; write the token and nothing else.")
+    return words[0]
 
 
 class PolicyClient:
@@ -35,21 +72,25 @@ class PolicyClient:
     one: an answer depends on the observation and its seed alone, so asking twice changes nothing.
     """
 
-    def __init__(self, url: str, reconnect_s: float = RECONNECT_S):
+    def __init__(self, url: str, reconnect_s: float = RECONNECT_S, token: str | None = None):
         """Connects and reads the greeting.
 
         Args:
-            url: ws://host:port.
+            url: ws://host:port, or wss:// for TLS.
             reconnect_s: seconds of reconnection attempts after a connection is lost.
+            token: that the server asks for (`security.tokens`).
 
         Raises:
-            ConfigError: the url is malformed.
+            ConfigError: the url is malformed, or the server asks for another token.
             ServeError: nobody answers there.
         """
         self.url = url
         self._reconnect_s = reconnect_s
+        self._headers = {"Authorization": f"Api-Key {token}"} if token else None
         self._socket: ClientConnection | None = None
         self._open = contextlib.ExitStack()
+        self.reconnections = 0
+        """Connections after the first."""
         self.metadata = self._connect()
         """The server's greeting."""
 
@@ -69,17 +110,26 @@ class PolicyClient:
 
         def ask() -> tuple[NDArray[np.float32], dict[str, Any]]:
             try:
-                if self._socket is None:
-                    self._connect()
                 return self._ask(message)
-            except CONNECTION_LOST:
-                self.close()
+            except TRANSIENT as error:
+                if not isinstance(error, ServeBusyError):
+                    self.close()
                 raise
 
-        policy = RetryPolicy(timeout_s=self._reconnect_s, first_pause_s=0.5, max_pause_s=0.5)
+        def wait_if_busy(error: Exception) -> None:
+            if isinstance(error, ServeBusyError):
+                time.sleep(min(error.retry_after_s, LONGEST_WAIT_S))
+
+        policy = RetryPolicy(timeout_s=self._reconnect_s, first_pause_s=0.05, max_pause_s=0.5)
         try:
-            return retry(ask, policy, is_transient=lambda error: isinstance(error, CONNECTION_LOST))
-        except CONNECTION_LOST as error:
+            return retry(ask, policy, is_transient=_may_pass, before_retry=wait_if_busy)
+        except ServeBusyError:
+            raise
+        except TRANSIENT as error:
+            if not _may_pass(error):
+                raise ServeError(
+                    f"the policy server at {self.url} refused an observation: {one_line(error)}."
+                ) from error
             raise ServeError(
                 f"the policy server at {self.url} stopped answering: {one_line(error)}. "
                 "Start it again, then run the same command: finished episodes are kept."
@@ -97,10 +147,16 @@ class PolicyClient:
         self.close()
 
     def _ask(self, message: bytes) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        if self._socket is None:
+            self._connect()
+            self.reconnections += 1
         assert self._socket is not None
         self._socket.send(message)
         reply = self._socket.recv(timeout=ANSWER_TIMEOUT_S)
         if isinstance(reply, str):
+            if retry_after := _RETRY_AFTER.search(reply):
+                words = f"the policy server at {self.url} is busy: {reply}"
+                raise ServeBusyError(words, float(retry_after[1]))
             raise ServeError(f"the policy server at {self.url} refused an observation: {reply}")
         answer = self._decoded(reply)
         actions = answer.get("actions")
@@ -118,7 +174,13 @@ class PolicyClient:
             # No pings: a server busy with one forward pass for long is not a lost one.
             self._socket = self._open.enter_context(
                 connect(
-                    self.url, compression=None, max_size=None, proxy=None, ping_interval=None, open_timeout=10
+                    self.url,
+                    compression=None,
+                    max_size=None,
+                    proxy=None,
+                    ping_interval=None,
+                    open_timeout=10,
+                    additional_headers=self._headers,
                 )
             )
             return self._decoded(self._socket.recv(timeout=ANSWER_TIMEOUT_S))
@@ -128,8 +190,16 @@ class PolicyClient:
             ) from error
         except (OSError, InvalidHandshake, ConnectionClosed, TimeoutError) as error:
             self.close()
+            words = one_line(error)
+            if isinstance(error, InvalidStatus):
+                words += f" ({error.response.body.decode(errors='replace').strip()[:200]})"
+                if error.response.status_code == 401:
+                    raise ConfigError(
+                        f"the policy server at {self.url} asks for a token that it knows: {words}. Write it into a file and "
+                        "set token_file."
+                    ) from error
             raise ServeUnreachableError(
-                f"no policy server answers at {self.url}: {one_line(error)}. "
+                f"no policy server answers at {self.url}: {words}. "
                 "Start one with `python jobs/serve_policy.py policy=FOLDER`, or leave out url to have it started."
             ) from error
 
@@ -143,6 +213,12 @@ class PolicyClient:
         if not isinstance(message, dict):
             raise ServeError(f"what answers at {self.url} does not speak openpi's protocol: {data!r:.100}")
         return message
+
+
+def _may_pass(error: Exception) -> bool:
+    if isinstance(error, ConnectionClosed):
+        return error.rcvd is None or error.rcvd.code not in FINAL_CLOSE_CODES
+    return isinstance(error, TRANSIENT)
 
 
 def check_metadata(

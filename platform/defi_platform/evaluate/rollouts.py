@@ -25,7 +25,7 @@ from defi_platform.evaluate.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
 from defi_platform.evaluate.confidence import Rate, latency_quantiles, wilson
-from defi_platform.evaluate.policy_client import PolicyClient, check_metadata
+from defi_platform.evaluate.policy_client import PolicyClient, check_metadata, read_token
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
 from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
 from defi_platform.evaluate.success_table import success_lines
@@ -127,7 +127,7 @@ def _policy(config: EvaluateConfig, missing: list[Rollout]) -> Iterator[tuple[st
         yield "", {}
         return
     if config.url:
-        with PolicyClient(config.url, reconnect_s=0) as client:
+        with PolicyClient(config.url, reconnect_s=0, token=read_token(config.token_file)) as client:
             metadata = client.metadata
         _check_fits(config, metadata, config.url)
         yield config.url, metadata
@@ -226,7 +226,7 @@ def _rate(rows: list[dict[str, Any]]) -> Rate:
 
 def _settings(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that decide an episode's outcome besides (arm, task, seed), the policy's content included."""
-    not_deciding = ("ray", "serve", "workers", "output", "tasks", "arms", "episodes_per_task")
+    not_deciding = ("ray", "serve", "token_file", "workers", "output", "tasks", "arms", "episodes_per_task")
     settings = {key: value for key, value in to_mapping(config).items() if key not in not_deciding}
     if "policy" in config.arms and not config.url:
         folder = storage.absolute(config.serve.policy)

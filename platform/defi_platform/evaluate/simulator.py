@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from defi_platform.config import EvaluateConfig
 from defi_platform.data.writers.h264 import encode_h264
 from defi_platform.evaluate.benchmarks import metaworld
-from defi_platform.evaluate.policy_client import PolicyClient
+from defi_platform.evaluate.policy_client import PolicyClient, read_token
 
 ARMS = ("policy", "random", "expert")
 """The policies that can be put to the test."""
@@ -101,7 +101,7 @@ class Simulator:
         if rollout.arm == "expert":
             return _Expert()
         if self._client is None:
-            self._client = PolicyClient(self._url)
+            self._client = PolicyClient(self._url, token=read_token(self._config.token_file))
         # Without a setting of its own, the evaluation does as the policy says that robots should.
         asked = self._config.execute_steps or self._client.metadata.get("action", {}).get("execute_steps")
         return _ServedPolicy(self._client, rollout, self._config.camera, asked)

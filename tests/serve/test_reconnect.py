@@ -1,0 +1,64 @@
+"""Our own client: what it does by itself when a replica leaves, is busy, or does not want it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sleeping_policy import SleepingService, observation, replica, serving, until
+
+from defi_platform.errors import ConfigError, ServeError
+from defi_platform.evaluate import policy_client
+from defi_platform.evaluate.policy_client import PolicyClient, read_token
+
+
+def test_it_connects_again_when_its_replica_leaves_and_loses_no_answer() -> None:
+    with serving() as place, PolicyClient(place.url) as client:
+        assert client.infer(observation(1))[0][0, 0] == 1
+        leaving, successor = place.server, replica(SleepingService(digest="d1"))
+        place.server = successor
+        leaving.move(None, "answers", lambda sock, state: False)
+        until(lambda: leaving.load()["sockets"] == 0, "the close with 1012")
+        actions, answer = client.infer(observation(2))
+        assert actions[0, 0] == 2 and answer["policy_digest"] == "d1" and client.reconnections == 1
+        leaving.close("the test is over", timeout_s=0.2)
+
+
+def test_it_waits_while_the_server_is_full_or_too_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(policy_client.time, "sleep", waits.append)
+    with serving(rate=4.0) as place, PolicyClient(place.url) as client:
+        for n in range(4):
+            client.infer(observation(n))
+        event = threading.Event()
+        monkeypatch.setattr(policy_client.time, "sleep", lambda s: waits.append(s) or event.wait(s))
+        assert client.infer(observation(9))[0][0, 0] == 9
+        assert client.reconnections == 0 and 0 < max(waits) < 0.3
+
+
+def test_a_message_that_is_refused_for_good_is_not_sent_again() -> None:
+    with serving(max_message_mib=1) as place, PolicyClient(place.url) as client:
+        with pytest.raises(ServeError, match=r"refused an observation: .*1009.*send smaller images"):
+            client.infer({"observation/images/front": np.zeros((1000, 1000, 3), np.uint8), "prompt": "x"})
+        assert client.reconnections == 0
+        assert client.infer(observation(1))[0][0, 0] == 1
+
+
+def test_its_token_is_read_from_a_file_and_a_wrong_one_is_one_clear_error(tmp_path: Path) -> None:
+    token = "robot-" + "a" * 20
+    (tmp_path / "tokens").write_text(f"evaluation: {token}\n")
+    (tmp_path / "mine").write_text(f"{token}\n")
+    with serving(tokens=str(tmp_path / "tokens")) as place:
+        with PolicyClient(place.url, token=read_token(str(tmp_path / "mine"))) as client:
+            assert client.infer(observation(1))[0][0, 0] == 1
+        with pytest.raises(ConfigError, match=r"asks for a token that it knows.*set token_file") as caught:
+            PolicyClient(place.url, token="b" * 20)
+        assert "bbb" not in str(caught.value)
+    assert read_token(None) is None
+    with pytest.raises(ConfigError, match="No such file"):
+        read_token(str(tmp_path / "absent"))
+    (tmp_path / "mine").write_text("two words")
+    with pytest.raises(ConfigError, match="holds 2 words"):
+        read_token(str(tmp_path / "mine"))
