@@ -256,11 +256,18 @@ class DeFIPolicy(ModelFolder, nn.Module):
         """Gradient checkpointing: less memory, one more forward pass."""
         set_recompute(self, enabled)
 
-    def compile_parts(self, **options: Any) -> None:
-        """`torch.compile` of GFDM's feature pass, Video-Former, GIDM's blocks and the action head, in place.
+    def hold_texts(self, capacity: int) -> None:
+        """Sets how many texts' features each text encoder keeps."""
+        for encoder in (self.gfdm.text_encoder, self.gidm_text):
+            encoder.cache.capacity = capacity
 
-        Options are those of torch.compile, e.g. mode="reduce-overhead" on a GPU.
-        """
+    def pad_texts(self) -> None:
+        """Gives the states of all texts one length: then the shapes of a pass depend on the batch size alone."""
+        if isinstance(self.gidm_text, T5Text):  # the other encoders always do
+            self.gidm_text.pad_to_max = True
+
+    def compile_parts(self, **options: Any) -> None:
+        """`torch.compile`, with its options, of GFDM's feature pass, Video-Former, GIDM's blocks and the action head."""
         self.gfdm.compile_parts(**options)
         self.adapter.video_former.compile(**options)
         self.adapter.latent_actions.compile_blocks(**options)

@@ -73,7 +73,8 @@ class ClipText(Frozen):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self._cache = TextCache()
+        self.cache = TextCache()
+        """Features by string; its capacity may be changed."""
         if model is None:
             clip = CLIPTextConfig(**{name: getattr(config, name) for name in _SHARED_FIELDS})
             clip._attn_implementation = "sdpa"
@@ -106,7 +107,7 @@ class ClipText(Frozen):
         return torch.stack([row[2] for row in self._encoded(texts)])
 
     def _encoded(self, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:
-        return self._cache.get(texts, self.device, self.dtype, self._encode)
+        return self.cache.get(texts, self.device, self.dtype, self._encode)
 
     def _encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
         tokenizer = require_tokenizer(self.tokenizer, "CLIP text encoder")

@@ -44,7 +44,8 @@ class HashedText(Float32Constants):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self._cache = TextCache()
+        self.cache = TextCache()
+        """Features by string; its capacity may be changed."""
         self.register_buffer("anchor", torch.zeros(()), persistent=False)  # carries the device
 
     @torch.no_grad()
@@ -59,7 +60,7 @@ class HashedText(Float32Constants):
         return torch.stack([row[2] for row in self._encoded(texts)])
 
     def _encoded(self, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:
-        return self._cache.get(texts, self.anchor.device, torch.float32, self._encode)
+        return self.cache.get(texts, self.anchor.device, torch.float32, self._encode)
 
     def _encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
         config = self.config

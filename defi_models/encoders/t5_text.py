@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from defi_models.encoders.frozen import Frozen
@@ -62,7 +63,10 @@ class T5Text(Frozen):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self._cache = TextCache()
+        self.cache = TextCache()
+        """Features by string; its capacity may be changed."""
+        self.pad_to_max = False
+        """Whether states have `max_tokens` positions, whatever the texts; else as many as the longest of the batch."""
         if model is None:
             t5 = T5Config(**{name: getattr(config, name) for name in _SHARED_FIELDS}, use_cache=False)
             t5._attn_implementation = "sdpa"
@@ -85,10 +89,13 @@ class T5Text(Frozen):
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
-        """Last hidden states (B, S, d_model) of B strings, S the longest of the batch, and their mask."""
-        rows = self._cache.get(texts, self.device, self.dtype, self._encode)
+        """Last hidden states (B, S, d_model) of B strings and their mask; S: see `pad_to_max`."""
+        rows = self.cache.get(texts, self.device, self.dtype, self._encode)
         states = pad_sequence([row[0] for row in rows], batch_first=True)
         mask = pad_sequence([row[1] for row in rows], batch_first=True)
+        if self.pad_to_max:
+            missing = self.config.max_tokens - states.shape[1]
+            states, mask = pad(states, (0, 0, 0, missing)), pad(mask, (0, missing))
         return TextStates(states, mask)
 
     def _encode(self, texts: list[str]) -> list[tuple[torch.Tensor, ...]]:

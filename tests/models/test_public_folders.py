@@ -98,6 +98,19 @@ def test_a_gidm_with_dino_and_t5_saves_and_loads_with_its_tokenizer(public: Path
     assert torch.equal(loaded(batch)["loss"], model(batch)["loss"])
 
 
+def test_t5_states_of_one_length_are_the_same_states_with_padding(public: Path) -> None:
+    encoder = T5Text.from_folder(public / "t5", max_tokens=9)
+    short = encoder.states(["open", "open the drawer"])
+    encoder.pad_to_max = True
+    padded = encoder.states(["open", "open the drawer"])
+    length = short.states.shape[1]
+    assert padded.states.shape[:2] == padded.mask.shape == (2, 9) and length < 9
+    assert torch.equal(padded.states[:, :length], short.states) and torch.equal(
+        padded.mask[:, :length], short.mask
+    )
+    assert not padded.mask[:, length:].any()
+
+
 def test_a_backbone_without_a_tokenizer_says_so_when_text_is_encoded(public: Path) -> None:
     encoder = T5Text(T5Text.from_folder(public / "t5").config)
     with pytest.raises(ModelFolderError, match="has no tokenizer"):

@@ -13,6 +13,7 @@ import pytest
 from virtual_time import numbered
 
 from defi_platform.errors import ServeError
+from defi_platform.serve.inference.forward_thread import WarmUp
 from defi_platform.serve.inference.service import ActionService, ServiceSettings
 from defi_platform.serve.observation import Answer, PolicySpec
 from defi_platform.serve.refusals import (
@@ -55,6 +56,11 @@ class Doubling:
 
 def service_of(forward: Any, **settings: Any) -> ActionService:
     return ActionService(forward, SPEC, "abc123", ServiceSettings(**settings))
+
+
+def two_seconds() -> WarmUp:
+    """A warm-up that found passes of two seconds."""
+    return WarmUp({1: 2.0}, largest=64)
 
 
 async def until(condition: Any) -> None:
@@ -185,7 +191,7 @@ def test_a_full_queue_refuses_the_next_observation_and_says_when_to_come_back() 
 def test_a_wait_that_would_be_too_long_is_refused_at_once() -> None:
     run = Doubling(held=True)
     service = ActionService(
-        run, SPEC, "abc", ServiceSettings(max_batch_size=1, queue_wait_s=4.5), costs={1: 2.0}
+        run, SPEC, "abc", ServiceSettings(max_batch_size=1, queue_wait_s=4.5), warm_up=two_seconds
     )
 
     async def many() -> None:
@@ -221,7 +227,7 @@ def test_a_deadline_is_kept_by_a_refusal_in_the_queue_and_in_the_pass() -> None:
 
 def test_an_answer_that_would_come_too_late_is_not_computed() -> None:
     run = Doubling()
-    service = ActionService(run, SPEC, "abc", costs={1: 2.0})
+    service = ActionService(run, SPEC, "abc", warm_up=two_seconds)
     with pytest.raises(DeadlineError, match="forward pass would end too late"):
         asyncio.run(service.act(numbered(1), deadline_ms=500))
     assert run.batches == []

@@ -19,7 +19,7 @@ from defi_platform.config.jobs import (
     PretrainBothConfig,
     PretrainConfig,
 )
-from defi_platform.config.serve import LimitsConfig, SecurityConfig, ServeConfig
+from defi_platform.config.serve import InferenceConfig, LimitsConfig, SecurityConfig, ServeConfig
 from defi_platform.config.train import ActionConfig, ModelConfig, ProbeConfig, TrackingConfig, TrainConfig
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "ExportConfig",
     "FilterConfig",
     "FinetuneConfig",
+    "InferenceConfig",
     "IngestConfig",
     "InspectConfig",
     "LimitsConfig",

@@ -27,6 +27,29 @@ class LimitsConfig:
     """Seconds that a client may leave an answer unread."""
     idle_timeout_s: float = 3600.0
     """Seconds without a message after which a websocket is closed; our clients connect again by themselves."""
+    queue_size: int = 256
+    """Observations of a replica that wait for a forward pass; the next one is refused as busy, retry after."""
+    queue_wait_s: float = 30.0
+    """Seconds that an observation may have to wait for its forward pass, by prediction; beyond it is refused as busy."""
+    action_margin: float | None = 1.0
+    """How far an action may lie outside its range in the training data, in widths of that range; beyond it the client
+    gets an error and no action. null: anywhere. NaN and infinity never leave the server."""
+
+
+@dataclass
+class InferenceConfig:
+    """Computation of the policy: precision, compilation, determinism, cached prompts."""
+
+    dtype: str = "float32"
+    """float32 | bfloat16, of weights and activations; noise, normalisation and actions stay float32."""
+    compile: str = "none"
+    """none | default | reduce-overhead | max-autotune: mode of torch.compile; the last two replay CUDA graphs on a GPU.
+    Batches are padded to powers of two, and the start takes minutes, since each size is compiled before clients come."""
+    deterministic: bool = False
+    """Bit for bit the same action for the same observation and seed, whatever else is in the batch: every forward pass
+    has one shape, of one observation on a CPU and of max_batch_size (padded) on a GPU."""
+    prompt_cache: int = 512
+    """Prompts whose text features are kept, the most recently used ones."""
 
 
 @dataclass
@@ -61,11 +84,12 @@ class ServeConfig:
     """Logical CPUs per replica."""
     replica_gpus: float = 0.0
     """GPUs per replica; may be a fraction."""
-    max_batch_size: int = 8
-    """Observations of different clients in one forward pass, at most."""
+    max_batch_size: int = 64
+    """Observations of different clients in one forward pass, at most; fewer where larger batches are not faster."""
     max_connections: int = 1000
     """Open websockets per gateway replica, at most."""
     threads: int | None = None
     """Torch threads per replica; null: torch's default."""
+    model: InferenceConfig = field(default_factory=InferenceConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)

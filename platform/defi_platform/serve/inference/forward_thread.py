@@ -8,15 +8,28 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from defi_platform.serve.observation import Observation
 
+Result = TypeVar("Result")
+
 Forward = Callable[[list[Observation]], Sequence[NDArray[Any]]]
 """One forward pass: n observations -> n arrays (chunk, A) float32 in raw units. Never called twice at a time."""
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """The forward passes before the first client."""
+
+    seconds: dict[int, float]
+    """Of one warm pass, by its observations."""
+    largest: int
+    """Observations per pass, at most: fewer than asked for where more do not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +45,30 @@ class PassResult:
 
 
 class ForwardThread:
-    """Runs batches in a thread and hands the results back to the event loop they came from."""
+    """Runs batches in a thread and hands the results back to the event loop they came from.
+
+    The thread is a daemon, so that a pass that hangs does not keep the process.
+    """
 
     def __init__(self, forward: Forward) -> None:
-        """Prepares the thread, which starts with the first batch and ends with the process."""
+        """Starts the thread, which ends with the process."""
         self._forward = forward
-        self._batches: queue.SimpleQueue[
-            tuple[list[Observation], asyncio.AbstractEventLoop, Callable[[PassResult], None]]
-        ] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._passes = 0
+        threading.Thread(target=self._loop, name="forward", daemon=True).start()
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Runs a function in the thread and waits for its result. Raises: whatever it raises."""
+        found: Future[Result] = Future()
+
+        def work() -> None:
+            try:
+                found.set_result(function())
+            except BaseException as error:  # noqa: BLE001 - it belongs to the caller
+                found.set_exception(error)
+
+        self._work.put(work)
+        return found.result()
 
     def start(self, observations: list[Observation], done: Callable[[PassResult], None]) -> None:
         """Starts a batch from the running event loop.
@@ -50,21 +77,24 @@ class ForwardThread:
             observations: at least one.
             done: called on that loop once all outcomes are there.
         """
-        if self._thread is None:
-            # A daemon, so that a pass that hangs does not keep the process.
-            self._thread = threading.Thread(target=self._work, name="forward", daemon=True)
-            self._thread.start()
-        self._batches.put((observations, asyncio.get_running_loop(), done))
+        loop = asyncio.get_running_loop()
 
-    def _work(self) -> None:
-        while True:
-            observations, loop, done = self._batches.get()
-            started = time.perf_counter()
-            self._passes = 0
-            outcomes = self._outcomes(observations)
-            result = PassResult(outcomes, time.perf_counter() - started, whole=self._passes == 1)
+        def work() -> None:
+            result = self._result(observations)
             with contextlib.suppress(RuntimeError):  # a loop that was closed meanwhile: nobody waits
                 loop.call_soon_threadsafe(done, result)
+
+        self._work.put(work)
+
+    def _loop(self) -> None:
+        while True:
+            self._work.get()()
+
+    def _result(self, observations: list[Observation]) -> PassResult:
+        started = time.perf_counter()
+        self._passes = 0
+        outcomes = self._outcomes(observations)
+        return PassResult(outcomes, time.perf_counter() - started, whole=self._passes == 1)
 
     def _outcomes(self, observations: list[Observation]) -> list[NDArray[Any] | Exception]:
         """Actions or errors; a batch that fails is halved until only the culprits have failed."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from defi_platform.config import ServeConfig
 from defi_platform.errors import ServeError, one_line
 from defi_platform.serve.inference.action_check import ActionCheck
 from defi_platform.serve.inference.batcher import Batched, Batcher
-from defi_platform.serve.inference.forward_thread import Forward, ForwardThread
+from defi_platform.serve.inference.forward_thread import Forward, ForwardThread, WarmUp
 from defi_platform.serve.inference.gather import GatherRule
 from defi_platform.serve.inference.load import LoadMeter, ServiceLoad
 from defi_platform.serve.observation import Answer, Observation, PolicySpec
@@ -41,6 +42,17 @@ class ServiceSettings:
     stuck_after_s: float = 120.0
     """Seconds after which a forward pass that has not ended makes the replica unhealthy."""
 
+    @classmethod
+    def of(cls, config: ServeConfig) -> ServiceSettings:
+        """The settings that a configuration of serving says."""
+        limits = config.limits
+        return cls(
+            max_batch_size=config.max_batch_size,
+            queue_size=limits.queue_size,
+            queue_wait_s=limits.queue_wait_s,
+            action_margin=limits.action_margin,
+        )
+
 
 class ActionService:
     """Batches observations of independent clients, checks what the policy makes of them, and counts.
@@ -55,27 +67,29 @@ class ActionService:
         digest: str,
         settings: ServiceSettings | None = None,
         *,
-        costs: Mapping[int, float] | None = None,
+        warm_up: Callable[[], WarmUp] | None = None,
     ) -> None:
-        """Prepares a service; nothing runs yet.
+        """Prepares a service, and returns once it is warm.
 
         Args:
             forward: the policy.
             spec: its inputs and outputs.
             digest: of its folder; names the policy in greetings and answers.
             settings: the defaults when None.
-            costs: seconds of forward passes by their size, from the warm-up.
+            warm_up: run once, in the thread of the forward passes; None: the first clients do it.
         """
         self.spec = spec
         self.digest = digest
         self.meter = LoadMeter()
         """Where metrics read from."""
         self._settings = settings or ServiceSettings()
-        self._rule = GatherRule(self._settings.max_batch_size)
-        for size, seconds in (costs or {}).items():
+        thread = ForwardThread(forward)
+        warm = thread.run(warm_up) if warm_up is not None else WarmUp({}, self._settings.max_batch_size)
+        self._rule = GatherRule(min(warm.largest, self._settings.max_batch_size))
+        for size, seconds in warm.seconds.items():
             self._rule.passed(size, seconds)
         self._batcher = Batcher(
-            ForwardThread(forward),
+            thread,
             self._rule,
             queue_size=self._settings.queue_size,
             queue_wait_s=self._settings.queue_wait_s,
