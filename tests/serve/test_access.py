@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import ipaddress
 import os
+import socket
 import ssl
 import time
 from pathlib import Path
@@ -205,3 +206,31 @@ def test_bodies_and_headers_over_the_limit_are_refused_in_words() -> None:
         assert connection.getresponse().status == 413
         assert post(place.port, **{"X-Long": "x" * 40_000})[0] == 400
         assert post(place.port) == (200, "/v1/act 1")
+
+
+def test_a_header_without_end_and_too_many_requests_at_once_are_cut_off() -> None:
+    with serving() as place:
+        for endless in (b"GET / HTTP/1.1\r\nX: ", b"GET /"):
+            sock = socket.create_connection(("127.0.0.1", place.port), timeout=5)
+            with pytest.raises((ConnectionError, TimeoutError)):
+                sock.sendall(endless)
+                for _ in range(1000):
+                    sock.sendall(b"x" * 65536)
+        ahead = socket.create_connection(("127.0.0.1", place.port), timeout=5)
+        ahead.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+        until(lambda: place.server.load()["counts"].get("refused_400") == 3, "their end")
+        assert post(place.port) == (200, "/v1/act 1")
+
+
+def test_bodies_count_as_memory_that_is_in_use() -> None:
+    with serving(max_message_mib=4, memory_mib=8) as place:
+        slow = []
+        for _ in range(3):
+            sock = socket.create_connection(("127.0.0.1", place.port), timeout=5)
+            head = f"POST /v1/act HTTP/1.1\r\nHost: x\r\nContent-Length: {3 * 2**20}\r\n\r\n"
+            sock.sendall(head.encode() + bytes(3 * 2**20 - 1))
+            slow.append(sock)
+        assert slow[2].recv(1000).startswith(b"HTTP/1.1 503")
+        until(lambda: place.server.load()["held_bytes"] < 8 * 2**20, "its memory")
+        slow[0].sendall(b"x")
+        assert slow[0].recv(1000).endswith(f"/v1/act {3 * 2**20}".encode())

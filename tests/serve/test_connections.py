@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import websockets.asyncio.client
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from sleeping_policy import Place, frame, observation, raw, serving, until
+from sleeping_policy import HANDSHAKE, Place, frame, observation, raw, serving, until
 from websockets.client import ClientProtocol
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Opcode
@@ -194,3 +194,10 @@ def test_a_thousand_opens_and_closes_leave_nothing_behind() -> None:
         until(lambda: place.server.load()["websockets"] == 0, "all to be gone")
         load = place.server.load()
         assert (load["sockets"], load["answering"], load["held_bytes"]) == (0, 0, 0)
+
+
+def test_frames_behind_the_handshake_are_not_lost() -> None:
+    with serving() as place:
+        sock = socket.create_connection(("127.0.0.1", place.port), timeout=10)
+        sock.sendall(HANDSHAKE + frame(openpi.pack(observation(1))))
+        until(lambda: place.service.asked == 1, "the message")

@@ -26,20 +26,28 @@ class BodyTooLargeError(Exception):
     """A request body over the limit."""
 
 
+class NoMemoryError(Exception):
+    """A request body for which there is no room now."""
+
+
 class GuardedApp:
     """An ASGI application behind the checks."""
 
-    def __init__(self, app: AsgiApp, access: Access, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: AsgiApp, access: Access, max_body_bytes: int, hold: Callable[[int], bool]
+    ) -> None:
         """Puts the checks before an application.
 
         Args:
             app: behind them.
             access: tokens and rates.
             max_body_bytes: of one request.
+            hold: counts bytes in memory (`SharedState.hold`); False: there is no room for them.
         """
         self._app = app
         self._access = access
         self._max_body_bytes = max_body_bytes
+        self._hold = hold
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it in words.
@@ -79,7 +87,10 @@ class GuardedApp:
         async def limited() -> Message:
             nonlocal size
             message = await receive()
-            size += len(message.get("body", b""))
+            part = len(message.get("body", b""))
+            size += part
+            if not self._hold(part):
+                raise NoMemoryError
             if size > self._max_body_bytes:
                 raise BodyTooLargeError
             return message
@@ -95,6 +106,14 @@ class GuardedApp:
             if started:
                 raise
             await self._refuse_size(receive, send)
+        except NoMemoryError:
+            if started:
+                raise
+            await _refuse(
+                send, 503, "too much is being read here (limits.memory_mib).", (b"retry-after", b"1")
+            )
+        finally:
+            self._hold(-size)
 
     async def _refuse_size(self, receive: Receive, send: Send) -> None:
         # Most clients read nothing before they have sent everything, and would see a broken connection only.

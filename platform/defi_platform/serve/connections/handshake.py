@@ -18,7 +18,11 @@ from defi_platform.serve.refusals import Refusal
 
 
 def open_websocket(
-    shared: SharedState, transport: asyncio.Transport, url: bytes, headers: list[tuple[bytes, bytes]]
+    shared: SharedState,
+    transport: asyncio.Transport,
+    url: bytes,
+    headers: list[tuple[bytes, bytes]],
+    ahead: bytes = b"",
 ) -> None:
     """Answers a handshake and, if it fits, lets a websocket take the transport over.
 
@@ -27,6 +31,7 @@ def open_websocket(
         transport: of the HTTP connection that brought the handshake.
         url: its target: path and query.
         headers: name in lower case and value, in order.
+        ahead: bytes that came behind the handshake.
     """
     request = Request(
         url.decode("latin-1"), Headers([(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers])
@@ -71,6 +76,8 @@ def open_websocket(
         return
     shared.counts["websockets"] += 1
     websocket.greet(response.serialize())
+    if ahead:
+        websocket.data_received(ahead)
 
 
 def _refuse(shared: SharedState, transport: asyncio.Transport, status: int, words: str) -> None:

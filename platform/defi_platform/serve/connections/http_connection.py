@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from typing import Any, cast
 
+from httptools import HttpParserUpgrade
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -17,8 +19,12 @@ from defi_platform.serve.connections.websocket import duplicate_socket
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES = 32 * 2**10
+"""Of the request line and all headers; counted again before they are complete, since the parser keeps what it has."""
 MAX_PIPELINED_REQUESTS = 16
 KEEP_ALIVE_S = 60
+
+_quiet = logging.getLogger(f"{__name__}.uvicorn")
+_quiet.setLevel(logging.ERROR)
 
 
 def uvicorn_config(app: Any) -> Config:
@@ -53,8 +59,12 @@ class HttpConnection(HttpToolsProtocol):
             state: uvicorn's, of all connections of the replica.
         """
         super().__init__(config, state, {}, shared.loop)
+        self.logger = _quiet  # what strangers send is counted, not logged
         self.shared = shared
         self._header_bytes = 0
+        self._received = b""
+        self._head_bytes: int | None = 0
+        """Received of a request whose headers are not complete; None once they are."""
         self._begun = False
         """Bytes of a request have come that is not complete."""
         self._waiting_since: float | None = None
@@ -90,7 +100,14 @@ class HttpConnection(HttpToolsProtocol):
             data: as they came.
         """
         self._begin()
+        if self._head_bytes is not None:
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self.send_400_response("headers too large")
+                return
+            self._head_bytes += len(data)
+        self._received = data
         super().data_received(data)
+        self._received = b""
 
     def on_message_begin(self) -> None:
         """A request begins (called by the parser; an exception is answered with 400)."""
@@ -122,12 +139,13 @@ class HttpConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The headers have come whole (called by the parser)."""
         self._first = False
+        self._head_bytes = None
         self._waiting_since = self.shared.loop.time()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         """A request has come whole (called by the parser)."""
-        self._begun, self._waiting_since = False, None
+        self._begun, self._waiting_since, self._head_bytes = False, None, 0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -141,7 +159,19 @@ class HttpConnection(HttpToolsProtocol):
         self.connections.discard(self)
         self._unset_keepalive_if_required()
         self._gone = True
-        open_websocket(self.shared, self.transport, self.url, self.headers)
+        # A client that does not wait for the answer to its handshake has sent frames behind it.
+        upgrade = sys.exc_info()[1]
+        ahead = self._received[upgrade.args[0] :] if isinstance(upgrade, HttpParserUpgrade) else b""
+        open_websocket(self.shared, self.transport, self.url, self.headers, ahead)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuses what is no request and ends the connection.
+
+        Args:
+            msg: for the client.
+        """
+        self.shared.counts["refused_400"] += 1
+        super().send_400_response(msg)
 
     def leave(self, order: Leave) -> None:
         """Leaves between two requests.

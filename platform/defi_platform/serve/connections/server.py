@@ -34,6 +34,8 @@ HTTP_ROOM = 256
 """Sockets beside `max_connections` that are not websockets: handshakes and HTTP."""
 TLS_SHUTDOWN_S = 2.0
 """Seconds from the end of a connection until a client that does not say goodbye in TLS is cut off."""
+FAREWELL_S = 0.5
+"""Seconds in which what was being answered may notice that its socket is gone."""
 RECONNECT = "this replica is leaving: connect again, another one answers"
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 """A robot that lost power or its network is noticed within a minute."""
@@ -74,7 +76,9 @@ class SocketServer:
         self._tls = server_context(security.tls_cert, security.tls_key)
         self._shared = SharedState(service, limits, access, max_connections, wires)
         self._shared.readopt = self._readopt
-        self._config = uvicorn_config(GuardedApp(app, access, self._shared.max_message_bytes))
+        self._config = uvicorn_config(
+            GuardedApp(app, access, self._shared.max_message_bytes, self._shared.hold)
+        )
         self._state = ServerState()
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         """Where everything of this server and of its service runs."""
@@ -155,6 +159,9 @@ class SocketServer:
         finally:
             for connection in self._shared.connections():
                 connection.abort()
+            if pending := asyncio.all_tasks(self.loop):
+                # Most of them end by themselves once their socket is gone.
+                self.loop.run_until_complete(asyncio.wait(pending, timeout=FAREWELL_S))
             pending = asyncio.all_tasks(self.loop)
             for task in pending:
                 task.cancel()

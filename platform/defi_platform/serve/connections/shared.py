@@ -70,7 +70,7 @@ class SharedState:
         self.leave: Leave | None = None
         """Given to every socket there is and that comes."""
         self.held_bytes = 0
-        """Received and not yet answered, of all websockets."""
+        """Received and not yet answered, of all sockets."""
         self.answering = 0
         self.counts: Counter[str] = Counter()
         """Events since the start by reason: answers, moved, closed_<why>, refused_<why>."""
@@ -86,21 +86,25 @@ class SharedState:
         """All open sockets."""
         return [*self.websockets, *self.https]
 
-    def hold(self, change: int) -> None:
+    def hold(self, change: int) -> bool:
         """Counts received bytes and, past the limit, gives up the message that has been arriving for longest.
 
         Args:
             change: bytes received (or, negative, answered).
+
+        Returns:
+            False if all are over the limit nevertheless.
         """
         self.held_bytes += change
         allowed = self.limits.memory_mib * 2**20
         while change > 0 and self.held_bytes > allowed:
             arriving = [websocket for websocket in self.websockets if websocket.arriving_since is not None]
             if not arriving:
-                return
+                return False
             oldest = min(arriving, key=lambda websocket: websocket.arriving_since or 0.0)
             self.counts["closed_memory"] += 1
             oldest.close(
                 TRY_AGAIN_LATER,
                 f"over {self.limits.memory_mib} MiB of messages wait here (limits.memory_mib)",
             )
+        return True
