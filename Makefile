@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench bench-data bench-frames bench-train bench-failures bench-identical clean
+.PHONY: help setup demo test lint docs bench bench-data bench-frames bench-train bench-failures bench-identical bench-serve clean
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench-frames  wrong frames of every kind of video file, ours and other readers' (about 3 minutes)"
 	@echo "make bench-train  our training loop next to bare PyTorch, and what the paper's runs need on many GPUs"
 	@echo "make bench-failures  what each failure costs a run on several raylets (about 5 minutes)"
+	@echo "make bench-serve  our server next to openpi's and vla-eval's, turn by turn (about 15 minutes; PEER_OPENPI=checkout)"
 	@echo "make bench-identical  losses of this checkout and of AGAINST=folder or revision, bit for bit (about 10 minutes)"
 	@echo "make setup  only install: .venv and the system libraries for rendering"
 	@echo "make clean  remove .venv (runs/ is kept)"
@@ -52,7 +53,7 @@ docs: $(INSTALLED)
 	@echo "build/docs/index.html"
 
 bench: setup
-	@for script in $(filter-out benchmarks/identical_losses.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/identical_losses.py benchmarks/serving_soak.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 bench-data: setup
 	$(BIN)/python benchmarks/data.py
@@ -66,6 +67,10 @@ bench-train: setup
 
 bench-failures: setup
 	$(BIN)/python benchmarks/failures.py
+
+PEER_OPENPI ?=
+bench-serve: setup
+	$(BIN)/python benchmarks/serving.py $(if $(PEER_OPENPI),peer_openpi=$(PEER_OPENPI))
 
 AGAINST ?= HEAD
 bench-identical: setup

@@ -11,12 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from defi_platform.errors import ServeError
+from defi_platform.serve.inference.load import ServiceLoad
 from defi_platform.serve.listener import channel as channel_module
 from defi_platform.serve.listener import placement
 from defi_platform.serve.listener.channel import Channel, MessageTooLarge, socket_path
@@ -40,7 +42,8 @@ class LineServer:
         threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def load(self) -> dict[str, Any]:
-        return {"sockets": len(self.open)}
+        # With the numbers of a service that has answered: batches are counted by their size, a number.
+        return {"sockets": len(self.open), "service": asdict(ServiceLoad(batch_sizes={1: 3, 8: 2}))}
 
     def move(self, count: int | None, when: str, hand_over: Callable[..., bool]) -> None:
         for sock in list(self.open)[:count]:

@@ -38,6 +38,7 @@ def uvicorn_config(app: Any) -> Config:
         http=HttpToolsProtocol,
         ws=asyncio.Protocol,  # any class: an upgrade goes to `open_websocket`
         log_config=None,
+        log_level="error",  # by itself a line for each broken request: whoever sends them would fill the disk
         access_log=False,
         lifespan="off",
         proxy_headers=False,

@@ -104,12 +104,17 @@ class Channel:
             passed.setblocking(False)
         for extra in descriptors[1:]:
             os.close(extra)
-        message = msgpack.unpackb(packet)
+        # Keys of a load report may be numbers: forward passes are counted by their size.
+        message = msgpack.unpackb(packet, strict_map_key=False)
         return message, passed
 
     def abandon(self) -> list[tuple[dict[str, Any], socket.socket]]:
         """Closes this end. Returns: the sockets that were to be passed and have not left, with their messages."""
-        left = [(msgpack.unpackb(packet), passed) for packet, passed in self._waiting if passed is not None]
+        left = [
+            (msgpack.unpackb(packet, strict_map_key=False), passed)
+            for packet, passed in self._waiting
+            if passed is not None
+        ]
         self._waiting.clear()
         self._connection.close()
         return left

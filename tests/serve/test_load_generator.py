@@ -1,0 +1,79 @@
+"""The load generator counts what it must: right answers, others' answers, errors, sockets that end."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from openpi_client import msgpack_numpy
+from websockets.sync.server import ServerConnection, serve
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def generator() -> Iterator[Any]:
+    sys.path.insert(0, str(REPOSITORY / "benchmarks"))
+    try:
+        from load import generator
+
+        yield generator
+    finally:
+        sys.path.remove(str(REPOSITORY / "benchmarks"))
+
+
+@contextmanager
+def misbehaving_server() -> Iterator[int]:
+    """Answers clients 0 and 1 rightly, 2 with the actions of 0, 3 with an error, and hangs up on 4."""
+
+    def talk(socket: ServerConnection) -> None:
+        socket.send(msgpack.packb({"policy": "test"}))
+        for message in socket:
+            state = msgpack_numpy.unpackb(message)["observation/state"]
+            number = int(state[0])
+            if number == 4:
+                return
+            if number == 3:
+                socket.send("busy, retry after 1.0 s")
+                continue
+            actions = np.tile(state if number < 2 else np.full_like(state, 0.5), (10, 1))
+            socket.send(msgpack_numpy.packb({"actions": actions}))
+
+    with serve(talk, "127.0.0.1", 0, compression=None) as listener:
+        thread = threading.Thread(target=listener.serve_forever, daemon=True)
+        thread.start()
+        yield listener.socket.getsockname()[1]
+        listener.shutdown()
+
+
+def test_answers_of_others_errors_and_hang_ups_are_counted_apart(generator: Any) -> None:
+    with misbehaving_server() as port:
+        config = generator.LoadConfig(port=port, clients=5, seconds=0.4, warm_up_s=0.1, hz=50)
+        load = asyncio.run(generator.drive(config))
+    assert 10 < load.per_second * 0.4 <= 2 * 50 * 0.4 + 4
+    assert load.wrong > 5 and load.closed == 1
+    assert any("busy" in words for words in load.refused)
+    assert load.slowest_client == 0
+
+
+def test_the_benchmark_drives_our_server_and_a_peer_in_turns() -> None:
+    command = [sys.executable, "benchmarks/serving.py", "servers=[openpi,vla-eval-16,ours]", "clients=[4]"]
+    done = subprocess.run(
+        [*command, "seconds=0.5", "turns=1"], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "openpi's server is left out" in done.stderr
+    lines = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| 4 |")]
+    assert [line[2].strip() for line in lines] == ["vla-eval-16", "ours"]
+    for line in lines:
+        assert float(line[3].split("**")[1]) > 10, done.stdout
+        assert line[-2].strip() == "0", "every answer is its client's own"
