@@ -20,6 +20,7 @@ _SURE = 0.9
 """Of the gain, at most, that waiting may cost."""
 _PAYS = 0.1
 _LEAST_PASSES = 8
+_SMALLEST_PAUSE_S = 0.005
 _SMALLEST_CAP = 2
 
 
@@ -143,10 +144,14 @@ class GatherRule:
         if group is None:
             return
         took = now - group.at
-        known.return_s = took if known.return_s is None else 0.7 * known.return_s + 0.3 * took
         if took < 3.0 * self.fixed_s:
             group.back += 1
             self.returns.add(group.back, took)
+        if known.return_s is None:
+            known.return_s = took
+        else:
+            # One late return is a pause of the machine; several are a slower client.
+            known.return_s = 0.7 * known.return_s + 0.3 * min(took, 3.0 * known.return_s + _SMALLEST_PAUSE_S)
 
     def answered(self, sessions: Iterable[Hashable], now: float) -> None:
         """Learns that a pass has ended; `sessions` are those it answered."""

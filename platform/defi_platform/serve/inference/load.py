@@ -59,6 +59,8 @@ class LoadMeter:
         self._started = clock()
         self._recent: deque[_Sample] = deque(maxlen=_MOST_SAMPLES)
         self.answered = 0
+        self.observer: Callable[[float, float, float, int], None] | None = None
+        """Called with the arguments of each `answer`."""
         self.batch_sizes: Counter[int] = Counter()
         self.refusals: Counter[str] = Counter()
 
@@ -73,6 +75,8 @@ class LoadMeter:
         """
         self.answered += 1
         self.batch_sizes[batch_size] += 1
+        if self.observer is not None:
+            self.observer(queue_ms, infer_ms, total_ms, batch_size)
         self._recent.append(_Sample(self._clock(), queue_ms, infer_ms, total_ms, batch_size))
 
     def snapshot(

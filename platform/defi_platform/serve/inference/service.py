@@ -81,7 +81,7 @@ class ActionService:
         self.spec = spec
         self.digest = digest
         self.meter = LoadMeter()
-        """Where metrics read from."""
+        """Counts; its `observer` sees every answer."""
         self._settings = settings or ServiceSettings()
         thread = ForwardThread(forward)
         warm = thread.run(warm_up) if warm_up is not None else WarmUp({}, self._settings.max_batch_size)

@@ -1,0 +1,43 @@
+"""Checks of the settings of the policy's computation, before anything starts."""
+
+from __future__ import annotations
+
+from defi_platform.config import ServeConfig
+from defi_platform.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16")
+COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
+_LARGEST_BATCH = 1024
+
+
+def check_inference(config: ServeConfig) -> None:
+    """Checks `model`, `threads` and `max_batch_size`.
+
+    Args:
+        config: of serving.
+
+    Raises:
+        ConfigError: a value does not fit; names its key and what is allowed.
+    """
+    model = config.model
+    for key, value, choices in (
+        ("model.dtype", model.dtype, DTYPES),
+        ("model.compile", model.compile, COMPILE_MODES),
+    ):
+        if value not in choices:
+            raise ConfigError(f"{key} is '{value}'; it is one of {', '.join(choices)}.")
+    if model.deterministic and model.compile != "none":
+        raise ConfigError(
+            f"model.deterministic and model.compile={model.compile} do not go together: a compiled kernel is "
+            "chosen by measuring, so another start may compute with another one. Set one of them."
+        )
+    for key, number in (
+        ("model.prompt_cache", model.prompt_cache),
+        ("threads", config.threads),
+    ):
+        if number is not None and number < 1:
+            raise ConfigError(f"{key} is {number}; it must be 1 or more.")
+    if not 1 <= config.max_batch_size <= _LARGEST_BATCH:
+        raise ConfigError(
+            f"max_batch_size is {config.max_batch_size}; it is a number from 1 to {_LARGEST_BATCH}."
+        )

@@ -1,0 +1,112 @@
+"""Settings of the forward pass and its queue, and the metrics that come out of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, ClassVar
+
+import pytest
+
+from defi_platform.config import ServeConfig
+from defi_platform.config.loader import from_mapping
+from defi_platform.errors import ConfigError
+from defi_platform.serve.inference import metrics
+from defi_platform.serve.inference.checks import check_inference
+from defi_platform.serve.inference.load import WINDOW_S, LoadMeter, ServiceLoad
+from defi_platform.serve.inference.service import ServiceSettings
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model": {"dtype": "float16"}}, "model.dtype is 'float16'; it is one of float32, bfloat16"),
+        ({"model": {"compile": "fast"}}, "model.compile is 'fast'; it is one of none, default"),
+        ({"model": {"compile": "default", "deterministic": True}}, "do not go together"),
+        ({"model": {"prompt_cache": 0}}, "model.prompt_cache is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"max_batch_size": 0}, "max_batch_size is 0; it is a number from 1 to 1024"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        check_inference(from_mapping(ServeConfig, {"policy": "p", **settings}, "test"))
+
+
+def test_the_settings_of_a_service_are_those_of_the_configuration() -> None:
+    given = {
+        "max_batch_size": 3,
+        "limits": {"queue_size": 4, "queue_wait_s": 5.0, "action_margin": None},
+    }
+    config = from_mapping(ServeConfig, {"policy": "p", **given}, "test")
+    check_inference(config)
+    assert ServiceSettings.of(config) == ServiceSettings(
+        max_batch_size=3, queue_size=4, queue_wait_s=5.0, action_margin=None
+    )
+
+
+def test_rates_and_percentiles_are_those_of_the_last_seconds() -> None:
+    now = [100.0]
+    meter = LoadMeter(clock=lambda: now[0])
+    meter.answer(queue_ms=9000, infer_ms=9000, total_ms=9000, batch_size=8)
+    now[0] += WINDOW_S + 1
+    for number in range(100):
+        meter.answer(queue_ms=number, infer_ms=20, total_ms=number + 20, batch_size=4)
+    load = meter.snapshot(in_flight=2, queued=1, oldest_wait_ms=3.0, running_for_s=0.5)
+    assert (load.answered, load.answers_per_s, load.batch_size) == (101, 100 / WINDOW_S, 4.0)
+    assert (load.queue_ms, load.infer_ms, load.total_ms) == ((50, 99), (20, 20), (70, 119))
+    assert (load.in_flight, load.queued, load.oldest_wait_ms, load.running_for_s) == (2, 1, 3.0, 0.5)
+
+
+class Recorded:
+    """A metric that remembers, in place of Ray's, which needs a cluster."""
+
+    values: ClassVar[Counter[tuple[str, ...]]] = Counter()
+
+    def __init__(self, name: str, description: str, **options: Any) -> None:
+        assert description.endswith(".")
+        self._name, self._keys = name, options["tag_keys"]
+
+    def set_default_tags(self, tags: dict[str, str]) -> None:
+        self._tags = tags
+
+    def _add(self, value: float, tags: dict[str, str] | None, *, add: bool) -> None:
+        tags = self._tags | (tags or {})
+        assert set(tags) == set(self._keys)
+        key = (self._name, *(tags[name] for name in self._keys))
+        self.values[key] = value + (self.values[key] if add else 0)  # type: ignore[assignment]
+
+    def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
+        assert value > 0
+        self._add(value, tags, add=True)
+
+    def set(self, value: float, tags: dict[str, str] | None = None) -> None:
+        self._add(value, tags, add=False)
+
+    def observe(self, value: float, tags: dict[str, str] | None = None) -> None:
+        self._add(value, tags, add=True)
+
+
+def test_metrics_say_what_the_load_says_and_count_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    Recorded.values = Counter()
+    for name in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(metrics, name, Recorded)
+    published = metrics.ServiceMetrics("d1")
+    meter = LoadMeter()
+    meter.observer = published.answer
+    meter.answer(queue_ms=1, infer_ms=20, total_ms=22, batch_size=4)
+    load = ServiceLoad(answered=5, refusals={"busy": 2}, queued=3, in_flight=4, oldest_wait_ms=7.0)
+    published.publish(load, sessions=6)
+    published.publish(load, sessions=7, gpu_bytes=8)
+    assert Recorded.values == {
+        ("defi_serve_latency_ms", "d1", "queue"): 1,
+        ("defi_serve_latency_ms", "d1", "infer"): 20,
+        ("defi_serve_latency_ms", "d1", "total"): 22,
+        ("defi_serve_batch_size", "d1"): 4,
+        ("defi_serve_answers_total", "d1"): 5,
+        ("defi_serve_refusals_total", "d1", "busy"): 2,
+        ("defi_serve_queued", "d1"): 3,
+        ("defi_serve_in_flight", "d1"): 4,
+        ("defi_serve_oldest_wait_ms", "d1"): 7.0,
+        ("defi_serve_sessions", "d1"): 7,
+        ("defi_serve_gpu_memory_bytes", "d1"): 8,
+    }
