@@ -64,7 +64,7 @@ class SecurityConfig:
     tls_key: str | None = field(default=None, metadata=PATH)
     """Private key (PEM) of tls_cert."""
     rate: float | None = None
-    """Observations per second and replica that one token (without tokens, one address) may send; null: no limit."""
+    """Messages per second and replica that one token (without tokens, one address) may send; null: no limit."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ def check_connections(limits: LimitsConfig, security: SecurityConfig, max_connec
         raise ConfigError(f"max_connections is {max_connections}; it must be 1 or more.")
     for field in dataclasses.fields(limits):
         value = getattr(limits, field.name)
-        if isinstance(value, int | float) and not value > 0:
+        if field.name != "action_margin" and not value > 0:
             raise ConfigError(f"limits.{field.name} is {value}; it must be above 0.")
     if limits.memory_mib < 2 * limits.max_message_mib:
         raise ConfigError(
