@@ -19,7 +19,14 @@ from defi_platform.config.jobs import (
     PretrainBothConfig,
     PretrainConfig,
 )
-from defi_platform.config.serve import InferenceConfig, LimitsConfig, SecurityConfig, ServeConfig
+from defi_platform.config.serve import (
+    InferenceConfig,
+    LimitsConfig,
+    ObservationKeysConfig,
+    SecurityConfig,
+    ServeConfig,
+    SessionConfig,
+)
 from defi_platform.config.train import ActionConfig, ModelConfig, ProbeConfig, TrackingConfig, TrainConfig
 
 __all__ = [
@@ -38,6 +45,7 @@ __all__ = [
     "InspectConfig",
     "LimitsConfig",
     "ModelConfig",
+    "ObservationKeysConfig",
     "PretrainBothConfig",
     "PretrainConfig",
     "ProbeConfig",
@@ -46,6 +54,7 @@ __all__ = [
     "SamplingConfig",
     "SecurityConfig",
     "ServeConfig",
+    "SessionConfig",
     "TrackingConfig",
     "TrainConfig",
     "WindowConfig",

@@ -68,6 +68,42 @@ class SecurityConfig:
 
 
 @dataclass
+class SessionConfig:
+    """Answers of websocket sessions; a client changes them for itself in its address: ws://HOST:PORT/?answers=step."""
+
+    answers: str | None = None
+    """chunk: a whole chunk with each answer. step: one action with each answer, and the policy runs when open_loop
+    actions of its chunk are used up. null: what clients of the protocol expect (vla-eval step, the others chunk)."""
+    open_loop: int | None = None
+    """Actions of a chunk before the policy runs again, step by step; null: execute_steps of the policy's contract."""
+    ensemble: float | None = None
+    """Temporal ensembling, step by step: an action is the mean over all chunks that speak of its step, with weights
+    exp(-ensemble * i) from the oldest (i = 0); needs open_loop below the chunk's length. null: the newest chunk alone."""
+    seed: int | None = None
+    """From which seeds are drawn for observations without one, by episode and number; null: at random."""
+    expiry_s: float = 60.0
+    """Seconds without a message after which the rest of a chunk is too old to be carried out."""
+
+
+@dataclass
+class ObservationKeysConfig:
+    """Names of an observation's parts in clients' messages."""
+
+    names: str | None = None
+    """defi, calvin, metaworld, libero, simpler_env, lerobot, droid, vla_eval or xpolicylab; null: the protocol's own."""
+    images: str | None = None
+    """Key of images, with {camera} for the name of a camera; slashes also lead into maps within maps. null: as names."""
+    cameras: dict[str, str] = field(default_factory=dict)
+    """Keys of single cameras of the policy; "*" is the one camera of a policy that does not name it."""
+    state: list[str] = field(default_factory=list)
+    """Keys whose numbers, one after another, are the state; empty: as names."""
+    prompt: str | None = None
+    """Key of the instruction; null: as names."""
+    actions: dict[str, int] = field(default_factory=dict)
+    """Parts of an action and their sizes, in order, for XPolicyLab: {arm_joint_state: 6, ee_joint_state: 1}."""
+
+
+@dataclass
 class ServeConfig:
     """Serving of a policy over websockets (jobs/serve_policy.py)."""
 
@@ -93,3 +129,5 @@ class ServeConfig:
     model: InferenceConfig = field(default_factory=InferenceConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    session: SessionConfig = field(default_factory=SessionConfig)
+    observation_keys: ObservationKeysConfig = field(default_factory=ObservationKeysConfig)

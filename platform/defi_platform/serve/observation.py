@@ -218,6 +218,8 @@ def read_episode(message: Mapping[Any, Any]) -> str | int | None:
 def _image(message: Mapping[Any, Any], key: str, size: tuple[int, int], used: set[str]) -> NDArray[np.uint8]:
     image = _required(message, key, used, "image")
     expected = "expected a uint8 array of shape (height, width, 3), or a PNG or JPEG file as bytes"
+    if isinstance(image, np.ndarray) and image.ndim == 1 and image.dtype == np.uint8:
+        image = image.tobytes()  # a file, as OpenCV encodes it
     if isinstance(image, bytes):
         return resize(encoded_image.decode(image, key), size)
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:

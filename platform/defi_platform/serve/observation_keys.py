@@ -1,4 +1,4 @@
-"""Where an observation's parts are in a client's message: the names of simulators, data formats and protocols.
+"""Keys of an observation's parts in a client's message: the names of simulators, data formats and protocols.
 
 A key is looked up as it is written, then, where it holds slashes, as a path through maps within maps. `{camera}` in the
 key of images stands for the name of a camera of the policy.

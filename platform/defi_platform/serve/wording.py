@@ -1,4 +1,4 @@
-"""What clients sent, repeated in answers and errors: always short, whatever they sent."""
+"""Words of clients, repeated in answers and errors: always short, whatever was sent."""
 
 from __future__ import annotations
 

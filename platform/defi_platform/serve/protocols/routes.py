@@ -1,13 +1,17 @@
-"""Which protocol a websocket speaks: decided by the path of its handshake."""
+"""Protocols of websockets, by the path of the handshake."""
 
 from __future__ import annotations
 
 from defi_platform.serve.protocols.openpi_wire import OpenpiWire
+from defi_platform.serve.protocols.vla_eval import VlaEvalWire
 from defi_platform.serve.protocols.wire import Wire
+from defi_platform.serve.protocols.xpolicylab import XPolicyLabWire
 
 WIRES: dict[str, type[Wire]] = {
     "/": OpenpiWire,
     "/openpi": OpenpiWire,
+    "/vla-eval": VlaEvalWire,
+    "/xpolicylab": XPolicyLabWire,
 }
 """Protocols by path; openpi-client connects without one."""
 

@@ -25,7 +25,7 @@ limit; come back, somebody else answers; come back later."""
 
 @dataclass(frozen=True)
 class ClientInfo:
-    """Who is at the other end of a socket."""
+    """The other end of a socket."""
 
     address: str = ""
     """Host and port as the operating system names them."""
@@ -39,7 +39,7 @@ class ClientInfo:
 
 @dataclass(frozen=True)
 class Reply:
-    """What follows a message."""
+    """The server's reaction to a message."""
 
     data: bytes | str | None = None
     """One websocket message: binary, text, or none."""
@@ -52,7 +52,7 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class WireSettings:
-    """What the operator of a server says about its dialogues."""
+    """Settings of a server's dialogues."""
 
     session: SessionOptions = field(default_factory=SessionOptions)
     """How sessions answer; a client may change it in the query of its address."""
@@ -122,7 +122,7 @@ class Wire(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Any]:
-        """What a successor in another process needs to go on, as values that msgpack knows."""
+        """Everything a successor in another process needs to go on, as values that msgpack knows."""
 
     @abstractmethod
     def resume(self, state: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""What the server keeps of one client: its episode, its seeds, and the actions it has not carried out yet."""
+"""Sessions: the episode, the seeds and the actions of a chunk that a server keeps for one client."""

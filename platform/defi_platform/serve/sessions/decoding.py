@@ -1,4 +1,4 @@
-"""Where messages are decoded: small ones at once, large ones in threads so that no other socket waits.
+"""Decoding of messages: small ones at once, large ones in threads so that no other socket waits.
 
 A hop to a thread and back costs some 0.1 ms of CPU, more than a small image takes; a large one would hold up the loop.
 """
@@ -54,7 +54,7 @@ def is_work(message: Mapping[Any, Any], images: Sequence[str]) -> bool:
     size = 0
     for key in images:
         image = find(message, key)
-        if isinstance(image, bytes):
+        if isinstance(image, bytes) or (isinstance(image, np.ndarray) and image.ndim == 1):
             return True
         if isinstance(image, np.ndarray):
             size += image.nbytes

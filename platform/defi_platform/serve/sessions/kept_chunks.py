@@ -64,7 +64,7 @@ class KeptChunks:
         return mean
 
     def state(self) -> dict[str, Any]:
-        """What a successor needs to go on, as plain values."""
+        """Everything a successor needs to go on, as plain values."""
         return {
             "step": self._step,
             "chunks": [[start, list(chunk.shape), chunk.tobytes()] for start, chunk in self._chunks],

@@ -1,4 +1,4 @@
-"""How a session answers: whole chunks, or one action at a time from a chunk that the server keeps."""
+"""Options of a session: whole chunks, or one action at a time from a chunk that the server keeps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OptionError(Refusal):
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
-    """How the sessions of a server answer; each may be set for one session in the query of its address."""
+    """Answers of the sessions of a server; each may be set for one session in the query of its address."""
 
     answers: str | None = None
     """"chunk": all actions of a chunk with each answer. "step": one action with each answer; the policy runs when

@@ -40,7 +40,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True)
 class SessionAnswer:
-    """What a client gets for an observation."""
+    """Actions and what they cost, for one observation."""
 
     actions: NDArray[np.float32]
     """(chunk, A) float32 in raw units; (A,) step by step."""
@@ -218,7 +218,7 @@ class Session:
         ]
 
     def state(self) -> dict[str, Any]:
-        """What a successor in another process needs to go on, as plain values."""
+        """Everything a successor in another process needs to go on, as plain values."""
         return {
             "digest": self.service.digest,
             "seed": self._seed,

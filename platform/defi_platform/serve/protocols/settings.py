@@ -1,0 +1,81 @@
+"""Settings of dialogues, from the configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from defi_models.errors import did_you_mean
+from defi_platform.config import ServeConfig
+from defi_platform.errors import ConfigError
+from defi_platform.serve.observation import OPTIONAL_KEYS
+from defi_platform.serve.observation_keys import CAMERA, NAMES, OWN, ObservationKeys
+from defi_platform.serve.protocols.wire import WireSettings
+from defi_platform.serve.sessions.options import CHUNK, STEP, SessionOptions
+
+
+def wire_settings(config: ServeConfig) -> WireSettings:
+    """The settings of all dialogues of a server.
+
+    Args:
+        config: its `session` and `observation_keys` are read.
+
+    Raises:
+        ConfigError: a value is out of its range, or a name is unknown.
+    """
+    return WireSettings(session=_session(config), keys=_keys(config), actions=_actions(config))
+
+
+def _session(config: ServeConfig) -> SessionOptions:
+    session = config.session
+    if session.answers not in (None, CHUNK, STEP):
+        raise ConfigError(f"session.answers is '{session.answers}'; write chunk, step or null.")
+    if session.open_loop is not None and session.open_loop < 1:
+        raise ConfigError(f"session.open_loop is {session.open_loop}; write 1 or more actions, or null.")
+    if session.ensemble is not None and not 0 <= session.ensemble <= 100:
+        raise ConfigError(f"session.ensemble is {session.ensemble}; write a number from 0 to 100, or null.")
+    if session.seed is not None and not 0 <= session.seed < 2**63:
+        raise ConfigError(f"session.seed is {session.seed}; write an integer from 0 to 2**63 - 1, or null.")
+    if not 0 < session.expiry_s < math.inf:
+        raise ConfigError(f"session.expiry_s is {session.expiry_s}; write seconds above 0.")
+    return SessionOptions(
+        answers=session.answers,
+        open_loop=session.open_loop,
+        ensemble=session.ensemble,
+        seed=session.seed,
+        expiry_s=session.expiry_s,
+    )
+
+
+def _keys(config: ServeConfig) -> ObservationKeys | None:
+    said = config.observation_keys
+    if said.names is not None and said.names not in NAMES:
+        raise ConfigError(
+            f"observation_keys.names is '{said.names}', which is not known.{did_you_mean(said.names, NAMES)}"
+        )
+    if said.names is None and not (said.images or said.cameras or said.state or said.prompt):
+        return None
+    keys = NAMES[said.names] if said.names else OWN
+    keys = replace(
+        keys,
+        images=said.images or keys.images,
+        cameras=dict(said.cameras) or keys.cameras,
+        state=tuple(said.state) or keys.state,
+        prompt=said.prompt or keys.prompt,
+    )
+    if keys.images.count(CAMERA) > 1:
+        raise ConfigError(f"observation_keys.images is '{keys.images}'; {CAMERA} may stand in it once.")
+    taken = {keys.prompt, *keys.state, *keys.cameras.values()} & set(OPTIONAL_KEYS)
+    if taken:
+        raise ConfigError(
+            f"observation_keys: '{sorted(taken)[0]}' has a meaning of its own in every observation."
+        )
+    return keys
+
+
+def _actions(config: ServeConfig) -> dict[str, int]:
+    actions = dict(config.observation_keys.actions)
+    for name, size in actions.items():
+        if size < 1:
+            raise ConfigError(f"observation_keys.actions.{name} is {size}; write 1 or more numbers.")
+    return actions
