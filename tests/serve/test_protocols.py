@@ -1,0 +1,445 @@
+"""The dialogues of all protocols: with real clients where they exist, and against damage."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, cast
+
+import msgpack
+import numpy as np
+import pytest
+import websockets.sync.client
+from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from sleeping_policy import SPEC, Place, SleepingService, observation, serving
+from vla_eval.connection import Connection
+from vla_eval.protocol.numpy_codec import set_image_format
+
+from defi_platform.config import ObservationKeysConfig, ServeConfig, SessionConfig
+from defi_platform.errors import ConfigError
+from defi_platform.serve.inference.service import ActionService
+from defi_platform.serve.observation_keys import NAMES
+from defi_platform.serve.protocols import openpi, vla_eval, xpolicylab
+from defi_platform.serve.protocols.messages import MAX_DEPTH, MAX_ITEMS
+from defi_platform.serve.protocols.openpi_wire import OpenpiWire
+from defi_platform.serve.protocols.routes import WIRES, wire_class
+from defi_platform.serve.protocols.settings import wire_settings
+from defi_platform.serve.protocols.vla_eval import VlaEvalWire
+from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire, WireSettings
+from defi_platform.serve.protocols.xpolicylab import XPolicyLabWire
+from defi_platform.serve.refusals import BusyError
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+
+
+def wire_of(
+    kind: type[Wire], service: SleepingService | None = None, query: str = "", **settings: Any
+) -> Wire:
+    client = ClientInfo("127.0.0.1:1", None, "/", query)
+    return kind(cast(ActionService, service or SleepingService()), client, WireSettings(**settings))
+
+
+def replies(wire: Wire, *messages: bytes | str) -> list[Reply]:
+    """The replies to some messages, one after another."""
+
+    async def talk() -> list[Reply]:
+        return [await wire.answer(message) for message in messages]
+
+    return asyncio.run(talk())
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with serving() as running:
+        yield running
+
+
+def test_paths_choose_the_protocol() -> None:
+    assert {path: wire_class(path) for path in WIRES} == WIRES
+    assert wire_class("/vla-eval/") is VlaEvalWire and wire_class("") is OpenpiWire
+    assert wire_class("/pickle") is None
+
+
+# openpi
+
+
+def test_openpis_client_sends_encoded_images_and_batches(place: Place) -> None:
+    policy = WebsocketClientPolicy(f"{place.url}/openpi")
+    png = vla_eval_image(IMAGE, "png")
+    answer = policy.infer(observation(4) | {"observation/images/front": png})
+    assert (answer["actions"] == 4).all() and answer["policy_digest"] == "d0"
+    answers = policy.infer({"batch": [observation(seed) for seed in range(3)]})["batch"]
+    assert [float(one["actions"][0, 0]) for one in answers] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="1 to 64"):
+        policy.infer({"batch": [observation(1)] * 65})
+
+
+def test_options_in_the_address_make_a_session_step_by_step(place: Place) -> None:
+    policy = WebsocketClientPolicy(f"{place.url}/?answers=step&open_loop=2&seed=3")
+    answers = [policy.infer({**observation(0), "seed": None}) for _ in range(4)]
+    assert all(answer["actions"].shape == (4,) for answer in answers)
+    assert [answer["server_timing"]["open_loop_step"] for answer in answers] == [0, 1, 0, 1]
+    seeds = [answer["seed"] for answer in answers]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+    with pytest.raises(websockets.exceptions.InvalidStatus, match="400"):
+        WebsocketClientPolicy(f"{place.url}/?answers=all")
+
+
+def test_an_episode_named_by_the_client_moves_to_the_successor_at_its_first_message() -> None:
+    wire = wire_of(OpenpiWire)
+    first, second = (openpi.pack(observation(1) | {"episode": episode}) for episode in ("a", "b"))
+    replies(wire, first)
+    assert not wire.between_episodes
+    wire.leaving = True
+    same, other = replies(wire, first, second)
+    assert not same.hand_over and other == Reply(hand_over=True)
+    successor = wire_of(OpenpiWire)
+    successor.resume(msgpack.unpackb(msgpack.packb(wire.state())))
+    (reply,) = replies(successor, second)
+    assert isinstance(reply.data, bytes) and (openpi.unpack(reply.data)["actions"] == 1).all()
+
+
+def test_busy_and_words_are_text_and_the_dialogue_goes_on() -> None:
+    service = SleepingService()
+    wire = wire_of(OpenpiWire, service)
+    refused, text, answered = replies(
+        wire, openpi.pack(observation(1) | {"prompt": 2}), "hello", openpi.pack(observation(1))
+    )
+    assert "'prompt' is of type int" in str(refused.data) and "binary message" in str(text.data)
+    assert isinstance(answered.data, bytes) and service.refusals == {"observation": 1, "protocol": 1}
+    assert wire.refuse(BusyError("full", 2.0)) == Reply("busy, retry after 2.0 s: full")
+
+
+# vla-eval
+
+
+def vla_eval_image(image: np.ndarray, form: str) -> bytes:
+    from vla_eval.protocol.image_codec import encode_image
+
+    data: bytes = encode_image(image, form)["data"]  # type: ignore[arg-type]
+    return data
+
+
+@pytest.mark.parametrize("form", ["raw", "png", "jpeg"])
+def test_vla_evals_client_runs_episodes_with_every_image_format(place: Place, form: Any) -> None:
+    set_image_format(form)
+
+    async def episodes() -> list[Any]:
+        answers = []
+        async with Connection(f"{place.url}/vla-eval") as connection:
+            assert connection.server_info["policy_digest"] == "d0"
+            for number in range(2):
+                await connection.start_episode({"task": {"name": "drawer"}})
+                for _ in range(3):
+                    seen = {
+                        "images": {"front": IMAGE},
+                        "task_description": "open the drawer",
+                        "seed": number,
+                    }
+                    answers.append(await connection.act(seen))
+                await connection.end_episode({"metrics": {"success": True}})
+            with pytest.raises(RuntimeError, match="'task_description' is missing"):
+                await connection.act({"images": {"front": IMAGE}})
+            answers.append(await connection.act(seen))
+        return answers
+
+    try:
+        answers = asyncio.run(episodes())
+    finally:
+        set_image_format("png")
+    assert [float(answer["actions"][0]) for answer in answers] == [0, 0, 0, 1, 1, 1, 1]
+    assert all(answer["actions"].shape == (4,) for answer in answers)
+    # A chunk has two actions: the third step of an episode begins a new chunk, and so does the next episode.
+    places = [answer["server_timing"]["open_loop_step"] for answer in answers]
+    assert places == [0, 1, 0, 0, 1, 0, 0]
+
+
+def vla_message(kind: str, payload: Any = None, seq: Any = 1) -> bytes:
+    packed: bytes = msgpack.packb({"type": kind, "payload": payload or {}, "seq": seq, "timestamp": 0.0})
+    return packed
+
+
+def test_a_vla_eval_socket_moves_between_episodes_only() -> None:
+    wire = wire_of(VlaEvalWire)
+    assert wire.between_episodes
+    replies(wire, vla_message("episode_start"))
+    assert not wire.between_episodes
+    wire.leaving = True
+    (again,) = replies(wire, vla_message("episode_start"))
+    assert again.hand_over
+    successor = wire_of(VlaEvalWire)
+    successor.resume(msgpack.unpackb(msgpack.packb(wire.state())))
+    assert not successor.between_episodes
+    replies(successor, vla_message("episode_end"))
+    assert successor.between_episodes
+
+
+def test_the_policy_asks_benchmarks_for_what_it_reads_and_takes_either_name_of_the_state() -> None:
+    service = SleepingService()
+    service.spec = replace(SPEC, cameras=("rgb_static", "rgb_gripper"), state_dim=2)
+    wire = wire_of(VlaEvalWire, service)
+    (hello,) = replies(wire, vla_message("hello", {"harness_version": "x", "protocol_version": 1}))
+    assert isinstance(hello.data, bytes)
+    payload = vla_eval.unpack(hello.data)["payload"]
+    assert payload["observation_params"] == {"send_state": True, "send_wrist_image": True}
+    images = {
+        name: {"__image__": True, "format": "png", "data": vla_eval_image(IMAGE, "png")}
+        for name in ("rgb_static", "rgb_gripper")
+    }
+    for name in ("state", "states"):
+        seen = {"images": images, "task_description": "go", name: [1.0, 2.0]}
+        (answer,) = replies(wire_of(VlaEvalWire, service), vla_message("observation", seen, seq=9))
+        assert isinstance(answer.data, bytes)
+        message = vla_eval.unpack(answer.data)
+        assert (message["type"], message["seq"]) == ("action", 9), message["payload"]
+
+
+# XPolicyLab
+
+
+def lab_frame(kind: str, payload: dict[str, Any] | None = None, **fields: Any) -> bytes:
+    frame = {"message_type": kind, "message_id": "m1", "evaluation_id": "e1", "step": 0, "sent_at": ""}
+    return xpolicylab.pack(frame | fields | {"payload": payload or {}})
+
+
+LAB_OBSERVATION = {
+    "vision": {"front": {"color": IMAGE, "depth": IMAGE, "shape": [24, 32]}},
+    "instruction": "open the drawer",
+    "state": {"arm_joint_state": np.zeros(3, np.float32), "ee_joint_state": np.zeros(1, np.float32)},
+    "seed": 3,
+}
+
+
+def test_an_xpolicylab_trial_from_hello_to_close() -> None:
+    service = SleepingService()
+    service.spec = replace(SPEC, state_dim=4)
+    wire = wire_of(XPolicyLabWire, service, actions={"arm_joint_state": 3, "ee_joint_state": 1})
+    requests = ["hello", "prepare_case", "reset", "infer", "heartbeat", "trial_end"]
+    payloads = [{"observation": LAB_OBSERVATION} if kind == "infer" else {} for kind in requests]
+    answers = replies(
+        wire,
+        *(
+            lab_frame(kind, payload, trial_id="t", step=4)
+            for kind, payload in zip(requests, payloads, strict=True)
+        ),
+    )
+    frames = [xpolicylab.unpack(cast(bytes, answer.data)) for answer in answers]
+    assert [frame["message_type"] for frame in frames] == [xpolicylab.ANSWERS[kind] for kind in requests]
+    assert all((frame["message_id"], frame["trial_id"], frame["step"]) == ("m1", "t", 4) for frame in frames)
+    chunk = frames[3]["payload"]["actions"]
+    assert len(chunk) == 2 and chunk[0]["arm_joint_state"].tolist() == [3, 3, 3]
+    assert chunk[1]["ee_joint_state"].shape == (1,)
+    assert wire.between_episodes
+    (closed,) = replies(wire, lab_frame("close"))
+    assert closed.data is None and closed.close is not None and closed.close[0] == 1000
+
+
+def test_two_arms_of_xpolicylab_are_read_arm_by_arm() -> None:
+    service = SleepingService()
+    service.spec = replace(SPEC, state_dim=4)
+    sides = {
+        f"{side}_{part}_joint_state": np.zeros(1) for side in ("left", "right") for part in ("arm", "ee")
+    }
+    (answer,) = replies(
+        wire_of(XPolicyLabWire, service),
+        lab_frame("infer", {"observation": LAB_OBSERVATION | {"state": sides}}),
+    )
+    frame = xpolicylab.unpack(cast(bytes, answer.data))
+    assert frame["message_type"] == "infer_result", frame
+    assert frame["payload"]["actions"][0].tolist() == [3, 3, 3, 3]
+
+
+def test_pickled_object_arrays_of_msgpack_numpy_are_not_read() -> None:
+    evil = {b"nd": True, b"type": "O", b"kind": b"O", b"shape": (1,), b"data": b"cos\nsystem\n"}
+    for array in (evil, {**evil, b"kind": b""}, {**evil, b"nd": False}):
+        (answer,) = replies(wire_of(XPolicyLabWire), lab_frame("infer", {"observation": {"vision": array}}))
+        frame = xpolicylab.unpack(cast(bytes, answer.data))
+        assert frame["message_type"] == "error" and "not" in frame["payload"]["message"]
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("session", "keys", "complaint"),
+    [
+        ({"answers": "all"}, {}, "chunk, step or null"),
+        ({"open_loop": 0}, {}, "open_loop is 0"),
+        ({"ensemble": -1.0}, {}, "ensemble is -1"),
+        ({"seed": -1}, {}, "seed is -1"),
+        ({"expiry_s": 0.0}, {}, "expiry_s is 0"),
+        ({}, {"names": "lerobt"}, "Did you mean 'lerobot'"),
+        ({}, {"prompt": "seed"}, "'seed' has a meaning of its own"),
+        ({}, {"images": "{camera}/{camera}"}, "once"),
+        ({}, {"actions": {"arm": 0}}, "actions.arm is 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(
+    session: dict[str, Any], keys: dict[str, Any], complaint: str
+) -> None:
+    config = ServeConfig(session=SessionConfig(**session), observation_keys=ObservationKeysConfig(**keys))
+    with pytest.raises(ConfigError, match=complaint):
+        wire_settings(config)
+
+
+def test_single_keys_come_before_the_names() -> None:
+    keys = ObservationKeysConfig(names="droid", cameras={"*": "left"}, state=["joints"])
+    settings = wire_settings(ServeConfig(observation_keys=keys))
+    assert settings.keys == replace(NAMES["droid"], cameras={"*": "left"}, state=("joints",))
+    assert wire_settings(ServeConfig()) == WireSettings()
+
+
+# Damage
+
+
+def messages_of(kind: str) -> list[bytes]:
+    """Good messages of a protocol."""
+    if kind == "openpi":
+        scalars = observation(2) | {"seed": np.int64(3), "deadline_ms": np.float32(9), "episode": "a"}
+        return [openpi.pack(observation(1)), openpi.pack({"batch": [observation(1)]}), openpi.pack(scalars)]
+    if kind == "vla_eval":
+        raw = {
+            "__image__": True,
+            "format": "raw",
+            "data": IMAGE.tobytes(),
+            "dtype": "|u1",
+            "shape": list(IMAGE.shape),
+        }
+        png = {"__image__": True, "format": "png", "data": vla_eval_image(IMAGE, "png"), "shape": [24, 32, 3]}
+        return [
+            vla_message("observation", {"images": {"front": image}, "task_description": "go"})
+            for image in (raw, png)
+        ] + [vla_message(other) for other in ("hello", "episode_start", "episode_end")]
+    return [lab_frame("infer", {"observation": LAB_OBSERVATION}), lab_frame("hello"), lab_frame("reset")]
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """A message with some damage: bytes changed, cut, doubled, or a header that lies."""
+    damaged = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 5))):
+        at = draw.randrange(len(damaged) + 1)
+        match draw.randrange(6):
+            case 0:
+                damaged[at : at + 1] = bytes([draw.randrange(256)])
+            case 1:
+                del damaged[at : at + draw.randrange(1, 40)]
+            case 2:
+                damaged[at:at] = damaged[at : at + draw.randrange(1, 40)]
+            case 3:
+                damaged[at:at] = draw.choice(
+                    (
+                        b"\xdd\xff\xff\xff\xff",
+                        b"\xdf\x7f\xff\xff\xff",
+                        b"\xc6\xff\xff\xff\xff",
+                        b"\xc7\x01\x05x",
+                        b"\xcf" + b"\xff" * 8,
+                    )
+                )
+            case 4:
+                word, other = draw.choice(WORDS), draw.choice(WORDS)
+                place = damaged.find(word)
+                if place >= 0:
+                    damaged[place : place + len(word)] = other
+            case 5:
+                del damaged[at:]
+        if not damaged:
+            return b""
+    return bytes(damaged)
+
+
+WORDS = (
+    b"<f4",
+    b"|u1",
+    b"|O8",
+    b"<U9",
+    b"<c8",
+    b"data",
+    b"seed",
+    b"type",
+    b"raw",
+    b"png",
+    b"nd",
+    b"prompt",
+    b"front",
+)
+KINDS: dict[str, type[Wire]] = {"openpi": OpenpiWire, "vla_eval": VlaEvalWire, "xpolicylab": XPolicyLabWire}
+READERS: dict[str, Callable[[bytes], Any]] = {
+    "openpi": openpi.unpack,
+    "vla_eval": vla_eval.unpack,
+    "xpolicylab": xpolicylab.unpack,
+}
+MUTATIONS = 17_000
+FUZZ_S = 12.0
+"""A bound for slow machines; what was done is asserted to be most."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_thousands_of_damaged_messages_are_answered_or_refused_in_words(kind: str) -> None:
+    good, draw = messages_of(kind), random.Random(kind)
+    service = SleepingService()
+    service.spec = replace(SPEC, cameras=("*",))
+    wire = wire_of(KINDS[kind], service)
+    deadline, done, refused = time.process_time() + FUZZ_S, 0, 0
+
+    async def talk() -> None:
+        nonlocal done, refused
+        while done < MUTATIONS:
+            done += 1
+            reply = await wire.answer(mutated(draw.choice(good), draw))
+            assert reply.data is None or len(reply.data) < 8000
+            refused += isinstance(reply.data, str) or b"error" in (reply.data or b"")
+            if time.process_time() > deadline:
+                break
+
+    asyncio.run(talk())
+    assert done > MUTATIONS * 0.5 and refused > done * 0.3
+    assert all(reply.close is None for reply in replies(wire, good[0]))
+    assert service.asked > 0
+
+
+HOSTILE: dict[str, bytes] = {
+    "15 MiB of empty maps": b"\xdd" + (15 * 2**20).to_bytes(4, "big") + b"\x80" * (15 * 2**20),
+    "lists that say they have millions of entries": b"\xdd\x00\xe0\x00\x00" * 3_000_000,
+    "maps in maps": b"\x81\xa1a" * 1_000_000 + b"\xc0",
+    "100,000 names": msgpack.packb({f"observation/images/frnt{number}": 1 for number in range(100_000)}),
+    "one huge string": msgpack.packb({"prompt": "x" * 10_000_000}),
+    "a scalar that is 1 GB of text": msgpack.packb(
+        {"seed": {b"__npgeneric__": True, b"data": 5, b"dtype": "<U268435455"}}
+    ),
+    "a shape of 2**200 pixels": msgpack.packb(
+        {"a": {b"__ndarray__": True, b"data": b"", b"dtype": "|u1", b"shape": [2**62, 2**62, 0]}}
+    ),
+    "a long name": msgpack.packb({"k" * 60_000: 1}),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_messages_that_would_become_large_cost_nothing(kind: str, what: str) -> None:
+    wire = wire_of(KINDS[kind])
+    replies(wire, b"\xc0")
+    tracemalloc.start()
+    started = time.process_time()
+    try:
+        (reply,) = replies(wire, HOSTILE[what])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert reply.data is not None and len(reply.data) < 3000
+    assert peak < 4 * 2**20 and time.process_time() - started < 2.0
+
+
+def test_limits_are_not_in_the_way_of_what_robots_send() -> None:
+    nested: Any = 1
+    for _ in range(MAX_DEPTH - 1):
+        nested = {"a": nested}
+    assert openpi.unpack(msgpack.packb(nested)) == nested
+    with pytest.raises(openpi.ProtocolError, match=f"{MAX_DEPTH} deep"):
+        openpi.unpack(msgpack.packb({"a": {"b": nested}}))
+    assert len(openpi.unpack(msgpack.packb([1] * (MAX_ITEMS - 1)))) == MAX_ITEMS - 1
+    with pytest.raises(openpi.ProtocolError, match=f"at most {MAX_ITEMS}"):
+        openpi.unpack(msgpack.packb([1] * MAX_ITEMS))
