@@ -83,15 +83,16 @@ def test_openpi_clients_come_in_with_their_api_key_only(tokens: str) -> None:
         assert place.server.load()["counts"]["refused_401"] == 5
 
 
-def test_http_needs_the_token_too_but_health_does_not(tokens: str) -> None:
+def test_http_needs_the_token_too_but_health_and_the_page_do_not(tokens: str) -> None:
     with serving(tokens=tokens) as place:
         status, words = post(place.port)
         assert status == 401 and "Authorization: Api-Key TOKEN" in words
         assert post(place.port, Authorization=f"Bearer {TOKEN}") == (200, "/v1/act 1")
         assert post(place.port, Authorization=f"Api-Key {OTHER}") == (200, "/v1/act 1")
-        connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=5)
-        connection.request("GET", "/healthz")
-        assert connection.getresponse().status == 200
+        for path, status in (("/healthz", 200), ("/livez", 200), ("/", 200), ("/metadata", 401)):
+            connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=5)
+            connection.request("GET", path)
+            assert connection.getresponse().status == status
 
 
 def test_tokens_are_given_out_and_taken_back_while_the_server_runs(tokens: str, monkeypatch) -> None:

@@ -148,6 +148,8 @@ def test_http_connections_move_between_requests_and_before_the_first() -> None:
         assert used.getresponse().read() == b"/before 0"
         silent = socket.create_connection(("127.0.0.1", place.port), timeout=5)
         until(lambda: place.server.load()["https"] == 2, "both")
+        place.server.move(1, "answers", to(other))
+        until(lambda: other.load()["https"] == 1, "one to move")
         place.server.move(None, "answers", to(other))
         until(lambda: other.load()["https"] == 2, "both to move")
         used.request("GET", "/after")

@@ -75,6 +75,11 @@ class HttpConnection(HttpToolsProtocol):
         self._leave: Leave | None = None
         self._gone = False
 
+    @property
+    def answering(self) -> bool:
+        """A request has begun that is not answered."""
+        return not self._idle
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Takes the socket over; the first request is awaited for `handshake_timeout_s`.
 

@@ -122,7 +122,7 @@ class SocketServer:
         """Makes sockets leave; `load` says how many are left. May be called from any thread.
 
         Args:
-            count: of websockets, idle ones first; the ones that cannot be handed over stay. None: every socket that
+            count: of sockets, idle ones first; the ones that cannot be handed over stay. None: every socket that
                 there is and that still comes; those that cannot be handed over are closed with 1012.
             when: between two "answers", or only between two "episodes".
             hand_over: takes a socket and a state of plain values and passes them to `adopt` of another replica.
@@ -242,8 +242,8 @@ class SocketServer:
             for connection in shared.connections():
                 connection.leave(order)
             return
-        for websocket in sorted(shared.websockets, key=lambda websocket: websocket.answering)[:count]:
-            websocket.leave(order)
+        for connection in sorted(shared.connections(), key=lambda connection: connection.answering)[:count]:
+            connection.leave(order)
 
     def _check_times(self) -> None:
         now = self.loop.time()
