@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -258,6 +259,18 @@ def test_actions_that_no_robot_should_carry_out_never_leave(value: float, words:
 def test_actions_a_little_outside_the_training_range_do_leave() -> None:
     service = service_of(lambda items: [np.array([[1999.0]], np.float32) for _ in items])
     assert asyncio.run(service.act(numbered(1))).actions.item() == 1999.0
+
+
+def test_an_action_that_was_constant_in_training_may_vary_as_the_head_does() -> None:
+    constant = replace(SPEC, action=SPEC.action | {"min": [1.0], "max": [1.0]})
+
+    def act(value: float) -> Answer:
+        service = ActionService(lambda items: [np.array([[value]], np.float32) for _ in items], constant, "d")
+        return asyncio.run(service.act(numbered(1)))
+
+    assert act(-0.9).actions.item() == pytest.approx(-0.9)
+    with pytest.raises(PolicyFailure, match="far outside"):
+        act(3.1)
 
 
 def test_a_replica_is_unhealthy_once_even_the_probe_fails_and_not_because_a_client_sends_what_fails() -> None:

@@ -20,8 +20,7 @@ class ActionCheck:
 
         Args:
             spec: `action` holds the range in the training data as min and max, or "unknown".
-            margin: how far an action may lie outside that range, in its widths; None: anywhere. An action that
-                was constant in training has the width of its value; one that was always 0 is not checked.
+            margin: how far an action may lie outside that range, in its widths; None: anywhere.
         """
         self._shape = (spec.chunk, spec.action_dim)
         self._low = self._high = None
@@ -31,8 +30,9 @@ class ActionCheck:
         if margin is None or UNKNOWN in (low, high):
             return
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        width = np.where(high > low, high - low, np.abs(high))
-        width = np.where(width > 0, width, np.inf)
+        # The normalizer leaves the scale of an action alone that was constant in training: the head, whose values are
+        # about -1 to 1, gives it in raw units.
+        width = np.where(high > low, high - low, 2.0)
         self._low, self._high = low - margin * width, high + margin * width
 
     def __call__(self, actions: NDArray[Any]) -> None:

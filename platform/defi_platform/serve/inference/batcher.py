@@ -224,7 +224,8 @@ class Batcher:
         batch, self._running = self._running, []
         self._free_since = now
         if result.whole:
-            self._rule.passed(len(batch), result.seconds)
+            # By the clock of the loop: what it costs to hand a batch over and back is part of a pass.
+            self._rule.passed(len(batch), now - self._pass_started)
         self._rule.answered((p.session for p in batch if p.session is not None), now)
         for pending, outcome in zip(batch, result.outcomes, strict=True):
             if not pending.answer.done():
