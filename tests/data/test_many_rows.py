@@ -82,6 +82,17 @@ def test_rows_are_found_by_name_and_the_last_of_several_counts() -> None:
     assert (len(rows), list(rows.names())[-2:]) == (6, ["c\0d", "a"])
 
 
+def test_rows_are_found_by_what_their_names_end_with_whatever_stands_before() -> None:
+    rows = FileIndex(values=0, backwards=lambda name: name[::-1] if name != "skipped/a" else None)
+    for name in ("x/a", "a", "b/xa", "\u00f6/a", "skipped/a", "\udcff/a", "a/b", "x/\u00f6/a"):
+        rows.add(name)
+    below_a = {(0, "x/a"), (3, "\u00f6/a"), (5, "\udcff/a"), (7, "x/\u00f6/a")}
+    assert set(rows.find_below("backwards", "a", 9)) == below_a and rows.find("a") == (1, "a")
+    assert rows.find_below("backwards", "a/\u00f6", 9) == [(7, "x/\u00f6/a")]
+    assert len(rows.find_below("backwards", "a", 2)) == 2 and rows.find_below("backwards", "c", 2) == []
+    assert rows.find_by("backwards", "a/\u00f6", 2) == [(3, "\u00f6/a")]
+
+
 def test_files_are_looked_up_by_the_names_they_were_listed_under(tmp_path: Path) -> None:
     for name in ("b", "a/x", "a/y", ".hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from defi_platform.data.tables.temp_database import TempDatabase
+
+Key = Callable[[str], str | None]
+"""Makes of a name what its row is found by too; None: it is not. Must not raise."""
 
 
 class FileIndex:
@@ -13,15 +16,18 @@ class FileIndex:
 
     Args:
         values: number of texts and integers in a row, besides its name.
+        keys: by which rows are found too. Each costs something at the first question for it only.
     """
 
-    def __init__(self, values: int) -> None:
+    def __init__(self, values: int, **keys: Key) -> None:
         columns = "".join(f", value{number}" for number in range(values))
         self._database = TempDatabase(f"CREATE TABLE named (name{columns})")
+        for key, of in keys.items():
+            self._database.define(key, _on_encoded(of))
         self._insert = f"INSERT INTO named VALUES (?{', ?' * values})"
-        self._length, self._indexed = 0, False
+        self._length, self._indexed = 0, set[str]()
 
-    def add(self, name: str, *values: str | int) -> None:
+    def add(self, name: str | int, *values: str | int) -> None:
         """Adds a row."""
         row: tuple[Any, ...] = (name, *values)
         if not all([isinstance(value, int) or value.isascii() for value in row]):
@@ -42,18 +48,29 @@ class FileIndex:
         row = self._database.execute(query, (_encoded(name),)).fetchone()
         return None if row[0] is None else _decoded(row)
 
-    def find_all(self, name: str, most: int) -> list[tuple[Any, ...]]:
-        """Finds the first `most` rows of a name, as `find` gives them, in the order in which they came."""
-        if not self._length:
-            return []
-        self._make_index()
-        query = "SELECT rowid - 1, * FROM named WHERE name = ? ORDER BY rowid LIMIT ?"
-        return [_decoded(row) for row in self._database.execute(query, (_encoded(name), most)).fetchall()]
+    def find_by(self, key: str, value: str, most: int) -> list[tuple[int, str]]:
+        """Finds the first `most` rows of which a key is `value`. Returns: number and name of each."""
+        self._make_index(key)
+        query = f"SELECT rowid - 1, name FROM named WHERE {key}(name) = ? ORDER BY rowid LIMIT ?"
+        return list(map(_decoded, self._database.execute(query, (_encoded(value), most))))
 
-    def _make_index(self) -> None:
-        if not self._indexed:
-            self._database.execute("CREATE INDEX by_name ON named (name)")
-            self._indexed = True
+    def find_below(self, key: str, folder: str, most: int) -> list[tuple[int, str]]:
+        """Finds `most` rows of which a key is a path below `folder`, in order of the key. Returns: as `find_by`."""
+        self._make_index(key)
+        query = f"SELECT rowid - 1, name FROM named WHERE {key}(name) > ? AND {key}(name) < ? LIMIT ?"
+        # What comes after a slash, among the letters, is a zero.
+        bounds = _encoded(f"{folder}/"), _encoded(f"{folder}0")
+        found = list(self._database.execute(query, (*bounds, most)))
+        if folder.isascii():  # below which there may be other letters
+            bounds = f"{folder}/".encode(), f"{folder}0".encode()
+            found += self._database.execute(query, (*bounds, most - len(found)))
+        return list(map(_decoded, found))
+
+    def _make_index(self, key: str = "") -> None:
+        if key not in self._indexed:
+            of = f"{key}(name)" if key else "name"
+            self._database.execute(f"CREATE INDEX [by {key}] ON named ({of})")
+            self._indexed.add(key)
 
     def names(self) -> Iterator[str]:
         """Yields the names as they came."""
@@ -62,8 +79,20 @@ class FileIndex:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return map(_decoded, self._database.select("SELECT * FROM named ORDER BY rowid"))
 
+    def by_name(self) -> Iterator[tuple[Any, ...]]:
+        """Yields the rows in order of their names; those of one name as they came."""
+        return map(_decoded, self._database.select("SELECT * FROM named ORDER BY name, rowid"))
 
-def _encoded(value: str | int) -> str | int | bytes:
+
+def _on_encoded(of: Key) -> Callable[[str | bytes], Any]:
+    def key(name: str | bytes) -> Any:
+        found = of(name if isinstance(name, str) else name.decode("utf-8", "surrogatepass"))
+        return None if found is None else _encoded(found)
+
+    return key
+
+
+def _encoded(value: str | int) -> Any:
     # Names of files need not be texts that a database takes for one.
     if isinstance(value, int) or value.isascii():
         return value

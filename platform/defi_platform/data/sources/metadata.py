@@ -79,6 +79,8 @@ def text_of(value: Any) -> str:
             value = next((by_name[key] for key in TEXT_KEYS if _is_text(by_name.get(key))), None)
         elif isinstance(value, list | tuple):
             value = next((found for found in value if _is_text(found)), None)
+        else:
+            break
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):

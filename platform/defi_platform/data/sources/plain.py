@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from defi_platform import storage
 from defi_platform.data.sources.file_index import FileIndex
@@ -15,7 +18,7 @@ from defi_platform.data.sources.records import (
     VideoRecord,
     files_below,
 )
-from defi_platform.data.sources.texts.matching import STEM, VideoNames
+from defi_platform.data.sources.texts.matching import STEM, VideoNames, video_keys
 from defi_platform.data.sources.texts.tables import READERS, TextRow, read_rows
 from defi_platform.data.sources.uri import file_uri
 
@@ -31,10 +34,16 @@ NAMED_TABLES = ("metadata", "captions", "caption", "texts", "text", "labels", "a
 MOST_TEXTS = 100
 """Rows of one video that are compared with each other."""
 
+NO_TEXTS: tuple[int, Iterable[tuple[Any, ...]]] = (-1, ())
+
 
 def is_video(name: str) -> bool:
     """True when a file's name ends like a video's."""
-    return posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES
+    dot = name.rfind(".")
+    if name[dot:].lower() not in VIDEO_SUFFIXES or dot <= 0:
+        return False
+    # Not for every name: what stands between dots only is no suffix.
+    return name[dot - 1] not in "/." or posixpath.splitext(name)[1] != ""
 
 
 def detect(root: str, top: set[str]) -> bool:
@@ -44,12 +53,17 @@ def detect(root: str, top: set[str]) -> bool:
 
 def listing(root: str, fps: float | None = None) -> Listing:
     """Yields every video file, with its text where a table names it, and what rows of tables fit no video or several."""
-    files = yield from files_below(root)
+    files = yield from files_below(root, **video_keys(is_video))
     texts = FileIndex(values=3)
     yield from _read_tables(root, files, texts)
-    for entry in files.entries():
+    by_video = itertools.groupby(texts.by_name(), operator.itemgetter(0))
+    described, rows = next(by_video, NO_TEXTS)
+    for number, entry in enumerate(files.entries()):
         if is_video(entry.name):
-            text, note = _text_of(texts, entry)
+            text, note = "", None
+            if number == described:
+                text, note = _text_of(rows, entry)
+                described, rows = next(by_video, NO_TEXTS)
             yield VideoRecord(
                 video_id=entry.name,
                 uri=file_uri(entry.uri),
@@ -63,36 +77,36 @@ def listing(root: str, fps: float | None = None) -> Listing:
 
 
 def _is_table(name: str) -> bool:
-    stem, suffix = (part.lower() for part in posixpath.splitext(posixpath.basename(name)))
-    if suffix not in READERS or "/" not in name:
-        return suffix in READERS
-    return stem in NAMED_TABLES and (stem, suffix) != (
-        "metadata",
-        ".json",
-    )  # which is of one video, as a rule
+    stem, suffix = posixpath.splitext(name)
+    if suffix.lower() not in READERS or "/" not in name:
+        return suffix.lower() in READERS
+    table = posixpath.basename(stem).lower()
+    # A metadata.json is of one video, as a rule.
+    return table in NAMED_TABLES and (table, suffix.lower()) != ("metadata", ".json")
 
 
 def _read_tables(root: str, files: Files, texts: FileIndex) -> Listing:
-    """Reads every table into `texts`: video -> how well the row's name fits, where the row stands, its text."""
-    tables = sorted((entry for entry in files.entries() if _is_table(entry.name)), key=lambda e: e.name)
+    """Reads every table into `texts`: number of the video -> how well the row's name fits, that name, the text."""
+    tables = sorted(files.entries(_is_table), key=operator.attrgetter("name"))
     if not tables:
         return
-    names = VideoNames(name for name in files if is_video(name))
+    names = VideoNames(files.rows)
     for table in tables:
         fitting, unfit = 0, list[TextRow]()
+        folder = posixpath.dirname(table.name)
         for row in read_rows(root, table):
             if not isinstance(row, TextRow):
                 yield row
                 continue
-            match = names.find(row.names, posixpath.dirname(table.name))
+            match = names.find(row.names, folder)
             if match is None:
                 # A mapping in a JSON file may be anything: it is of texts once a name in it fits a video.
                 unfit.append(row)
             elif len(match.videos) > 1:
-                message = f"{row.names[0]} may be {match.videos[0]} or {match.videos[1]}"
+                message = f"{row.names[0]} may be {match.videos[0][1]} or {match.videos[1][1]}"
                 yield Note(kind="ambiguous", item=row.place, uri=table.uri, message=message)
             else:
-                texts.add(match.videos[0], match.rank, row.names[0], row.text)
+                texts.add(match.videos[0][0], match.rank, row.names[0], row.text)
             fitting += match is not None
             if len(unfit) >= MOST_TEXTS and (fitting or not table.name.endswith(".json")):
                 yield from _unmatched(root, table, unfit)
@@ -114,10 +128,10 @@ def _unmatched(root: str, table: storage.Entry, rows: list[TextRow]) -> Iterator
         )
 
 
-def _text_of(texts: FileIndex, video: storage.Entry) -> tuple[str, Note | None]:
-    rows = [(rank, name, text) for _, _, rank, name, text in texts.find_all(video.name, MOST_TEXTS)]
-    if not rows:
-        return "", None
+def _text_of(found: Iterable[tuple[Any, ...]], video: storage.Entry) -> tuple[str, Note | None]:
+    rows = [row[1:] for row in itertools.islice(found, MOST_TEXTS)]
+    if len(rows) == 1:
+        return rows[0][2], None
     best = min(rank for rank, _, _ in rows)
     rows = [row for row in rows if row[0] == best]
     text = rows[-1][2]

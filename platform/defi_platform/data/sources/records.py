@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from defi_platform import storage
-from defi_platform.data.sources.file_index import FileIndex
+from defi_platform.data.sources.file_index import FileIndex, Key
 from defi_platform.data.sources.uri import file_uri
 
 
@@ -178,39 +178,45 @@ def signal_matrix(values: Any, name: str) -> np.ndarray:
 
 
 class Files(Mapping[str, storage.Entry]):
-    """Files below a folder by their names, which may be millions; in the order in which they were listed."""
+    """Files below a folder by their names, which may be millions; in the order in which they were listed.
 
-    def __init__(self, root: str) -> None:
+    Args:
+        root: the folder.
+        keys: of `rows`.
+    """
+
+    def __init__(self, root: str, **keys: Key) -> None:
         self._root = root
-        self._rows = FileIndex(values=2)
+        self.rows = FileIndex(2, **keys)
+        """Name, bytes, version."""
 
     def add(self, entry: storage.Entry) -> None:
         """Takes a file of the folder."""
-        self._rows.add(entry.name, entry.bytes, entry.version)
+        self.rows.add(entry.name, entry.bytes, entry.version)
 
     def __getitem__(self, name: str) -> storage.Entry:
-        row = self._rows.find(name)
+        row = self.rows.find(name)
         if row is None:
             raise KeyError(name)
         return self._entry(*row[1:])
 
     def __iter__(self) -> Iterator[str]:
-        return self._rows.names()
+        return self.rows.names()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
-    def entries(self) -> Iterator[storage.Entry]:
-        """All of them, without looking each one up."""
-        return (self._entry(*row) for row in self._rows)
+    def entries(self, wanted: Callable[[str], bool] = bool) -> Iterator[storage.Entry]:
+        """Those whose names are `wanted`, without looking each one up."""
+        return (self._entry(*row) for row in self.rows if wanted(row[0]))
 
     def _entry(self, name: str, size: int, version: str) -> storage.Entry:
         return storage.Entry(storage.join(self._root, name), name, size, version)
 
 
-def files_below(root: str) -> Generator[ListingProgress | RejectedRecord, None, Files]:
-    """Yields progress, and links that lead nowhere as rejected. Returns: every file below `root`."""
-    files, unreadable = Files(root), list[storage.Unreadable]()
+def files_below(root: str, **keys: Key) -> Generator[ListingProgress | RejectedRecord, None, Files]:
+    """Yields progress, and links that lead nowhere as rejected. Returns: every file below `root`, with `keys`."""
+    files, unreadable = Files(root, **keys), list[storage.Unreadable]()
     for entry in storage.walk(root, unreadable):
         files.add(entry)
         if len(files) % PROGRESS_EVERY == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from defi_platform.data.tables.parquet_io import Row
@@ -68,6 +68,10 @@ class TempDatabase:
                 yield row
         except sqlite3.OperationalError as error:
             raise _no_room(error) from error
+
+    def define(self, name: str, function: Callable[[Any], Any]) -> None:
+        """Defines a function for SQL, also for its indexes: one argument, always the same result, no exceptions."""
+        self._connection.create_function(name, 1, function, deterministic=True)
 
     def value(self, statement: str, values: Sequence[Any] = ()) -> Any:
         """The first value of a query's first row; None where it finds no row."""

@@ -10,7 +10,7 @@ import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +47,8 @@ MOST_DAMAGED = 1_000
 
 DELIMITERS = (",", ";", "\t", "|")
 
+SURROGATE = re.compile("[\ud800-\udfff]").search
+
 Fields = dict[str, Any]
 """A row by the names of its columns, in small letters."""
 
@@ -77,15 +79,17 @@ def read_rows(root: str, table: storage.Entry) -> Iterator[TextRow | RejectedRec
     """
     suffix = posixpath.splitext(table.name)[1].lower()
     damaged, usable, number = 0, 0, 0
-    columns: tuple[str, ...] = ()
+    first: tuple[str, ...] = ()
+    columns = Columns((), (), ())
     RangeFile.failures.clear()
     for number, fields in enumerate(_rows(table, READERS[suffix]), start=1):
         place = f"{table.name}:{number}"
         try:
             if isinstance(fields, BadRow):
                 raise fields
-            columns = columns or tuple(fields)
-            row = _text_row(fields, place)
+            if (names := tuple(fields)) != columns.names:
+                columns, first = _columns(names), first or names
+            row = _text_row(fields, columns, place)
         except DAMAGE as error:
             damaged += 1
             yield _rejected(table, place, error)
@@ -99,26 +103,42 @@ def read_rows(root: str, table: storage.Entry) -> Iterator[TextRow | RejectedRec
             usable += 1
             yield row
     if not usable and not damaged and (number or suffix != ".json"):
-        named = ", ".join(columns[:12]) or "none"
+        named = ", ".join(first[:12]) or "none"
         yield Note(
             kind="skipped", item=table.name, uri=table.uri,
             message=f"not read as a table of texts: no column for the video or none for the text, of {named}",
         )  # fmt: skip
 
 
-def _text_row(fields: Fields, place: str) -> TextRow | None:
+class Columns(NamedTuple):
+    """The columns of a row that count, the likeliest first."""
+
+    names: tuple[str, ...]
+    """Of all columns."""
+    texts: tuple[str, ...]
+    videos: tuple[str, ...]
+
+
+def _columns(names: tuple[str, ...]) -> Columns:
+    known = {str(name).strip().lower(): name for name in names}
+    texts, videos = (
+        tuple([known[key] for key in keys if key in known]) for keys in (TEXT_KEYS, VIDEO_COLUMNS)
+    )
+    return Columns(names, texts, videos)
+
+
+def _text_row(fields: Fields, columns: Columns, place: str) -> TextRow | None:
     """The row in `fields`; None where no column is one of texts or videos. Raises: ValueError for a text without a video."""
-    values = {str(key).strip().lower(): value for key, value in fields.items()}
-    text = next((text for key in TEXT_KEYS if key in values and (text := text_of(values[key]))), "")
-    found = [name for key in VIDEO_COLUMNS if key in values for name in _names(values[key])]
+    text = next((text for name in columns.texts if (text := text_of(fields[name]))), "")
+    found = [name for column in columns.videos for name in _names(fields[column])]
     if not text:
         return None
     if not found:
-        if any(key in values for key in VIDEO_COLUMNS):
+        if columns.videos:
             raise BadRow(f"a text without a video: {text[:60]!r}")
         return None
     for value in (text, *found):
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
+        if not value.isascii() and SURROGATE(value):
             raise BadRow(f"no text in UTF-8: {value[:60]!r}")
     return TextRow(tuple(dict.fromkeys(found)), text, place)
 
@@ -130,7 +150,7 @@ def _names(value: Any) -> list[str]:
     if isinstance(value, float):
         return [str(int(value))] if value.is_integer() else []
     name = str(value).strip()
-    whole = re.fullmatch(r"(\d+)\.0+", name)
+    whole = re.fullmatch(r"(\d+)\.0+", name) if name.endswith("0") else None
     return [name, *([whole[1]] if whole else [])] if name else []
 
 
@@ -159,9 +179,9 @@ def _csv(table: storage.Entry) -> Iterator[Fields | BadRow]:
             except csv.Error as error:
                 yield BadRow(str(error))
                 continue
-            if not any(value.strip() for value in values):
+            if not any(map(str.strip, values)):
                 continue
-            if any(value.strip() for value in values[len(header) :]):
+            if len(values) > len(header) and any(map(str.strip, values[len(header) :])):
                 yield BadRow(f"{len(values)} values under {len(header)} columns; is a text without quotes?")
                 continue
             yield dict(zip(header, values, strict=False))
