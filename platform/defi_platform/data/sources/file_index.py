@@ -49,13 +49,29 @@ class FileIndex:
         return None if row[0] is None else _decoded(row)
 
     def find_by(self, key: str, value: str, most: int) -> list[tuple[int, str]]:
-        """Finds the first `most` rows of which a key is `value`. Returns: number and name of each."""
+        """Finds rows by one of their keys.
+
+        Args:
+            key: its name.
+            value: what it is.
+            most: the first so many rows.
+
+        Returns: number and name of each.
+        """
         self._make_index(key)
         query = f"SELECT rowid - 1, name FROM named WHERE {key}(name) = ? ORDER BY rowid LIMIT ?"
         return list(map(_decoded, self._database.execute(query, (_encoded(value), most))))
 
     def find_below(self, key: str, folder: str, most: int) -> list[tuple[int, str]]:
-        """Finds `most` rows of which a key is a path below `folder`, in order of the key. Returns: as `find_by`."""
+        """Finds rows of which a key is a path below a folder.
+
+        Args:
+            key: its name.
+            folder: the first parts of that path.
+            most: the first so many rows in order of the key.
+
+        Returns: number and name of each.
+        """
         self._make_index(key)
         query = f"SELECT rowid - 1, name FROM named WHERE {key}(name) > ? AND {key}(name) < ? LIMIT ?"
         # What comes after a slash, among the letters, is a zero.

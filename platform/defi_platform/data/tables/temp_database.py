@@ -11,7 +11,7 @@ from defi_platform.data.tables.parquet_io import Row
 from defi_platform.storage import StorageError
 
 SETTINGS = (
-    "PRAGMA cache_size = -8192",  # KiB; what does not fit lies on disk, mostly in the machine's own cache
+    "PRAGMA cache_size = -4096",  # KiB; what does not fit lies on disk, mostly in the machine's own cache
     "PRAGMA temp_store = FILE",
     "PRAGMA journal_mode = OFF",  # nobody reads the file after a failure
     "BEGIN",
