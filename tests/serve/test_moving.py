@@ -168,3 +168,24 @@ def test_close_waits_for_answers_and_says_why() -> None:
         for robot in (idle, busy):
             with pytest.raises(ConnectionClosed, match=r"1001.*the policy server is shutting down"):
                 robot.infer(observation(1))
+
+
+def test_the_first_message_of_a_new_episode_moves_with_its_socket() -> None:
+    with serving() as place, successor() as other:
+        robot = WebsocketClientPolicy(place.url)
+        assert robot.infer(observation(1) | {"episode": 1})["policy_digest"] == "d0"
+        place.server.move(None, "episodes", to(other))
+        assert robot.infer(observation(2) | {"episode": 1})["policy_digest"] == "d0"
+        answer = robot.infer(observation(3) | {"episode": 2})
+        assert answer["policy_digest"] == "d1" and answer["actions"][0, 0] == 3
+        assert place.server.load()["counts"]["moved"] == 1 and other.load()["websockets"] == 1
+
+
+def test_a_new_episode_that_nobody_takes_is_not_answered_by_the_old_policy() -> None:
+    with serving() as place:
+        robot = WebsocketClientPolicy(place.url)
+        robot.infer(observation(1) | {"episode": 1})
+        place.server.move(None, "episodes", nobody)
+        until(lambda: place.server.load()["leaving"], "the order to arrive")
+        with pytest.raises(ConnectionClosed, match="1012"):
+            robot.infer(observation(2) | {"episode": 2})

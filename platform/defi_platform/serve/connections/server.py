@@ -104,8 +104,8 @@ class SocketServer:
         """What there is now. May be called from any thread.
 
         Returns:
-            sockets, of which websockets and https (the rest), answering (messages), held_bytes (received, not answered), and counts:
-            events since the start by name.
+            sockets, of which websockets and https (the rest), answering (messages), held_bytes (received, not answered),
+            leaving (every socket is to go), and counts: events since the start by name.
         """
         shared = self._shared
         websockets, https = len(shared.websockets), len(shared.https) + self._opening
@@ -115,6 +115,7 @@ class SocketServer:
             "https": https,
             "answering": shared.answering,
             "held_bytes": shared.held_bytes,
+            "leaving": shared.leave is not None,
             "counts": dict(shared.counts),
         }
 
