@@ -13,7 +13,7 @@ def main() -> int:
     """Runs the job. Returns: the exit code."""
     config = parse_arguments(ServeConfig, description=__doc__)
     # Imported late: it takes seconds, and --help and mistakes in the config should not.
-    from defi_platform.serve.app import serve_policy
+    from defi_platform.serve.deployment.command import serve_policy
 
     return serve_policy(config)
 

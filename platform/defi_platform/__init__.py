@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from defi_platform.evaluate.html.corpus_page import inspect_corpora
     from defi_platform.evaluate.record import record as record_demos
     from defi_platform.evaluate.rollouts import evaluate as evaluate_policy
-    from defi_platform.serve.app import serve_policy
+    from defi_platform.serve.deployment.command import serve_policy
     from defi_platform.train.driver.export_run import export_run as export_model
     from defi_platform.train.driver.finetune import finetune as finetune_policy
     from defi_platform.train.driver.pretrain import pretrain, pretrain_both
@@ -60,7 +60,7 @@ _DEFINED_AS = {
     "pretrain_both": "train.driver.pretrain:pretrain_both",
     "record_demos": "evaluate.record:record",
     "run_demo": "demo:run_demo",
-    "serve_policy": "serve.app:serve_policy",
+    "serve_policy": "serve.deployment.command:serve_policy",
 }
 
 

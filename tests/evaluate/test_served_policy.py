@@ -15,7 +15,7 @@ from defi_models.policy import DeFIPolicy
 from defi_platform.config import EvaluateConfig, ServeConfig
 from defi_platform.errors import CheckpointError, ConfigError, ServeError
 from defi_platform.evaluate.rollouts import evaluate
-from defi_platform.serve.app import PolicyServer, deploy
+from defi_platform.serve.deployment.server import PolicyServer, deploy
 
 
 def save_policy(folder: Path) -> Path:
@@ -30,13 +30,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(policy: Path, ray_cluster: None) -> Iterator[PolicyServer]:
-    with deploy(ServeConfig(policy=str(policy), port=0, threads=1)) as running:
+    with deploy(ServeConfig(policy=str(policy), port=0, threads=1, max_batch_size=8)) as running:
         yield running
 
 
 def small(policy: Path, output: Path, url: str | None = None) -> EvaluateConfig:
     return EvaluateConfig(
-        serve=ServeConfig(policy=str(policy), port=0, threads=1),
+        serve=ServeConfig(policy=str(policy), port=0, threads=1, max_batch_size=8),
         url=url,
         tasks=["coffee-button-v3", "button-press-v3"],
         arms=["policy"],
@@ -77,7 +77,7 @@ def test_an_evaluation_of_another_policy_is_not_mixed_into_it(
     server: PolicyServer, policy: Path, tmp_path: Path
 ) -> None:
     # It notes what it evaluates before it finds no room to serve it.
-    with pytest.raises(ServeError, match="already serves 'policy'"):
+    with pytest.raises(ServeError, match="already serves the policy"):
         evaluate(small(policy, tmp_path / "first"))
     with pytest.raises(ConfigError, match=r"other settings \(policy:"):
         evaluate(small(save_policy(tmp_path / "other"), tmp_path / "first"))

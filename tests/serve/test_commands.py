@@ -18,9 +18,10 @@ import ray
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from robot_messages import observation
 
-from defi_platform.config import ServeConfig
+from defi_platform.config import SecurityConfig, ServeConfig
 from defi_platform.errors import ConfigError, exit_code
-from defi_platform.serve.app import build_app, serve_policy
+from defi_platform.serve.app import build_app
+from defi_platform.serve.deployment.command import serve_policy
 
 SERVE = str(Path(sys.executable).parent / "serve")
 PATIENCE_S = 300.0
@@ -113,6 +114,11 @@ def test_a_bad_folder_and_a_taken_port_are_one_line_and_exit_code_2(
             (ServeConfig(policy=str(policy_folder), port=port), f":{port}: the port is in use"),
             (ServeConfig(policy=str(policy_folder), port=70000), "port 70000 does not exist"),
             (ServeConfig(policy=str(policy_folder), host="no.such.host.invalid"), "has no address"),
+            (
+                ServeConfig(policy=str(policy_folder), replicas={"min": 2, "max": 1}),
+                "write a number from 1 on",
+            ),
+            (ServeConfig(policy=str(policy_folder), security=SecurityConfig(tls_cert="c")), "TLS needs both"),
         ):
             assert exit_code(lambda config=config: serve_policy(config)) == 2
             error = capsys.readouterr().err
@@ -123,8 +129,3 @@ def test_a_bad_folder_and_a_taken_port_are_one_line_and_exit_code_2(
 def test_the_builder_names_the_nearest_key(policy_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"no key 'polcy'. Did you mean 'policy'"):
         build_app({"polcy": str(policy_folder)})
-
-
-def test_the_builder_refuses_an_address_where_serve_has_its_own(policy_folder: Path) -> None:
-    with pytest.raises(ConfigError, match="http_options"):
-        build_app({"policy": str(policy_folder), "port": "8123"})

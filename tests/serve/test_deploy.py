@@ -9,7 +9,7 @@ import pytest
 
 from defi_platform.config import ServeConfig
 from defi_platform.errors import ServeError
-from defi_platform.serve.app import deploy
+from defi_platform.serve.deployment.server import deploy
 
 
 @pytest.mark.slow

@@ -87,7 +87,8 @@ class Node:
             "replica": name,
             "generation": generation,
             "digest": "d" * 64,
-            "application": "policy",
+            "application": f"policy-{generation}",
+            "metadata": {"policy": name},
             "token": SECRET,
             "movable": True,
         }
@@ -191,7 +192,7 @@ def test_a_new_generation_takes_over_only_once_it_is_announced(node: Node) -> No
     assert ask(running) == "old 1"
     listener.serve_generation(2)
     assert ask(dial(node.settings.port)) == "new 1" and ask(running) == "old 2"
-    assert listener.order_move(1, "episodes") == 1
+    assert listener.order_move("policy-1", "episodes") == 1
     wait(lambda: listener.state()["moved"] == 1)
     assert ask(running) == "new 3"
 

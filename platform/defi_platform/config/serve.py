@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
 from defi_platform.config.cluster import RayConfig
 from defi_platform.config.fields import PATH
+from defi_platform.errors import ConfigError
+
+
+@dataclass
+class ScalingConfig:
+    """Scaling: times and loads at which replicas are added and taken away, where `replicas` leaves room."""
+
+    target_in_flight: float | None = None
+    """Observations in flight per replica that are aimed at; null: max_batch_size, a full forward pass."""
+    max_wait_ms: float = 100.0
+    """Milliseconds that an observation may wait beyond the forward pass that runs when it comes; another replica is added
+    where it is longer."""
+    upscale_delay_s: float = 2.0
+    """Seconds of too much load before a replica is added."""
+    downscale_delay_s: float = 60.0
+    """Seconds of too little load before one is taken away; its websockets move to the others."""
+
+
+@dataclass
+class RedeployConfig:
+    """End of running episodes when the same command serves another policy in the place of this one."""
+
+    at_once: bool = False
+    """True: each websocket goes on with the new policy after its next answer; false: after its episode."""
+    finish_episodes_s: float = 300.0
+    """Seconds that running episodes get to end on the old policy."""
 
 
 @dataclass
@@ -111,11 +138,11 @@ class ServeConfig:
     policy: str = field(default=MISSING, metadata=PATH)
     """Policy folder; serving needs nothing else."""
     host: str = "127.0.0.1"
-    """Address the gateway listens on; 0.0.0.0: all interfaces."""
+    """Address to listen on; 0.0.0.0: all interfaces."""
     port: int = 8000
     """TCP port; 0 picks a free one."""
-    replicas: int = 1
-    """Copies of the policy that answer in parallel."""
+    replicas: Any = 1
+    """Copies of the policy that answer in parallel: a number, or {min: 1, max: 4} to scale with the load."""
     replica_cpus: float = 1.0
     """Logical CPUs per replica."""
     replica_gpus: float = 0.0
@@ -123,7 +150,7 @@ class ServeConfig:
     max_batch_size: int = 64
     """Observations of different clients in one forward pass, at most; fewer where larger batches are not faster."""
     max_connections: int = 1000
-    """Open websockets per gateway replica, at most."""
+    """Open websockets per replica, at most."""
     threads: int | None = None
     """Torch threads per replica; null: torch's default."""
     model: InferenceConfig = field(default_factory=InferenceConfig)
@@ -131,3 +158,24 @@ class ServeConfig:
     security: SecurityConfig = field(default_factory=SecurityConfig)
     session: SessionConfig = field(default_factory=SessionConfig)
     observation_keys: ObservationKeysConfig = field(default_factory=ObservationKeysConfig)
+    scaling: ScalingConfig = field(default_factory=ScalingConfig)
+    redeploy: RedeployConfig = field(default_factory=RedeployConfig)
+
+
+def replica_range(replicas: Any) -> tuple[int, int]:
+    """The fewest and the most replicas that `ServeConfig.replicas` asks for.
+
+    Raises:
+        ConfigError: it is neither a number from 1 on nor a mapping of min and max.
+    """
+    low, high = replicas, replicas
+    if isinstance(replicas, dict) and replicas.keys() <= {"min", "max"} and "max" in replicas:
+        low, high = replicas.get("min", 1), replicas["max"]
+    # `serve run` hands its arguments over as texts.
+    low, high = (int(n) if isinstance(n, str) and n.isdecimal() else n for n in (low, high))
+    if type(low) is not int or type(high) is not int or not 1 <= low <= high:
+        raise ConfigError(
+            f"replicas is {replicas!r}; write a number from 1 on, or a range such as {{min: 1, max: 4}} "
+            "(on the command line replicas.min=1 replicas.max=4)."
+        )
+    return low, high

@@ -133,7 +133,7 @@ def _policy(config: EvaluateConfig, missing: list[Rollout]) -> Iterator[tuple[st
         yield config.url, metadata
         return
     # Imported here: a worker that needs only the simulator does not load the models.
-    from defi_platform.serve.app import deploy
+    from defi_platform.serve.deployment.server import deploy
 
     print(f"serving {config.serve.policy}", flush=True)
     with deploy(config.serve) as server:

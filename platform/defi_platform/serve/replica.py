@@ -1,91 +1,180 @@
-"""A policy on one set of resources: loads a policy folder and answers observations in batches."""
+"""A policy on one set of resources, from its clients' sockets to its actions, as a deployment of Ray Serve."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
+import ray
+from ray import serve
 
-from defi_platform.serve.batching import GreedyBatcher
-from defi_platform.serve.observation import Answer, Observation, PolicySpec
+from defi_platform import storage
+from defi_platform.config import ServeConfig
+from defi_platform.errors import CheckpointError, ServeError
+from defi_platform.serve.deployment import autoscaling
+from defi_platform.serve.deployment.startup_checks import head_node
+from defi_platform.serve.listener.actor import ensure_listener
+from defi_platform.serve.listener.channel import socket_path
+from defi_platform.serve.listener.link import ReplicaLink
+from defi_platform.serve.listener.listener import ListenerSettings
+from defi_platform.serve.protocols import openpi
+from defi_platform.serve.protocols.settings import wire_settings
 
 log = logging.getLogger("ray.serve")
 
+REGISTER_PATIENCE_S = 60.0
+DRAIN_DEADLINE_S = 10.0
+"""Seconds that a leaving replica has to answer what is in flight and to pass its sockets on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSettings:
+    """Settings that all replicas of one application share."""
+
+    config: ServeConfig
+    digest: str
+    """Of the policy folder when it was deployed; a folder of other content is not served."""
+    generation: int
+    """See `Deployment.generation`."""
+    listener: ListenerSettings = field(repr=False)
+
 
 class PolicyReplica:
-    """The deployment that holds the model; its callers are gateways, and a batch spans their clients."""
+    """Loads the policy, serves sockets that the node's listener passes to it, and passes them on when it leaves."""
 
-    def __init__(
-        self, policy: str, *, max_batch_size: int = 8, threads: int | None = None, gpu: bool = False
-    ) -> None:
-        """Loads the policy and runs it once.
+    def __init__(self, settings: ReplicaSettings) -> None:
+        """Loads the policy, warms it up and registers with the node's listener.
 
         Args:
-            policy: folder, local or remote.
-            max_batch_size: observations per forward pass, at most.
-            threads: of PyTorch; its own choice when None.
-            gpu: whether to run on the replica's GPU.
+            settings: of the application.
 
         Raises:
-            CheckpointError: the folder holds no complete policy.
+            CheckpointError: the folder holds no complete policy, or another one than was deployed.
+            ServeError: the listener of this node does not answer.
         """
         # Only here: whoever deploys this class need not wait for the model library to be imported.
-        from defi_platform.serve.policy_folder import load_policy, policy_spec
+        from defi_platform.serve.connections.server import SocketServer
+        from defi_platform.serve.deployment.policy_digest import policy_digest
+        from defi_platform.serve.http.app import http_app
+        from defi_platform.serve.inference.forward import PolicyForward
+        from defi_platform.serve.inference.metrics import ServiceMetrics
+        from defi_platform.serve.inference.service import ActionService, ServiceSettings
 
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self._device = torch.device("cuda" if gpu else "cpu")
-        self._policy = load_policy(policy).to(self._device).eval()
-        self._spec = policy_spec(self._policy, policy)
-        self._batcher = GreedyBatcher(self.infer, max_batch_size)
-        self._warm_up()
-
-    async def spec(self) -> PolicySpec:
-        """The policy's inputs and outputs."""
-        return self._spec
-
-    async def act(self, observation: Observation) -> Answer:
-        """Answers one observation, together with whatever else is waiting."""
-        return await self._batcher.submit(observation)
-
-    def infer(self, observations: Sequence[Observation]) -> list[NDArray[np.float32]]:
-        """Runs one forward pass.
-
-        Every observation draws its noise from its own seed, so an action does not depend on what else is in
-        the batch (up to the rounding of batched matrix products).
-
-        Returns:
-            One (chunk, A) float32 array per observation, in raw units.
-        """
-        batch: dict[str, object] = {
-            "images": torch.from_numpy(np.stack([o.images for o in observations])).to(self._device),
-            "text": [o.prompt for o in observations],
-        }
-        if self._spec.state_dim:
-            states = np.stack([o.state for o in observations if o.state is not None])
-            if self._spec.state is not None:
-                states = self._spec.state.apply(states)
-            batch["proprio"] = torch.from_numpy(states).to(self._device)
-        # CPU generators give the same noise on every device.
-        generators = [torch.Generator().manual_seed(o.seed) for o in observations]
-        with torch.inference_mode():
-            actions = self._policy.act(batch, generator=generators)
-        return list(actions.float().cpu().numpy())
-
-    def _warm_up(self) -> None:
-        """Takes allocations and lazy initialisation out of the first robot's first request."""
-        height, width = self._spec.image_size
-        dummy = Observation(
-            images=np.zeros((len(self._spec.cameras), height, width, 3), np.uint8),
-            state=np.zeros(self._spec.state_dim, np.float32) if self._spec.state_dim else None,
-            prompt="warm up",
-            seed=0,
+        config = settings.config
+        with storage.local_copy(config.policy) as local:
+            found = policy_digest(str(local))
+            if found != settings.digest:
+                raise CheckpointError(
+                    f"policy folder {config.policy} has changed since it was deployed (digest {found[:8]}, deployed "
+                    f"{settings.digest[:8]}). Put the old content back, or run the same command again to serve the new."
+                )
+            forward = PolicyForward(
+                str(local),
+                name=config.policy,
+                gpu=config.replica_gpus > 0,
+                threads=config.threads,
+                max_batch_size=config.max_batch_size,
+                settings=config.model,
+            )
+        service = ActionService(
+            forward, forward.spec, settings.digest, ServiceSettings.of(config), warm_up=forward.warm_up
         )
-        started = time.perf_counter()
-        self.infer([dummy])
-        seconds = time.perf_counter() - started
-        log.info("policy %s on %s: warm after %.2f s", self._spec.policy, self._device, seconds)
+        self._metrics = ServiceMetrics(settings.digest)
+        service.meter.observer = self._metrics.answer
+        self._probe, wires = forward.probe, wire_settings(config)
+        self._service, self._closed = service, threading.Event()
+        self._server = SocketServer(
+            service,
+            http_app(service, wires, ready=self._unready),
+            limits=config.limits,
+            security=config.security,
+            max_connections=config.max_connections,
+            wires=wires,
+        )
+        self._server.start()
+        self._link = self._registered(settings)
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces a replica that raises or does not return.
+
+        Raises:
+            ServeError: a forward pass does not end, or the policy fails on everything.
+        """
+        # On their loop, so that one that no longer turns is found out as well.
+        check = self._service.check_health(self._probe)
+        asyncio.run_coroutine_threadsafe(check, self._server.loop).result()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve: what `autoscaling.ObservationScaling` decides on."""
+        load = self._service.snapshot()
+        return {
+            autoscaling.IN_FLIGHT: float(load.in_flight),
+            # Whoever comes during a forward pass waits for its end, however few there are.
+            autoscaling.WAIT_MS: max(0.0, load.oldest_wait_ms - load.infer_ms[0]),
+        }
+
+    def __del__(self) -> None:
+        """Called by Serve before the replica ends: passes its sockets on and answers what is in flight."""
+        if not hasattr(self, "_link") or self._closed.is_set():
+            return
+        self._closed.set()
+        self._link.leave()
+        if not self._server.loop.is_closed():  # it has been, where the whole server shuts down
+            self._server.move(None, "answers", self._link.hand_over)
+            deadline = time.monotonic() + DRAIN_DEADLINE_S
+            while self._server.load()["sockets"] and time.monotonic() < deadline:
+                time.sleep(0.01)
+            self._server.close("this replica of the policy has ended", timeout_s=1.0)
+        self._link.stop()
+
+    def _unready(self) -> str | None:
+        return "this replica is leaving" if self._closed.is_set() else None
+
+    def _registered(self, settings: ReplicaSettings) -> ReplicaLink:
+        node, context = ray.get_runtime_context().get_node_id(), serve.get_replica_context()
+
+        def start_listeners() -> None:
+            # The head node's holds the address that clients are given.
+            for place in {node, head_node()["NodeID"]}:
+                ensure_listener(settings.listener, place)
+
+        start_listeners()
+        identity = {
+            "replica": context.replica_id.unique_id,
+            "generation": settings.generation,
+            "digest": settings.digest,
+            "application": context.app_name,
+            "metadata": {"protocol": openpi.PROTOCOL, **self._service.metadata()},
+            "token": settings.listener.secret,
+            "movable": settings.config.security.tls_cert is None,
+        }
+        link = ReplicaLink(socket_path(node), identity, _Reporting(self), start_listeners)
+        link.start()
+        if not link.wait_until_registered(REGISTER_PATIENCE_S):
+            raise ServeError(f"the listener of node {node} does not answer at {socket_path(node)}")
+        return link
+
+
+class _Reporting:
+    """The socket server, with the service's numbers in its load report."""
+
+    def __init__(self, replica: PolicyReplica) -> None:
+        self._server, self._service, self._metrics = replica._server, replica._service, replica._metrics
+        self.adopt, self.move = self._server.adopt, self._server.move
+
+    def load(self) -> dict[str, Any]:
+        """The load report; metrics are brought to the present with it."""
+        import torch  # the replica has loaded it, and whoever deploys need not
+
+        sockets, load = self._server.load(), self._service.snapshot()
+        gpu = torch.cuda.memory_reserved() if torch.cuda.is_available() else None
+        self._metrics.publish(load, sessions=sockets["websockets"], gpu_bytes=gpu)
+        return {**sockets, "service": asdict(load)}
+
+    def close(self, reason: str) -> None:
+        """Closes every connection after its answer, while reports go on."""
+        threading.Thread(target=self._server.close, args=(reason,), name="closing", daemon=True).start()

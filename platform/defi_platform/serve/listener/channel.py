@@ -105,8 +105,12 @@ class Channel:
         for extra in descriptors[1:]:
             os.close(extra)
         # Keys of a load report may be numbers: forward passes are counted by their size.
-        message = msgpack.unpackb(packet, strict_map_key=False)
-        return message, passed
+        try:
+            return msgpack.unpackb(packet, strict_map_key=False), passed
+        except ValueError as error:
+            if passed is not None:
+                passed.close()
+            raise ChannelClosed(f"the other end sent what is no message: {error}") from error
 
     def abandon(self) -> list[tuple[dict[str, Any], socket.socket]]:
         """Closes this end. Returns: the sockets that were to be passed and have not left, with their messages."""

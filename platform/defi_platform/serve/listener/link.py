@@ -24,7 +24,7 @@ REVIVE_AFTER_S = 3.0
 
 
 class Sockets(Protocol):
-    """What a link needs of the socket server."""
+    """The socket server, as a link needs it."""
 
     def adopt(self, sock: socket.socket, state: dict[str, Any] | None) -> None:
         """Serves a connection."""
@@ -35,7 +35,16 @@ class Sockets(Protocol):
     def move(
         self, count: int | None, when: str, hand_over: Callable[[socket.socket, dict[str, Any]], bool]
     ) -> Any:
-        """Gives websockets back, all where count is None."""
+        """Gives websockets back.
+
+        Args:
+            count: how many; None: all.
+            when: "answers" or "episodes": what each finishes first.
+            hand_over: takes a socket and its state; False where nobody does.
+        """
+
+    def close(self, reason: str) -> Any:
+        """Closes every connection once what is in flight on it is answered."""
 
 
 class ReplicaLink:
@@ -184,6 +193,8 @@ class ReplicaLink:
             self._sockets.move(
                 message["count"], message["when"], lambda c, state: self.hand_over(c, state, same=same)
             )
+        elif kind == "close":
+            self._sockets.close(message["reason"])
 
     def _report(self) -> dict[str, Any]:
         return {**self._sockets.load(), "received": self._received}

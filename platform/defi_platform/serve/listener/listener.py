@@ -27,7 +27,7 @@ _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 @dataclass(frozen=True)
 class ListenerSettings:
-    """What a listener needs to know; the same on every node of a deployment."""
+    """Address and secret of a listener; the same on every node of a deployment."""
 
     host: str
     port: int
@@ -98,6 +98,33 @@ class Listener:
 
         self._call(change)
 
+    def follow(self, generation: int) -> None:
+        """Like `serve_generation`, also before `start`, and without effect where nothing changes."""
+        if self._placement.roster.current == generation:
+            return
+        if self._thread.is_alive():
+            self.serve_generation(generation)
+        else:
+            self._placement.roster.current = generation
+
+    def order_close(self, reason: str) -> int:
+        """Asks all replicas to close their connections between answers; new ones are refused from now on.
+
+        Args:
+            reason: for the clients.
+
+        Returns: the number of replicas asked.
+        """
+
+        def order() -> int:
+            self._placement.closing = reason
+            asked = list(self._placement.roster.members)
+            for member in asked:
+                self._placement.tell(member, {"type": "close", "reason": reason})
+            return len(asked)
+
+        return self._call(order)
+
     def set_peers(self, peers: list[tuple[str, int]]) -> None:
         """Sets the relay addresses of other nodes' listeners that have a replica."""
 
@@ -106,18 +133,18 @@ class Listener:
 
         self._call(change)
 
-    def order_move(self, generation: int, when: str) -> int:
-        """Asks all replicas of a generation to give their websockets back, for the generation that serves now.
+    def order_move(self, application: str, when: str) -> int:
+        """Asks all replicas of an application to give their websockets back, for the generation that serves now.
 
         Args:
-            generation: theirs.
+            application: Serve's name of it.
             when: "answers" or "episodes": what each socket finishes first.
 
         Returns: the number of replicas asked.
         """
 
         def order() -> int:
-            asked = [m for m in self._placement.roster.members if m.generation == generation]
+            asked = [m for m in self._placement.roster.members if m.application == application]
             for member in asked:
                 self._placement.tell(member, {"type": "move", "count": None, "when": when, "same": False})
             return len(asked)
@@ -236,5 +263,6 @@ class Listener:
             "live": len(placement.roster.candidates()),
             "held": len(placement.held),
             **placement.counts,
+            "metadata": placement.metadata(),
             "replicas": [m.summary(now) for m in placement.roster.members],
         }

@@ -1,8 +1,9 @@
-"""Where connections go: to a replica of this node, to another node's listener, or into a short wait and a refusal."""
+"""The way of connections: to a replica of this node, to another node's listener, or into a short wait and a refusal."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import logging
 import socket
@@ -22,6 +23,9 @@ HOLD_S = 2.0
 """Seconds a new connection waits for a replica before it is refused."""
 MOST_HELD = 1024
 """Connections that wait at a time; more are refused at once."""
+_RESTART = b"the policy server restarts; connect again"
+RESTART_FRAME = bytes([0x88, 2 + len(_RESTART)]) + (1012).to_bytes(2, "big") + _RESTART
+"""A close frame with code 1012 (service restart)."""
 NOBODY = "no replica of the policy is running now; try again in some seconds"
 
 
@@ -49,6 +53,10 @@ class Placement:
         self.counts: Counter[str] = Counter(accepted=0, refused=0, relayed=0, moved=0)
         self.held: dict[socket.socket, asyncio.TimerHandle] = {}
         """Connections that wait for a replica."""
+        self.moving: dict[socket.socket, tuple[dict[str, Any], asyncio.TimerHandle]] = {}
+        """Websockets that a replica gave back and nobody has taken yet, with their state."""
+        self.closing: str | None = None
+        """Why every new connection is refused, while the server shuts down."""
         self._loop, self._secret, self._tls, self._on_register = loop, secret, tls, on_register
         self._channels: dict[Member, Channel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -66,6 +74,9 @@ class Placement:
         for connection, timer in self.held.items():
             timer.cancel()
             connection.close()
+        for connection, (_, timer) in list(self.moving.items()):
+            timer.cancel()
+            self._give_up(connection)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -77,6 +88,9 @@ class Placement:
             connection: accepted, not blocking, nothing read from it.
             relayed: it comes from another node's listener, and is not sent on to a third.
         """
+        if self.closing is not None:
+            self._refuse(connection)
+            return
         if self._passed(connection):
             return
         if self.peers and not relayed:
@@ -99,20 +113,34 @@ class Placement:
 
     def place_held(self) -> None:
         """Passes waiting connections on, where a replica has come."""
+        if not self.roster.candidates():
+            return
         for connection, timer in list(self.held.items()):
-            if not self.roster.candidates():
-                return
             timer.cancel()
             del self.held[connection]
             self.place(connection)
+        for connection, (state, timer) in list(self.moving.items()):
+            if self._passed(connection, state):
+                timer.cancel()
+                del self.moving[connection]
 
     def welcome(self, connection: socket.socket) -> None:
         """Waits for the registration of a replica that has connected."""
         channel = Channel(connection)
         self._loop.add_reader(channel.fileno(), self._register, channel)
 
+    def metadata(self) -> dict[str, Any] | None:
+        """The greeting of the replicas that serve now; None without one."""
+        return next((m.metadata for m in self.roster.candidates()), None)
+
     def tell(self, member: Member, message: dict[str, Any], passed: socket.socket | None = None) -> None:
-        """Sends a message to a replica; a passed socket is closed here in any case."""
+        """Sends a message to a replica.
+
+        Args:
+            member: the replica.
+            message: plain values.
+            passed: a socket to hand over; closed here in any case.
+        """
         channel = self._channels.get(member)
         try:
             if channel is None:
@@ -145,7 +173,7 @@ class Placement:
     def _refuse(self, connection: socket.socket) -> None:
         self.held.pop(connection, None)
         self.counts["refused"] += 1
-        self.start_task(refuse(connection, NOBODY, self._tls))
+        self.start_task(refuse(connection, self.closing or NOBODY, self._tls))
 
     async def _relay(self, connection: socket.socket) -> None:
         for peer in list(self.peers):
@@ -186,6 +214,7 @@ class Placement:
             pid=int(message["pid"]),
             application=str(message["application"]),
             movable=bool(message["movable"]),
+            metadata=dict(message["metadata"]),
         )
 
     def _hear(self, member: Member) -> None:
@@ -195,7 +224,7 @@ class Placement:
                 message, passed = received
                 if message["type"] == "load":
                     self.roster.report(member, message["load"])
-                    if self.held:
+                    if self.held or self.moving:
                         self.place_held()
                 elif message["type"] == "leaving":
                     member.leaving = True
@@ -210,10 +239,23 @@ class Placement:
         member.load["sockets"] = max(0, int(member.load.get("sockets", 0)) - 1)
         self.counts["moved"] += 1
         state = message["state"]
-        if message.get("same") and self._passed(connection, state, member.generation):
-            return
+        if not (message.get("same") and self._passed(connection, state, member.generation)):
+            self._move_on(connection, state)
+
+    def _move_on(self, connection: socket.socket, state: dict[str, Any]) -> None:
         if not self._passed(connection, state):
-            connection.close()  # nobody is left who would speak to it
+            timer = self._loop.call_later(HOLD_S, self._give_up, connection)
+            self.moving[connection] = (state, timer)
+
+    def _give_up(self, connection: socket.socket) -> None:
+        """Tells the client of a websocket that nobody takes over to connect again."""
+        self.moving.pop(connection, None)
+        # Between two messages and with nothing left to send, a close frame is a few bytes. The client's own close
+        # frame is not waited for: there is nothing left to say.
+        with contextlib.suppress(OSError):
+            connection.send(RESTART_FRAME)
+            connection.shutdown(socket.SHUT_WR)
+        connection.close()
 
     def _watch_writing(self, member: Member) -> None:
         channel = self._channels[member]
@@ -243,5 +285,5 @@ class Placement:
                 connection.close()
             elif message["state"] is None:
                 self.place(connection)
-            elif not self._passed(connection, message["state"]):
-                connection.close()
+            else:
+                self._move_on(connection, message["state"])

@@ -21,6 +21,8 @@ class Member:
     digest: str
     pid: int
     application: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Its greeting."""
     movable: bool = True
     """Whether its websockets can pass to another process; not with TLS, whose state is in the process."""
     leaving: bool = False
@@ -111,7 +113,7 @@ class Roster:
         return min(among, key=lambda m: (m.sockets, m.passed), default=None)
 
     def uneven(self) -> Move | None:
-        """What the fullest member should give away so that all hold about the same; None where they do.
+        """The sockets that the fullest member should give away so that all hold about the same; None where they do.
 
         One move at a time, and none for a difference that a few reconnecting clients make: each moved socket
         costs some packets, and none is gained by moving it back.

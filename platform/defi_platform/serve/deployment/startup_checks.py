@@ -1,9 +1,11 @@
-"""The start of Serve and the checks before it, since its proxy and replicas fail late and in many lines."""
+"""The start of Serve and the checks before it, since its replicas fail late and in many lines."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,12 +18,53 @@ from defi_models.errors import ModelFolderError
 from defi_models.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ServeConfig
+from defi_platform.config.serve import replica_range
 from defi_platform.errors import CheckpointError, ServeError
+from defi_platform.serve.connections.access import Access
+from defi_platform.serve.connections.tls import server_context
+from defi_platform.serve.inference.checks import check_inference
+from defi_platform.serve.protocols.settings import wire_settings
 
 QUIET_LOGS = {"log_level": "WARNING", "enable_access_log": False}
 HEAD_RESOURCE = "node:__internal_head__"
 
 _FIX = "A policy folder is what jobs/finetune_policy.py leaves in <output>/model."
+
+
+def check_before_start(config: ServeConfig) -> None:
+    """Checks everything that can be known before Ray is started.
+
+    Raises:
+        UserError: the policy folder, `replicas`, the tokens or the certificate cannot be used.
+    """
+    replica_range(config.replicas)
+    Access(config.security)
+    check_inference(config)
+    wire_settings(config)
+    server_context(config.security.tls_cert, config.security.tls_key)
+    check_policy_folder(config.policy)
+
+
+def warn_if_public(config: ServeConfig) -> None:
+    """Says loudly where anybody in the network may command the policy."""
+    if config.security.tokens is None and not is_loopback(config.host):
+        print(
+            f"WARNING: {config.host}:{config.port} can be reached from other machines and asks for no token: whoever "
+            "reaches it can use this policy. Set security.tokens=FILE (one `name: token` per line), or "
+            "host=127.0.0.1.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can connect to a server that listens on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_policy_folder(folder: str) -> None:
@@ -51,6 +94,10 @@ def check_policy_folder(folder: str) -> None:
             raise CheckpointError(f"{local} has no {WEIGHTS_FILE}, so it is not complete. {_FIX}")
         with safe_open(weights, "pt"):
             pass  # opening compares the table of contents with the file's length
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{error.filename or local} may not be read by this user. Its owner can allow it: chmod -R a+rX {local}."
+        ) from error
     except ModelFolderError as error:
         raise CheckpointError(f"{error} {_FIX}") from error
     except (SafetensorError, OSError) as error:
@@ -90,7 +137,7 @@ def resolve_port(host: str, port: int) -> int:
 
 
 def resolve_port_on_head(host: str, port: int) -> int:
-    """`resolve_port` on the head node of the connected cluster, where Serve's proxy will listen."""
+    """`resolve_port` on the head node of the connected cluster, where clients connect."""
     head = head_node()
     if head["NodeID"] == ray.get_runtime_context().get_node_id():
         return resolve_port(host, port)
@@ -110,63 +157,25 @@ def head_node() -> dict[str, Any]:
     return next((node for node in alive if HEAD_RESOURCE in node["Resources"]), alive[0])
 
 
-def stop_idle_serve() -> None:
-    """Shuts an idle Serve down: its address is fixed when it starts.
-
-    Raises:
-        ServeError: the connected cluster serves something already.
-    """
-    status = serve.status()
-    if status.applications:
-        names = ", ".join(f"'{name}'" for name in sorted(status.applications))
-        raise ServeError(
-            f"this Ray cluster already serves {names}. Query that one (its url), stop it with "
-            "`serve shutdown`, or leave out ray.address to start a cluster of your own."
-        )
-    if status.proxies:
-        serve.shutdown()
+def start_serve() -> None:
+    """Starts Serve on the connected cluster, where it does not run yet, without its HTTP proxies."""
+    serve.start(proxy_location="Disabled", logging_config=QUIET_LOGS)
 
 
-def start_serve(host: str, port: int) -> None:
-    """Starts Serve on the connected cluster, listening on its head node."""
-    serve.start(
-        proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=QUIET_LOGS
-    )
+def start_serve_for_command(options: Mapping[str, Any]) -> None:
+    """Connects to Ray and starts Serve for `serve run`, which would do so next, with HTTP proxies of its own.
 
-
-def start_serve_for_command(config: ServeConfig, options: Mapping[str, Any], *, address_given: bool) -> None:
-    """Connects to Ray and starts Serve for `serve run`, which would do so next, with the port checked.
-
-    Serve that runs already is used as it is. With a runtime environment among the command's options Ray
-    must be connected by the command itself, so nothing is done here.
+    With a runtime environment among the command's options Ray must be connected by the command itself, so nothing is
+    done here.
 
     Args:
-        config: its host and port.
         options: of the command line of `serve run`, by name.
-        address_given: whether the user set the host or the port.
-
-    Raises:
-        ServeError: a host or port that the user set cannot be had.
     """
-    environments = ("runtime_env", "runtime_env_json", "working_dir")
-    environment = next((name for name in environments if options.get(name)), None)
-    if environment:
-        if address_given:
-            raise ServeError(
-                f"host and port cannot be combined with --{environment.replace('_', '-')}; "
-                "run `serve start --http-host HOST --http-port PORT` on the cluster first."
-            )
+    if any(options.get(name) for name in ("runtime_env", "runtime_env_json", "working_dir")):
         return
     if not ray.is_initialized():
         ray.init(address=options.get("address"), namespace="serve")
-    if serve.status().proxies:
-        if address_given:
-            raise ServeError(
-                "Serve runs on this cluster already and keeps its address; leave out host and port, "
-                "or stop it first with `serve shutdown`."
-            )
-        return
-    start_serve(config.host, resolve_port_on_head(config.host, config.port))
+    start_serve()
 
 
 def _reason(error: OSError) -> str:

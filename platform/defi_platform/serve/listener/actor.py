@@ -1,0 +1,183 @@
+"""The listener as a Ray actor: one per node, which outlives jobs and is started again when it dies."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from defi_platform.errors import ServeError
+from defi_platform.serve.listener import registry
+from defi_platform.serve.listener.channel import socket_path
+from defi_platform.serve.listener.listener import Listener, ListenerSettings
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "defi_serve"
+_PREFIX = "listener:"
+KEEP_PERIOD_S = 1.0
+ABANDONED_AFTER_S = 20.0
+"""Seconds without Serve and without replicas after which a listener ends: `serve shutdown` does not know it."""
+
+
+class ListenerActor:
+    """Holds the listener of the node it runs on, and keeps it informed."""
+
+    def __init__(self, settings: ListenerSettings, node: str) -> None:
+        """Starts to listen.
+
+        Args:
+            settings: of the deployment.
+            node: Ray's id of the node.
+        """
+        self._node = node
+        # Nothing but the public port listens beyond this machine, unless another machine needs it.
+        relay_host = ray.util.get_node_ip_address() if len(ray.nodes()) > 1 else None
+        self._listener = Listener(settings, socket_path(node), relay_host=relay_host)
+        self._follow()
+        self._listener.start()
+        self._stopping = False
+        threading.Thread(target=self._keep, name="keeper", daemon=True).start()
+
+    def state(self) -> dict[str, Any]:
+        """See `Listener.state`; and `node`."""
+        return {**self._listener.state(), "node": self._node}
+
+    def serve_generation(self, generation: int | None) -> None:
+        """See `Listener.serve_generation`."""
+        self._listener.serve_generation(generation)
+
+    def order_move(self, application: str, when: str) -> int:
+        """See `Listener.order_move`."""
+        return self._listener.order_move(application, when)
+
+    def order_close(self, reason: str) -> int:
+        """See `Listener.order_close`."""
+        return self._listener.order_close(reason)
+
+    def stop(self) -> None:
+        """Closes the port; the actor is to be killed next."""
+        self._stopping = True
+        self._listener.stop()
+
+    def _keep(self) -> None:
+        idle_since = time.monotonic()
+        while not self._stopping:
+            time.sleep(KEEP_PERIOD_S)
+            try:
+                self._follow()
+                state = self._listener.state()
+                self._exchange_relays(state)
+                if state["replicas"] or _serve_runs():
+                    idle_since = time.monotonic()
+                elif time.monotonic() - idle_since > ABANDONED_AFTER_S:
+                    registry.clear()
+                    self.stop()
+                    ray.kill(ray.get_actor(_PREFIX + self._node, namespace=NAMESPACE), no_restart=True)
+            except Exception as error:  # noqa: BLE001 - a head that restarts; sockets are passed on meanwhile
+                log.warning("the cluster's head did not answer the listener: %s", error)
+
+    def _follow(self) -> None:
+        deployment = registry.read()
+        if deployment is not None:
+            self._listener.follow(deployment.generation)
+
+    def _exchange_relays(self, state: dict[str, Any]) -> None:
+        if state["relay"] is not None:
+            registry.announce_relay(self._node, state["relay"] if state["live"] else None)
+        self._listener.set_peers([] if state["live"] else registry.relays(besides=self._node))
+
+
+def _serve_runs() -> bool:
+    try:
+        ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+    except ValueError:
+        return False
+    return True
+
+
+def ensure_listener(settings: ListenerSettings, node: str) -> Any:
+    """The handle of a node's listener, which is started where there is none.
+
+    Args:
+        settings: of the deployment.
+        node: Ray's id of the node.
+    """
+    return (
+        ray.remote(ListenerActor)
+        .options(
+            name=_PREFIX + node,
+            namespace=NAMESPACE,
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=3,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        )
+        .remote(settings, node)
+    )
+
+
+def listeners() -> list[Any]:
+    """Handles of the listeners of all nodes."""
+    found = []
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(_PREFIX):
+            try:
+                found.append(ray.get_actor(actor["name"], namespace=NAMESPACE))
+            except ValueError:
+                continue  # it ended between the two calls
+    return found
+
+
+def ask_all(method: str, *arguments: Any, timeout_s: float = 15.0) -> list[Any]:
+    """Calls a method of every listener. Returns: the answers of those that answer in time."""
+    calls = [getattr(listener, method).remote(*arguments) for listener in listeners()]
+    ready, late = ray.wait(calls, num_returns=len(calls), timeout=timeout_s) if calls else ([], [])
+    answers = []
+    for call in ready:
+        try:
+            answers.append(ray.get(call))
+        except ray.exceptions.RayActorError as error:
+            log.warning("a listener died while it was asked for %s: %s", method, error)
+    if late:
+        log.warning("%d listeners do not answer %s", len(late), method)
+    return answers
+
+
+def stop_listeners() -> None:
+    """Ends the listeners of all nodes and frees their ports."""
+    ask_all("stop", timeout_s=5.0)
+    for listener in listeners():
+        ray.kill(listener, no_restart=True)
+
+
+def wait_for_port(listener: Any, timeout_s: float) -> None:
+    """Waits until a listener has its public port.
+
+    Args:
+        listener: its handle.
+        timeout_s: seconds.
+
+    Raises:
+        ServeError: it does not get it, or does not start.
+    """
+    deadline = time.monotonic() + timeout_s
+    reason = "it did not start"
+    while time.monotonic() < deadline:
+        try:
+            state = ray.get(listener.state.remote(), timeout=max(0.1, deadline - time.monotonic()))
+        except ray.exceptions.GetTimeoutError:
+            break
+        except ray.exceptions.RayActorError as error:
+            raise ServeError(f"the listener could not start: {error}") from error
+        if state["port"] is not None:
+            return
+        reason = state["reason"]
+        time.sleep(0.1)
+    raise ServeError(f"the listener does not get its port: {reason}.")
