@@ -95,8 +95,8 @@ def test_metrics_say_what_the_load_says_and_count_nothing_twice(monkeypatch: pyt
     meter.observer = published.answer
     meter.answer(queue_ms=1, infer_ms=20, total_ms=22, batch_size=4)
     load = ServiceLoad(answered=5, refusals={"busy": 2}, queued=3, in_flight=4, oldest_wait_ms=7.0)
-    published.publish(load, sessions=6)
-    published.publish(load, sessions=7, gpu_bytes=8)
+    published.publish(load, sessions=6, sockets={"moved": 1})
+    published.publish(load, sessions=7, gpu_bytes=8, sockets={"moved": 3})
     assert Recorded.values == {
         ("defi_serve_latency_ms", "d1", "queue"): 1,
         ("defi_serve_latency_ms", "d1", "infer"): 20,
@@ -104,6 +104,7 @@ def test_metrics_say_what_the_load_says_and_count_nothing_twice(monkeypatch: pyt
         ("defi_serve_batch_size", "d1"): 4,
         ("defi_serve_answers_total", "d1"): 5,
         ("defi_serve_refusals_total", "d1", "busy"): 2,
+        ("defi_serve_socket_events_total", "d1", "moved"): 3,
         ("defi_serve_queued", "d1"): 3,
         ("defi_serve_in_flight", "d1"): 4,
         ("defi_serve_oldest_wait_ms", "d1"): 7.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter as Counts
+from collections.abc import Mapping
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -66,7 +67,12 @@ class ServiceMetrics:
             "Observations refused in words, by reason.",
             tag_keys=("policy_digest", "reason"),
         )
-        for metric in (self._latency, self._batch, self._answers, self._refusals):
+        self._sockets = Counter(
+            "defi_serve_socket_events_total",
+            "Sockets opened, moved, refused or closed, by event.",
+            tag_keys=("policy_digest", "event"),
+        )
+        for metric in (self._latency, self._batch, self._answers, self._refusals, self._sockets):
             metric.set_default_tags(tags)
         self._queued = gauge("queued", "Observations that wait for a forward pass.")
         self._in_flight = gauge("in_flight", "Observations that have come and are not answered.")
@@ -74,6 +80,7 @@ class ServiceMetrics:
         self._sessions = gauge("sessions", "Open sockets of clients.")
         self._gpu = gauge("gpu_memory_bytes", "Memory of the GPU that PyTorch holds for this replica.")
         self._published: Counts[str] = Counts()
+        self._socket_events: Counts[str] = Counts()
         self._answered = 0
 
     def answer(self, queue_ms: float, infer_ms: float, total_ms: float, batch_size: int) -> None:
@@ -89,13 +96,21 @@ class ServiceMetrics:
             self._latency.observe(value, {"phase": phase})
         self._batch.observe(batch_size)
 
-    def publish(self, load: ServiceLoad, *, sessions: int, gpu_bytes: int | None = None) -> None:
+    def publish(
+        self,
+        load: ServiceLoad,
+        *,
+        sessions: int,
+        gpu_bytes: int | None = None,
+        sockets: Mapping[str, int] | None = None,
+    ) -> None:
         """Brings counters and gauges to the present.
 
         Args:
             load: of the service.
             sessions: open sockets.
             gpu_bytes: memory that PyTorch holds; None on a CPU.
+            sockets: events of sockets since the start by name (`counts` of `SocketServer.load`).
         """
         if load.answered > self._answered:
             self._answers.inc(load.answered - self._answered)
@@ -104,6 +119,10 @@ class ServiceMetrics:
             if count > self._published[reason]:
                 self._refusals.inc(count - self._published[reason], {"reason": reason})
                 self._published[reason] = count
+        for event, count in (sockets or {}).items():
+            if count > self._socket_events[event]:
+                self._sockets.inc(count - self._socket_events[event], {"event": event})
+                self._socket_events[event] = count
         self._queued.set(load.queued)
         self._in_flight.set(load.in_flight)
         self._oldest.set(load.oldest_wait_ms)
