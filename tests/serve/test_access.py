@@ -21,9 +21,10 @@ from sleeping_policy import SleepingService, observation, replica, serving, unti
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from defi_platform.config import SecurityConfig
+from defi_platform.config import LimitsConfig, SecurityConfig
 from defi_platform.errors import ConfigError
 from defi_platform.serve.connections.access import Access, AccessError, Bucket, read_tokens
+from defi_platform.serve.connections.checks import check_connections
 from defi_platform.serve.connections.tls import server_context
 from defi_platform.serve.protocols import openpi
 
@@ -237,3 +238,26 @@ def test_bodies_count_as_memory_that_is_in_use() -> None:
         until(lambda: place.server.load()["held_bytes"] < 8 * 2**20, "its memory")
         slow[0].sendall(b"x")
         assert slow[0].recv(1000).endswith(f"/v1/act {3 * 2**20}".encode())
+
+
+def test_numbers_that_cannot_be_are_told_by_their_key() -> None:
+    check_connections(LimitsConfig(action_margin=0.0), SecurityConfig(), 1)
+    for limits, security, room, words in (
+        (LimitsConfig(), SecurityConfig(), 0, "max_connections is 0"),
+        (
+            LimitsConfig(idle_timeout_s=0),
+            SecurityConfig(),
+            1,
+            r"limits.idle_timeout_s is 0; it must be above 0",
+        ),
+        (
+            LimitsConfig(memory_mib=20),
+            SecurityConfig(),
+            1,
+            r"limits.memory_mib is 20; it must hold two messages",
+        ),
+        (LimitsConfig(), SecurityConfig(rate=0.0), 1, r"security.rate is 0.0"),
+        (LimitsConfig(), SecurityConfig(tokens="/no/such"), 1, "security.tokens /no/such: No such file"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            check_connections(limits, security, room)

@@ -238,8 +238,23 @@ def test_a_state_that_is_too_large_stays_with_its_owner() -> None:
     left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with right, socket.socket() as passed:
         with pytest.raises(MessageTooLarge):
-            Channel(left).send({"state": b"0" * channel_module.PACKET_LIMIT}, passed)
+            Channel(left).send({"state": b"0" * channel_module.MESSAGE_LIMIT}, passed)
         assert passed.fileno() > 0
+
+
+def test_an_observation_larger_than_a_packet_moves_with_its_socket() -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sender, receiver = Channel(left), Channel(right)
+    with left, right, socket.create_server(("127.0.0.1", 0)) as passed:
+        address, image = passed.getsockname(), os.urandom(3 * 2**20)
+        sender.send({"state": {"message": image}}, passed)
+        sender.send({"alone": image})
+        received = receiver.receive()
+        assert received is not None and received[0] == {"state": {"message": image}}
+        with received[1] as arrived:  # type: ignore[union-attr]
+            assert arrived.getsockname() == address
+        assert receiver.receive() == ({"alone": image}, None)
+        assert receiver.receive() is None
 
 
 def test_the_folder_of_the_unix_sockets_is_closed_to_others(

@@ -172,7 +172,7 @@ class _Reporting:
 
         sockets, load = self._server.load(), self._service.snapshot()
         gpu = torch.cuda.memory_reserved() if torch.cuda.is_available() else None
-        self._metrics.publish(load, sessions=sockets["websockets"], gpu_bytes=gpu)
+        self._metrics.publish(load, sessions=sockets["websockets"], gpu_bytes=gpu, sockets=sockets["counts"])
         return {**sockets, "service": asdict(load)}
 
     def close(self, reason: str) -> None:

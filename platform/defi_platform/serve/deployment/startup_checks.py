@@ -20,8 +20,7 @@ from defi_platform import storage
 from defi_platform.config import ServeConfig
 from defi_platform.config.serve import replica_range
 from defi_platform.errors import CheckpointError, ServeError
-from defi_platform.serve.connections.access import Access
-from defi_platform.serve.connections.tls import server_context
+from defi_platform.serve.connections.checks import check_connections
 from defi_platform.serve.inference.checks import check_inference
 from defi_platform.serve.protocols.settings import wire_settings
 
@@ -35,13 +34,12 @@ def check_before_start(config: ServeConfig) -> None:
     """Checks everything that can be known before Ray is started.
 
     Raises:
-        UserError: the policy folder, `replicas`, the tokens or the certificate cannot be used.
+        UserError: the policy folder, a file or a number of the settings cannot be used.
     """
     replica_range(config.replicas)
-    Access(config.security)
+    check_connections(config.limits, config.security, config.max_connections)
     check_inference(config)
     wire_settings(config)
-    server_context(config.security.tls_cert, config.security.tls_key)
     check_policy_folder(config.policy)
 
 

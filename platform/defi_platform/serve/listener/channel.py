@@ -17,7 +17,12 @@ import msgpack
 from defi_platform.errors import ServeError
 
 PACKET_LIMIT = 128 * 1024
+"""Bytes of one packet. A larger message, such as an observation that moves with its socket, lies in memory that is
+passed beside it."""
+MESSAGE_LIMIT = 64 * 2**20
 """Bytes of one message. A socket whose session state is larger is not moved but closed."""
+_IN_MEMORY = b"\xc1"
+"""A packet whose message is in memory; no msgpack begins with this byte."""
 
 
 class ChannelClosed(Exception):
@@ -25,7 +30,7 @@ class ChannelClosed(Exception):
 
 
 class MessageTooLarge(ValueError):
-    """A message of more than PACKET_LIMIT bytes, or one of values that msgpack does not know."""
+    """A message of more than MESSAGE_LIMIT bytes, or one of values that msgpack does not know."""
 
 
 class Channel:
@@ -66,12 +71,10 @@ class Channel:
             packet: bytes = msgpack.packb(message)
         except (TypeError, ValueError, OverflowError) as error:
             raise MessageTooLarge(f"not plain values: {error}") from error
-        if len(packet) > PACKET_LIMIT:
-            raise MessageTooLarge(f"{len(packet)} bytes, at most {PACKET_LIMIT} travel in one message")
-        if self._waiting:
-            self._waiting.append((packet, passed))
-            self.flush()
-        elif not self._sent(packet, passed):
+        if len(packet) > MESSAGE_LIMIT:
+            raise MessageTooLarge(f"{len(packet)} bytes, at most {MESSAGE_LIMIT} travel in one message")
+        self.flush()
+        if self._waiting or not self._sent(packet, passed):
             self._waiting.append((packet, passed))
 
     def flush(self) -> None:
@@ -99,6 +102,10 @@ class Channel:
             raise ChannelClosed(str(error)) from error
         if not packet:
             raise ChannelClosed("end of file")
+        if packet == _IN_MEMORY and descriptors:
+            with open(descriptors.pop(), "rb") as memory:
+                memory.seek(0)
+                packet = memory.read(MESSAGE_LIMIT)
         passed = socket.socket(fileno=descriptors[0]) if descriptors else None
         if passed is not None:
             passed.setblocking(False)
@@ -124,18 +131,33 @@ class Channel:
         return left
 
     def _sent(self, packet: bytes, passed: socket.socket | None) -> bool:
-        ancillary = []
-        if passed is not None:
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [passed.fileno()]))]
+        descriptors = [] if passed is None else [passed.fileno()]
+        memory = _memory_of(packet) if len(packet) > PACKET_LIMIT else None
+        if memory is not None:
+            descriptors.append(memory)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
         try:
-            self._connection.sendmsg([packet], ancillary)
+            self._connection.sendmsg(
+                [packet if memory is None else _IN_MEMORY], rights if descriptors else []
+            )
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
             raise ChannelClosed(str(error)) from error
+        finally:
+            if memory is not None:
+                os.close(memory)
         if passed is not None:
             passed.close()
         return True
+
+
+def _memory_of(packet: bytes) -> int:
+    """A descriptor of memory that holds the bytes."""
+    memory = os.memfd_create("message", os.MFD_CLOEXEC)
+    with open(memory, "wb", closefd=False) as file:
+        file.write(packet)
+    return memory
 
 
 def socket_path(node: str) -> Path:
