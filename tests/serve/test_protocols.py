@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import random
-import time
-import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 import websockets.sync.client
+from dialogues import IMAGE, LAB_OBSERVATION, lab_frame, replies, vla_eval_image, vla_message, wire_of
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from sleeping_policy import SPEC, Place, SleepingService, observation, serving
 from vla_eval.connection import Connection
@@ -21,35 +19,15 @@ from vla_eval.protocol.numpy_codec import set_image_format
 
 from defi_platform.config import ObservationKeysConfig, ServeConfig, SessionConfig
 from defi_platform.errors import ConfigError
-from defi_platform.serve.inference.service import ActionService
 from defi_platform.serve.observation_keys import NAMES
 from defi_platform.serve.protocols import openpi, vla_eval, xpolicylab
-from defi_platform.serve.protocols.messages import MAX_DEPTH, MAX_ITEMS
 from defi_platform.serve.protocols.openpi_wire import OpenpiWire
 from defi_platform.serve.protocols.routes import WIRES, wire_class
 from defi_platform.serve.protocols.settings import wire_settings
 from defi_platform.serve.protocols.vla_eval import VlaEvalWire
-from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire, WireSettings
+from defi_platform.serve.protocols.wire import Reply, WireSettings
 from defi_platform.serve.protocols.xpolicylab import XPolicyLabWire
 from defi_platform.serve.refusals import BusyError
-
-IMAGE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
-
-
-def wire_of(
-    kind: type[Wire], service: SleepingService | None = None, query: str = "", **settings: Any
-) -> Wire:
-    client = ClientInfo("127.0.0.1:1", None, "/", query)
-    return kind(cast(ActionService, service or SleepingService()), client, WireSettings(**settings))
-
-
-def replies(wire: Wire, *messages: bytes | str) -> list[Reply]:
-    """The replies to some messages, one after another."""
-
-    async def talk() -> list[Reply]:
-        return [await wire.answer(message) for message in messages]
-
-    return asyncio.run(talk())
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +95,6 @@ def test_busy_and_words_are_text_and_the_dialogue_goes_on() -> None:
 # vla-eval
 
 
-def vla_eval_image(image: np.ndarray, form: str) -> bytes:
-    from vla_eval.protocol.image_codec import encode_image
-
-    data: bytes = encode_image(image, form)["data"]  # type: ignore[arg-type]
-    return data
-
-
 @pytest.mark.parametrize("form", ["raw", "png", "jpeg"])
 def test_vla_evals_client_runs_episodes_with_every_image_format(place: Place, form: Any) -> None:
     set_image_format(form)
@@ -156,11 +127,6 @@ def test_vla_evals_client_runs_episodes_with_every_image_format(place: Place, fo
     # A chunk has two actions: the third step of an episode begins a new chunk, and so does the next episode.
     places = [answer["server_timing"]["open_loop_step"] for answer in answers]
     assert places == [0, 1, 0, 0, 1, 0, 0]
-
-
-def vla_message(kind: str, payload: Any = None, seq: Any = 1) -> bytes:
-    packed: bytes = msgpack.packb({"type": kind, "payload": payload or {}, "seq": seq, "timestamp": 0.0})
-    return packed
 
 
 def test_a_vla_eval_socket_moves_between_episodes_only() -> None:
@@ -199,19 +165,6 @@ def test_the_policy_asks_benchmarks_for_what_it_reads_and_takes_either_name_of_t
 
 
 # XPolicyLab
-
-
-def lab_frame(kind: str, payload: dict[str, Any] | None = None, **fields: Any) -> bytes:
-    frame = {"message_type": kind, "message_id": "m1", "evaluation_id": "e1", "step": 0, "sent_at": ""}
-    return xpolicylab.pack(frame | fields | {"payload": payload or {}})
-
-
-LAB_OBSERVATION = {
-    "vision": {"front": {"color": IMAGE, "depth": IMAGE, "shape": [24, 32]}},
-    "instruction": "open the drawer",
-    "state": {"arm_joint_state": np.zeros(3, np.float32), "ee_joint_state": np.zeros(1, np.float32)},
-    "seed": 3,
-}
 
 
 def test_an_xpolicylab_trial_from_hello_to_close() -> None:
@@ -291,155 +244,3 @@ def test_single_keys_come_before_the_names() -> None:
     settings = wire_settings(ServeConfig(observation_keys=keys))
     assert settings.keys == replace(NAMES["droid"], cameras={"*": "left"}, state=("joints",))
     assert wire_settings(ServeConfig()) == WireSettings()
-
-
-# Damage
-
-
-def messages_of(kind: str) -> list[bytes]:
-    """Good messages of a protocol."""
-    if kind == "openpi":
-        scalars = observation(2) | {"seed": np.int64(3), "deadline_ms": np.float32(9), "episode": "a"}
-        return [openpi.pack(observation(1)), openpi.pack({"batch": [observation(1)]}), openpi.pack(scalars)]
-    if kind == "vla_eval":
-        raw = {
-            "__image__": True,
-            "format": "raw",
-            "data": IMAGE.tobytes(),
-            "dtype": "|u1",
-            "shape": list(IMAGE.shape),
-        }
-        png = {"__image__": True, "format": "png", "data": vla_eval_image(IMAGE, "png"), "shape": [24, 32, 3]}
-        return [
-            vla_message("observation", {"images": {"front": image}, "task_description": "go"})
-            for image in (raw, png)
-        ] + [vla_message(other) for other in ("hello", "episode_start", "episode_end")]
-    return [lab_frame("infer", {"observation": LAB_OBSERVATION}), lab_frame("hello"), lab_frame("reset")]
-
-
-def mutated(data: bytes, draw: random.Random) -> bytes:
-    """A message with some damage: bytes changed, cut, doubled, or a header that lies."""
-    damaged = bytearray(data)
-    for _ in range(draw.choice((1, 1, 2, 5))):
-        at = draw.randrange(len(damaged) + 1)
-        match draw.randrange(6):
-            case 0:
-                damaged[at : at + 1] = bytes([draw.randrange(256)])
-            case 1:
-                del damaged[at : at + draw.randrange(1, 40)]
-            case 2:
-                damaged[at:at] = damaged[at : at + draw.randrange(1, 40)]
-            case 3:
-                damaged[at:at] = draw.choice(
-                    (
-                        b"\xdd\xff\xff\xff\xff",
-                        b"\xdf\x7f\xff\xff\xff",
-                        b"\xc6\xff\xff\xff\xff",
-                        b"\xc7\x01\x05x",
-                        b"\xcf" + b"\xff" * 8,
-                    )
-                )
-            case 4:
-                word, other = draw.choice(WORDS), draw.choice(WORDS)
-                place = damaged.find(word)
-                if place >= 0:
-                    damaged[place : place + len(word)] = other
-            case 5:
-                del damaged[at:]
-        if not damaged:
-            return b""
-    return bytes(damaged)
-
-
-WORDS = (
-    b"<f4",
-    b"|u1",
-    b"|O8",
-    b"<U9",
-    b"<c8",
-    b"data",
-    b"seed",
-    b"type",
-    b"raw",
-    b"png",
-    b"nd",
-    b"prompt",
-    b"front",
-)
-KINDS: dict[str, type[Wire]] = {"openpi": OpenpiWire, "vla_eval": VlaEvalWire, "xpolicylab": XPolicyLabWire}
-READERS: dict[str, Callable[[bytes], Any]] = {
-    "openpi": openpi.unpack,
-    "vla_eval": vla_eval.unpack,
-    "xpolicylab": xpolicylab.unpack,
-}
-MUTATIONS = 17_000
-FUZZ_S = 12.0
-"""A bound for slow machines; what was done is asserted to be most."""
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_thousands_of_damaged_messages_are_answered_or_refused_in_words(kind: str) -> None:
-    good, draw = messages_of(kind), random.Random(kind)
-    service = SleepingService()
-    service.spec = replace(SPEC, cameras=("*",))
-    wire = wire_of(KINDS[kind], service)
-    deadline, done, refused = time.process_time() + FUZZ_S, 0, 0
-
-    async def talk() -> None:
-        nonlocal done, refused
-        while done < MUTATIONS:
-            done += 1
-            reply = await wire.answer(mutated(draw.choice(good), draw))
-            assert reply.data is None or len(reply.data) < 8000
-            refused += isinstance(reply.data, str) or b"error" in (reply.data or b"")
-            if time.process_time() > deadline:
-                break
-
-    asyncio.run(talk())
-    assert done > MUTATIONS * 0.5 and refused > done * 0.3
-    assert all(reply.close is None for reply in replies(wire, good[0]))
-    assert service.asked > 0
-
-
-HOSTILE: dict[str, bytes] = {
-    "15 MiB of empty maps": b"\xdd" + (15 * 2**20).to_bytes(4, "big") + b"\x80" * (15 * 2**20),
-    "lists that say they have millions of entries": b"\xdd\x00\xe0\x00\x00" * 3_000_000,
-    "maps in maps": b"\x81\xa1a" * 1_000_000 + b"\xc0",
-    "100,000 names": msgpack.packb({f"observation/images/frnt{number}": 1 for number in range(100_000)}),
-    "one huge string": msgpack.packb({"prompt": "x" * 10_000_000}),
-    "a scalar that is 1 GB of text": msgpack.packb(
-        {"seed": {b"__npgeneric__": True, b"data": 5, b"dtype": "<U268435455"}}
-    ),
-    "a shape of 2**200 pixels": msgpack.packb(
-        {"a": {b"__ndarray__": True, b"data": b"", b"dtype": "|u1", b"shape": [2**62, 2**62, 0]}}
-    ),
-    "a long name": msgpack.packb({"k" * 60_000: 1}),
-}
-
-
-@pytest.mark.parametrize("what", HOSTILE)
-@pytest.mark.parametrize("kind", KINDS)
-def test_small_messages_that_would_become_large_cost_nothing(kind: str, what: str) -> None:
-    wire = wire_of(KINDS[kind])
-    replies(wire, b"\xc0")
-    tracemalloc.start()
-    started = time.process_time()
-    try:
-        (reply,) = replies(wire, HOSTILE[what])
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert reply.data is not None and len(reply.data) < 3000
-    assert peak < 4 * 2**20 and time.process_time() - started < 2.0
-
-
-def test_limits_are_not_in_the_way_of_what_robots_send() -> None:
-    nested: Any = 1
-    for _ in range(MAX_DEPTH - 1):
-        nested = {"a": nested}
-    assert openpi.unpack(msgpack.packb(nested)) == nested
-    with pytest.raises(openpi.ProtocolError, match=f"{MAX_DEPTH} deep"):
-        openpi.unpack(msgpack.packb({"a": {"b": nested}}))
-    assert len(openpi.unpack(msgpack.packb([1] * (MAX_ITEMS - 1)))) == MAX_ITEMS - 1
-    with pytest.raises(openpi.ProtocolError, match=f"at most {MAX_ITEMS}"):
-        openpi.unpack(msgpack.packb([1] * MAX_ITEMS))
