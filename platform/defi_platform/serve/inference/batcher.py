@@ -182,7 +182,8 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now = loop.time()
         # An answer that is due before its pass could end holds up nobody.
-        for pending in [p for p in self._queue if p.deadline < now + self._rule.cost.at(1)]:
+        earliest_end = now + self._rule.cost.at(1)
+        for pending in [pending for pending in self._queue if pending.deadline < earliest_end]:
             self._queue.remove(pending)
             if not pending.answer.done():
                 limit_ms = (pending.deadline - pending.arrived) * 1e3
