@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any, ClassVar
 
+import msgpack
 import pytest
 
 from defi_platform.config import ServeConfig
@@ -55,6 +57,14 @@ def test_rates_and_percentiles_are_those_of_the_last_seconds() -> None:
     assert (load.answered, load.answers_per_s, load.batch_size) == (101, 100 / WINDOW_S, 4.0)
     assert (load.queue_ms, load.infer_ms, load.total_ms) == ((50, 99), (20, 20), (70, 119))
     assert (load.in_flight, load.queued, load.oldest_wait_ms, load.running_for_s) == (2, 1, 3.0, 0.5)
+
+
+def test_a_load_is_plain_values_even_of_more_answers_than_are_remembered() -> None:
+    meter = LoadMeter()
+    for _ in range(5000):
+        meter.answer(queue_ms=1.0, infer_ms=2.0, total_ms=3.0, batch_size=1)
+    load = meter.snapshot(in_flight=0, queued=0, oldest_wait_ms=0.0, running_for_s=0.0)
+    assert msgpack.unpackb(msgpack.packb(asdict(load)), strict_map_key=False)["answered"] == 5000
 
 
 class Recorded:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 WINDOW_S = 10.0
 """Seconds that rates and percentiles look back."""
 _MOST_SAMPLES = 4096
+"""Answers that they look back, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +46,15 @@ class ServiceLoad:
     """Refusals by reason, since the start."""
 
 
-@dataclass(frozen=True)
-class _Sample:
-    at: float
-    queue_ms: float
-    infer_ms: float
-    total_ms: float
-    batch_size: int
-
-
 class LoadMeter:
     """Counts answers and refusals on the loop of the service; any thread may take a snapshot."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._started = clock()
-        self._recent: deque[_Sample] = deque(maxlen=_MOST_SAMPLES)
+        self._recent = np.full((_MOST_SAMPLES, 5), -np.inf)
+        """A ring of the last answers: when, milliseconds in the queue, in the pass and together, observations in it.
+        An array, since percentiles of a list would hold up the loop of the sockets for milliseconds."""
         self.answered = 0
         self.observer: Callable[[float, float, float, int], None] | None = None
         """Called with the arguments of each `answer`."""
@@ -73,11 +70,12 @@ class LoadMeter:
             total_ms: from arrival to answer.
             batch_size: observations in the forward pass.
         """
+        row = self.answered % _MOST_SAMPLES
+        self._recent[row] = (self._clock(), queue_ms, infer_ms, total_ms, batch_size)
         self.answered += 1
         self.batch_sizes[batch_size] += 1
         if self.observer is not None:
             self.observer(queue_ms, infer_ms, total_ms, batch_size)
-        self._recent.append(_Sample(self._clock(), queue_ms, infer_ms, total_ms, batch_size))
 
     def snapshot(
         self, *, in_flight: int, queued: int, oldest_wait_ms: float, running_for_s: float
@@ -91,11 +89,11 @@ class LoadMeter:
             running_for_s: see `ServiceLoad`.
         """
         now = self._clock()
-        recent = [sample for sample in list(self._recent) if now - sample.at <= WINDOW_S]
+        recent = self._recent[self._recent[:, 0] >= now - WINDOW_S]
         full = len(recent) == _MOST_SAMPLES
-        span = now - (recent[0].at if full else max(self._started, now - WINDOW_S))
+        span = now - (float(recent[:, 0].min()) if full else max(self._started, now - WINDOW_S))
         # Each answer of a batch of n is one of n samples of that forward pass.
-        passes = sum(1.0 / sample.batch_size for sample in recent)
+        passes = float((1.0 / recent[:, 4]).sum())
         return ServiceLoad(
             in_flight=in_flight,
             queued=queued,
@@ -103,17 +101,17 @@ class LoadMeter:
             running_for_s=running_for_s,
             answered=self.answered,
             answers_per_s=len(recent) / span if span > 0 else 0.0,
-            queue_ms=_percentiles([sample.queue_ms for sample in recent]),
-            infer_ms=_percentiles([sample.infer_ms for sample in recent]),
-            total_ms=_percentiles([sample.total_ms for sample in recent]),
+            queue_ms=_percentiles(recent[:, 1]),
+            infer_ms=_percentiles(recent[:, 2]),
+            total_ms=_percentiles(recent[:, 3]),
             batch_size=len(recent) / passes if passes else 0.0,
             batch_sizes=dict(self.batch_sizes),
             refusals=dict(self.refusals),
         )
 
 
-def _percentiles(values: Sequence[float]) -> tuple[float, float]:
-    if not values:
+def _percentiles(values: NDArray[np.float64]) -> tuple[float, float]:
+    if not len(values):
         return 0.0, 0.0
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
+    ordered = np.sort(values)
+    return float(ordered[len(ordered) // 2]), float(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))])
