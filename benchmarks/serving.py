@@ -49,6 +49,8 @@ class BenchmarkConfig:
     turns: int = 3
     policy_s: float = 0.020
     policy_each_s: float = 0.0006
+    policy: str = "sleeps"
+    """nano: a nano policy with random weights on one thread, in our own server only; answers are not compared."""
     hz: float | None = None
     """Observations per second of a client, at most; null: each sends again at once."""
     nice: int = 0
@@ -91,7 +93,12 @@ def running(name: str, config: BenchmarkConfig) -> Iterator[Server]:
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]]), "POLICY_TIMES": times},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]]),
+            "POLICY_TIMES": times,
+            "POLICY": config.policy,
+        },
     )
     assert process.stdout is not None and process.stdin is not None
     try:
@@ -126,6 +133,7 @@ def drive(server: Server, clients: int, config: BenchmarkConfig) -> Load:
         seconds=config.seconds,
         hz=config.hz,
         pids=list(server.pids),
+        tagged=config.policy == "sleeps",
     )
     command = ["nice", "-n", str(config.nice), sys.executable, str(HERE / "load" / "generator.py")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]])}
@@ -138,7 +146,7 @@ def drive(server: Server, clients: int, config: BenchmarkConfig) -> Load:
 def main(argv: list[str] | None = None) -> int:
     """Runs the benchmark and prints its table; 1 when a client got an answer that was not its own."""
     config = load_config(BenchmarkConfig, None, sys.argv[1:] if argv is None else argv)
-    names = list(config.servers)
+    names = [name for name in config.servers if config.policy == "sleeps" or name.startswith("ours")]
     if "openpi" in names and not (config.peer_openpi and Path(config.peer_openpi).is_dir()):
         names.remove("openpi")
         print("openpi's server is left out: peer_openpi=CHECKOUT names no folder", file=sys.stderr)
@@ -166,7 +174,8 @@ def table(found: dict[tuple[int, str], list[Load]], config: BenchmarkConfig) -> 
     packages = ", ".join(
         f"{name} {version(name)}" for name in ("ray", "websockets", "vla-eval", "openpi-client")
     )
-    policy = f"sleeps {config.policy_s * 1e3:g} ms + {config.policy_each_s * 1e3:g} ms each"
+    sleeps = f"sleeps {config.policy_s * 1e3:g} ms + {config.policy_each_s * 1e3:g} ms each"
+    policy = sleeps if config.policy == "sleeps" else f"{config.policy}, one thread"
     load_average = os.getloadavg()[1]
     lines = [
         f"{os.cpu_count()} cores (load average {load_average:.1f}), {platform.machine()}, "

@@ -1,4 +1,4 @@
-"""Our server around the policy that sleeps, without Ray: prints its port, and the processes that it consists of.
+"""Our server around the policy that sleeps (POLICY=nano: a real one), without Ray: prints its port, and the processes that it consists of.
 
     python benchmarks/load/own_server.py REPLICAS
 
@@ -49,11 +49,28 @@ def forward(observations: list[Observation]) -> Sequence[np.ndarray]:
     return [peers.chunk(each.state) for each in observations]
 
 
+def service_that_sleeps() -> ActionService:
+    """Around `forward`."""
+    return ActionService(forward, SPEC, DIGEST, ServiceSettings(max_batch_size=64))
+
+
+def service_of_nano() -> ActionService:
+    """Around a nano policy with random weights and the cameras of the load, as a replica loads it."""
+    from defi_models import presets
+    from defi_models.policy import DeFIPolicy
+    from defi_platform.serve.inference.forward import PolicyForward
+
+    with tempfile.TemporaryDirectory() as folder:
+        policy = DeFIPolicy(presets.policy("nano", cameras=list(wires.CAMERAS)))
+        loaded = PolicyForward(str(policy.save_pretrained(folder)), threads=1)
+    return ActionService(loaded, loaded.spec, DIGEST, warm_up=loaded.warm_up)
+
+
 class Replica:
     """What a `ReplicaLink` needs: the sockets of this process, with the service's numbers in their load."""
 
     def __init__(self) -> None:
-        service = ActionService(forward, SPEC, DIGEST, ServiceSettings(max_batch_size=64))
+        service = service_of_nano() if os.environ.get("POLICY") == "nano" else service_that_sleeps()
         self._service = service
         self.server = SocketServer(
             service, http_app(service), limits=LimitsConfig(), security=SecurityConfig()

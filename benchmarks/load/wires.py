@@ -23,7 +23,7 @@ from PIL import Image
 from websockets.frames import Frame, Opcode
 
 CAMERAS = {"front": (200, 200), "wrist": (84, 84)}
-STATE_DIM, CHUNK, ACTION_DIM = 8, 10, 8
+STATE_DIM, CHUNK, ACTION_DIM = 4, 10, 4
 PROMPT = "open the drawer"
 
 
@@ -120,7 +120,10 @@ def openpi(number: int, port: int, images: str = "raw", token: str | None = None
 
 
 def vla_eval(number: int, port: int, images: str = "raw", token: str | None = None) -> Request:
-    """vla-eval's websocket: HELLO is answered, EPISODE_START is not, then an ACTION for each OBSERVATION."""
+    """vla-eval's websocket: HELLO is answered, EPISODE_START is not, then an ACTION for each OBSERVATION.
+
+    Ours would by itself carry a chunk out step by step; the query asks for a forward pass each time, as of the peer.
+    """
 
     def packed(kind: str, payload: dict[str, Any], seq: int) -> bytes:
         return frame(msgpack.packb({"type": kind, "payload": payload, "seq": seq, "timestamp": time.time()}))
@@ -137,7 +140,7 @@ def vla_eval(number: int, port: int, images: str = "raw", token: str | None = No
         "task_description": PROMPT,
     }
     return Request(
-        opening=upgrade("/vla-eval", port, token),
+        opening=upgrade("/vla-eval?answers=chunk", port, token),
         hello=packed("hello", {"harness_version": "0.8.0", "protocol_version": 1}, 0),
         greeted=False,
         before=packed("episode_start", {"task": {"name": "load"}}, 1),

@@ -92,6 +92,22 @@ OPENPI = plain(observation(3))
 JPEG = OPENPI | {"observation/images/front": picture()}
 
 
+def vla_eval_message(kind: str, payload: Any, seq: int = 1) -> dict[str, Any]:
+    return {"type": kind, "payload": payload, "seq": seq, "timestamp": 1.0}
+
+
+VLA_EVAL = vla_eval_message(
+    "observation",
+    {
+        "images": {
+            "front": {"__image__": True, "format": "png", "data": picture(form="PNG"), "shape": [64, 64, 3]}
+        },
+        "states": {"__ndarray__": True, "data": b"\0" * 16, "dtype": "<f4", "shape": [4]},
+        "task_description": "open the drawer",
+    },
+)
+
+
 def exchange(
     url: str, messages: list[bytes], greeted: bool, opening: bytes | None, judge: Callable[[Any], str]
 ) -> Counter[str]:
@@ -140,6 +156,24 @@ def test_500_mutations_of_openpi_messages_get_an_answer_or_an_error(server: Serv
     with unharmed(server):
         seen = exchange(server.url, messages, greeted=True, opening=None, judge=judge)
     assert seen["error"] > MUTATIONS / 2 and seen["closed"] == 0, seen
+
+
+def test_500_mutations_of_vla_eval_messages_get_an_answer_or_an_error(server: Served) -> None:
+    draw = random.Random(2)
+
+    def judge(reply: Any) -> str:
+        message = msgpack.unpackb(reply)
+        assert len(reply) < LONGEST_ERROR
+        return str(message["type"])
+
+    # What vla-eval does not answer (EPISODE_START, EPISODE_END) would only look like silence: those are not mutated.
+    messages = [mutated(VLA_EVAL, draw) for _ in range(MUTATIONS)]
+    silent = (b"episode_start", b"episode_end")
+    assert not any(word in message for message in messages for word in silent)
+    hello = msgpack.packb(vla_eval_message("hello", {"harness_version": "0.8.0", "protocol_version": 1}, 0))
+    with unharmed(server):
+        seen = exchange(f"{server.url}/vla-eval", messages, greeted=False, opening=hello, judge=judge)
+    assert seen["error"] > MUTATIONS / 2 and set(seen) <= {"error", "action", "hello"}, seen
 
 
 def test_500_mutations_of_http_requests_get_an_answer_or_an_error(server: Served) -> None:

@@ -77,3 +77,22 @@ def test_the_benchmark_drives_our_server_and_a_peer_in_turns() -> None:
     for line in lines:
         assert float(line[3].split("**")[1]) > 10, done.stdout
         assert line[-2].strip() == "0", "every answer is its client's own"
+
+
+def test_a_soak_reports_wrong_answers_gaps_and_growth(generator: Any) -> None:
+    from load.soak_report import Event, Line, Report, measure_gaps
+
+    lines = [Line(second / 2, 0, "openpi", "answered", "d") for second in range(200) if not 80 <= second < 90]
+    lines += [Line(60.0, 1, "http", "wrong", "off by 0.5"), Line(70.0, 2, "openpi", "lost", "no close frame")]
+    events = [Event(39.9, "a replica is killed", 40.0, 3.0), Event(90.0, "calm", 90.5, 1.0)]
+    lines.sort(key=lambda line: line.at)
+    measure_gaps(lines, events)
+    assert events[0].gap_s == pytest.approx(5.5) and events[1].gap_s == pytest.approx(0.5)
+    growing = [(float(second), 100.0 + second) for second in range(0, 100, 5)]
+    flat = [(float(second), 100.0) for second in range(0, 100, 5)]
+    faults = Report(lines, events, {"grows": growing, "flat": flat}).faults()
+    assert len(faults) == 4, faults
+    for fault, words in zip(
+        faults, ("off by 0.5", "ended without a word", "5.5 s without", "grows grew"), strict=True
+    ):
+        assert words in fault

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from replica_in_process import DIGEST, Served, served
 from robot_messages import observation
+from vla_eval.benchmarks.base import Benchmark
+from vla_eval.connection import Connection
+from vla_eval.protocol.numpy_codec import get_image_format, set_image_format
+from vla_eval.runners.sync_runner import SyncEpisodeRunner
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +39,60 @@ def test_64_openpi_clients_all_progress_and_each_gets_its_own_actions(server: Se
     with ThreadPoolExecutor(64) as threads:
         assert list(threads.map(run, range(64))) == [7] * 64
     assert server.service.snapshot().batch_size > 4
+
+
+class Drawer(Benchmark):
+    """A made-up simulator whose state counts the steps; an action must repeat the state it was asked for."""
+
+    def __init__(self, number: int, steps: int) -> None:
+        super().__init__()
+        self._number, self._steps, self._at, self.right = number, steps, 0, 0
+
+    def get_tasks(self) -> list[dict[str, Any]]:
+        return [{"name": "open the drawer"}]
+
+    async def start_episode(self, task: dict[str, Any], recorder: Any = None) -> None:
+        self._at = 0
+
+    async def get_observation(self) -> dict[str, Any]:
+        sent = observation(self._number)
+        return {
+            "images": {"front": sent["observation/images/front"]},
+            "states": np.array([self._number, self._at, 0, 0], np.float32),
+            "task_description": "open the drawer",
+        }
+
+    async def apply_action(self, action: dict[str, Any]) -> None:
+        first = np.asarray(action["actions"], np.float32).reshape(-1, 4)[0]
+        self.right += bool((first == [self._number, self._at, 0, 0]).all())
+        self._at += 1
+
+    async def is_done(self) -> bool:
+        return self._at >= self._steps
+
+    async def get_time(self) -> float:
+        return self._at / 10
+
+    async def get_result(self) -> dict[str, Any]:
+        return {"success": self.right > 0}
+
+
+@pytest.mark.parametrize("image_format", ["png", "jpeg", "raw"])
+def test_vla_evals_own_runner_runs_whole_episodes(server: Served, image_format: Any) -> None:
+    async def episodes(number: int) -> None:
+        async with Connection(f"{server.url}/vla-eval?open_loop=1", timeout=20) as connection:
+            for _ in range(2):
+                drawer = Drawer(number, steps=6)
+                result = await SyncEpisodeRunner().run_episode(drawer, drawer.get_tasks()[0], connection)
+                assert result["steps"] == 6 and drawer.right == 6
+            assert connection.server_info["policy_digest"] == DIGEST
+
+    async def fleet() -> None:
+        await asyncio.gather(*(episodes(number) for number in range(4)))
+
+    before = get_image_format()
+    set_image_format(image_format)
+    try:
+        asyncio.run(fleet())
+    finally:
+        set_image_format(before)
