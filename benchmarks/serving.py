@@ -4,7 +4,8 @@
         [protocol=openpi] [images=raw] [seconds=15] [turns=3] [peer_openpi=CHECKOUT] [at=PORT]
 
 Every server runs the same policy, which sleeps 20 ms and 0.6 ms per observation, and gets observations of a
-200x200 and an 84x84 picture. Ours also resizes both, as it does for robots; the peers leave that to a policy.
+200x200 and an 84x84 picture. Ours also resizes both, as it does for robots; the peers leave that to their policies,
+which do not look at pictures unless `peers_resize=true`.
 A client is one socket of one process that does little else than send (benchmarks/load/). Everything stays on
 this machine. A line shows the best of a server's turns, since other programs only slow down.
 
@@ -51,6 +52,8 @@ class BenchmarkConfig:
     policy_each_s: float = 0.0006
     policy: str = "sleeps"
     """nano: a nano policy with random weights on one thread, in our own server only; answers are not compared."""
+    peers_resize: bool = False
+    """The peers' policies resize pictures as our server does; otherwise they do not look at them."""
     hz: float | None = None
     """Observations per second of a client, at most; null: each sends again at once."""
     nice: int = 0
@@ -98,6 +101,7 @@ def running(name: str, config: BenchmarkConfig) -> Iterator[Server]:
             "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]]),
             "POLICY_TIMES": times,
             "POLICY": config.policy,
+            "PEERS_RESIZE": str(config.peers_resize),
         },
     )
     assert process.stdout is not None and process.stdin is not None
@@ -181,7 +185,8 @@ def table(found: dict[tuple[int, str], list[Load]], config: BenchmarkConfig) -> 
         f"{os.cpu_count()} cores (load average {load_average:.1f}), {platform.machine()}, "
         f"Python {platform.python_version()}, {packages}",
         f"policy: {policy}; {config.images} pictures; {config.turns} turn(s) of {config.seconds:g} s; "
-        f"niceness {os.nice(0) + config.nice}; ours speaks {config.protocol}",
+        f"niceness {os.nice(0) + config.nice}; ours speaks {config.protocol}"
+        f"{'; peers resize too' if config.peers_resize else ''}",
         "",
         "| clients | server | chunks/s (all turns) | p50 ms | p99 ms | server CPU ms | client CPU ms | fewest | not answered |",
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",

@@ -36,7 +36,7 @@ SPEC = PolicySpec(
     policy="sleeps",
     preset="nano",
     cameras=tuple(wires.CAMERAS),
-    image_size=(64, 64),
+    image_size=wires.IMAGE_SIZE,
     state_dim=wires.STATE_DIM,
     action_dim=wires.ACTION_DIM,
     chunk=wires.CHUNK,
@@ -61,7 +61,7 @@ def service_of_nano() -> ActionService:
     from defi_platform.serve.inference.forward import PolicyForward
 
     with tempfile.TemporaryDirectory() as folder:
-        policy = DeFIPolicy(presets.policy("nano", cameras=list(wires.CAMERAS)))
+        policy = DeFIPolicy(presets.policy("nano", views=len(wires.CAMERAS), cameras=list(wires.CAMERAS)))
         loaded = PolicyForward(str(policy.save_pretrained(folder)), threads=1)
     return ActionService(loaded, loaded.spec, DIGEST, warm_up=loaded.warm_up)
 

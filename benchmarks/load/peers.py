@@ -14,11 +14,13 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from defi_platform.data.decode.resize import resize
 from load import wires
 
 FIXED_S, EACH_S = map(float, os.environ.get("POLICY_TIMES", "0.020,0.0006").split(","))
@@ -28,6 +30,12 @@ FIXED_S, EACH_S = map(float, os.environ.get("POLICY_TIMES", "0.020,0.0006").spli
 def sleep_like_a_policy(observations: int) -> None:
     """20 ms and 0.6 ms per observation: a forward pass on a device that leaves the CPU alone."""
     time.sleep(FIXED_S + EACH_S * observations)
+
+
+def see(images: Mapping[str, np.ndarray]) -> None:
+    """Resizes pictures as our server does, if the benchmark asks that of the peers' policies as well."""
+    if os.environ.get("PEERS_RESIZE") == "True":
+        np.stack([resize(np.asarray(image), wires.IMAGE_SIZE) for image in images.values()])
 
 
 def chunk(state: Any) -> np.ndarray:
@@ -43,6 +51,8 @@ def vla_eval(batch: int) -> None:
 
     class Sleeper(PredictModelServer):
         def predict_batch(self, obs_batch: Any, ctx_batch: Any) -> list[dict[str, Any]]:
+            for each in obs_batch:
+                see(each["images"])
             sleep_like_a_policy(len(obs_batch))
             return [{"actions": chunk(each["states"])} for each in obs_batch]
 
@@ -66,6 +76,7 @@ def openpi(folder: str) -> None:
 
     class Sleeper:
         def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
+            see({name: value for name, value in observation.items() if "images" in name})
             sleep_like_a_policy(1)
             return {"actions": chunk(observation["observation/state"])}
 

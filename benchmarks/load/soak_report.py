@@ -128,7 +128,7 @@ def measure_gaps(lines: list[Line], events: list[Event], after_s: float = 45.0) 
         end = min([event.done + after_s, lines[-1].at, *(each.at for each in events[number + 1 :])])
         inside = answers[(answers > event.at - 1) & (answers < end)]
         edges = np.concatenate([[event.at - 1], inside, [end]])
-        event.gap_s = float(np.diff(edges).max())
+        event.gap_s = max(0.0, float(np.diff(edges).max()))  # negative: the clients had ended before
 
 
 def growth_of(samples: list[tuple[float, float]]) -> float:

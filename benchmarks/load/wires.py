@@ -23,6 +23,8 @@ from PIL import Image
 from websockets.frames import Frame, Opcode
 
 CAMERAS = {"front": (200, 200), "wrist": (84, 84)}
+IMAGE_SIZE = (64, 64)
+"""What the policy sees of each."""
 STATE_DIM, CHUNK, ACTION_DIM = 4, 10, 4
 PROMPT = "open the drawer"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,9 @@ from vla_eval.benchmarks.base import Benchmark
 from vla_eval.connection import Connection
 from vla_eval.protocol.numpy_codec import get_image_format, set_image_format
 from vla_eval.runners.sync_runner import SyncEpisodeRunner
+
+from defi_platform.evaluate.policy_client import PolicyClient
+from defi_platform.serve.deployment.server import PolicyServer, _ask_health
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,18 @@ def test_64_openpi_clients_all_progress_and_each_gets_its_own_actions(server: Se
     with ThreadPoolExecutor(64) as threads:
         assert list(threads.map(run, range(64))) == [7] * 64
     assert server.service.snapshot().batch_size > 4
+
+
+def test_a_proxy_in_the_environment_is_in_nobodys_way(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY", "ws_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    _ask_health(PolicyServer("127.0.0.1", server.port, False, cast(Any, None)))
+    with PolicyClient(server.url) as client:
+        assert client.infer(observation(1))[0].shape == (10, 4)
 
 
 class Drawer(Benchmark):
