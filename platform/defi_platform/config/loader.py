@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -97,7 +98,7 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
 
     Raises: ConfigError, see `parse_arguments`.
     """
-    from_file = _read_yaml(Path(path)) if path else OmegaConf.create()
+    from_file = OmegaConf.create(_read_yaml(Path(path)) if path else {})
     for item in overrides:
         if "=" not in item:
             raise ConfigError(
@@ -138,28 +139,31 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def _read_yaml(path: Path) -> dict[Any, Any]:
     if not path.is_file():
         present = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"config file {path} does not exist.{did_you_mean(path.name, present)}")
     try:
-        content = OmegaConf.load(path)
+        content = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # OmegaConf raises whatever its YAML reader does
         raise ConfigError(f"config file {path} is not readable YAML: {error}") from error
-    if not isinstance(content, DictConfig):
+    if not isinstance(content, dict):
         raise ConfigError(f"config file {path} holds a list; a mapping of keys to values is expected.")
     return _extended(content, path.parent)
 
 
-def _extended(node: DictConfig, folder: Path) -> DictConfig:
-    base = OmegaConf.create()
-    if "extends" in node:
-        base = _read_yaml(folder / cast(str, node.pop("extends")))
-    for key in list(node.keys()):
-        child = node._get_node(key)
-        if isinstance(child, DictConfig) and not child._is_none():
-            node[key] = _extended(child, folder)
-    return cast(DictConfig, OmegaConf.merge(base, node))
+def _extended(own: dict[Any, Any], folder: Path) -> dict[Any, Any]:
+    # On plain mappings: OmegaConf copies a mapping with all that is in it for every entry that is set.
+    own = {key: _extended(value, folder) if isinstance(value, dict) else value for key, value in own.items()}
+    return _overridden(_read_yaml(folder / own.pop("extends")), own) if "extends" in own else own
+
+
+def _overridden(base: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
+    values = dict(base)
+    for key, value in own.items():
+        nested = isinstance(value, dict) and isinstance(base.get(key), dict)
+        values[key] = _overridden(base[key], value) if nested else value
+    return values
 
 
 def _merged(source: str, *parts: Any) -> Any:
@@ -176,7 +180,7 @@ def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     for entries, name in list(_entries_without_use(schema, values)):
         del entries[name]
     try:
-        config = cast(Schema, OmegaConf.to_object(_merged(source, OmegaConf.structured(schema), values)))
+        config = cast(Schema, OmegaConf.to_object(_merged(source, _structured(schema), values)))
     except MissingMandatoryValue as error:
         raise ConfigError(
             f"{source}: '{error.full_key}' has no value; set it in the file or add {error.full_key}=VALUE."
@@ -188,11 +192,17 @@ def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     return config
 
 
+@functools.cache
+def _structured(schema: type) -> DictConfig:
+    """The defaults of a config class, only to be read: making them takes longer than all else that is done here."""
+    return cast(DictConfig, OmegaConf.structured(schema))
+
+
 def _entries_without_use(schema: type, values: Any) -> Iterator[tuple[DictConfig, str]]:
     """Yields (mapping, name) of its entries that are null, and of corpora of weight 0, which need no path."""
     if not isinstance(values, DictConfig) or values._is_none() or not dataclasses.is_dataclass(schema):
         return
-    structured = OmegaConf.structured(schema)
+    structured = _structured(schema)
     for field in dataclasses.fields(schema):
         part, node = values._get_node(field.name), structured._get_node(field.name)
         if not isinstance(part, DictConfig) or part._is_none():
@@ -218,7 +228,7 @@ def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple
     """Yields (dotted unknown key, dotted keys of the same part) of a mapping against a dataclass."""
     if not isinstance(values, DictConfig) or values._is_none() or not dataclasses.is_dataclass(schema):
         return
-    structured = OmegaConf.structured(schema)
+    structured = _structured(schema)
     known = {f.name for f in dataclasses.fields(schema)}
     for key in values:
         name = f"{prefix}{key!s}"
