@@ -180,7 +180,7 @@ def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     for entries, name in list(_entries_without_use(schema, values)):
         del entries[name]
     try:
-        config = cast(Schema, OmegaConf.to_object(_merged(source, _structured(schema), values)))
+        config = cast(Schema, OmegaConf.to_object(_merged(source, _structured(cast(type, schema)), values)))
     except MissingMandatoryValue as error:
         raise ConfigError(
             f"{source}: '{error.full_key}' has no value; set it in the file or add {error.full_key}=VALUE."
@@ -193,9 +193,9 @@ def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
 
 
 @functools.cache
-def _structured(schema: type) -> DictConfig:
+def _structured(schema: type) -> Any:
     """The defaults of a config class, only to be read: making them takes longer than all else that is done here."""
-    return cast(DictConfig, OmegaConf.structured(schema))
+    return OmegaConf.structured(schema)
 
 
 def _entries_without_use(schema: type, values: Any) -> Iterator[tuple[DictConfig, str]]:

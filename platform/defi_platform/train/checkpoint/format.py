@@ -201,7 +201,8 @@ class Reader:
         self.position = checkpoint.position
         self._uri = checkpoint.uri
         self._scratch: Path | None = None
-        self._pieces: dict[tuple[str, str], list[tuple[int, Path, str]]] = {}
+        # Of the open file that holds it: opening one reads the names of all its tensors.
+        self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
         if storage.is_remote(checkpoint.uri):
             self._scratch = scratch_folder("checkpoint")
         try:
@@ -218,7 +219,8 @@ class Reader:
         self.close()
 
     def close(self) -> None:
-        """Removes downloaded files."""
+        """Closes the files, and removes those that were downloaded."""
+        self._pieces.clear()
         if self._scratch:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
@@ -236,13 +238,12 @@ class Reader:
 
         Raises: CheckpointError when it is not there or has another number of elements.
         """
-        pieces = sorted(self._pieces.get((kind, name), ()))
+        pieces = sorted(self._pieces.get((kind, name), ()), key=lambda piece: piece[0])
         parts, end = [], 0
-        for start, path, key in pieces:
+        for start, key, file in pieces:
             if start != end and kind != "buffer":
                 raise DamagedCheckpoint(f"{self._uri}: '{name}' has a gap at element {end}.")
-            with safe_open(path, framework="pt") as file:
-                parts.append(file.get_tensor(key))
+            parts.append(file.get_tensor(key))
             end = start + parts[-1].numel()
         if not parts:
             raise CheckpointError(f"{self._uri}: holds no '{name}' ({kind}); it is of another model.")
@@ -273,10 +274,10 @@ class Reader:
 
     def _index(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                    kind, start, name = key.split("/", 2)
-                    self._pieces.setdefault((kind, name), []).append((int(start), path, key))
+            file: Any = safe_open(path, framework="pt")
+            for key in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                kind, start, name = key.split("/", 2)
+                self._pieces.setdefault((kind, name), []).append((int(start), key, file))
         except SafetensorError as error:
             raise DamagedCheckpoint(f"{path} is no safetensors file: {error}") from error
 
