@@ -47,10 +47,10 @@ from defi_platform.train.recipes.policy import PolicyRecipe
 pytestmark = pytest.mark.slow
 
 
-STEPS = 18
-KILLED_AT = 17
+STEPS = 12
+KILLED_AT = 7
 """By SIGKILL, two steps past a checkpoint."""
-CACHED_STEPS = 8
+CACHED_STEPS = 5
 SAMPLES = [4 * step for step in range(1, STEPS + 1)]
 """Seen by the end of each step: none is left out, none is there twice."""
 SIZE = 32
@@ -182,7 +182,7 @@ def runs(
 @pytest.mark.parametrize("kind", KINDS)
 def test_losses_after_a_kill_are_the_same_bit_for_bit(runs: Path, kind: str) -> None:
     assert (runs / f"killed_{kind}" / "killed").exists()
-    assert json.loads((runs / f"killed_{kind}" / "summary.json").read_text())["resumed_from"] == 15
+    assert json.loads((runs / f"killed_{kind}" / "summary.json").read_text())["resumed_from"] == 5
     whole, twin = tiny.losses(runs / kind), tiny.losses(runs / f"killed_{kind}")
     assert sorted(twin) == list(range(1, STEPS + 1)) and twin == whole
     assert [row["samples"] for row in tiny.rows(runs / f"killed_{kind}", "train")] == SAMPLES
@@ -246,7 +246,7 @@ def test_the_summaries_tell_what_the_report_shows(runs: Path) -> None:
 
 def test_the_run_card_tells_how_to_repeat_the_run(runs: Path) -> None:
     card = json.loads((runs / "killed_gidm" / "run_card.json").read_text())
-    assert [row["step"] for row in card["attempts"]] == [0, 15]
+    assert [row["step"] for row in card["attempts"]] == [0, 5]
     assert card["phase_s"]["forward"] > 0 and card["phase_s"]["backward"] > 0
     assert card["speed"]["model_tflops_per_worker"] > 0 and card["speed"]["mfu"] is None
     assert card["packages"]["ray"] and card["data_fingerprint"]
