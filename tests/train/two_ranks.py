@@ -58,7 +58,9 @@ class TwoRanks:
     def _start(self) -> None:
         self._started += 1
         store = self._folder / f"store_{self._started}"
-        context = multiprocessing.get_context("spawn")
+        # Both are forked from a process that has imported what takes seconds, once.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["defi_platform.train.worker.entry"])
         for rank in range(2):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, theirs, store), daemon=True)
