@@ -95,3 +95,20 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """DeepSpeed wants a process group also for one process, and keeps the first that it meets."""
+    import torch.distributed as distributed
+
+    from defi_platform.train.engine.deepspeed_engine import prepare_process
+
+    prepare_process(use_gpu=False, threads=1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+            patch.setenv(name, value)
+        store = tmp_path_factory.mktemp("group") / "store"
+        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+        yield
+        distributed.destroy_process_group()

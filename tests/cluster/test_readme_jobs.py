@@ -1,6 +1,6 @@
-"""The README's jobs, each line run as it is written there, but in this process: a dozen starts of Ray and torch would take
-minutes. The stages of the demo are in test_demo; jobs as processes of their own there, in test_readme_commands and in the
-tests of each job."""
+"""The README's jobs, each line run as it is written there, but in this process, where their trainings run too: a dozen
+starts of Ray, its workers and torch would take minutes. The stages of the demo are in test_demo; jobs as processes of
+their own, and trainings on Ray, there, in test_readme_commands and in the tests of each job."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from defi_models.pretrained.folder import make_header
 from defi_platform.config import ServeConfig
 from defi_platform.config.loader import load_config
 
-sys.path.append(str(Path(__file__).parents[1] / "data"))
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("data", "train")]
 from corpora import write_lerobot, write_video
+from in_process import fit_here
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +53,9 @@ VIDEOS = {
 
 
 @pytest.fixture
-def run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> Run:
+def run(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None, process_group: None
+) -> Run:
     """Runs a line in a folder from which the README's paths lead to the checkout's jobs and configs; what it leaves is
     in `tmp_path`/runs."""
     for name in ("jobs", "configs"):
@@ -61,6 +64,7 @@ def run(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_c
     monkeypatch.setenv("PYTHONPATH", "")  # the jobs add to it
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(repository / "jobs")
+    monkeypatch.setattr("defi_platform.train.driver.run._fit", fit_here)
 
     def go(line: str) -> None:
         arguments = shlex.split(line)[1:]

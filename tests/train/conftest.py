@@ -8,11 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch.distributed as distributed
 from two_ranks import TwoRanks
 
 from defi_platform.config import PretrainConfig, TrainConfig
-from defi_platform.train.engine.deepspeed_engine import prepare_process
 
 # Before Ray starts: its processes have to import the recipes that lie beside this file.
 HERE = Path(__file__).parent
@@ -46,19 +44,6 @@ def run_config() -> Callable[..., PretrainConfig]:
         return config
 
     return make
-
-
-@pytest.fixture(scope="session")
-def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """DeepSpeed wants a process group also for one process, and keeps the first that it meets."""
-    prepare_process(use_gpu=False, threads=1)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
-            patch.setenv(name, value)
-        store = tmp_path_factory.mktemp("group") / "store"
-        distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-        yield
-        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

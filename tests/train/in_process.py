@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,9 @@ from defi_platform.train.driver.run import RunSummary, check_resumable, complete
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes import video_base
 from defi_platform.train.worker.entry import train_worker
+
+_one_run = threading.Lock()
+"""A process group serves one run at a time."""
 
 
 def prepare(recipe: Recipe) -> None:
@@ -44,6 +48,12 @@ def train_here(recipe: Recipe) -> RunSummary:
     summary = complete_run(recipe)
     assert summary
     return summary
+
+
+def fit_here(recipe: Recipe) -> None:
+    """What `train` has Ray Train's workers do for a run; of several that it starts at once, one after the other."""
+    with _one_run:
+        assert work(recipe) == {}
 
 
 def work_in_turn(recipes: Sequence[Recipe]) -> None:
