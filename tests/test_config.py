@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,14 +38,27 @@ REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "configs"
 JOBS = sorted(path for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "source_tree")
 WITHOUT_TORCH_AND_RAY = """
-import runpy, sys
+import contextlib, io, json, os, runpy, sys
 sys.modules.update(torch=None, ray=None)
-_, job, *arguments = sys.argv
-sys.argv = [job, *arguments]
-sys.path.insert(0, job.rpartition("/")[0])
-runpy.run_path(job, run_name="__main__")
+argument, *jobs = sys.argv[1:]
+path, environment, modules, answers = sys.path[:], dict(os.environ), set(sys.modules), {}
+for job in jobs:
+    # As in a process of its own, but for the packages that others install.
+    for name in set(sys.modules) - modules:
+        if name.split(".")[0] in ("defi_platform", "defi_models", "source_tree"):
+            del sys.modules[name]
+    os.environ.clear(), os.environ.update(environment)
+    sys.path[:], sys.argv = [job.rpartition("/")[0], *path], [job, argument]
+    out, error, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            runpy.run_path(job, run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+    answers[job.rpartition("/")[2]] = [code, out.getvalue(), error.getvalue()]
+print(json.dumps(answers))
 """
-"""Starts a job where an import of either is an error."""
+"""Starts jobs, one after the other, where an import of either is an error."""
 SCHEMAS = {
     "record_demos": RecordConfig,
     "ingest_videos": IngestConfig,
@@ -104,16 +119,31 @@ def test_an_unknown_key_is_refused_and_the_nearest_one_named(
         load_config(PretrainConfig, files / "run.yaml", [override])
 
 
-@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
-def test_a_job_reports_a_mistake_in_its_config_before_it_imports_for_seconds(job: Path) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH_AND_RAY, str(job), "no_such_key=1"],
+def answers(argument: str, folder: Path, **where: Any) -> dict[str, tuple[int, str, str]]:
+    """Name of each job in a folder -> exit code, output and errors of `python jobs/NAME ARGUMENT`."""
+    jobs = [str(folder / job.name) for job in JOBS]
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH_AND_RAY, argument, *jobs],
         capture_output=True,
         text=True,
-        check=False,
+        **where,
     )
-    assert finished.returncode == 2 and "ConfigError: " in finished.stderr
-    assert "no_such_key" in finished.stderr
+    assert done.returncode == 0, done.stderr
+    return {name: tuple(answer) for name, answer in json.loads(done.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def complaints() -> dict[str, tuple[int, str, str]]:
+    return answers("no_such_key=1", REPOSITORY / "jobs")
+
+
+@pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
+def test_a_job_reports_a_mistake_in_its_config_before_it_imports_for_seconds(
+    job: Path, complaints: dict[str, tuple[int, str, str]]
+) -> None:
+    code, _, errors = complaints[job.name]
+    assert code == 2 and "ConfigError: " in errors
+    assert "no_such_key" in errors
 
 
 @pytest.fixture(scope="module")
@@ -127,23 +157,21 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+@pytest.fixture(scope="module")
+def helps(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str, str]]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return answers("--help", checkout / "jobs", cwd=tmp_path_factory.mktemp("elsewhere"), env=environment)
+
+
 @pytest.mark.parametrize("job", JOBS, ids=lambda path: path.stem)
 def test_the_help_of_a_job_in_a_bare_checkout_lists_every_key_and_imports_neither_torch_nor_ray(
-    job: Path, checkout: Path, tmp_path: Path
+    job: Path, checkout: Path, helps: dict[str, tuple[int, str, str]]
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    shown = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH_AND_RAY, str(checkout / "jobs" / job.name), "--help"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert f"imported {checkout / 'platform'}" in shown.stderr, "the packages of another checkout were used"
+    code, shown, errors = helps[job.name]
+    assert code == 0, errors
+    assert f"imported {checkout / 'platform'}" in errors, "the packages of another checkout were used"
     for key in keys(SCHEMAS[job.stem]):
-        assert f"\n  {key.name}: {key.type} = {key.default}\n" in shown.stdout
+        assert f"\n  {key.name}: {key.type} = {key.default}\n" in shown
 
 
 @pytest.mark.parametrize("schema", sorted(set(SCHEMAS.values()), key=lambda one: one.__name__))
