@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from readme import README, commands, python_blocks, the_one
+from readme import README, commands, python_blocks
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -18,7 +15,7 @@ RUN_BY = {
     "make test": "../.ci/run",
     "make docs": "test_docs.py",
     "python jobs/": "cluster/test_readme_jobs.py",
-    "python -m defi_models.describe": "cluster/test_readme_complete.py",
+    "python -m defi_models.describe": "models/test_describe.py",
     "python -m defi_models.convert": "models/test_convert.py",
     "python -m defi_models.parity": "models/test_parity.py",
     "serve run": "serve/test_commands.py",
@@ -58,13 +55,6 @@ def test_every_job_of_the_readme_is_a_line_that_the_jobs_test_runs() -> None:
     }
     served = {"serve_policy"}  # runs until Ctrl-C: serve/test_commands.py
     assert {job for job in jobs - served if not re.search(rf'jobs/{job}\.py|"{job}"', source)} == set()
-
-
-def test_the_description_of_the_paper_s_models(repository: Path) -> None:
-    command = shlex.split(the_one("The models by themselves", "python -m defi_models.describe"))
-    done = subprocess.run([sys.executable, *command[1:]], cwd=repository, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "ZeRO" in done.stdout and "gfdm" in done.stdout.lower()
 
 
 def test_the_models_are_imported_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

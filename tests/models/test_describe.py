@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from defi_models import describe, presets
 from defi_models.gidm import GIDM
+
+sys.path.append(str(Path(__file__).parents[1] / "cluster"))
+from readme import the_one
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +65,21 @@ def test_recomputing_keeps_fewer_activations(nano: dict[str, describe.Cost]) -> 
     assert all(less[kind].activation_bytes < 0.7 * nano[kind].activation_bytes for kind in nano)
 
 
-def test_the_command_describes_the_paper_without_allocating_it(capsys) -> None:
-    assert describe.main(["paper", "--world-sizes", "8"]) == 0
+def test_the_readme_s_command_describes_the_paper_without_allocating_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, option, module, *arguments = shlex.split(
+        the_one("The models by themselves", "python -m defi_models.describe")
+    )
+    assert (python, option) == ("python", "-m")
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, module)  # as `python -m` finds it
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert ended.value.code == 0
     printed = capsys.readouterr().out
     assert "1,524,623,082" in printed and "ZeRO 3" in printed and "GFLOP per action chunk" in printed
+    assert "gfdm" in printed.lower()
 
 
 def test_an_unknown_preset_names_the_nearest(capsys) -> None:
