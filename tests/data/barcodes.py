@@ -82,7 +82,7 @@ def number_of(frame: np.ndarray) -> int:
     height, width = frame.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    square = frame[top : top + side, left : left + side].mean(axis=2)
+    square = frame[top : top + side, left : left + side]
     size = side / CELLS
     cells = {}
     for row, column in itertools.product(range(CELLS), repeat=2):
