@@ -40,9 +40,13 @@ from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.worker.run_results import METRICS, SUMMARY
 
 RUN = "s3://runs/hit"
-STEPS, CHECKPOINT_EVERY, BATCH, PACE_S = 1000, 10, 4, 0.2
+CHECKPOINT_EVERY, BATCH = 10, 4
+LONG, QUICK = (1000, 0.2), (500, 0.4)
+"""Steps, and the seconds that one takes at least until the last failure is over."""
 TIMEOUT_S = 180.0
 """For what has to happen after a failure."""
+ASK_STORE_S = 0.3
+"""Between two looks at the store, whose server works for each."""
 DISK_BYTES = 1 << 20
 
 
@@ -52,11 +56,12 @@ class PacedRecipe(tiny.TinyRecipe):
     Args:
         marks: folder of those files.
         disk: what the workers take for their local disk.
+        pace_s: seconds of a step.
     """
 
-    def __init__(self, config: PretrainConfig, marks: Path, disk: Path):
+    def __init__(self, config: PretrainConfig, marks: Path, disk: Path, pace_s: float):
         super().__init__(config, "hit")
-        self.marks, self.disk = marks, disk
+        self.marks, self.disk, self.pace_s = marks, disk, pace_s
         self.attempt_written = False
 
     def build(self) -> Any:
@@ -80,8 +85,8 @@ class PacedRecipe(tiny.TinyRecipe):
             (self.marks / "new").write_text(str(step))
             (self.marks / "new").replace(self.marks / "step")
         while not (self.marks / "over").exists():
-            time.sleep(PACE_S)
-            if step < STEPS - 1:
+            time.sleep(self.pace_s)
+            if step < self.config.train.steps - 1:
                 break
         return super().after_update(engine, step)
 
@@ -120,13 +125,13 @@ class Watch:
     def pid(self, rank: int) -> int:
         return int((self._marks / f"pid_{rank}").read_text())
 
-    def until(self, what: str, condition: Callable[[], bool]) -> None:
+    def until(self, what: str, condition: Callable[[], bool], every_s: float = 0.05) -> None:
         """Waits. Raises: TimeoutError when that takes too long, or the run has ended."""
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             if time.monotonic() > deadline or not self._run.is_alive():
                 raise TimeoutError(f"waited for {what} at step {self.step()}, attempts {self.attempts()}")
-            time.sleep(0.05)
+            time.sleep(every_s)
 
     def cost(self, failure: str, inflict: Callable[[], Any], over: Callable[[], bool]) -> Cost:
         """Inflicts a failure and waits until it is over and the run is past the step that it had reached.
@@ -249,7 +254,7 @@ def inflict_all(
     def spot_node_goes() -> None:
         announce(cluster, nodes[-1])
         reached = watch.step()
-        watch.until("a checkpoint because of the notice", lambda: newest() > reached)
+        watch.until("a checkpoint because of the notice", lambda: newest() > reached, ASK_STORE_S)
         cluster.remove_node(nodes.pop(), allow_graceful=False)
 
     def node_goes() -> None:
@@ -264,7 +269,7 @@ def inflict_all(
     def hit(failure: str, inflict: Callable[[], Any], over: Callable[[], bool]) -> None:
         costs.append(watch.cost(failure, inflict, over))
         since = watch.step()
-        watch.until("a checkpoint before the next failure", lambda: newest() > since)
+        watch.until("a checkpoint before the next failure", lambda: newest() > since, ASK_STORE_S)
 
     if disk:
         hit("local disk full for two checkpoints", fill_disk, lambda: True)
@@ -282,10 +287,11 @@ def inflict_all(
 
 
 def config(quick: bool) -> PretrainConfig:
+    steps, _ = QUICK if quick else LONG
     return PretrainConfig(
         train=TrainConfig(
-            output=RUN, steps=STEPS, global_batch=BATCH, micro_batch=2, num_workers=2, min_workers=1, max_failures=-1,
-            resize_check_s=1.0, log_every=1, checkpoint_every=CHECKPOINT_EVERY, keep_checkpoints=3, validate_every=STEPS,
+            output=RUN, steps=steps, global_batch=BATCH, micro_batch=2, num_workers=2, min_workers=1, max_failures=-1,
+            resize_check_s=1.0, log_every=1, checkpoint_every=CHECKPOINT_EVERY, keep_checkpoints=3, validate_every=steps,
             validation_batches=1, threads=1, zero_stage=2, ema_decay=0.9, learning_rate=1e-2,
         ),
         tracking=TrackingConfig(wandb=not quick),
@@ -294,6 +300,7 @@ def config(quick: bool) -> PretrainConfig:
 
 def run_and_hit(folder: Path, endpoint: str, away_s: float, quick: bool) -> list[Cost]:
     """The whole of it. Raises: AssertionError when the run did not end as it should, TimeoutError when it hangs."""
+    steps, pace_s = QUICK if quick else LONG
     proxy = FlakyProxy(int(endpoint.rsplit(":", 1)[1]))
     # Before Ray starts, so that its processes inherit it.
     os.environ |= {
@@ -317,19 +324,19 @@ def run_and_hit(folder: Path, endpoint: str, away_s: float, quick: bool) -> list
     cluster.wait_for_nodes()
     ended: list[Any] = []
     run = threading.Thread(
-        target=lambda: ended.extend(train(RayConfig(), [PacedRecipe(config(quick), marks, disk)])),
+        target=lambda: ended.extend(train(RayConfig(), [PacedRecipe(config(quick), marks, disk, pace_s)])),
         daemon=True,
     )
     try:
         with small_disk(disk) as mounted:
             run.start()
             watch = Watch(marks, run)
-            watch.until("the first checkpoint", lambda: bool(checkpoints.committed(RUN)))
+            watch.until("the first checkpoint", lambda: bool(checkpoints.committed(RUN)), ASK_STORE_S)
             costs = inflict_all(cluster, nodes, watch, proxy, disk if mounted else None, away_s, quick)
             (marks / "over").touch()
             run.join(TIMEOUT_S)
         assert ended, "the run did not end"
-        check_result(len(watch.attempts()), tracked=not quick)
+        check_result(steps, len(watch.attempts()), tracked=not quick)
     finally:
         ray.shutdown()
         cluster.shutdown()
@@ -339,24 +346,24 @@ def run_and_hit(folder: Path, endpoint: str, away_s: float, quick: bool) -> list
     return costs
 
 
-def check_result(attempts: int, tracked: bool) -> None:
+def check_result(steps: int, attempts: int, tracked: bool) -> None:
     """Raises: AssertionError unless the run is as whole as one to which nothing has happened."""
     import torch
 
     summary = json.loads(storage.read_text(storage.join(RUN, SUMMARY)))
-    assert summary["steps"] == STEPS
+    assert summary["steps"] == steps
     logged = [row["samples"] for row in read_metrics(storage.join(RUN, METRICS)) if row["split"] == "train"]
     odd = Counter(logged)
-    odd.subtract(BATCH * step for step in range(1, STEPS + 1))
+    odd.subtract(BATCH * step for step in range(1, steps + 1))
     wrong = {samples // BATCH: count for samples, count in odd.items() if count}
     assert not wrong, f"steps that are missing (-1) or there twice (1) in {METRICS}: {wrong}"
     with storage.local_copy(storage.join(RUN, "model", "model.pt")) as model:
         seen = int(torch.load(model, weights_only=True)["seen"])
-    assert seen == BATCH * STEPS, f"{seen} samples were learned from, not {BATCH * STEPS}"
+    assert seen == BATCH * steps, f"{seen} samples were learned from, not {BATCH * steps}"
     kept = [name for name in storage.names(storage.join(RUN, "wandb")) if name.startswith("offline-run-")]
     assert bool(kept) == tracked, "W&B's data is not where it should be"
     print(
-        f"{STEPS} steps in {attempts} attempts: every sample learned from exactly once; "
+        f"{steps} steps in {attempts} attempts: every sample learned from exactly once; "
         f"{summary['checkpoints_left_out']} checkpoints left out" + ("; W&B kept offline" if tracked else "")
     )
 
