@@ -201,3 +201,17 @@ def test_frames_behind_the_handshake_are_not_lost() -> None:
         sock = socket.create_connection(("127.0.0.1", place.port), timeout=10)
         sock.sendall(HANDSHAKE + frame(openpi.pack(observation(1))))
         until(lambda: place.service.asked == 1, "the message")
+
+
+def test_an_answer_that_is_given_up_before_it_begins_is_not_counted_for_ever() -> None:
+    with serving() as place:
+        WebsocketClientPolicy(place.url)
+        (websocket,) = place.server._shared.websockets
+
+        def message_and_close_in_one_turn_of_the_loop() -> None:
+            websocket.data_received(frame(openpi.pack(observation(1))))
+            websocket.data_received(frame(b"", Opcode.CLOSE))
+
+        place.server.loop.call_soon_threadsafe(message_and_close_in_one_turn_of_the_loop)
+        until(lambda: place.server.load()["websockets"] == 0, "its end")
+        assert place.server.load()["answering"] == 0 and place.service.asked == 0

@@ -111,8 +111,7 @@ class WebSocketConnection(asyncio.Protocol):
         """
         if not self._gone:
             self._forget()
-        if self._answer_task is not None:
-            self._answer_task.cancel()
+        self._give_up_answer()
 
     def pause_writing(self) -> None:
         """The client does not read its answers: it gets no more, and what it sends is not read."""
@@ -202,10 +201,17 @@ class WebSocketConnection(asyncio.Protocol):
             log.exception("a message of %s could not be answered", self.wire.client)
             self.shared.counts["closed_error"] += 1
             reply = Reply(close=(INTERNAL_ERROR, "the server failed on this message; its log says why"))
-        self._answer_task = None
-        self.shared.answering -= 1
-        if not self._gone and self._closing_since is None:
+        if self._answer_task is not None:  # it has not been given up
+            self._answer_task = None
+            self.shared.answering -= 1
             self._send(reply, message)
+
+    def _give_up_answer(self) -> None:
+        if self._answer_task is not None:
+            # Counted here: a task that is cancelled before its first step never runs.
+            self._answer_task.cancel()
+            self._answer_task = None
+            self.shared.answering -= 1
 
     def _send(self, reply: Reply, message: bytes | str) -> None:
         self._active_at = self.shared.loop.time()
@@ -302,8 +308,7 @@ class WebSocketConnection(asyncio.Protocol):
     def _begin_closing(self) -> None:
         self._closing_since = self.shared.loop.time()
         self.arriving_since = None
-        if self._answer_task is not None:
-            self._answer_task.cancel()
+        self._give_up_answer()
         self._reader.release()  # to see the client's close frame
         self._flush()
         self._count_held()
