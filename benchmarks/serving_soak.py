@@ -51,7 +51,7 @@ class SoakConfig:
     clients: int = 24
     hz: float = 2.0
     """Observations per second of each client."""
-    burst_hz: float = 20.0
+    burst_hz: float = 12.0
     """While replicas are to be added."""
     kill_every_s: float = 60.0
     keep: str | None = None
@@ -131,6 +131,8 @@ class Soak:
         first, second = (self._serve_config(folder) for folder in self._policies.folders)
         first.replicas = config.replicas
         second.replicas = {"min": 1, "max": config.replicas}
+        # Calm, each client is in flight for a twentieth of its time; in the burst most of them are.
+        second.scaling.target_in_flight = max(1.0, config.clients / 8)
         second.scaling.downscale_delay_s = 0.05 * seconds
         second.redeploy.finish_episodes_s = 0.05 * seconds
         with deploy(first) as self._server:
