@@ -13,15 +13,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 import websockets.exceptions
 import websockets.sync.client
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
+from ray import serve
 from robot_messages import observation
 
+from defi_models import presets
+from defi_models.policy import DeFIPolicy
 from defi_platform.config import ServeConfig
-from defi_platform.errors import ServeError
+from defi_platform.config.serve import RedeployConfig
+from defi_platform.errors import CheckpointError, ServeError
 from defi_platform.evaluate.policy_client import PolicyClient
+from defi_platform.serve.app import replica_settings
 from defi_platform.serve.deployment.server import PolicyServer, deploy
+from defi_platform.serve.replica import PolicyReplica
 
 
 def test_openpi_client_is_greeted_with_what_the_policy_takes(server: PolicyServer) -> None:
@@ -101,6 +108,42 @@ def test_our_client_outlives_the_death_of_the_only_replica(server: PolicyServer)
 def test_a_second_policy_on_the_same_cluster_is_refused(server: PolicyServer, policy_folder: Path) -> None:
     with pytest.raises(ServeError, match="already serves the policy"):
         deploy(ServeConfig(policy=str(policy_folder), port=0))
+
+
+def test_another_policy_takes_over_beside_running_clients_and_the_same_command_finds_it_again(
+    server: PolicyServer, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    other = DeFIPolicy(presets.policy("nano", cameras=["front"])).save_pretrained(tmp_path / "policy")
+    client = WebsocketClientPolicy(server.url)
+    before = client.infer(observation(1))
+    assert before["policy_digest"] == server.metadata["policy_digest"]
+    config = ServeConfig(
+        policy=str(other),
+        port=server.port,
+        threads=1,
+        max_batch_size=8,
+        redeploy=RedeployConfig(at_once=True),
+    )
+    config.max_connections = 64
+    server.redeploy(config)
+    server.wait_for_retirement()
+    after = client.infer(observation(1))  # over the same socket, in another process
+    assert after["policy_digest"] == server.metadata["policy_digest"] != before["policy_digest"]
+    assert np.abs(after["actions"] - before["actions"]).max() > 0.01
+    assert len(serve.status().applications) == 1
+    application, generation = server.deployment.application, server.deployment.generation
+    server.redeploy(config)
+    assert (server.deployment.application, server.deployment.generation) == (application, generation)
+
+
+def test_a_folder_that_changed_after_it_was_deployed_is_not_served_again(
+    ray_cluster: None, policy_folder: Path
+) -> None:
+    config = ServeConfig(policy=str(policy_folder), port=1, threads=1)
+    settings = replica_settings(config, "0" * 64, b"0" * 32)
+    with pytest.raises(CheckpointError, match="has changed since it was deployed"):
+        PolicyReplica(settings)
 
 
 def open_sockets(server: PolicyServer, at_least: int = 0) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import time
 import warnings
@@ -90,7 +91,7 @@ def replica_settings(config: ServeConfig, digest: str, secret: bytes) -> Replica
         digest: of the policy folder.
         secret: of the deployment.
     """
-    config.policy = storage.absolute(config.policy)
+    config = dataclasses.replace(config, policy=storage.absolute(config.policy))
     security = config.security
     return ReplicaSettings(
         config=config,

@@ -33,7 +33,7 @@ from defi_platform.serve.replica import DRAIN_DEADLINE_S, ReplicaSettings
 
 START_DEADLINE_S = 600.0
 PORT_DEADLINE_S = 60.0
-ANSWER_DEADLINE_S = 20.0
+ANSWER_DEADLINE_S = 60.0
 """Seconds in which a server that was found again may start a dead replica or listener."""
 CLOSING = "the policy server is shutting down"
 PREFIX = "policy-"
@@ -140,9 +140,10 @@ def deploy(config: ServeConfig) -> PolicyServer:
             "`serve shutdown`, or leave out ray.address to start a cluster of your own."
         )
     settings = replica_settings(config, digest, bytes.fromhex(standing.secret))
-    if standing.digest == digest and standing.config == registry.plain(config):
+    if standing.digest == digest and standing.config == registry.plain(settings.config):
         adopted = dataclasses.replace(standing, owner=_new_owner())
         registry.write(adopted)
+        _wait_until_running(adopted.application, found_again=True)
         server = _reached(adopted)
     else:
         server = _replace(standing, settings)
@@ -168,7 +169,7 @@ def _deploy_first(config: ServeConfig, digest: str) -> PolicyServer:
         _run(name, settings)
         return _reached(deployment)
     except BaseException:
-        _clear([name, *serve.status().applications])
+        _clear(serve.status().applications)
         raise
 
 
@@ -228,7 +229,9 @@ def _close_sockets() -> None:
 
 def _clear(applications: Any) -> None:
     """Ends all applications of ours; Serve too, unless it serves something else."""
-    ours = [name for name in applications if name.startswith(PREFIX)]
+    standing = registry.read()
+    named = () if standing is None else (standing.application, *standing.retiring)
+    ours = [name for name in applications if name.startswith(PREFIX) or name in named]
     if set(applications) <= set(ours):
         serve.shutdown()
     else:
@@ -241,10 +244,14 @@ def _clear(applications: Any) -> None:
 def _standing() -> Deployment | None:
     """The record of what the cluster serves; what is left of a server that has been stopped is cleared away."""
     found = registry.read()
-    if found is not None and found.application in serve.status().applications:
+    if found is None:
+        stop_listeners()
+        return None
+    applications = serve.status().applications
+    status = applications[found.application].status if found.application in applications else "gone"
+    if status not in ("gone", "DEPLOY_FAILED", "DELETING"):
         return found
-    stop_listeners()
-    registry.clear()
+    _clear(applications)
     return None
 
 
@@ -259,6 +266,10 @@ def _new_owner() -> str:
 def _run(name: str, settings: ReplicaSettings) -> None:
     target = serve.RunTarget(application(settings), name=name, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
+    _wait_until_running(name)
+
+
+def _wait_until_running(name: str, *, found_again: bool = False) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
     reported = ""
     while True:
@@ -266,6 +277,9 @@ def _run(name: str, settings: ReplicaSettings) -> None:
         if status.status == "RUNNING":
             return
         waiting = "\n".join(d.message for d in status.deployments.values() if d.message)
+        # UNHEALTHY: a replica that has served is being started again.
+        if status.status == "UNHEALTHY" and found_again:
+            return
         if status.status in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > deadline:
             detail = _last_error(f"{status.message}\n{waiting}") or "it did not start in time"
             raise ServeError(f"the policy could not be served: {detail}")

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from defi_platform.serve.connections.tls import server_context
 from defi_platform.serve.listener.channel import listen_locally
 from defi_platform.serve.listener.placement import Placement
-from defi_platform.serve.listener.port import BACKLOG, allow_many_files, open_port, same_user, tls_context
+from defi_platform.serve.listener.port import BACKLOG, allow_many_files, open_port, same_user
 from defi_platform.serve.listener.roster import Member
 
 T = TypeVar("T")
@@ -49,11 +50,11 @@ class Listener:
             relay_host: address of this node at which other nodes' listeners reach it; None: they do not.
 
         Raises:
-            ServeError: the TLS certificate cannot be used.
+            ConfigError: the TLS certificate cannot be used.
         """
         self._settings, self._path, self._relay_host = settings, path, relay_host
         self._loop = asyncio.new_event_loop()
-        tls = tls_context(settings.tls_cert, settings.tls_key)
+        tls = server_context(settings.tls_cert, settings.tls_key)
         self._placement = Placement(self._loop, settings.secret, tls, self._on_register)
         self._public: socket.socket | None = None
         self._listening: list[socket.socket] = []

@@ -6,10 +6,7 @@ import contextlib
 import os
 import resource
 import socket
-import ssl
 import struct
-
-from defi_platform.errors import ServeError
 
 BACKLOG = 4096
 
@@ -34,22 +31,6 @@ def open_port(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
-
-
-def tls_context(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
-    """TLS of a server; None without a certificate.
-
-    Raises:
-        ServeError: the files are absent, unreadable or do not fit each other.
-    """
-    if certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise ServeError(f"the TLS certificate {certificate} cannot be used: {error}") from error
-    return context
 
 
 def allow_many_files() -> None:
