@@ -26,7 +26,7 @@ from defi_platform.serve.observation_keys import OWN
 from defi_platform.serve.protocols.openpi_wire import BATCH_KEY, batch_of
 from defi_platform.serve.protocols.wire import WireSettings
 from defi_platform.serve.refusals import BusyError, DeadlineError, PolicyFailure, Refusal
-from defi_platform.serve.sessions.decoding import unpacked
+from defi_platform.serve.sessions.decoding import RESIZE_AT_ONCE, in_thread
 from defi_platform.serve.sessions.options import CHUNK
 from defi_platform.serve.sessions.session import Session
 
@@ -58,6 +58,14 @@ def http_app(
         redoc_url=None,
     )
 
+    def decode(body: bytes, content_type: str) -> tuple[bool, list[Any]]:
+        message = read_body(body, content_type)
+        batch = isinstance(message, dict) and BATCH_KEY in message
+        observations = batch_of(message) if batch else [message]
+        if (media_type(content_type) or JSON) == JSON:
+            observations = [with_images(seen, service.spec, keys) for seen in observations]
+        return batch, observations
+
     @app.post("/v1/act", **act_operation(service.spec, keys))
     async def act(request: Request) -> Response:
         """Actions for one observation, or for each of a batch."""
@@ -65,11 +73,10 @@ def http_app(
         body = await request.body()
         session = Session(service, options, keys, answers=CHUNK, client=_client(request))
         try:
-            message = await unpacked(lambda data: read_body(data, content_type), body)
-            batch = isinstance(message, dict) and BATCH_KEY in message
-            observations = batch_of(message) if batch else [message]
-            if (media_type(content_type) or JSON) == JSON:
-                observations = [with_images(seen, service.spec, keys) for seen in observations]
+            small = len(body) <= RESIZE_AT_ONCE
+            batch, observations = (
+                decode(body, content_type) if small else await in_thread(lambda: decode(body, content_type))
+            )
             answers = (
                 await session.answer_batch(observations) if batch else [await session.answer(observations[0])]
             )
