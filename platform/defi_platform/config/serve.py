@@ -81,7 +81,7 @@ class InferenceConfig:
 
 @dataclass
 class SecurityConfig:
-    """Who may use a served policy."""
+    """Access to a served policy: tokens, TLS and rate."""
 
     tokens: str | None = field(default=None, metadata=PATH)
     """File with one client a line, as `name: token` or `name: SHA-256 of the token`; read again when it changes.

@@ -1,4 +1,4 @@
-"""Who may use a served policy: tokens, and the rate of each."""
+"""Access to a served policy: tokens, and the rate of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an HTTP request passes before the application: token, rate and size."""
+"""Checks of an HTTP request before the application: token, rate and size."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _quiet.setLevel(logging.ERROR)
 
 
 def uvicorn_config(app: Any) -> Config:
-    """How uvicorn's protocol treats a connection.
+    """Settings of uvicorn's protocol for a connection.
 
     Args:
         app: ASGI application for requests that are no websocket handshakes.

@@ -101,7 +101,7 @@ class SocketServer:
         self.loop.call_soon_threadsafe(self._adopt, sock, state or {}, None)
 
     def load(self) -> dict[str, Any]:
-        """What there is now. May be called from any thread.
+        """Numbers of the moment. May be called from any thread.
 
         Returns:
             sockets, of which websockets and https (the rest), answering (messages), held_bytes (received, not answered),

@@ -1,4 +1,4 @@
-"""What all sockets of a replica share: the service, the limits, the counts, and whether they are leaving."""
+"""The common state of all sockets of a replica: the service, the limits, the counts, and whether they are leaving."""
 
 from __future__ import annotations
 

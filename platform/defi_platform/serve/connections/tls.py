@@ -8,7 +8,7 @@ from defi_platform.errors import ConfigError
 
 
 def server_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
-    """What a socket needs to speak TLS (1.2 and later); None without a certificate.
+    """The TLS (1.2 and later) of a socket; None without a certificate.
 
     Args:
         cert: file of the certificate chain (PEM).
