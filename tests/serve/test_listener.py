@@ -174,6 +174,25 @@ def test_a_leaving_replica_gives_its_sockets_to_another_with_their_state(node: N
     assert ask(dial(node.settings.port)) == "b 1"
 
 
+@pytest.mark.parametrize(("state", "words"), [({"lines": 1}, b"\x88"), ({}, b"HTTP/1.1 503 ")])
+def test_a_socket_that_nobody_takes_over_ends_in_its_own_protocol(
+    node: Node, monkeypatch: pytest.MonkeyPatch, state: dict[str, Any], words: bytes
+) -> None:
+    monkeypatch.setattr(placement, "HOLD_S", 0.1)
+    node.listen()
+    server, link = node.replica("a")
+    client = dial(node.settings.port)
+    assert ask(client) == "a 1"
+    link.leave()
+    (sock,) = server.open
+    server.open.pop(sock)
+    time.sleep(0.05)  # its thread looks away
+    assert link.hand_over(sock, state)
+    time.sleep(0.2)
+    client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    assert client.recv(100).startswith(words)
+
+
 def test_after_an_upscale_sockets_are_spread_over_the_replicas(node: Node) -> None:
     listener = node.listen()
     node.replica("a")

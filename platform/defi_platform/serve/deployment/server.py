@@ -199,6 +199,9 @@ def _retire(server: PolicyServer, config: ServeConfig) -> None:
         while _sockets(server.states(), old) and not server._ending.wait(0.2):
             if time.monotonic() > deadline:
                 break
+        # Where all replicas of the successor have died meanwhile, the old ones go on until one is back.
+        while not _replicas(server.states(), server.deployment.application) and not server._ending.wait(0.2):
+            pass
         if server._ending.is_set():
             return
         for application_name in old:
@@ -208,6 +211,10 @@ def _retire(server: PolicyServer, config: ServeConfig) -> None:
             registry.write(dataclasses.replace(current, retiring=()))
     except Exception:
         log.exception("the policy before this one could not be ended; the same command tries again")
+
+
+def _replicas(states: list[dict[str, Any]], application: str) -> int:
+    return sum(r["application"] == application for state in states for r in state["replicas"])
 
 
 def _sockets(states: list[dict[str, Any]], applications: tuple[str, ...]) -> int:

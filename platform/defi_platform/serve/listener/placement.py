@@ -248,8 +248,12 @@ class Placement:
             self.moving[connection] = (state, timer)
 
     def _give_up(self, connection: socket.socket) -> None:
-        """Tells the client of a websocket that nobody takes over to connect again."""
-        self.moving.pop(connection, None)
+        """Tells the client of a socket that nobody takes over to connect again."""
+        state, _ = self.moving.pop(connection)
+        if not state:
+            # Between two HTTP requests: the next one is answered, and not in the words of websockets.
+            self._refuse(connection)
+            return
         # Between two messages and with nothing left to send, a close frame is a few bytes. The client's own close
         # frame is not waited for: there is nothing left to say.
         with contextlib.suppress(OSError):
