@@ -234,10 +234,18 @@ def test_an_answer_that_would_come_too_late_is_not_computed() -> None:
     assert run.batches == []
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, 0, "5", True, 1e12])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0, "5", True, 1e12])
 def test_times_that_are_none_are_refused(bad: Any) -> None:
     with pytest.raises(ObservationError, match="slack_ms"):
         asyncio.run(service_of(Doubling()).act(numbered(1), slack_ms=bad))
+
+
+def test_no_slack_is_a_time_and_no_deadline_is_none() -> None:
+    service = service_of(Doubling())
+    asyncio.run(service.act(numbered(1), slack_ms=0))
+    with pytest.raises(ObservationError, match="deadline_ms"):
+        asyncio.run(service.act(numbered(1), deadline_ms=0))
+    assert not service.snapshot().refusals, "counted here and by the protocol"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, cast
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 from openapi_spec_validator import validate
 from openpi_client import msgpack_numpy
 from PIL import Image
-from sleeping_policy import SleepingService, observation
+from sleeping_policy import SPEC, SleepingService, observation
 
 from defi_platform.serve.http.app import http_app
 from defi_platform.serve.inference.service import ActionService
@@ -95,6 +96,9 @@ def test_a_batch_is_answered_by_a_batch() -> None:
         (b"[" * 15_000, 400, "not JSON"),
         (b"[" + b"{}," * 100_000 + b"{}]", 400, "at most 20000 values"),
         (b'{"seed": NaN}', 400, "no number of JSON"),
+        (b'{"seed": ' + b"[" * 400 + b"]" * 400 + b"}", 400, "at most 16 deep"),
+        (json.dumps(as_json(prompt="\ud800")).encode(), 400, "half of a surrogate pair"),
+        (b'{"\xed\xa0\x80": 1}', 400, "half of a surrogate pair"),
         (b"[1]", 422, "got of type list"),
         (json.dumps(as_json(seed=10**300)).encode(), 422, "an integer of 997 bits"),
         (json.dumps(as_json(slack_ms=-1)).encode(), 422, "'slack_ms' is -1"),
@@ -111,6 +115,9 @@ def test_what_cannot_be_answered_is_refused_in_words(content: bytes, status: int
     assert response.status_code == status and len(response.content) < 3000
     assert re.search(complaint, response.json()["error"])
     assert service.asked == 0 and sum(service.refusals.values()) == 1
+
+
+def test_a_form_is_refused_in_words() -> None:
     form = ask(lambda client: client.post("/v1/act", data={"a": "b"}))
     assert form.status_code == 400 and "send application/json" in form.json()["error"]
 
@@ -141,6 +148,22 @@ def test_a_client_with_other_names_needs_only_the_configuration() -> None:
     wires = WireSettings(keys=NAMES["lerobot"])
     response = ask(lambda client: client.post("/v1/act", json=message), wires=wires)
     assert response.json()["actions"][0] == [9.0] * 4 and "ignored" not in response.json()
+
+
+def test_json_of_a_policy_with_an_unnamed_camera_has_one_image_beside_state_and_prompt() -> None:
+    service = SleepingService()
+    service.spec = replace(SPEC, cameras=("*",), state_dim=3)
+    image = as_json()["observation/images/front"]
+    state = {"observation/joint_position": [1, 2], "observation/gripper_position": [3]}
+    message = {"observation/wrist_image_left": image, "prompt": "go", "seed": 4, **state}
+    response = ask(
+        lambda client: client.post("/v1/act", json=message), service, wires=WireSettings(keys=NAMES["droid"])
+    )
+    assert response.status_code == 200 and "ignored" not in response.json()
+
+
+def test_a_seed_that_is_drawn_here_is_exact_in_any_reader_of_json() -> None:
+    assert ask(act(seed=None)).json()["seed"] < 2**53
 
 
 def test_ready_and_alive_are_apart_and_metadata_names_the_keys() -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import time
+import zlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from defi_platform.serve import encoded_image
 from defi_platform.serve.observation import (
     ANY_CAMERA,
     PolicySpec,
     read_observation,
 )
+from defi_platform.serve.observation_keys import ObservationKeys
 from defi_platform.serve.refusals import ObservationError
 
 SPEC = PolicySpec(
@@ -53,6 +61,64 @@ def test_a_policy_with_one_unnamed_camera_takes_whichever_single_image_comes() -
         read_observation(message, spec)
     del message["observation/images/wrist"]
     assert (read_observation(message, spec).images == 10).all()
+
+
+def test_an_unnamed_camera_is_neither_the_state_nor_the_prompt() -> None:
+    keys = ObservationKeys(images="observation/{camera}", prompt="observation/task")
+    message = {"picture": b"", "state": 0, "task": "go"}
+    assert keys.images_in({f"observation/{key}": value for key, value in message.items()}) == [
+        "observation/picture"
+    ]
+    assert keys.images_in({"observation": message}) == ["observation/picture"]
+
+
+def chunk(name: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+PNG, JPEG = (encoded(Image.new("RGB", (8, 8)), kind) for kind in ("PNG", "JPEG"))
+
+
+def many_scans() -> bytes:
+    """A picture of 16 million pixels whose last pass over them comes a thousand times more, in 33 bytes each."""
+    once = encoded(Image.new("RGB", (4096, 4096)), "JPEG", progressive=True)
+    scan = once[once.rfind(b"\xff\xda") : -2]
+    return once[:-2] + 1000 * scan + once[-2:]
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: PNG[:33] + chunk(b"aaAa") * 100_000 + PNG[33:], "too many parts"),
+        (lambda: PNG[:33] + chunk(b"IDAT") * 100_000 + PNG[33:], "too many parts"),
+        (lambda: JPEG[:2] + b"\xff\xfe\0\2" * 100_000 + JPEG[2:], "too many parts"),
+        (lambda: JPEG[:2] + b"\xff" * 100_000 + JPEG[2:], "too many parts"),
+        (many_scans, "more than 50 scans"),
+        (lambda: encoded(Image.fromarray(np.full((8, 8), 999, np.uint16)), "PNG"), "more than 8 bits"),
+        (lambda: b"GIF89a" + bytes(99), "105 bytes that are no PNG or JPEG image.$"),
+    ],
+)
+def test_files_that_are_slow_to_read_or_would_be_another_picture_are_refused(
+    make: Callable[[], bytes], complaint: str
+) -> None:
+    data = make()
+    begun = time.process_time()
+    with pytest.raises(ObservationError, match=complaint):
+        encoded_image.decode(data, "front")
+    assert time.process_time() - begun < 1.0
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
+def test_pictures_of_every_mode_of_8_bits_are_read(mode: str) -> None:
+    grey = Image.new("RGB", (24, 16), (255, 255, 255)).convert(mode)
+    picture = encoded_image.decode(encoded(grey, "JPEG" if mode == "CMYK" else "PNG"), "front")
+    assert picture.shape == (16, 24, 3) and picture.min() > 250
 
 
 def test_two_requests_without_a_seed_get_two_seeds() -> None:

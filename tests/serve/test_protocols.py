@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import msgpack
@@ -19,11 +20,12 @@ from vla_eval.protocol.numpy_codec import set_image_format
 
 from defi_platform.config import ObservationKeysConfig, ServeConfig, SessionConfig
 from defi_platform.errors import ConfigError
+from defi_platform.serve.deployment.startup_checks import check_before_start
 from defi_platform.serve.observation_keys import NAMES
 from defi_platform.serve.protocols import openpi, vla_eval, xpolicylab
 from defi_platform.serve.protocols.openpi_wire import OpenpiWire
 from defi_platform.serve.protocols.routes import WIRES, wire_class
-from defi_platform.serve.protocols.settings import wire_settings
+from defi_platform.serve.protocols.settings import check_against_policy, wire_settings
 from defi_platform.serve.protocols.vla_eval import VlaEvalWire
 from defi_platform.serve.protocols.wire import Reply, WireSettings
 from defi_platform.serve.protocols.xpolicylab import XPolicyLabWire
@@ -244,3 +246,32 @@ def test_single_keys_come_before_the_names() -> None:
     settings = wire_settings(ServeConfig(observation_keys=keys))
     assert settings.keys == replace(NAMES["droid"], cameras={"*": "left"}, state=("joints",))
     assert wire_settings(ServeConfig()) == WireSettings()
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        (
+            {"cameras": {"wrst": "hand"}},
+            "names 'wrst', but the policy has front, wrist .* Did you mean 'wrist'",
+        ),
+        ({"names": "metaworld"}, "front and wrist would both be read from 'pixels'"),
+        ({"cameras": {"front": "observation/images/wrist"}}, "both be read from 'observation/images/wrist'"),
+        ({"actions": {"arm": 6}}, "names 6 numbers in all; an action of the policy has 7"),
+    ],
+)
+def test_names_that_are_not_the_policys_are_found_before_it_is_served(
+    keys: dict[str, Any], complaint: str
+) -> None:
+    settings = wire_settings(ServeConfig(observation_keys=ObservationKeysConfig(**keys)))
+    with pytest.raises(ConfigError, match=complaint):
+        check_against_policy(settings, ("front", "wrist"), 7)
+
+
+def test_names_of_the_policy_are_read_from_its_folder(policy_folder: Path) -> None:
+    def config(**keys: Any) -> ServeConfig:
+        return ServeConfig(policy=str(policy_folder), observation_keys=ObservationKeysConfig(**keys))
+
+    check_before_start(config(cameras={"front": "image"}, actions={"arm": 3, "hand": 1}))
+    with pytest.raises(ConfigError, match="the policy has front"):
+        check_before_start(config(cameras={"wrist": "image"}))

@@ -80,6 +80,34 @@ def test_an_old_chunk_is_not_carried_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert first + steps(one, 1) == [100, 101, 200]
 
 
+def test_a_move_makes_a_chunk_no_younger(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("defi_platform.serve.sessions.session.time.monotonic", lambda: clock[0])
+    one = session(CountingService(), expiry_s=10.0)
+    steps(one, 1)
+    clock[0] += 6
+    moved = session(CountingService(), expiry_s=10.0)
+    moved.resume(one.state())
+    clock[0] += 6
+    assert steps(moved, 1) == [100], "101 is of an observation of 12 s ago"
+
+
+def test_another_instruction_drops_the_chunk() -> None:
+    one = session(CountingService())
+    assert steps(one, 2) + steps(one, 2, prompt="stop") == [100, 101, 200, 201]
+    moved = session(CountingService())
+    moved.resume(one.state())
+    assert steps(moved, 1, prompt="stop") == [202]
+
+
+def test_ensembling_has_something_to_average_whatever_the_contract_says() -> None:
+    first, second = steps(session(CountingService(), ensemble=0.0), 2)
+    assert (first, second) == (100, (101 + 200) / 2)
+    service = CountingService()
+    service.spec = replace(service.spec, action={"execute_steps": 2})
+    assert steps(session(service, ensemble=0.0), 3) == [100, 101, (102 + 200) / 2]
+
+
 def test_another_episode_drops_the_chunk_and_the_same_one_does_not() -> None:
     one = session(CountingService())
     assert steps(one, 2, episode="a") + steps(one, 2, episode="a") == [100, 101, 102, 103]
@@ -161,6 +189,8 @@ def test_an_unanswered_observation_of_a_batch_leaves_nothing_running() -> None:
         ("seed=-1", "seed='-1'"),
         ("ensemble=nan", "from 0 to 100"),
         ("a=" + "b" * 600, "at most 500"),
+        ("ensemble=0.1", "ensemble is of sessions that answer step by step; add answers=step"),
+        ("open_loop=2&answers=chunk", "open_loop is of sessions"),
     ],
 )
 def test_options_of_the_address_are_checked(query: str, complaint: str) -> None:
@@ -170,6 +200,7 @@ def test_options_of_the_address_are_checked(query: str, complaint: str) -> None:
 
 def test_options_of_the_address_come_before_the_servers() -> None:
     server = SessionOptions(answers=CHUNK, open_loop=4)
+    assert SessionOptions().with_query("open_loop=2", STEP).open_loop == 2
     options = server.with_query("answers=step&open_loop=8&seed=3&ensemble=0.01&token=x")
     assert (options.answers, options.open_loop, options.seed, options.ensemble) == (STEP, 8, 3, 0.01)
 

@@ -102,10 +102,11 @@ class SessionConfig:
     """chunk: a whole chunk with each answer. step: one action with each answer, and the policy runs when open_loop
     actions of its chunk are used up. null: what clients of the protocol expect (vla-eval step, the others chunk)."""
     open_loop: int | None = None
-    """Actions of a chunk before the policy runs again, step by step; null: execute_steps of the policy's contract."""
+    """Actions of a chunk before the policy runs again, step by step; null: execute_steps of the policy's contract; 1
+    where ensemble would have nothing to average with it."""
     ensemble: float | None = None
     """Temporal ensembling, step by step: an action is the mean over all chunks that speak of its step, with weights
-    exp(-ensemble * i) from the oldest (i = 0); needs open_loop below the chunk's length. null: the newest chunk alone."""
+    exp(-ensemble * i) from the oldest (i = 0); does nothing with an open_loop of a whole chunk. null: the newest alone."""
     seed: int | None = None
     """From which seeds are drawn for observations without one, by episode and number; null: at random."""
     expiry_s: float = 60.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ OPTIONAL_KEYS = (SEED_KEY, SLACK_KEY, DEADLINE_KEY, EPISODE_KEY)
 ANY_CAMERA = "*"
 """The one camera of a policy that does not name its camera: it accepts a single image of any name."""
 
+SEED_BITS = 53
+"""Of seeds that are drawn here: what every reader of JSON holds exactly, so that an answer's seed can be sent again."""
 MAX_PROMPT_CHARACTERS = 2000
 MAX_EPISODE_CHARACTERS = 200
 MAX_MS = 3_600_000.0
@@ -104,6 +106,16 @@ class Answer:
     """Observations in that forward pass."""
 
 
+def camera_names(named: Sequence[str], views: int) -> tuple[str, ...]:
+    """Names of a policy's cameras for its clients.
+
+    Args:
+        named: by the policy; may be empty.
+        views: number of them.
+    """
+    return tuple(named) or ((ANY_CAMERA,) if views == 1 else tuple(str(view) for view in range(views)))
+
+
 def read_observation(
     message: Any, spec: PolicySpec, keys: ObservationKeys = OWN, default_seed: int | None = None
 ) -> Observation:
@@ -135,7 +147,11 @@ def read_observation(
         images=np.stack([_image(message, key, spec.image_size, used) for key in images]),
         state=state,
         prompt=prompt,
-        seed=seed if seed is not None else default_seed if default_seed is not None else secrets.randbits(63),
+        seed=seed
+        if seed is not None
+        else default_seed
+        if default_seed is not None
+        else secrets.randbits(SEED_BITS),
         ignored=short_names(unused(message, used)),
     )
 

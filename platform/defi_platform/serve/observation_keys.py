@@ -48,11 +48,15 @@ class ObservationKeys:
             message: from a client.
         """
         found = sorted(self._matching(message))
-        likely = [key for key in found if _may_be_image(find(message, key))]
-        return likely or found
+        for kinds in ((bytes, np.ndarray), str):  # JSON has an image as text
+            likely = [key for key in found if _may_be_image(find(message, key), kinds)]
+            if likely:
+                return likely
+        return found
 
     def _matching(self, message: Mapping[Any, Any]) -> Iterator[str]:
         before, camera, after = self.images.partition(CAMERA)
+        others = {*self.state, self.prompt}
         if not camera:
             if find(message, before) is not ABSENT:
                 yield before
@@ -64,13 +68,14 @@ class ObservationKeys:
                 and len(key) >= shortest
                 and key.startswith(before)
                 and key.endswith(after)
+                and key not in others
             ):
                 yield key
         within = find(message, before.removesuffix("/")) if before.endswith("/") else ABSENT
         if isinstance(within, Mapping):
             for name in within:
                 key = f"{before}{name}{after}"
-                if key not in message and find(message, key) is not ABSENT:
+                if key not in message and key not in others and find(message, key) is not ABSENT:
                     yield key
 
 
@@ -133,5 +138,5 @@ def unused(message: Mapping[Any, Any], used: set[str]) -> Iterator[Any]:
             yield key
 
 
-def _may_be_image(value: Any) -> bool:
-    return isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.ndim == 3)
+def _may_be_image(value: Any, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not (isinstance(value, np.ndarray) and value.ndim != 3)

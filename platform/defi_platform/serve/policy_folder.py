@@ -11,7 +11,7 @@ from defi_models.inputs.action_contract import UNKNOWN
 from defi_models.policy import DeFIPolicy
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
-from defi_platform.serve.observation import ANY_CAMERA, PolicySpec
+from defi_platform.serve.observation import PolicySpec, camera_names
 
 
 def load_policy(folder: str) -> DeFIPolicy:
@@ -40,11 +40,10 @@ def policy_spec(policy: DeFIPolicy, folder: str) -> PolicySpec:
     config = policy.config
     head = config.adapter.head
     layout = policy.contract.state if head.proprio_dim else None
-    unnamed = (ANY_CAMERA,) if config.views == 1 else tuple(str(view) for view in range(config.views))
     return PolicySpec(
         policy=folder,
         preset=config.preset,
-        cameras=config.cameras or unnamed,
+        cameras=camera_names(config.cameras, config.views),
         image_size=(config.gfdm.height, config.gfdm.width),
         state_dim=head.proprio_dim if layout is None else layout.raw_dim,
         state=layout,

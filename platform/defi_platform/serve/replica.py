@@ -22,7 +22,7 @@ from defi_platform.serve.listener.channel import socket_path
 from defi_platform.serve.listener.link import ReplicaLink
 from defi_platform.serve.listener.listener import ListenerSettings
 from defi_platform.serve.protocols import openpi
-from defi_platform.serve.protocols.settings import wire_settings
+from defi_platform.serve.protocols.settings import check_against_policy, wire_settings
 
 log = logging.getLogger("ray.serve")
 
@@ -54,6 +54,7 @@ class PolicyReplica:
 
         Raises:
             CheckpointError: the folder holds no complete policy, or another one than was deployed.
+            ConfigError: names of the configuration are not the policy's.
             ServeError: the listener of this node does not answer.
         """
         # Only here: whoever deploys this class need not wait for the model library to be imported.
@@ -86,6 +87,7 @@ class PolicyReplica:
         self._metrics = ServiceMetrics(settings.digest)
         service.meter.observer = self._metrics.answer
         self._probe, wires = forward.probe, wire_settings(config)
+        check_against_policy(wires, forward.spec.cameras, forward.spec.action_dim)
         self._service, self._closed = service, threading.Event()
         self._server = SocketServer(
             service,

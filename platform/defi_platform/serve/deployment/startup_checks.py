@@ -22,7 +22,8 @@ from defi_platform.config.serve import replica_range
 from defi_platform.errors import CheckpointError, ServeError
 from defi_platform.serve.connections.checks import check_connections
 from defi_platform.serve.inference.checks import check_inference
-from defi_platform.serve.protocols.settings import wire_settings
+from defi_platform.serve.observation import camera_names
+from defi_platform.serve.protocols.settings import check_against_policy, wire_settings
 
 QUIET_LOGS = {"log_level": "WARNING", "enable_access_log": False}
 HEAD_RESOURCE = "node:__internal_head__"
@@ -39,8 +40,12 @@ def check_before_start(config: ServeConfig) -> None:
     replica_range(config.replicas)
     check_connections(config.limits, config.security, config.max_connections)
     check_inference(config)
-    wire_settings(config)
+    wires = wire_settings(config)
     check_policy_folder(config.policy)
+    if not storage.is_remote(config.policy):  # the replica looks again
+        model = read_header(storage.local_path(config.policy))["config"]
+        action_dim = model["adapter"]["head"]["action_dim"]
+        check_against_policy(wires, camera_names(model["cameras"], model["views"]), action_dim)
 
 
 def warn_if_public(config: ServeConfig) -> None:

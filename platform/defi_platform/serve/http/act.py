@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 from defi_platform.serve.observation import PolicySpec, image_keys
 from defi_platform.serve.observation_keys import ObservationKeys, find
 from defi_platform.serve.protocols import openpi
-from defi_platform.serve.protocols.messages import MAX_ITEMS, ProtocolError
+from defi_platform.serve.protocols.messages import MAX_DEPTH, MAX_ITEMS, ProtocolError
 from defi_platform.serve.refusals import (
     BusyError,
     DeadlineError,
@@ -25,6 +26,8 @@ from defi_platform.serve.wording import shown
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
 _MSGPACK_NAMES: Final = (MSGPACK, "application/x-msgpack", "application/vnd.msgpack")
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 STATUS: Final[dict[type[Refusal], int]] = {
     ProtocolError: 400,
@@ -55,9 +58,11 @@ def read_body(body: bytes, content_type: str) -> Any:
     if body.count(b"{") + body.count(b"[") + body.count(b",") > MAX_ITEMS:
         raise ProtocolError(f"a message holds at most {MAX_ITEMS} values; this one has more.")
     try:
-        return json.loads(body, parse_constant=_no_constant)
+        content = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"body of {len(body)} bytes is not JSON: {shown(str(error), 120)}") from error
+    _check(content)
+    return content
 
 
 def with_images(message: Any, spec: PolicySpec, keys: ObservationKeys) -> Any:
@@ -123,6 +128,29 @@ def status(refusal: Refusal) -> int:
 def media_type(header: str) -> str:
     """The first media type of a header, without its parameters, in lower case."""
     return header.partition(",")[0].partition(";")[0].strip().lower()
+
+
+def _check(content: Any) -> None:
+    """Checks what msgpack cannot be in the first place, or is checked for by `messages.check`.
+
+    Raises:
+        ProtocolError: maps and lists too deep within each other, or a text with half of a surrogate pair, which has no
+            UTF-8: neither a tokenizer nor a message back to the client could take it.
+    """
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [*value, *value.values()]
+            elif isinstance(value, list):
+                inner += value
+            elif isinstance(value, str) and not value.isascii() and _SURROGATE.search(value):
+                raise ProtocolError(f"{shown(value)} holds half of a surrogate pair, which is no character.")
+        if not inner:
+            return
+        level = inner
+    raise ProtocolError(f"maps and lists lie at most {MAX_DEPTH} deep within each other.")
 
 
 def _no_constant(name: str) -> float:

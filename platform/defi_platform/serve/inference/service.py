@@ -123,15 +123,14 @@ class ActionService:
             Finite actions, not far outside their range in the training data.
 
         Raises:
-            Refusal: `BusyError`, `DeadlineError`, `PolicyFailure`, or `ObservationError` for times that are none;
-                counted.
+            Refusal: `BusyError`, `DeadlineError` or `PolicyFailure`, counted; `ObservationError` for times that are
+                none, counted by whoever asked like every other of its kind.
         """
         arrived = asyncio.get_running_loop().time()
+        slack_s, deadline_s = _seconds("slack_ms", slack_ms), _seconds("deadline_ms", deadline_ms)
         self._in_flight += 1
         try:
-            batched = await self._batcher.submit(
-                observation, session, _seconds("slack_ms", slack_ms), _seconds("deadline_ms", deadline_ms)
-            )
+            batched = await self._batcher.submit(observation, session, slack_s, deadline_s)
             actions = self._checked(batched)
         except Refusal as refusal:
             self.count(refusal)
@@ -204,9 +203,11 @@ def _seconds(key: str, milliseconds: float | None) -> float | None:
         not number
         or isinstance(milliseconds, bool)
         or not math.isfinite(milliseconds)
-        or not 0 < milliseconds <= LONGEST_MS
+        or not 0 <= milliseconds <= LONGEST_MS
+        or (key == "deadline_ms" and not milliseconds)
     ):
         raise ObservationError(
-            f"'{key}' is {str(milliseconds)[:40]}; expected milliseconds, more than 0 and at most {LONGEST_MS:.0f}."
+            f"'{key}' is {str(milliseconds)[:40]}; expected milliseconds, at most {LONGEST_MS:.0f}"
+            f"{' and more than 0' if key == 'deadline_ms' else ''}."
         )
     return float(milliseconds) / 1e3

@@ -14,7 +14,6 @@ from defi_platform.serve.protocols import openpi
 from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire, WireSettings
 from defi_platform.serve.refusals import ObservationError, Refusal
 from defi_platform.serve.sessions.decoding import unpacked
-from defi_platform.serve.sessions.options import CHUNK
 from defi_platform.serve.sessions.session import Session
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class OpenpiWire(Wire):
             OptionError: the query of the client's address holds an option without a usable value.
         """
         super().__init__(service, client, settings)
-        self.session = Session(service, self.options, self.settings.keys or OWN, answers=CHUNK)
+        self.session = Session(service, self.options, self.settings.keys or OWN, answers=self.answers)
 
     def greeting(self) -> bytes:
         """The metadata map."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from defi_models.errors import did_you_mean
@@ -24,6 +25,41 @@ def wire_settings(config: ServeConfig) -> WireSettings:
         ConfigError: a value is out of its range, or a name is unknown.
     """
     return WireSettings(session=_session(config), keys=_keys(config), actions=_actions(config))
+
+
+def check_against_policy(settings: WireSettings, cameras: Sequence[str], action_dim: int) -> None:
+    """Checks what only the policy can say of a configuration's names.
+
+    Args:
+        settings: of the server.
+        cameras: of the policy, as `camera_names` says them.
+        action_dim: numbers of one of its actions.
+
+    Raises:
+        ConfigError: a camera that the policy does not have, two cameras with one key, or parts of an action that are not
+            all of it.
+    """
+    keys = settings.keys or OWN
+    for name in keys.cameras:
+        if name not in cameras:
+            raise ConfigError(
+                f"observation_keys.cameras names '{name}', but the policy has {', '.join(cameras)} (*: a camera without a "
+                f"name).{did_you_mean(name, cameras)}"
+            )
+    read_by: dict[str, str] = {}
+    for camera in cameras:
+        other = read_by.setdefault(keys.camera(camera), camera)
+        if other != camera:
+            raise ConfigError(
+                f"observation_keys: the policy's cameras {other} and {camera} would both be read from "
+                f"'{keys.camera(camera)}'. Put {CAMERA} into observation_keys.images, or write their keys as "
+                f"observation_keys.cameras={{{other}: KEY, {camera}: KEY}}."
+            )
+    parts = sum(settings.actions.values())
+    if parts not in (0, action_dim):
+        raise ConfigError(
+            f"observation_keys.actions names {parts} numbers in all; an action of the policy has {action_dim}."
+        )
 
 
 def _session(config: ServeConfig) -> SessionOptions:

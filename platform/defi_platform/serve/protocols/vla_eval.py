@@ -63,6 +63,8 @@ def unpack(data: bytes | bytearray | memoryview) -> Any:
 class VlaEvalWire(Wire):
     """vla-eval's protocol: one action for each observation, unless the options of the session say otherwise."""
 
+    answers = STEP
+
     def __init__(
         self, service: ActionService, client: ClientInfo, settings: WireSettings | None = None
     ) -> None:
@@ -78,7 +80,7 @@ class VlaEvalWire(Wire):
         """
         super().__init__(service, client, settings)
         self._keys = self.settings.keys or NAMES["vla_eval"]
-        self.session = Session(service, self.options, self._keys, answers=STEP)
+        self.session = Session(service, self.options, self._keys, answers=self.answers)
         self._in_episode = False
         self._seq = 0
 

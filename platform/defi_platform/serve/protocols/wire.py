@@ -9,11 +9,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from defi_platform.serve.observation_keys import ObservationKeys
 from defi_platform.serve.refusals import BusyError, DeadlineError, PolicyFailure, Refusal
-from defi_platform.serve.sessions.options import SessionOptions
+from defi_platform.serve.sessions.options import CHUNK, SessionOptions
 
 if TYPE_CHECKING:
     from defi_platform.serve.inference.service import ActionService
@@ -65,6 +65,9 @@ class WireSettings:
 class Wire(ABC):
     """One client's dialogue in one protocol. Messages come one at a time, on the loop of the service."""
 
+    answers: ClassVar[str] = CHUNK
+    """What clients of the protocol expect where nothing else is said: "chunk" or "step"."""
+
     def __init__(
         self, service: ActionService, client: ClientInfo, settings: WireSettings | None = None
     ) -> None:
@@ -81,7 +84,7 @@ class Wire(ABC):
         self.service = service
         self.client = client
         self.settings = settings or WireSettings()
-        self.options = self.settings.session.with_query(client.query)
+        self.options = self.settings.session.with_query(client.query, self.answers)
         self.leaving = False
         """Set by the holder of the socket while the socket waits for the end of its episode to move to a successor."""
 

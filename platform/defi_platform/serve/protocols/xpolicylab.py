@@ -22,7 +22,6 @@ from defi_platform.serve.protocols.messages import ProtocolError
 from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire, WireSettings
 from defi_platform.serve.refusals import ObservationError, Refusal
 from defi_platform.serve.sessions.decoding import unpacked
-from defi_platform.serve.sessions.options import CHUNK
 from defi_platform.serve.sessions.session import Session
 from defi_platform.serve.wording import described, shown
 
@@ -83,7 +82,7 @@ class XPolicyLabWire(Wire):
         """
         super().__init__(service, client, settings)
         self._keys = self.settings.keys or NAMES["xpolicylab"]
-        self.session = Session(service, self.options, self._keys, answers=CHUNK)
+        self.session = Session(service, self.options, self._keys, answers=self.answers)
         self._in_trial = False
         self._echo: dict[str, Any] = {}
 
@@ -188,11 +187,6 @@ class XPolicyLabWire(Wire):
         parts = self.settings.actions
         if not parts:
             return list(chunk)
-        if sum(parts.values()) != chunk.shape[1]:
-            raise ObservationError(
-                f"observation_keys.actions of the server names {sum(parts.values())} numbers, an action of the policy "
-                f"has {chunk.shape[1]}."
-            )
         ends = np.cumsum(list(parts.values()))[:-1]
         return [dict(zip(parts, np.split(action, ends), strict=True)) for action in chunk]
 

@@ -31,7 +31,7 @@ class SessionOptions:
     `open_loop` actions of its chunk are used up. None: what the clients of the protocol expect."""
     open_loop: int | None = None
     """Actions of a chunk that are carried out before the policy runs again, step by step; None: what the policy's
-    contract says (`execute_steps`)."""
+    contract says (`execute_steps`), and 1 where `ensemble` would have nothing to average with it."""
     ensemble: float | None = None
     """Temporal ensembling, step by step: the action is the mean of what all kept chunks say of this moment, with
     weights exp(-ensemble * i) from the oldest (i = 0). None: the newest chunk alone. Source: ACT, arXiv 2304.13705."""
@@ -40,29 +40,32 @@ class SessionOptions:
     expiry_s: float = 60.0
     """Seconds without a message after which what is kept of a chunk is too old to be carried out."""
 
-    def with_query(self, query: str) -> SessionOptions:
+    def with_query(self, query: str, answers: str = CHUNK) -> SessionOptions:
         """These options, changed by the query of a websocket's address ("answers=step&open_loop=8").
 
         Args:
             query: of the handshake, without the question mark. Other names than the options' are left to others.
+            answers: "chunk" or "step", where the options leave it open.
 
         Raises:
-            OptionError: an option has no usable value.
+            OptionError: an option has no usable value, or would do nothing.
         """
         if len(query) > MAX_QUERY:
             raise OptionError(f"the query of the address has {len(query)} characters; at most {MAX_QUERY}.")
-        options = self
+        options, by_step = self, ""
         for name, text in parse_qsl(query, keep_blank_values=True):
             if name == "answers":
                 if text not in (CHUNK, STEP):
                     raise OptionError(f"answers={shown(text)}; there is answers=chunk and answers=step.")
                 options = replace(options, answers=text)
             elif name == "open_loop":
-                options = replace(options, open_loop=_whole(name, text, 1, 10_000))
+                options, by_step = replace(options, open_loop=_whole(name, text, 1, 10_000)), name
             elif name == "seed":
                 options = replace(options, seed=_whole(name, text, 0, 2**63 - 1))
             elif name == "ensemble":
-                options = replace(options, ensemble=_weight(text))
+                options, by_step = replace(options, ensemble=_weight(text)), name
+        if by_step and (options.answers or answers) != STEP:
+            raise OptionError(f"{by_step} is of sessions that answer step by step; add answers=step.")
         return options
 
 

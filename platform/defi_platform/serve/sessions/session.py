@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from defi_platform.serve.observation import (
     DEADLINE_KEY,
+    SEED_BITS,
     SLACK_KEY,
     Observation,
     image_keys,
@@ -23,7 +24,7 @@ from defi_platform.serve.observation import (
     read_milliseconds,
     read_observation,
 )
-from defi_platform.serve.observation_keys import ObservationKeys
+from defi_platform.serve.observation_keys import ObservationKeys, find
 from defi_platform.serve.refusals import ObservationError
 from defi_platform.serve.sessions.decoding import in_thread, is_work
 from defi_platform.serve.sessions.kept_chunks import KeptChunks
@@ -95,7 +96,10 @@ class Session:
         self.steps = (options.answers or answers) == STEP
         """One action with each answer."""
         said = service.spec.action.get("execute_steps")
-        open_loop = options.open_loop or (said if isinstance(said, int) and said > 0 else service.spec.chunk)
+        usual = said if isinstance(said, int) and said > 0 else service.spec.chunk
+        if options.ensemble is not None and usual >= service.spec.chunk:
+            usual = 1  # no two chunks would speak of the same step
+        open_loop = options.open_loop or usual
         self._chunks = KeptChunks(open_loop, options.ensemble)
         self._expiry_s = options.expiry_s
         self._seed = secrets.randbits(63) if options.seed is None else options.seed
@@ -103,6 +107,8 @@ class Session:
         self._episodes = 0
         self._inferences = 0
         self._chunk_seed = 0
+        self._prompt: Any = None
+        """Of the kept chunks."""
         self._last = time.monotonic()
         self.observed = False
         """An observation of the present episode has been answered."""
@@ -147,8 +153,9 @@ class Session:
             self._episode = read_episode(message)
             self.start_episode()
         now = time.monotonic()
-        if now - self._last > self._expiry_s:
-            self._chunks.clear()
+        prompt = find(message, self.keys.prompt)
+        if now - self._last > self._expiry_s or (isinstance(prompt, str) and prompt != self._prompt):
+            self._chunks.clear()  # too old, or of another instruction
         self._last = now
         if self.steps and (action := self._chunks.next()) is not None:
             return SessionAnswer(action, self._chunk_seed, self._timing(arrived))
@@ -161,6 +168,7 @@ class Session:
         if self.steps:
             self._chunks.add(answer.actions)
             self._chunk_seed = observation.seed
+            self._prompt = observation.prompt
             first = self._chunks.next()
             assert first is not None  # a chunk has an action
             actions, place = first, {"open_loop_step": 0}
@@ -228,6 +236,8 @@ class Session:
             "chunk_seed": self._chunk_seed,
             "observed": self.observed,
             "kept": self._chunks.state(),
+            "prompt": self._prompt,
+            "age_s": time.monotonic() - self._last,
         }
 
     def resume(self, state: dict[str, Any]) -> None:
@@ -244,6 +254,8 @@ class Session:
         self.observed = state["observed"]
         if state["digest"] == self.service.digest:
             self._chunks.resume(state["kept"])
+            self._prompt = state["prompt"]
+        self._last = time.monotonic() - state["age_s"]
 
     async def _read(self, message: Mapping[Any, Any], seed: int) -> Observation:
         spec, keys = self.service.spec, self.keys
@@ -254,7 +266,7 @@ class Session:
     def _next_seed(self) -> int:
         """The seed of an observation that has none: the same for the same session seed, episode and number."""
         text = f"{self._seed}/{self._episodes}/{self._inferences}".encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> (64 - SEED_BITS)
 
     def _timing(self, arrived: float) -> dict[str, Any]:
         return {
