@@ -189,3 +189,19 @@ def test_a_new_episode_that_nobody_takes_is_not_answered_by_the_old_policy() -> 
         until(lambda: place.server.load()["leaving"], "the order to arrive")
         with pytest.raises(ConnectionClosed, match="1012"):
             robot.infer(observation(2) | {"episode": 2})
+
+
+def test_a_socket_counts_as_long_as_nobody_has_taken_it() -> None:
+    def slowly(sock: socket.socket, state: dict[str, Any]) -> bool:
+        time.sleep(0.1)
+        return False
+
+    with serving() as place:
+        robots = [WebsocketClientPolicy(place.url) for _ in range(3)]
+        place.server.move(None, "answers", slowly)
+        until(lambda: place.server.load()["websockets"] == 0, "them to leave")
+        assert place.server.load()["sockets"] == 3, "a replica that ended now would cut them off"
+        until(lambda: place.server.load()["sockets"] == 0, "the end")
+        for robot in robots:
+            with pytest.raises(ConnectionClosed, match=r"1012.*connect again"):
+                robot.infer(observation(1))

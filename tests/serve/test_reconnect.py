@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,30 @@ def test_it_waits_while_the_server_is_full_or_too_fast(monkeypatch: pytest.Monke
         monkeypatch.setattr(policy_client.time, "sleep", lambda s: waits.append(s) or event.wait(s))
         assert client.infer(observation(9))[0][0, 0] == 9
         assert client.reconnections == 0 and 0 < max(waits) < 0.3
+
+
+def test_the_time_to_reconnect_counts_from_the_loss() -> None:
+    with serving(0.4) as place, PolicyClient(place.url, reconnect_s=0.3) as client:
+        lost = threading.Timer(
+            0.35,
+            lambda: place.server.loop.call_soon_threadsafe(
+                lambda: [c.abort() for c in place.server._shared.connections()]
+            ),
+        )
+        lost.start()
+        actions, _ = client.infer(observation(3))
+        assert actions[0, 0] == 3 and client.reconnections == 1
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+def test_a_server_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_client, "SEND_TIMEOUT_S", 1)
+    with serving() as place, PolicyClient(place.url, reconnect_s=0) as client:
+        place.server.loop.call_soon_threadsafe(time.sleep, 3)
+        begun = time.monotonic()
+        with pytest.raises(ServeError, match="stopped answering"):
+            client.infer({"observation/images/front": np.zeros((2300, 2300, 3), np.uint8), "prompt": "x"})
+        assert time.monotonic() - begun < 2.8
 
 
 def test_a_message_that_is_refused_for_good_is_not_sent_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ ANSWER_TIMEOUT_S = 120.0
 """Seconds: a first request may wait for a model to be compiled or a replica to be started."""
 RECONNECT_S = 30.0
 """Seconds of attempts to reach a lost server: about the time a replica takes to come back."""
-
+SEND_TIMEOUT_S = 30
+"""Seconds in which a server must take what is sent: one that reads nothing, or has lost its network, is a lost one."""
 
 LONGEST_WAIT_S = 5.0
 """Seconds that a busy server may ask a client to wait."""
@@ -108,7 +110,7 @@ class PolicyClient:
         """
         message = openpi.pack(observation)
 
-        def ask() -> tuple[NDArray[np.float32], dict[str, Any]]:
+        def attempt() -> tuple[NDArray[np.float32], dict[str, Any]]:
             try:
                 return self._ask(message)
             except TRANSIENT as error:
@@ -122,7 +124,14 @@ class PolicyClient:
 
         policy = RetryPolicy(timeout_s=self._reconnect_s, first_pause_s=0.05, max_pause_s=0.5)
         try:
-            return retry(ask, policy, is_transient=_may_pass, before_retry=wait_if_busy)
+            try:
+                return attempt()
+            except TRANSIENT as error:
+                if not self._reconnect_s or not _may_pass(error):
+                    raise
+                wait_if_busy(error)
+            # The time counts from here: an answer may have been waited for longer than that before it was lost.
+            return retry(attempt, policy, is_transient=_may_pass, before_retry=wait_if_busy)
         except ServeBusyError:
             raise
         except TRANSIENT as error:
@@ -183,6 +192,9 @@ class PolicyClient:
                     additional_headers=self._headers,
                 )
             )
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+                timeout_ms = 1000 * SEND_TIMEOUT_S
+                self._socket.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, timeout_ms)
             return self._decoded(self._socket.recv(timeout=ANSWER_TIMEOUT_S))
         except (InvalidURI, ValueError) as error:
             raise ConfigError(

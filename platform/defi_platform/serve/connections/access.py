@@ -53,14 +53,22 @@ def read_tokens(path: str) -> dict[str, bytes]:
         if name in tokens:
             raise ConfigError(f"{where}: the name '{name}' is there already.")
         if _DIGEST.fullmatch(token):
-            tokens[name] = bytes.fromhex(token)
+            digest = bytes.fromhex(token)
+        elif len(token) > MAX_TOKEN_CHARACTERS or not (token.isascii() and token.isprintable()):
+            raise ConfigError(
+                f"{where}: the token of '{name}' cannot be sent in a header; write up to {MAX_TOKEN_CHARACTERS} "
+                "printable ASCII characters, such as `openssl rand -hex 24` makes."
+            )
         elif len(token) < MIN_TOKEN_CHARACTERS:
             raise ConfigError(
                 f"{where}: the token of '{name}' has {len(token)} characters, at least {MIN_TOKEN_CHARACTERS} are "
                 "needed; `openssl rand -hex 24` makes one."
             )
         else:
-            tokens[name] = hashlib.sha256(token.encode()).digest()
+            digest = hashlib.sha256(token.encode()).digest()
+        if digest in tokens.values():
+            raise ConfigError(f"{where}: '{name}' has the token of another name; give each client its own.")
+        tokens[name] = digest
     if not tokens:
         raise ConfigError(f"security.tokens {path} names no client; write one a line as `name: token`.")
     return tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -14,20 +15,16 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+_Refusal = tuple[int, str, tuple[bytes, bytes] | None]
+"""Status, words and a header."""
 
 OPEN_PATHS = ("/healthz", "/livez", *pages.PATHS)
 """Answered without a token: whoever restarts servers has none, and a browser has none before it shows the page."""
 
 MAX_DISCARDED_BYTES = 256 * 2**20
-"""Of a body that is too large; within `limits.message_timeout_s`."""
-
-
-class BodyTooLargeError(Exception):
-    """A request body over the limit."""
-
-
-class NoMemoryError(Exception):
-    """A request body for which there is no room now."""
+"""Of a body that is refused; within `limits.message_timeout_s`."""
+PATIENCE_S = 1.0
+"""Seconds in which more of a refused body must come; its sender may be waiting for the answer."""
 
 
 class GuardedApp:
@@ -61,75 +58,84 @@ class GuardedApp:
             await self._app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        refusal = self._refusal(scope, headers)
+        if refusal is not None:
+            await _refuse(receive, send, refusal, discard=b"expect" not in headers)
+            return
+        await self._with_whole_body(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes]) -> _Refusal | None:
+        """A refusal for which the headers alone are enough; None: there is none."""
         try:
             name = self._access.admit(headers.get(b"authorization", b"").decode("latin-1"))
         except AccessError as error:
-            await _refuse(send, 401, str(error), (b"www-authenticate", b"Bearer"))
-            return
+            return 401, str(error), (b"www-authenticate", b"Bearer")
         client = scope.get("client") or ("", 0)
         bucket = self._access.bucket(name, f"{client[0]}:{client[1]}") if scope["method"] == "POST" else None
         wait_s = bucket.take() if bucket is not None else 0.0
         if wait_s:
-            retry = str(math.ceil(wait_s)).encode()
-            await _refuse(
-                send, 429, f"too many requests; come back in {wait_s:.2f} s.", (b"retry-after", retry)
-            )
-            return
+            retry = (b"retry-after", str(math.ceil(wait_s)).encode())
+            return 429, f"too many requests; come back in {wait_s:.2f} s.", retry
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
-            await self._refuse_size(receive, send)
-            return
-        await self._with_limited_body(scope, receive, send)
+            return self._too_large()
+        return None
 
-    async def _with_limited_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size, started = 0, False
-
-        async def limited() -> Message:
-            nonlocal size
-            message = await receive()
-            part = len(message.get("body", b""))
-            size += part
-            if not self._hold(part):
-                raise NoMemoryError
-            if size > self._max_body_bytes:
-                raise BodyTooLargeError
-            return message
-
-        async def watched(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+    async def _with_whole_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Read here and not by the application, which would answer an exception out of `receive` by itself, with 500.
+        parts: list[bytes] = []
+        size, more = 0, True
+        refusal: _Refusal | None = None
         try:
-            await self._app(scope, limited, watched)
-        except BodyTooLargeError:
-            if started:
-                raise
-            await self._refuse_size(receive, send)
-        except NoMemoryError:
-            if started:
-                raise
-            await _refuse(
-                send, 503, "too much is being read here (limits.memory_mib).", (b"retry-after", b"1")
-            )
+            while more and refusal is None:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return
+                parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
+                size += len(parts[-1])
+                if size > self._max_body_bytes:
+                    refusal = self._too_large()
+                if not self._hold(len(parts[-1])):
+                    words = "too much is being read here (limits.memory_mib)."
+                    refusal = 503, words, (b"retry-after", b"1")
+            if refusal is None:
+                body: Message = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+                parts.clear()
+                await self._app(scope, _once(body, receive), send)
         finally:
             self._hold(-size)
+        if refusal is not None:
+            parts.clear()
+            await _refuse(receive, send, refusal, discard=more)
 
-    async def _refuse_size(self, receive: Receive, send: Send) -> None:
-        # Most clients read nothing before they have sent everything, and would see a broken connection only.
-        left = MAX_DISCARDED_BYTES
-        while left > 0:
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if not message.get("more_body", False):
-                break
+    def _too_large(self) -> _Refusal:
         mib = self._max_body_bytes // 2**20
-        await _refuse(
-            send, 413, f"at most {mib} MiB are read (limits.max_message_mib); send smaller images.", None
-        )
+        return 413, f"at most {mib} MiB are read (limits.max_message_mib); send smaller images.", None
 
 
-async def _refuse(send: Send, status: int, words: str, header: tuple[bytes, bytes] | None) -> None:
+def _once(first: Message, receive: Receive) -> Receive:
+    """Gives the body, then what `receive` gives: the news that the client has gone."""
+    waiting = [first]
+
+    async def next_message() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return next_message
+
+
+async def _refuse(receive: Receive, send: Send, refusal: _Refusal, *, discard: bool) -> None:
+    status, words, header = refusal
+    # Most clients read nothing before they have sent everything, and would see a broken connection only.
+    left = MAX_DISCARDED_BYTES if discard else 0
+    while left > 0:
+        try:
+            message = await asyncio.wait_for(receive(), PATIENCE_S)
+        except TimeoutError:
+            break
+        left -= len(message.get("body", b""))
+        if not message.get("more_body", False):
+            break
     body = f"{words}\n".encode()
     headers = [
         (b"content-type", b"text/plain; charset=utf-8"),

@@ -20,6 +20,7 @@ from defi_platform.serve.refusals import Refusal
 def open_websocket(
     shared: SharedState,
     transport: asyncio.Transport,
+    method: str,
     url: bytes,
     headers: list[tuple[bytes, bytes]],
     ahead: bytes = b"",
@@ -29,10 +30,14 @@ def open_websocket(
     Args:
         shared: of the replica.
         transport: of the HTTP connection that brought the handshake.
+        method: of the request; only GET opens a websocket.
         url: its target: path and query.
         headers: name in lower case and value, in order.
         ahead: bytes that came behind the handshake.
     """
+    if method != "GET":
+        _refuse(shared, transport, 405, f"a websocket is opened with GET, not with {method}.")
+        return
     request = Request(
         url.decode("latin-1"), Headers([(n.decode("latin-1"), v.decode("latin-1")) for n, v in headers])
     )
@@ -82,7 +87,13 @@ def open_websocket(
 
 def _refuse(shared: SharedState, transport: asyncio.Transport, status: int, words: str) -> None:
     shared.counts[f"refused_{status}"] += 1
-    phrase = {400: "Bad Request", 401: "Unauthorized", 403: "Forbidden", 404: "Not Found"}[status]
+    phrase = {
+        400: "Bad Request",
+        401: "Unauthorized",
+        403: "Forbidden",
+        404: "Not Found",
+        405: "Method Not Allowed",
+    }[status]
     body = f"{words}\n".encode()
     headers = Headers([("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
     headers["Connection"] = "close"
@@ -95,7 +106,10 @@ def _refuse(shared: SharedState, transport: asyncio.Transport, status: int, word
 def _same_origin(headers: Headers) -> bool:
     """Browsers name the page that opens a websocket; robots do not."""
     origin, host = _one(headers, "Origin"), _one(headers, "Host")
-    return origin is None or (host is not None and urlsplit(origin).netloc.lower() == host.lower())
+    try:
+        return origin is None or (host is not None and urlsplit(origin).netloc.lower() == host.lower())
+    except ValueError:  # no address at all, such as "http://["
+        return False
 
 
 def _one(headers: Headers, name: str) -> str | None:

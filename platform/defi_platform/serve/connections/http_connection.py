@@ -22,6 +22,8 @@ MAX_HEADER_BYTES = 32 * 2**10
 """Of the request line and all headers; counted again before they are complete, since the parser keeps what it has."""
 MAX_PIPELINED_REQUESTS = 16
 KEEP_ALIVE_S = 60
+LINGER_S = 10.0
+"""Seconds in which a client may read the rest of what it was sent before a closed connection is cut."""
 
 _quiet = logging.getLogger(f"{__name__}.uvicorn")
 _quiet.setLevel(logging.ERROR)
@@ -66,12 +68,15 @@ class HttpConnection(HttpToolsProtocol):
         self._received = b""
         self._head_bytes: int | None = 0
         """Received of a request whose headers are not complete; None once they are."""
+        self._framing_bytes = 0.0
+        """Received of a body beyond its content and a quarter of it: sizes of chunks, their extensions, trailers."""
         self._begun = False
         """Bytes of a request have come that is not complete."""
         self._waiting_since: float | None = None
         """For the first request, or for the rest of one."""
         self._first = True
         self._slow_since: float | None = None
+        self._closing_since: float | None = None
         self._leave: Leave | None = None
         self._gone = False
 
@@ -111,6 +116,12 @@ class HttpConnection(HttpToolsProtocol):
                 self.send_400_response("headers too large")
                 return
             self._head_bytes += len(data)
+        else:
+            # The parser keeps a trailer until it ends, and a body in crumbs would hold up every other socket.
+            if self._framing_bytes > MAX_HEADER_BYTES:
+                self.send_400_response("a body with more framing than content; send larger chunks")
+                return
+            self._framing_bytes += len(data)
         self._received = data
         super().data_received(data)
         self._received = b""
@@ -145,9 +156,18 @@ class HttpConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The headers have come whole (called by the parser)."""
         self._first = False
-        self._head_bytes = None
+        self._head_bytes, self._framing_bytes = None, 0.0
         self._waiting_since = self.shared.loop.time()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body (called by the parser).
+
+        Args:
+            body: the part.
+        """
+        self._framing_bytes -= 1.25 * len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """A request has come whole (called by the parser)."""
@@ -161,14 +181,18 @@ class HttpConnection(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         """A websocket handshake has come: the socket changes hands."""
-        self.shared.https.discard(self)
-        self.connections.discard(self)
+        if not self._answered:
+            self.send_400_response("a websocket handshake must wait for the answer to the request before it")
+            return
         self._unset_keepalive_if_required()
-        self._gone = True
         # A client that does not wait for the answer to its handshake has sent frames behind it.
         upgrade = sys.exc_info()[1]
         ahead = self._received[upgrade.args[0] :] if isinstance(upgrade, HttpParserUpgrade) else b""
-        open_websocket(self.shared, self.transport, self.url, self.headers, ahead)
+        open_websocket(self.shared, self.transport, self.scope["method"], self.url, self.headers, ahead)
+        if self.transport.get_protocol() is not self:  # not refused
+            self._gone = True
+            self.shared.https.discard(self)
+            self.connections.discard(self)
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what is no request and ends the connection.
@@ -214,6 +238,12 @@ class HttpConnection(HttpToolsProtocol):
             now: the loop's time in seconds.
         """
         limits = self.shared.limits
+        if self.transport.is_closing():
+            # It closes when the client has read everything, which may be never.
+            self._closing_since = self._closing_since or now
+            if now - self._closing_since > LINGER_S:
+                self.transport.abort()
+            return
         if self.flow is not None and self.flow.write_paused:
             self._slow_since = self._slow_since or now
             if now - self._slow_since > limits.write_timeout_s:
@@ -221,10 +251,13 @@ class HttpConnection(HttpToolsProtocol):
                 self.transport.abort()
             return
         self._slow_since = None
+        if self._waiting_since is not None and self._queued:
+            self._waiting_since = now  # its client may wait for the answer before, or is not read meanwhile
+            return
         allowed = limits.handshake_timeout_s if self._first else limits.message_timeout_s
         if self._waiting_since is not None and now - self._waiting_since > allowed:
             self.shared.counts["closed_request_timeout"] += 1
-            if self._begun and not self.transport.is_closing():
+            if self._begun:
                 self.transport.write(
                     b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
                 )
@@ -233,8 +266,17 @@ class HttpConnection(HttpToolsProtocol):
     @property
     def _idle(self) -> bool:
         """No byte of a request has come that has not been answered."""
-        between = self.cycle is None or self.cycle.response_complete
-        return between and not self.pipeline and not self._begun
+        return self._answered and not self._begun
+
+    @property
+    def _answered(self) -> bool:
+        """Every request that has come whole, or at least its headers, is answered."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.pipeline
+
+    @property
+    def _queued(self) -> bool:
+        """The request that is arriving stands behind one that is being answered."""
+        return bool(self.pipeline) or not (self._answered or self.cycle.more_body)
 
     def _begin(self) -> None:
         if not self._begun:
@@ -248,24 +290,17 @@ class HttpConnection(HttpToolsProtocol):
             raise ValueError("headers too large")
 
     def _move(self, order: Leave) -> None:
-        assert order.hand_over is not None
         sock = duplicate_socket(self.transport)
         self._gone = True
         self._unset_keepalive_if_required()
         self.shared.https.discard(self)
         self.transport.abort()
-        shared, hand_over = self.shared, order.hand_over
-        moving = shared.loop.run_in_executor(shared.movers, hand_over, sock, {})
+        shared = self.shared
 
-        def done(result: asyncio.Future[bool]) -> None:
-            error = result.exception()
-            if error is not None:
-                log.warning("a socket could not be handed over: %r", error)
-            if error is None and result.result():
-                shared.counts["moved"] += 1
-            elif order.must:
+        def taken(gone: bool) -> None:
+            if not gone and order.must:
                 sock.close()
-            else:
+            elif not gone:
                 shared.readopt(sock, {}, None)
 
-        moving.add_done_callback(done)
+        shared.hand_over(order, sock, {}, taken)

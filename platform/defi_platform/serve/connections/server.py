@@ -37,8 +37,10 @@ TLS_SHUTDOWN_S = 2.0
 FAREWELL_S = 0.5
 """Seconds in which what was being answered may notice that its socket is gone."""
 RECONNECT = "this replica is leaving: connect again, another one answers"
+LOST_S = 60
+"""Seconds after which a robot that lost its power or its network is given up."""
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
-"""A robot that lost power or its network is noticed within a minute."""
+"""Of a socket on which nothing happens."""
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
@@ -104,15 +106,17 @@ class SocketServer:
         """Numbers of the moment. May be called from any thread.
 
         Returns:
-            sockets, of which websockets and https (the rest), answering (messages), held_bytes (received, not answered),
+            sockets, of which websockets, https (neither) and moving (being handed over), answering (messages),
+            held_bytes (received, not answered),
             leaving (every socket is to go), and counts: events since the start by name.
         """
         shared = self._shared
         websockets, https = len(shared.websockets), len(shared.https) + self._opening
         return {
-            "sockets": websockets + https,
+            "sockets": websockets + https + shared.moving,
             "websockets": websockets,
             "https": https,
+            "moving": shared.moving,
             "answering": shared.answering,
             "held_bytes": shared.held_bytes,
             "leaving": shared.leave is not None,
@@ -150,7 +154,7 @@ class SocketServer:
             time.sleep(0.01)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=5)
-        self._shared.movers.shutdown(wait=False)
+        self._shared.close()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -173,12 +177,12 @@ class SocketServer:
         self._adopt(sock, state, leave)
 
     def _adopt(self, sock: socket.socket, state: dict[str, Any], leave: Leave | None) -> None:
+        self._opening += 1
         task = self.loop.create_task(self._open(sock, state, leave))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _open(self, sock: socket.socket, state: dict[str, Any], leave: Leave | None) -> None:
-        self._opening += 1
         try:
             sock.setblocking(False)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -186,6 +190,9 @@ class SocketServer:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 for option, value in KEEPALIVE:
                     sock.setsockopt(socket.IPPROTO_TCP, option, value)
+                # An answer that is not acknowledged would be sent again for a quarter of an hour.
+                lost_s = max(LOST_S, self._shared.limits.write_timeout_s)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * lost_s))
             if state:
                 await self._resume(sock, state, leave)
             else:
@@ -247,7 +254,7 @@ class SocketServer:
             connection.leave(order)
 
     def _check_times(self) -> None:
+        self.loop.call_later(CHECK_S, self._check_times)
         now = self.loop.time()
         for connection in self._shared.connections():
             connection.check_times(now)
-        self.loop.call_later(CHECK_S, self._check_times)

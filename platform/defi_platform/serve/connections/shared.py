@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from defi_platform.serve.connections.http_connection import HttpConnection
     from defi_platform.serve.connections.websocket import WebSocketConnection
     from defi_platform.serve.inference.service import ActionService
+
+log = logging.getLogger(__name__)
 
 HandOver = Callable[[socket.socket, dict[str, Any]], bool]
 """Passes a socket and its state on, and owns the socket then; False if nobody took it. An empty state is a socket between
@@ -74,8 +77,10 @@ class SharedState:
         self.answering = 0
         self.counts: Counter[str] = Counter()
         """Events since the start by reason: answers, moved, closed_<why>, refused_<why>."""
-        self.movers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="move")
+        self.moving = 0
+        """Sockets that are being handed over: nobody's yet."""
         self.readopt: Callable[[socket.socket, dict[str, Any], Leave | None], None]
+        self._movers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="move")
 
     @property
     def max_message_bytes(self) -> int:
@@ -85,6 +90,39 @@ class SharedState:
     def connections(self) -> list[WebSocketConnection | HttpConnection]:
         """All open sockets."""
         return [*self.websockets, *self.https]
+
+    def hand_over(
+        self,
+        order: Leave,
+        sock: socket.socket,
+        state: dict[str, Any],
+        taken: Callable[[bool], None],
+    ) -> None:
+        """Passes a socket on in a thread of its own.
+
+        Args:
+            order: names who takes it.
+            sock: and
+            state: as `HandOver` takes them.
+            taken: called on the loop with whether somebody took it; false: the socket is the caller's again.
+        """
+        assert order.hand_over is not None
+        self.moving += 1
+
+        def done(result: asyncio.Future[bool]) -> None:
+            error = result.exception()
+            if error is not None:
+                log.warning("a socket could not be handed over: %r", error)
+            gone = error is None and result.result()
+            self.counts["moved" if gone else "not_moved"] += 1
+            taken(gone)
+            self.moving -= 1
+
+        self.loop.run_in_executor(self._movers, order.hand_over, sock, state).add_done_callback(done)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._movers.shutdown(wait=False)
 
     def hold(self, change: int) -> bool:
         """Counts received bytes and, past the limit, gives up the message that has been arriving for longest.

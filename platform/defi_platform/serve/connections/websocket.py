@@ -271,25 +271,17 @@ class WebSocketConnection(asyncio.Protocol):
         return self._transport.get_extra_info("sslcontext") is not None
 
     def _move(self, order: Leave, message: bytes | str | None) -> None:
-        assert order.hand_over is not None
         sock = duplicate_socket(self._transport)
         state = self._state(message)
         self._forget()
         self._transport.abort()  # of this descriptor only: it closes without a word, the connection lives on
-        shared, hand_over = self.shared, order.hand_over
-        moving = shared.loop.run_in_executor(shared.movers, hand_over, sock, state)
+        shared = self.shared
 
-        def done(result: asyncio.Future[bool]) -> None:
-            error = result.exception()
-            if error is not None:
-                log.warning("a socket could not be handed over: %r", error)
-            if error is None and result.result():
-                shared.counts["moved"] += 1
-            else:
-                shared.counts["not_moved"] += 1
+        def taken(gone: bool) -> None:
+            if not gone:
                 shared.readopt(sock, state, order if order.must or message is not None else None)
 
-        moving.add_done_callback(done)
+        shared.hand_over(order, sock, state, taken)
 
     def _state(self, message: bytes | str | None) -> dict[str, Any]:
         client = self.wire.client

@@ -76,6 +76,12 @@ class ReplicaLink:
         """Whether a listener knows this replica now."""
         return self._channel is not None
 
+    @property
+    def passing(self) -> bool:
+        """Sockets that were handed over have not left this process yet."""
+        with self._lock:
+            return self._channel is not None and bool(self._channel.waiting)
+
     def start(self) -> None:
         """Registers in a thread of its own."""
         self._thread.start()
