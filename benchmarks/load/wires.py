@@ -165,7 +165,7 @@ def http(number: int, port: int, images: str = "raw", token: str | None = None) 
             values | {"observation/state": state(number).tolist(), "prompt": PROMPT, "seed": number}
         )
         body = body.encode()
-        tag = str(float(state(number)[0])).encode()
+        tag = json.dumps(state(number).tolist()).encode()
     key = f"Authorization: Bearer {token}\r\n" if token else ""
     head = (
         f"POST /v1/act HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n{key}"

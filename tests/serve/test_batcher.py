@@ -14,6 +14,7 @@ import pytest
 from virtual_time import numbered
 
 from defi_platform.errors import ServeError
+from defi_platform.serve.inference.action_check import ActionCheck
 from defi_platform.serve.inference.forward_thread import WarmUp
 from defi_platform.serve.inference.service import ActionService, ServiceSettings
 from defi_platform.serve.observation import Answer, PolicySpec
@@ -279,6 +280,36 @@ def test_an_action_that_was_constant_in_training_may_vary_as_the_head_does() -> 
     assert act(-0.9).actions.item() == pytest.approx(-0.9)
     with pytest.raises(PolicyFailure, match="far outside"):
         act(3.1)
+
+
+def test_an_action_that_hardly_varied_in_training_may_vary_as_the_head_does() -> None:
+    noisy = replace(SPEC, action=SPEC.action | {"min": [0.1], "max": [0.1000001]}, action_scale=(1.0,))
+    scaled = replace(SPEC, action=SPEC.action | {"min": [0.0], "max": [0.5]}, action_scale=(0.25,))
+    for spec, good, bad in ((noisy, -0.9, 2.2), (scaled, 0.99, 1.01)):
+        check = ActionCheck(spec, margin=1.0)
+        check(np.array([[good]], np.float32))
+        with pytest.raises(PolicyFailure, match="far outside"):
+            check(np.array([[bad]], np.float32))
+
+
+def test_a_full_queue_does_not_make_a_replica_unhealthy() -> None:
+    run = Doubling(held=True)
+    service = service_of(run, queue_size=1)
+
+    async def full() -> None:
+        run.go.set()
+        with pytest.raises(PolicyFailure):
+            await service.act(numbered(-1))
+        run.go.clear()
+        tasks = [asyncio.create_task(service.act(numbered(1)))]
+        await until(lambda: len(run.batches) == 2)
+        tasks.append(asyncio.create_task(service.act(numbered(2))))
+        await asyncio.sleep(0)
+        await service.check_health(numbered(5))
+        run.go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(full())
 
 
 def test_a_replica_is_unhealthy_once_even_the_probe_fails_and_not_because_a_client_sends_what_fails() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ from virtual_time import SleepingDevice, numbered, run_virtually
 
 from defi_platform.serve.inference.batcher import Batcher
 from defi_platform.serve.inference.gather import GatherRule, LinearFit
+from defi_platform.serve.refusals import DeadlineError
 
 
 class Greedy(GatherRule):
@@ -159,3 +161,66 @@ def test_a_line_is_found_and_its_slope_kept_while_only_one_size_is_seen() -> Non
     for _ in range(500):
         fit.add(8, 0.03 + 0.001 * 8)  # a pass costs 10 ms more from now on
     assert fit.slope == pytest.approx(0.001) and fit.intercept == pytest.approx(0.03)
+
+
+def test_deadlines_that_could_not_be_kept_for_a_while_can_be_again_once_the_device_is_quick_again() -> None:
+    device, rule = SleepingDevice(), GatherRule(64)
+    rule.warmed({1: 0.2})  # another program on the same device
+
+    async def main() -> list[float]:
+        batcher = Batcher(device, rule, queue_size=100, queue_wait_s=100)
+        loop = asyncio.get_running_loop()
+        answered = []
+        while (now := loop.time()) < 30.0:
+            device.fixed_s = 0.2 if now < 10.0 else 0.02
+            with contextlib.suppress(DeadlineError):
+                await batcher.submit(numbered(1), session=1, deadline_s=0.06)
+                answered.append(loop.time())
+            await asyncio.sleep(0.03)
+        return answered
+
+    answered = run_virtually(main())
+    assert answered[0] > 10.0
+    assert len([start for start, _ in device.passes if start < 10.0]) <= 5, (
+        "one pass too late after the other"
+    )
+    assert len([at for at in answered if at > 15.0]) > 250
+
+
+def test_a_wait_for_company_inside_the_slack_is_no_lack_of_a_device() -> None:
+    async def main() -> tuple[float, float, float]:
+        batcher = Batcher(SleepingDevice(fixed_s=1.0), GatherRule(1), queue_size=100, queue_wait_s=100)
+        tasks = [
+            asyncio.create_task(batcher.submit(numbered(n), slack_s=slack_s))
+            for n, slack_s in ((0, None), (1, 5.0), (2, None))
+        ]
+        await asyncio.sleep(0.4)
+        both = batcher.state()
+        tasks[2].cancel()
+        await asyncio.sleep(0)
+        patient = batcher.state()
+        await asyncio.gather(*tasks[:2])
+        return both.late_s, patient.late_s, patient.oldest_wait_s
+
+    assert run_virtually(main()) == pytest.approx((0.4, 0.0, 0.4))
+
+
+def test_clients_that_have_left_for_good_are_looked_at_once() -> None:
+    rule = GatherRule(64)
+    rule.warmed({1: 0.0206, 64: 0.0584})
+    for number in range(5000):
+        for at in (0.0, 0.1):
+            rule.arrived(number, number + at)
+            rule.answered([number], number + at + 0.05)
+    assert len(rule._away) == 4096
+    assert rule.wait_until(6000.0, 1, since=6000.0, latest_start=6001.0, all_slack=True) is None
+    assert not rule._away
+
+
+def test_the_warm_up_limits_the_first_batch_where_batches_do_not_pay() -> None:
+    rule = GatherRule(64)
+    rule.warmed({1: 1.05, 2: 2.05})
+    assert rule.best_size == 2
+    rule = GatherRule(64)
+    rule.warmed({size: 0.02 + 0.0006 * size for size in (1, 2, 4, 8, 16, 32, 64)})
+    assert rule.best_size == 64 and rule.fixed_s == pytest.approx(0.02)

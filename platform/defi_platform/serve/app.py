@@ -161,7 +161,7 @@ def _autoscaling(config: ServeConfig, low: int, high: int) -> AutoscalingConfig:
             policy=AutoscalingPolicy(
                 policy_function="defi_platform.serve.deployment.autoscaling:ObservationScaling",
                 policy_kwargs={
-                    "target_in_flight": scaling.target_in_flight or float(config.max_batch_size),
+                    "target_in_flight": scaling.target_in_flight,
                     "max_wait_ms": scaling.max_wait_ms,
                 },
             ),

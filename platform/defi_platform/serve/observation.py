@@ -62,6 +62,9 @@ class PolicySpec:
     """Meaning of the actions (`policy_folder.action_terms`): names, units, kind, gripper, control_hz, execute_steps, and
     their range in the training data as min and max; each may be "unknown"."""
 
+    action_scale: tuple[float, ...] | None = None
+    """Raw units of each action per unit of the policy's head, as the normaliser gives them; None: not known."""
+
     def metadata(self) -> dict[str, Any]:
         """The greeting, as plain values that any wire format can carry."""
         return {

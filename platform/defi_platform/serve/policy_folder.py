@@ -50,6 +50,7 @@ def policy_spec(policy: DeFIPolicy, folder: str) -> PolicySpec:
         action_dim=head.action_dim,
         chunk=head.chunk,
         action=action_terms(policy),
+        action_scale=tuple(policy.action_normalizer.scale.tolist()),
     )
 
 

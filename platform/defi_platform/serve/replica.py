@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 import time
+from concurrent.futures import CancelledError
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -27,6 +28,10 @@ from defi_platform.serve.protocols.settings import check_against_policy, wire_se
 log = logging.getLogger("ray.serve")
 
 REGISTER_PATIENCE_S = 60.0
+LOOP_PATIENCE_S = 25.0
+"""Seconds in which the loop of the sockets must have looked after its health; less than Serve's own patience."""
+CLOSED_PATIENCE_S = 60.0
+"""Seconds in which a replica that was ordered to close its sockets must be ended; otherwise another takes its place."""
 DRAIN_DEADLINE_S = 10.0
 """Seconds that a leaving replica has to answer what is in flight and to pass its sockets on."""
 
@@ -88,7 +93,8 @@ class PolicyReplica:
         service.meter.observer = self._metrics.answer
         self._probe, wires = forward.probe, wire_settings(config)
         check_against_policy(wires, forward.spec.cameras, forward.spec.action_dim)
-        self._service, self._closed = service, threading.Event()
+        self._config, self._service, self._closed = config, service, threading.Event()
+        self._closing_since: float | None = None
         self._server = SocketServer(
             service,
             http_app(service, wires, ready=self._unready),
@@ -104,11 +110,28 @@ class PolicyReplica:
         """Called by Serve, which replaces a replica that raises or does not return.
 
         Raises:
-            ServeError: a forward pass does not end, or the policy fails on everything.
+            ServeError: a forward pass does not end, the policy fails on everything, or the sockets are closed and
+                nobody ends the replica.
         """
+        if self._leaving():
+            return
         # On their loop, so that one that no longer turns is found out as well.
         check = self._service.check_health(self._probe)
-        asyncio.run_coroutine_threadsafe(check, self._server.loop).result()
+        try:
+            found = asyncio.run_coroutine_threadsafe(check, self._server.loop)
+        except RuntimeError as error:  # the loop is closed
+            check.close()
+            if self._leaving():
+                return
+            raise ServeError("the loop of the sockets has ended.") from error
+        try:
+            found.result(LOOP_PATIENCE_S)
+        except (TimeoutError, CancelledError) as error:
+            found.cancel()
+            if not self._leaving():
+                raise ServeError(
+                    f"the loop of the sockets has not turned for {LOOP_PATIENCE_S:g} s."
+                ) from error
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve: what `autoscaling.ObservationScaling` decides on."""
@@ -116,7 +139,13 @@ class PolicyReplica:
         return {
             autoscaling.IN_FLIGHT: float(load.in_flight),
             # Whoever comes during a forward pass waits for its end, however few there are.
-            autoscaling.WAIT_MS: max(0.0, load.oldest_wait_ms - load.infer_ms[0]),
+            autoscaling.WAIT_MS: max(0.0, load.late_ms - load.infer_ms[0]),
+            autoscaling.CAPACITY: autoscaling.capacity(
+                load.largest_batch,
+                load.largest_batch_ms,
+                self._config.scaling.max_wait_ms,
+                self._config.max_batch_size,
+            ),
         }
 
     def __del__(self) -> None:
@@ -132,6 +161,14 @@ class PolicyReplica:
                 time.sleep(0.01)
             self._server.close("this replica of the policy has ended", timeout_s=1.0)
         self._link.stop()
+
+    def _leaving(self) -> bool:
+        """Whether this replica is about to end. Raises: ServeError when it was to, and nobody did."""
+        if self._closing_since is None:
+            return self._closed.is_set()
+        if time.monotonic() - self._closing_since > CLOSED_PATIENCE_S and not self._closed.is_set():
+            raise ServeError("this replica closed its sockets, as it was ordered to, and was not ended.")
+        return True
 
     def _unready(self) -> str | None:
         return "this replica is leaving" if self._closed.is_set() else None
@@ -165,6 +202,7 @@ class _Reporting:
     """The socket server, with the service's numbers in its load report."""
 
     def __init__(self, replica: PolicyReplica) -> None:
+        self._replica = replica
         self._server, self._service, self._metrics = replica._server, replica._service, replica._metrics
         self.adopt, self.move = self._server.adopt, self._server.move
 
@@ -179,4 +217,5 @@ class _Reporting:
 
     def close(self, reason: str) -> None:
         """Closes every connection after its answer, while reports go on."""
+        self._replica._closing_since = time.monotonic()
         threading.Thread(target=self._server.close, args=(reason,), name="closing", daemon=True).start()

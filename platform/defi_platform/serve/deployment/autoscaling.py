@@ -8,9 +8,26 @@ from __future__ import annotations
 import math
 from typing import Any
 
-IN_FLIGHT, WAIT_MS = "in_flight", "wait_ms"
+IN_FLIGHT, WAIT_MS, CAPACITY = "in_flight", "wait_ms", "capacity"
 DOWNSCALE_AT = 0.7
 """Share of the target below which fewer replicas would do, so that they are not taken away and added in turns."""
+
+
+def capacity(largest_batch: int, pass_ms: float, max_wait_ms: float, most: int) -> float:
+    """The observations in flight that one replica carries without a long wait.
+
+    Args:
+        largest_batch: observations of the largest forward pass that pays; 0: not known.
+        pass_ms: milliseconds of it.
+        max_wait_ms: see `ScalingConfig.max_wait_ms`.
+        most: observations of a forward pass, at most.
+
+    Returns:
+        A running pass, the next one, and those that can run before it in `max_wait_ms`, but no more than `most`.
+    """
+    if not largest_batch or pass_ms <= 0:
+        return float(most)
+    return min(float(most), largest_batch * (2.0 + max_wait_ms / pass_ms))
 
 
 class ObservationScaling:
@@ -20,7 +37,7 @@ class ObservationScaling:
     would scale up for a fleet that stands still.
     """
 
-    def __init__(self, target_in_flight: float, max_wait_ms: float) -> None:
+    def __init__(self, target_in_flight: float | None, max_wait_ms: float) -> None:
         self._target, self._max_wait_ms = target_in_flight, max_wait_ms
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
@@ -37,11 +54,13 @@ class ObservationScaling:
         running, target = context.current_num_replicas, context.target_num_replicas
         if not metrics.get(IN_FLIGHT):
             return target, {}
-        needed = max(1, math.ceil(in_flight / self._target))
+        reported = metrics.get(CAPACITY, {}).values()
+        aim = self._target or max(1.0, sum(reported) / max(1, len(reported)))
+        needed = max(1, math.ceil(in_flight / aim))
         if running < target:  # those asked for are starting, and will change what is measured
             return max(needed, target), {}
         if wait_ms > self._max_wait_ms:
             return max(needed, target + 1), {}
         if needed < target:
-            return min(target, max(1, math.ceil(in_flight / (DOWNSCALE_AT * self._target)))), {}
+            return min(target, max(1, math.ceil(in_flight / (DOWNSCALE_AT * aim)))), {}
         return needed, {}

@@ -30,9 +30,12 @@ class ActionCheck:
         if margin is None or UNKNOWN in (low, high):
             return
         low, high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        # The normalizer leaves the scale of an action alone that was constant in training: the head, whose values are
-        # about -1 to 1, gives it in raw units.
-        width = np.where(high > low, high - low, 2.0)
+        if spec.action_scale is None:
+            width = np.where(high > low, high - low, 2.0)
+        else:
+            # The normalizer leaves the scale of an action alone that was constant in training, or as good as: the head,
+            # whose values are about -1 to 1, gives it in raw units.
+            width = np.maximum(high - low, 2.0 * np.asarray(spec.action_scale, np.float64))
         self._low, self._high = low - margin * width, high + margin * width
 
     def __call__(self, actions: NDArray[Any]) -> None:

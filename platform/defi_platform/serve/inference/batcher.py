@@ -19,6 +19,12 @@ _SLACK_MARGIN = 1.2
 """A pass starts early enough to end inside the slack even if it takes this many times as long as predicted."""
 
 
+_BELIEVED_S = 1.0
+_BELIEVED_PASSES = 10.0
+"""An observation is refused because its pass would take too long only while that has been measured: this many seconds,
+and this many times such a pass, after the last one."""
+
+
 class Device(Protocol):
     """Whatever runs forward passes: `ForwardThread`, or a model of one in a simulation."""
 
@@ -58,6 +64,20 @@ class Batched:
     """Observations in it."""
 
 
+@dataclass(frozen=True)
+class QueueState:
+    """One moment of the queue."""
+
+    running_for_s: float
+    """Seconds that the running pass has taken; 0: none runs."""
+    oldest_wait_s: float
+    """Seconds that the oldest queued observation has waited."""
+    late_s: float
+    """Seconds that the most urgent one has waited for the device, beyond its slack."""
+    queued: int
+    """Observations that wait."""
+
+
 class Batcher:
     """The queue in front of a device. Times are those of the event loop, on which everything here runs."""
 
@@ -81,20 +101,18 @@ class Batcher:
         )  # the clock of the loop that the first observation comes on
         self._free_since = 0.0
         self._pass_started = 0.0
+        self._last_pass_s = math.inf
         self._timer: asyncio.TimerHandle | None = None
 
-    def state(self) -> tuple[float, float, int]:
-        """The queue now; callable from any thread.
-
-        Returns:
-            Seconds that the running pass has taken (0: none runs), seconds that the oldest queued observation has
-            waited, and the number of queued ones.
-        """
-        queue, now = list(self._queue), self._now()
-        return (
-            now - self._pass_started if self._running else 0.0,
-            now - queue[0].arrived if queue else 0.0,
-            len(queue),
+    def state(self) -> QueueState:
+        """The queue now; callable from any thread."""
+        queue, now, busy = list(self._queue), self._now(), bool(self._running)
+        return QueueState(
+            running_for_s=now - self._pass_started if busy else 0.0,
+            oldest_wait_s=now - queue[0].arrived if queue else 0.0,
+            # With the device free, an observation waits for company: not for want of a device.
+            late_s=max(0.0, now - min(each.urgency for each in queue)) if queue and busy else 0.0,
+            queued=len(queue),
         )
 
     async def submit(
@@ -119,6 +137,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         self._now = loop.time
         now = loop.time()
+        self._free_since = self._free_since or now
         self._refuse_if_busy(now)
         pending = _Pending(
             observation,
@@ -181,8 +200,11 @@ class Batcher:
             return
         loop = asyncio.get_running_loop()
         now = loop.time()
-        # An answer that is due before its pass could end holds up nobody.
-        earliest_end = now + self._rule.cost.at(1)
+        # An answer that is due before its pass could end holds up nobody. Where nothing has run for a while, passes may
+        # have become quicker meanwhile, and only a pass can show it.
+        shortest_s = min(self._rule.cost.at(1), self._last_pass_s)
+        believed = now - self._free_since < max(_BELIEVED_S, _BELIEVED_PASSES * shortest_s)
+        earliest_end = now + (shortest_s if believed else 0.0)
         for pending in [pending for pending in self._queue if pending.deadline < earliest_end]:
             self._queue.remove(pending)
             if not pending.answer.done():
@@ -224,9 +246,10 @@ class Batcher:
         now = asyncio.get_running_loop().time()
         batch, self._running = self._running, []
         self._free_since = now
+        self._last_pass_s = now - self._pass_started
         if result.whole:
             # By the clock of the loop: what it costs to hand a batch over and back is part of a pass.
-            self._rule.passed(len(batch), now - self._pass_started)
+            self._rule.passed(len(batch), self._last_pass_s)
         self._rule.answered((p.session for p in batch if p.session is not None), now)
         for pending, outcome in zip(batch, result.outcomes, strict=True):
             if not pending.answer.done():

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from defi_models.policy import DeFIPolicy
 from defi_platform.config import InferenceConfig
+from defi_platform.errors import ServeError
 from defi_platform.serve.inference.forward_thread import WarmUp
 from defi_platform.serve.observation import Observation, PolicySpec
 from defi_platform.serve.policy_folder import load_policy, policy_spec
@@ -131,9 +132,13 @@ class PolicyForward:
                     self([replace(self.probe, seed=number) for number in range(size)])
                     took = time.perf_counter() - started
                     seconds[size] = min(took, seconds.get(size, took))
-            except torch.cuda.OutOfMemoryError:
-                if not seconds or len(self.sizes) == 1:
-                    raise
+            except torch.cuda.OutOfMemoryError as error:
+                if not seconds:
+                    raise ServeError(
+                        f"policy {self.spec.policy}: a forward pass of {size} observation(s) does not fit into the "
+                        "GPU's memory. Set model.dtype=bfloat16, a larger share of a GPU (replica_gpus) or, with "
+                        "model.deterministic, a smaller max_batch_size."
+                    ) from error
                 largest = max(seconds)
                 log.warning(
                     "policy %s: batches of %d do not fit into the GPU's memory; at most %d are made (max_batch_size)",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 _MOST_SESSIONS = 4096
@@ -102,6 +102,8 @@ class GatherRule:
         self.returns = LinearFit(memory=200)
         """Seconds until the k-th client of a group is back, over k."""
         self._sessions: OrderedDict[Hashable, _Session] = OrderedDict()
+        self._away: dict[Hashable, float] = {}
+        """Answered sessions with a known return time -> when they will be back."""
         self._expected: dict[Hashable, float] = {}
         """Sessions that will be back soon -> when they are overdue; oldest first."""
 
@@ -124,6 +126,16 @@ class GatherRule:
         pays = math.ceil(self.cost.intercept / (_PAYS * slope))
         return min(self._max, max(_SMALLEST_CAP, pays))
 
+    def warmed(self, seconds: Mapping[int, float]) -> None:
+        """Learns from the warm-up, whose times are no accidents: enough to limit the first clients' batches.
+
+        Args:
+            seconds: of a pass, by its observations.
+        """
+        for _ in range(math.ceil(_LEAST_PASSES / max(1, len(seconds)))):
+            for size, took in seconds.items():
+                self.cost.add(size, took)
+
     def passed(self, size: int, seconds: float) -> None:
         """Learns from a forward pass of `size` observations."""
         if self.cost.samples >= _LEAST_PASSES:
@@ -134,11 +146,14 @@ class GatherRule:
     def arrived(self, session: Hashable, now: float) -> None:
         """Learns from an observation of a session."""
         self._expected.pop(session, None)
+        self._away.pop(session, None)
         known = self._sessions.get(session)
         if known is None:
             known = self._sessions[session] = _Session()
             if len(self._sessions) > _MOST_SESSIONS:
-                self._sessions.popitem(last=False)
+                forgotten, _ = self._sessions.popitem(last=False)
+                self._expected.pop(forgotten, None)
+                self._away.pop(forgotten, None)
         self._sessions.move_to_end(session)
         group, known.group = known.group, None
         if group is None:
@@ -162,8 +177,10 @@ class GatherRule:
             if known is None:
                 continue
             known.group = group
-            if known.return_s is not None and known.return_s < self.fixed_s:
-                soon.append(session)
+            if known.return_s is not None:
+                self._away[session] = now + known.return_s
+                if known.return_s < self.fixed_s:
+                    soon.append(session)
         overdue = now + min(self.fixed_s, 2.0 * self.returns.at(len(soon)) + 0.002)
         for session in soon:
             self._expected.pop(session, None)
@@ -207,10 +224,11 @@ class GatherRule:
 
     def _wait_in_slack(self, now: float, latest_start: float) -> float:
         """The last return that is predicted before `latest_start`, with some time for the prediction's error."""
+        # Those who did not come back when they were to: looked at once, however many clients have left for good.
+        for session in [session for session, back in self._away.items() if back <= now]:
+            del self._away[session]
         last = now
-        for known in self._sessions.values():
-            if known.group is not None and known.return_s is not None:
-                back = known.group.at + known.return_s
-                if now < back < latest_start:
-                    last = max(last, back + 0.1 * known.return_s)
+        for session, back in self._away.items():
+            if back < latest_start:
+                last = max(last, back + 0.1 * (self._sessions[session].return_s or 0.0))
         return last

@@ -26,6 +26,12 @@ class ServiceLoad:
     """Of these, those whose forward pass has not started."""
     oldest_wait_ms: float = 0.0
     """Milliseconds that the oldest queued observation has waited; 0 with an empty queue."""
+    late_ms: float = 0.0
+    """Milliseconds that the most urgent queued observation has waited for the device, beyond its slack; 0 while none runs."""
+    largest_batch: int = 0
+    """Observations of the largest forward pass that pays; 0: not known."""
+    largest_batch_ms: float = 0.0
+    """Predicted milliseconds of it."""
     running_for_s: float = 0.0
     """Seconds that the running forward pass has taken so far; 0 when none runs."""
     answered: int = 0

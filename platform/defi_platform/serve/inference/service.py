@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from defi_platform.serve.inference.forward_thread import Forward, ForwardThread,
 from defi_platform.serve.inference.gather import GatherRule
 from defi_platform.serve.inference.load import LoadMeter, ServiceLoad
 from defi_platform.serve.observation import Answer, Observation, PolicySpec
-from defi_platform.serve.refusals import ObservationError, PolicyFailure, Refusal
+from defi_platform.serve.refusals import BusyError, ObservationError, PolicyFailure, Refusal
 
 log = logging.getLogger("ray.serve")
 
@@ -86,8 +86,7 @@ class ActionService:
         thread = ForwardThread(forward)
         warm = thread.run(warm_up) if warm_up is not None else WarmUp({}, self._settings.max_batch_size)
         self._rule = GatherRule(min(warm.largest, self._settings.max_batch_size))
-        for size, seconds in warm.seconds.items():
-            self._rule.passed(size, seconds)
+        self._rule.warmed(warm.seconds)
         self._batcher = Batcher(
             thread,
             self._rule,
@@ -148,12 +147,19 @@ class ActionService:
 
     def snapshot(self) -> ServiceLoad:
         """The load now; callable from any thread."""
-        running_for_s, oldest_wait_s, queued = self._batcher.state()
-        return self.meter.snapshot(
+        queue = self._batcher.state()
+        load = self.meter.snapshot(
             in_flight=self._in_flight,
-            queued=queued,
-            oldest_wait_ms=oldest_wait_s * 1e3,
-            running_for_s=running_for_s,
+            queued=queue.queued,
+            oldest_wait_ms=queue.oldest_wait_s * 1e3,
+            running_for_s=queue.running_for_s,
+        )
+        largest = self._rule.best_size
+        return replace(
+            load,
+            late_ms=queue.late_s * 1e3,
+            largest_batch=largest,
+            largest_batch_ms=self._rule.cost.at(largest) * 1e3,
         )
 
     async def check_health(self, probe: Observation | None = None) -> None:
@@ -165,12 +171,15 @@ class ActionService:
         Raises:
             ServeError: a pass does not end, or the probe fails as well: the process must be replaced.
         """
-        running_for_s, _, _ = self._batcher.state()
+        running_for_s = self._batcher.state().running_for_s
         if running_for_s > self._settings.stuck_after_s:
             raise ServeError(f"a forward pass has been running for {running_for_s:.0f} s.")
         if probe is None or not self._failed_since_success:
             return
-        batched = await self._batcher.submit(probe)
+        try:
+            batched = await self._batcher.submit(probe)
+        except BusyError:  # the queue is full of other observations, which show it just as well
+            return
         if isinstance(batched.outcome, Exception):
             raise ServeError(
                 f"the policy fails on every observation: {type(batched.outcome).__name__}: {one_line(batched.outcome)}"
