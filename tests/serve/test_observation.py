@@ -148,6 +148,7 @@ F, W, S = "observation__images__front", "observation__images__wrist", "observati
         ({F: np.broadcast_to(np.uint8(0), (5000, 2, 3))}, "at most 4096"),
         ({S: None}, "'observation/state' is missing"),
         ({S: np.zeros(7)}, r"has shape \(7,\); expected 4"),
+        ({S: [0.0] * 7}, "has 7 entries; expected 4"),
         ({S: np.array(["a"] * 4)}, "expected 4 finite numbers"),
         ({S: np.array([0, 0, np.nan, 0])}, "holds nan"),
         ({"prompt": None}, "'prompt' is missing"),

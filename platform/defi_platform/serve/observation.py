@@ -271,7 +271,9 @@ def _state(
 def _numbers(value: Any, key: str, dim: int, expected: str) -> NDArray[Any]:
     if isinstance(value, np.generic | int | float) and not isinstance(value, bool):
         value = [value]
-    if isinstance(value, list | tuple) and len(value) <= dim and all(map(_is_number, value)):
+    if isinstance(value, list | tuple) and len(value) > dim:
+        raise ObservationError(f"'{key}' has {len(value)} entries; {expected}.")
+    if isinstance(value, list | tuple) and all(map(_is_number, value)):
         value = np.asarray([_float(number) for number in value])
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
         raise ObservationError(f"'{key}' is {described(value)}; {expected}.")

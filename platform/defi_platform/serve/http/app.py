@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect
 
 from defi_platform.serve.http import pages
 from defi_platform.serve.http.act import (
@@ -28,7 +30,7 @@ from defi_platform.serve.protocols.wire import WireSettings
 from defi_platform.serve.refusals import BusyError, DeadlineError, PolicyFailure, Refusal
 from defi_platform.serve.sessions.decoding import RESIZE_AT_ONCE, in_thread
 from defi_platform.serve.sessions.options import CHUNK
-from defi_platform.serve.sessions.session import Session
+from defi_platform.serve.sessions.session import Session, SessionAnswer
 
 if TYPE_CHECKING:
     from defi_platform.serve.inference.service import ActionService
@@ -70,16 +72,22 @@ def http_app(
     async def act(request: Request) -> Response:
         """Actions for one observation, or for each of a batch."""
         content_type = request.headers.get("content-type", "")
-        body = await request.body()
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return _nobody()
         session = Session(service, options, keys, answers=CHUNK, client=_client(request))
         try:
             small = len(body) <= RESIZE_AT_ONCE
             batch, observations = (
                 decode(body, content_type) if small else await in_thread(lambda: decode(body, content_type))
             )
-            answers = (
-                await session.answer_batch(observations) if batch else [await session.answer(observations[0])]
+            answers = await _unless_hung_up(
+                request,
+                session.answer_batch(observations) if batch else _alone(session.answer(observations[0])),
             )
+            if answers is None:
+                return _nobody()
         except Refusal as refusal:
             if not isinstance(refusal, BusyError | DeadlineError | PolicyFailure):
                 service.count(refusal)
@@ -110,6 +118,33 @@ def http_app(
 
     pages.add_to(app)
     return app
+
+
+async def _alone(answer: Awaitable[SessionAnswer]) -> list[SessionAnswer]:
+    return [await answer]
+
+
+async def _unless_hung_up(
+    request: Request, answering: Coroutine[Any, Any, list[SessionAnswer]]
+) -> list[SessionAnswer] | None:
+    """Answers; None, and their places in the queue are free, where the client hangs up before that."""
+
+    async def hung_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    answers, gone = asyncio.ensure_future(answering), asyncio.ensure_future(hung_up())
+    try:
+        await asyncio.wait((answers, gone), return_when=asyncio.FIRST_COMPLETED)
+        return answers.result() if answers.done() else None
+    finally:
+        answers.cancel()
+        gone.cancel()
+
+
+def _nobody() -> Response:
+    """The response where nobody is there to read it."""
+    return Response(status_code=499)
 
 
 def _client(request: Request) -> tuple[str, int] | None:

@@ -18,7 +18,9 @@ function content(title, bodies, parent) {
 }
 
 async function start() {
-  const response = await fetch("/openapi.json");
+  const token = document.getElementById("token").value.trim();
+  const response = await fetch("/openapi.json", { headers: token ? { Authorization: `Bearer ${token}` } : {} });
+  document.getElementById("ask").hidden = response.status !== 401;
   if (!response.ok) throw new Error(await response.text());
   const api = await response.json();
   document.getElementById("about").textContent = api.info.description;
@@ -37,4 +39,6 @@ async function start() {
   }
 }
 
-start().catch((error) => { document.getElementById("about").textContent = String(error); });
+const show = () => start().catch((error) => { document.getElementById("about").textContent = String(error); });
+document.getElementById("token").addEventListener("change", show);
+show();
