@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.requests import ClientDisconnect
 
 from defi_platform.serve.http import pages
 from defi_platform.serve.http.act import (
@@ -72,10 +71,7 @@ def http_app(
     async def act(request: Request) -> Response:
         """Actions for one observation, or for each of a batch."""
         content_type = request.headers.get("content-type", "")
-        try:
-            body = await request.body()
-        except ClientDisconnect:
-            return _nobody()
+        body = await request.body()
         session = Session(service, options, keys, answers=CHUNK, client=_client(request))
         try:
             small = len(body) <= RESIZE_AT_ONCE
@@ -87,7 +83,7 @@ def http_app(
                 session.answer_batch(observations) if batch else _alone(session.answer(observations[0])),
             )
             if answers is None:
-                return _nobody()
+                return Response(status_code=499)  # for nobody
         except Refusal as refusal:
             if not isinstance(refusal, BusyError | DeadlineError | PolicyFailure):
                 service.count(refusal)
@@ -140,11 +136,6 @@ async def _unless_hung_up(
     finally:
         answers.cancel()
         gone.cancel()
-
-
-def _nobody() -> Response:
-    """The response where nobody is there to read it."""
-    return Response(status_code=499)
 
 
 def _client(request: Request) -> tuple[str, int] | None:
