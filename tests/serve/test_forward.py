@@ -137,15 +137,20 @@ def test_a_prompt_is_encoded_once_and_the_oldest_is_forgotten(policy_folder: Pat
     assert encoded == prompts
 
 
-def test_the_warm_up_runs_every_size_and_its_times_are_those_of_the_sizes(forward: PolicyForward) -> None:
+@pytest.mark.parametrize(("each_size_is_prepared", "sizes"), [(False, [1, 2]), (True, [1, 2, 4])])
+def test_the_warm_up_runs_the_sizes_that_need_it_and_its_times_are_those_of_the_sizes(
+    forward: PolicyForward, monkeypatch: pytest.MonkeyPatch, each_size_is_prepared: bool, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(forward, "_padded", each_size_is_prepared)
     warm = forward.warm_up()
-    assert list(warm.seconds) == [1, 2, 4] and warm.largest == 4 and min(warm.seconds.values()) > 0
+    assert list(warm.seconds) == sizes and warm.largest == 4 and min(warm.seconds.values()) > 0
 
 
 def test_sizes_that_do_not_fit_into_memory_lower_the_largest_batch(
     forward: PolicyForward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     act = forward._policy.act
+    monkeypatch.setattr(forward, "_padded", True)  # as on a GPU, every size is tried
 
     def small_memory(batch: dict[str, list[str]], generator: object) -> torch.Tensor:
         if len(batch["text"]) > 2:

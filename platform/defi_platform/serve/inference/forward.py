@@ -116,11 +116,13 @@ class PolicyForward:
         """Runs every size twice and takes the faster run's time.
 
         Takes allocations, compilation and lazy initialisation out of the first robots' requests. A size that does
-        not fit into the GPU's memory lowers the largest one.
+        not fit into the GPU's memory lowers the largest one. A CPU without compilation has nothing to prepare for
+        each size: the two smallest load the libraries and show what a pass and each observation in it cost.
         """
         seconds: dict[int, float] = {}
         began = time.monotonic()
-        for size in self.sizes:
+        sizes = self.sizes if self._padded or self._device.type != "cpu" else self.sizes[:2]
+        for size in sizes:
             if not self._padded and time.monotonic() - began > WARM_UP_S:
                 log.info(
                     "policy %s: no warm-up of batches beyond %d: it took long", self.spec.policy, max(seconds)
