@@ -176,6 +176,38 @@ def test_tls_serves_websockets_and_http_and_plain_clients_get_nowhere(tmp_path: 
         until(lambda: place.server.load()["sockets"] == 0, "all to be gone")
 
 
+def test_a_renewed_certificate_is_used_and_a_damaged_one_is_not(tmp_path: Path) -> None:
+    paths = certificate(tmp_path)
+    old = ssl.create_default_context(cafile=paths[0])
+    with serving(tls_cert=paths[0], tls_key=paths[1]) as place:
+
+        def greeted(trust: ssl.SSLContext) -> bool:
+            with connect(place.url.replace("ws:", "wss:"), ssl=trust, proxy=None) as websocket:
+                return bool(websocket.recv())
+
+        assert greeted(old)
+        Path(paths[0]).write_text("half of a file")
+        assert greeted(old)
+        certificate(tmp_path)
+        assert greeted(ssl.create_default_context(cafile=paths[0]))
+        with pytest.raises(ssl.SSLCertVerificationError):
+            greeted(old)
+
+
+def test_a_stricter_successor_asks_moved_clients_for_their_token(tokens: str, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    for settings in ({"tokens": tokens}, {"tls_cert": cert, "tls_key": key}):
+        other = replica(SleepingService(), **settings)
+        with serving() as place, connect(place.url, proxy=None) as websocket:
+            websocket.recv()
+            place.server.move(
+                None, "answers", lambda sock, state, to=other: bool(to.adopt(sock, state)) or True
+            )
+            with pytest.raises(ConnectionClosed, match=r"1012.*token or for TLS now: connect again"):
+                websocket.recv()
+        other.close("the test is over", timeout_s=0.2)
+
+
 def test_a_certificate_that_does_not_fit_is_told_by_its_key(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     assert server_context(None, None) is None

@@ -193,6 +193,33 @@ def test_a_socket_that_nobody_takes_over_ends_in_its_own_protocol(
     assert client.recv(100).startswith(words)
 
 
+def test_a_replica_that_leaves_a_busy_listener_loses_no_socket(node: Node) -> None:
+    listener = node.listen()
+    first, link = node.replica("a")
+    connections = [dial(node.settings.port) for _ in range(200)]
+    wait(lambda: len(first.open) == 200)
+    second, _ = node.replica("b")
+    link.leave()
+    listener._loop.call_soon_threadsafe(time.sleep, 0.5)
+    moving = list(first.open)
+    first.open.clear()
+    time.sleep(0.05)  # their threads look away
+    # More than the kernel holds for the listener, so that some wait here when the replica ends.
+    assert all(link.hand_over(sock, {"lines": 7, "padding": b"x" * 10_000}) for sock in moving)
+    link.stop()
+    wait(lambda: len(second.open) == 200)
+    assert ask(connections[-1]) == "b 8"
+
+
+def test_a_leaving_replica_gets_no_connection_after_it_has_said_so(node: Node) -> None:
+    listener = node.listen()
+    first, link = node.replica("a")
+    listener._loop.call_soon_threadsafe(time.sleep, 0.3)
+    connection = dial(node.settings.port)  # on its way while the replica leaves
+    link.leave()
+    assert len(first.open) == 1 and ask(connection) == "a 1"
+
+
 def test_after_an_upscale_sockets_are_spread_over_the_replicas(node: Node) -> None:
     listener = node.listen()
     node.replica("a")
@@ -290,6 +317,26 @@ def test_the_folder_of_the_unix_sockets_is_closed_to_others(
 
 def member(name: str, sockets: int, generation: int = 1, **options: Any) -> Member:
     return Member(name, generation, "d", 1, "policy", load={"sockets": sockets}, **options)
+
+
+def test_sockets_of_killed_nodes_are_deleted_and_long_names_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandoned, young, live = (tmp_path / f"{name}.sock" for name in ("abandoned", "young", "live"))
+    with ExitStack() as stack:
+        listening = stack.enter_context(channel_module.listen_locally(live))
+        for path in (abandoned, young):
+            channel_module.listen_locally(path).close()
+        for path in (abandoned, live):
+            os.utime(path, (0, 0))
+        stack.enter_context(channel_module.listen_locally(tmp_path / "new.sock"))
+        assert {p.name for p in tmp_path.glob("*")} == {"young.sock", "live.sock", "new.sock"}
+        assert listening.fileno() > 0
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    monkeypatch.setattr(channel_module.tempfile, "gettempdir", lambda: str(long))
+    with pytest.raises(ServeError, match="too long for a Unix socket"):
+        socket_path("f" * 56)
 
 
 def test_a_silent_replica_gets_no_connections_and_an_unannounced_one_comes_last() -> None:

@@ -18,8 +18,9 @@ from defi_platform import storage
 from defi_platform.config import ServeConfig
 from defi_platform.config.loader import from_mapping
 from defi_platform.config.serve import replica_range
-from defi_platform.errors import UserError
+from defi_platform.errors import ServeError, UserError
 from defi_platform.serve.deployment.policy_digest import policy_digest
+from defi_platform.serve.deployment.standing import find_standing, same_address
 from defi_platform.serve.deployment.startup_checks import (
     QUIET_LOGS,
     check_before_start,
@@ -36,6 +37,8 @@ from defi_platform.serve.replica import DRAIN_DEADLINE_S, PolicyReplica, Replica
 REPORT_PERIOD_S = 1.0
 """Seconds between a replica's reports to Serve's autoscaler; by itself it pushes every ten."""
 LOOK_BACK_S = 3.0
+DEFAULT_NAME = "default"
+"""Serve's own name of an application without one."""
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -55,14 +58,23 @@ def build_app(args: dict[str, Any]) -> Application:
         digest = policy_digest(config.policy)
         if command is not None and command.info_name == "run":
             start_serve_for_command(command.params)
-        standing = registry.read() if ray.is_initialized() else None
-        same = standing is not None and (standing.host, standing.port) == (config.host, config.port)
-        if ray.is_initialized() and not same:
+        name = str(command.params.get("name") or DEFAULT_NAME) if command is not None else DEFAULT_NAME
+        standing = find_standing() if ray.is_initialized() else None
+        if command is not None and command.info_name == "run":
+            start_serve_for_command(command.params)  # again, where remains were cleared away
+        if standing is not None:
+            same_address(standing, config)
+            if standing.application != name:
+                raise ServeError(
+                    f"{standing.host}:{standing.port} is served by the application {standing.application} of this Ray "
+                    "cluster. Replace it with jobs/serve_policy.py, or stop it with `serve shutdown` first."
+                )
+        elif ray.is_initialized():
             config.port = resolve_port_on_head(config.host, config.port)
-        secret = bytes.fromhex(standing.secret) if same and standing else secrets.token_bytes(SECRET_BYTES)
+        secret = bytes.fromhex(standing.secret) if standing is not None else secrets.token_bytes(SECRET_BYTES)
         settings = replica_settings(config, digest, secret)
         if ray.is_initialized():
-            registry.write(record("default", settings, owner="serve run"))
+            registry.write(record(name, settings, owner="serve run"))
         warn_if_public(config)
         return application(settings)
     except UserError as error:

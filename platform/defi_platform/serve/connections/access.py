@@ -154,6 +154,11 @@ class Access:
             raise AccessError("this token is not known here.")
         return found
 
+    def knows(self, name: str | None) -> bool:
+        """Whether a client that another replica has admitted by this name may come in here."""
+        self._read_again()
+        return self._path is None or name in self._tokens
+
     def bucket(self, name: str | None, address: str) -> Bucket | None:
         """The rate of a client; None where there is no limit.
 

@@ -18,7 +18,7 @@ from defi_platform.serve.connections.access import Access
 from defi_platform.serve.connections.guard import AsgiApp, GuardedApp
 from defi_platform.serve.connections.http_connection import HttpConnection, uvicorn_config
 from defi_platform.serve.connections.shared import HandOver, Leave, SharedState
-from defi_platform.serve.connections.tls import server_context
+from defi_platform.serve.connections.tls import Certificate
 from defi_platform.serve.connections.websocket import GOING_AWAY, WebSocketConnection, client_of
 from defi_platform.serve.protocols.routes import wire_class
 from defi_platform.serve.protocols.wire import SERVICE_RESTART, WireSettings
@@ -39,6 +39,7 @@ FAREWELL_S = 0.5
 RECONNECT = "this replica is leaving: connect again, another one answers"
 LOST_S = 60
 """Seconds after which a robot that lost its power or its network is given up."""
+STRICTER = "this server asks for a token or for TLS now: connect again"
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 """Of a socket on which nothing happens."""
 
@@ -75,7 +76,8 @@ class SocketServer:
             ConfigError: the tokens file or the certificate does not fit.
         """
         access = Access(security)
-        self._tls = server_context(security.tls_cert, security.tls_key)
+        self._certificate = Certificate(security.tls_cert, security.tls_key)
+        self._certificate.read()
         self._shared = SharedState(service, limits, access, max_connections, wires)
         self._shared.readopt = self._readopt
         self._config = uvicorn_config(
@@ -214,18 +216,19 @@ class SocketServer:
         in_use = len(shared.websockets) + len(shared.https) + self._opening
         if in_use > shared.max_connections + HTTP_ROOM:
             shared.counts["refused_full"] += 1
-            if self._tls is None:
+            if not self._certificate.wanted:
                 with contextlib.suppress(OSError):
                     sock.send(_FULL)
             sock.close()
             return
-        handshake = None if self._tls is None else shared.limits.handshake_timeout_s
+        tls = self._certificate.context()
+        handshake = None if tls is None else shared.limits.handshake_timeout_s
         await self.loop.connect_accepted_socket(
             lambda: HttpConnection(shared, self._config, self._state),
             sock,
-            ssl=self._tls,
+            ssl=tls,
             ssl_handshake_timeout=handshake,
-            ssl_shutdown_timeout=None if self._tls is None else TLS_SHUTDOWN_S,
+            ssl_shutdown_timeout=None if tls is None else TLS_SHUTDOWN_S,
         )
 
     async def _resume(self, sock: socket.socket, state: dict[str, Any], leave: Leave | None) -> None:
@@ -241,6 +244,8 @@ class SocketServer:
         websocket = WebSocketConnection(shared, wire, shared.access.bucket(client.name, client.address))
         await self.loop.connect_accepted_socket(lambda: websocket, sock)
         shared.counts["resumed"] += 1
+        if leave is None and (self._certificate.wanted or not shared.access.knows(client.name)):
+            leave = Leave("answers", None, SERVICE_RESTART, STRICTER)
         websocket.resume(state, leave)
 
     def _order(self, order: Leave, count: int | None) -> None:

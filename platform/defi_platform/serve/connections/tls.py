@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import ssl
 
 from defi_platform.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 
 def server_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
@@ -40,3 +44,42 @@ def server_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
             f"without a password ({reason})."
         ) from error
     return context
+
+
+class Certificate:
+    """The certificate of a process that runs for months: read again when its files change, as renewals do."""
+
+    def __init__(self, cert: str | None, key: str | None) -> None:
+        """Reads nothing yet; see `server_context` for the files."""
+        self._files = (cert, key)
+        self._version: tuple[tuple[int, int], ...] | None = None
+        self._context: ssl.SSLContext | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether connections are encrypted."""
+        return self._files != (None, None)
+
+    def read(self) -> None:
+        """Reads the files. Raises: ConfigError, as `server_context`."""
+        self._version = self._present()
+        self._context = server_context(*self._files)
+
+    def context(self) -> ssl.SSLContext | None:
+        """For a new connection: the latest certificate that was in order; None without one."""
+        if self.wanted and self._present() != self._version:
+            try:
+                self.read()
+            except ConfigError as error:
+                log.warning("the certificate stays as it was: %s", error)
+        return self._context
+
+    def _present(self) -> tuple[tuple[int, int], ...]:
+        found = []
+        for path in self._files:
+            try:
+                status = os.stat(str(path))
+                found.append((status.st_mtime_ns, status.st_ino))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)

@@ -19,6 +19,13 @@ from defi_platform.config import ServeConfig
 from defi_platform.errors import ServeError
 from defi_platform.serve.app import application, record, replica_settings
 from defi_platform.serve.deployment.policy_digest import policy_digest
+from defi_platform.serve.deployment.standing import (
+    PREFIX,
+    clear,
+    delete_unknown,
+    find_standing,
+    same_address,
+)
 from defi_platform.serve.deployment.startup_checks import (
     check_before_start,
     head_node,
@@ -26,7 +33,7 @@ from defi_platform.serve.deployment.startup_checks import (
     start_serve,
 )
 from defi_platform.serve.listener import registry
-from defi_platform.serve.listener.actor import ask_all, ensure_listener, stop_listeners, wait_for_port
+from defi_platform.serve.listener.actor import ask_all, ensure_listener, wait_for_port
 from defi_platform.serve.listener.registry import Deployment
 from defi_platform.serve.listener.relay import SECRET_BYTES
 from defi_platform.serve.replica import DRAIN_DEADLINE_S, ReplicaSettings
@@ -36,7 +43,6 @@ PORT_DEADLINE_S = 60.0
 ANSWER_DEADLINE_S = 60.0
 """Seconds in which a server that was found again may start a dead replica or listener."""
 CLOSING = "the policy server is shutting down"
-PREFIX = "policy-"
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +107,13 @@ class PolicyServer:
                 flush=True,
             )
             return
+        if standing is not None:
+            # Whoever finds the rest of it, should this job be killed now, must not take it for a server.
+            registry.write(dataclasses.replace(standing, ending=True))
         try:
             _close_sockets()
         finally:
-            _clear(serve.status().applications)
+            clear(serve.status().applications)
 
     def __enter__(self) -> PolicyServer:
         return self
@@ -130,15 +139,10 @@ def deploy(config: ServeConfig) -> PolicyServer:
     digest = policy_digest(config.policy)
     # Serve announces each of its steps; a job's output is for what the job says.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    standing = _standing()
+    standing = find_standing()
     if standing is None:
         return _deploy_first(config, digest)
-    if (standing.host, standing.port) != (config.host, config.port):
-        raise ServeError(
-            f"this Ray cluster already serves the policy {standing.policy} at {standing.host}:{standing.port}. "
-            f"Query that one, replace it with host={standing.host} port={standing.port}, stop it with "
-            "`serve shutdown`, or leave out ray.address to start a cluster of your own."
-        )
+    same_address(standing, config)
     settings = replica_settings(config, digest, bytes.fromhex(standing.secret))
     if standing.digest == digest and standing.config == registry.plain(settings.config):
         adopted = dataclasses.replace(standing, owner=_new_owner())
@@ -169,12 +173,13 @@ def _deploy_first(config: ServeConfig, digest: str) -> PolicyServer:
         _run(name, settings)
         return _reached(deployment)
     except BaseException:
-        _clear(serve.status().applications)
+        clear(serve.status().applications)
         raise
 
 
 def _replace(standing: Deployment, settings: ReplicaSettings) -> PolicyServer:
     """Starts the successor of an application beside it, and sends new clients there."""
+    delete_unknown(standing)
     name = _application_name(settings)
     try:
         _run(name, settings)
@@ -234,34 +239,6 @@ def _close_sockets() -> None:
     log.warning("sockets were still open %g s after the shutdown began", DRAIN_DEADLINE_S)
 
 
-def _clear(applications: Any) -> None:
-    """Ends all applications of ours; Serve too, unless it serves something else."""
-    standing = registry.read()
-    named = () if standing is None else (standing.application, *standing.retiring)
-    ours = [name for name in applications if name.startswith(PREFIX) or name in named]
-    if set(applications) <= set(ours):
-        serve.shutdown()
-    else:
-        for name in ours:
-            serve.delete(name)
-    stop_listeners()
-    registry.clear()
-
-
-def _standing() -> Deployment | None:
-    """The record of what the cluster serves; what is left of a server that has been stopped is cleared away."""
-    found = registry.read()
-    if found is None:
-        stop_listeners()
-        return None
-    applications = serve.status().applications
-    status = applications[found.application].status if found.application in applications else "gone"
-    if status not in ("gone", "DEPLOY_FAILED", "DELETING"):
-        return found
-    _clear(applications)
-    return None
-
-
 def _application_name(settings: ReplicaSettings) -> str:
     return f"{PREFIX}{settings.digest[:8]}-{settings.generation}"
 
@@ -280,7 +257,11 @@ def _wait_until_running(name: str, *, found_again: bool = False) -> None:
     deadline = time.monotonic() + START_DEADLINE_S
     reported = ""
     while True:
-        status = serve.status().applications[name]
+        status = serve.status().applications.get(name)
+        if status is None:
+            raise ServeError(
+                "the policy is not served: another command has stopped or replaced it meanwhile."
+            )
         if status.status == "RUNNING":
             return
         waiting = "\n".join(d.message for d in status.deployments.values() if d.message)

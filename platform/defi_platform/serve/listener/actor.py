@@ -36,6 +36,7 @@ class ListenerActor:
             node: Ray's id of the node.
         """
         self._node = node
+        self._tls_files = (settings.tls_cert, settings.tls_key)
         # Nothing but the public port listens beyond this machine, unless another machine needs it.
         relay_host = ray.util.get_node_ip_address() if len(ray.nodes()) > 1 else None
         self._listener = Listener(settings, socket_path(node), relay_host=relay_host)
@@ -84,8 +85,14 @@ class ListenerActor:
 
     def _follow(self) -> None:
         deployment = registry.read()
-        if deployment is not None:
-            self._listener.follow(deployment.generation)
+        if deployment is None:
+            return
+        self._listener.follow(deployment.generation)
+        security = deployment.config["security"]
+        files = (security["tls_cert"], security["tls_key"])
+        if files != self._tls_files:
+            self._tls_files = files
+            self._listener.use_certificate(*files)
 
     def _exchange_relays(self, state: dict[str, Any]) -> None:
         if state["relay"] is not None:

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import tempfile
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ PACKET_LIMIT = 128 * 1024
 passed beside it."""
 MESSAGE_LIMIT = 64 * 2**20
 """Bytes of one message. A socket whose session state is larger is not moved but closed."""
+_PATH_LIMIT = 107
+_ABANDONED_S = 60.0
 _IN_MEMORY = b"\xc1"
 """A packet whose message is in memory; no msgpack begins with this byte."""
 
@@ -167,7 +170,7 @@ def socket_path(node: str) -> Path:
         node: Ray's id of the node; several may share a machine.
 
     Raises:
-        ServeError: the folder belongs to somebody else or is open to others.
+        ServeError: the folder belongs to somebody else or is open to others, or its name is too long.
     """
     folder = Path(tempfile.gettempdir()) / f"defi-serve-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
@@ -178,11 +181,15 @@ def socket_path(node: str) -> Path:
             f"{folder} must be a folder of this user that nobody else can enter (mode 0700), since clients' sockets "
             "pass through it. Remove it, or set TMPDIR to another folder."
         )
-    return folder / f"{node[:24]}.sock"
+    path = folder / f"{node[:24]}.sock"
+    if len(os.fsencode(path)) > _PATH_LIMIT:
+        raise ServeError(f"{path} is too long for a Unix socket. Set TMPDIR to a shorter folder.")
+    return path
 
 
 def listen_locally(path: Path) -> socket.socket:
     """The Unix socket that replicas connect to; one that a dead listener left is replaced."""
+    _remove_abandoned(path.parent)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         # Bound under another name first: a replica never meets a file that nobody listens on yet.
@@ -196,6 +203,18 @@ def listen_locally(path: Path) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Deletes sockets on which nobody listens: of nodes that were killed."""
+    for path in folder.glob("*.sock"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            probe.setblocking(False)
+            if time.time() - path.stat().st_mtime > _ABANDONED_S:
+                try:
+                    probe.connect(str(path))
+                except ConnectionRefusedError:
+                    path.unlink()
 
 
 def connect_locally(path: Path) -> Channel | None:

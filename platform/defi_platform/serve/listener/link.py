@@ -21,6 +21,8 @@ REPORT_PERIOD_S = 0.5
 RECONNECT_PERIOD_S = 0.1
 REVIVE_AFTER_S = 3.0
 """Seconds without a listener after which the replica asks for one; Ray starts a dead one again by itself."""
+LISTENER_PATIENCE_S = 2.0
+"""Seconds that a busy listener gets to hear that a replica leaves, and to take the sockets that it gives back."""
 
 
 class Sockets(Protocol):
@@ -67,7 +69,8 @@ class ReplicaLink:
         self._port: socket.socket | None = None
         self._received = 0
         self._leaving = False
-        self._stop = threading.Event()
+        self._dismissed, self._stop = threading.Event(), threading.Event()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._registered = threading.Event()
         self._thread = threading.Thread(target=self._run, name="listener link", daemon=True)
 
@@ -91,11 +94,17 @@ class ReplicaLink:
         return self._registered.wait(timeout_s)
 
     def leave(self) -> None:
-        """Takes no more connections from the listener; those that are here stay."""
+        """Takes no more connections from the listener; those that are here stay.
+
+        Returns once the listener knows, so that none is on its way any more.
+        """
         self._leaving = True
-        with self._lock, contextlib.suppress(ChannelClosed):
-            if self._channel is not None:
+        with self._lock:
+            if self._channel is None:
+                return
+            with contextlib.suppress(ChannelClosed):
                 self._channel.send({"type": "leaving"})
+        self._dismissed.wait(LISTENER_PATIENCE_S)
 
     def hand_over(self, connection: socket.socket, state: dict[str, Any], *, same: bool = True) -> bool:
         """Gives a websocket back to the listener, for another replica.
@@ -117,11 +126,17 @@ class ReplicaLink:
                 return False
             except ChannelClosed:
                 return False
+            if self._channel.waiting:
+                os.eventfd_write(self._wake, 1)
             return True
 
     def stop(self) -> None:
-        """Ends the thread and the registration."""
+        """Ends the thread and the registration, once the listener has taken what was given back."""
+        deadline = time.monotonic() + LISTENER_PATIENCE_S
+        while (channel := self._channel) is not None and channel.waiting and time.monotonic() < deadline:
+            time.sleep(0.005)
         self._stop.set()
+        os.eventfd_write(self._wake, 1)
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(5)
         if self._port is not None:
@@ -150,7 +165,7 @@ class ReplicaLink:
                 self._channel = None
                 left = channel.abandon()
             for message, connection in left:
-                if message["type"] == "socket":
+                if message["type"] == "socket" and not self._stop.is_set():
                     self._sockets.adopt(connection, message["state"])
                 else:
                     connection.close()
@@ -165,10 +180,13 @@ class ReplicaLink:
         with self._lock:
             self._channel = channel
         poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
         due = time.monotonic() + REPORT_PERIOD_S
         while not self._stop.is_set():
             poll.register(channel.fileno(), select.POLLIN | (select.POLLOUT if channel.waiting else 0))
             poll.poll(max(0.0, due - time.monotonic()) * 1e3)
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
             with self._lock:
                 channel.flush()
             while True:
@@ -185,15 +203,20 @@ class ReplicaLink:
 
     def _obey(self, message: dict[str, Any], passed: socket.socket | None) -> None:
         kind = message["type"]
-        if kind == "socket" and passed is not None:
+        if kind == "socket":
             self._received += 1
-            self._sockets.adopt(passed, message["state"])
+            if passed is None:
+                log.error("a connection was lost: this process has no room for more open files")
+            else:
+                self._sockets.adopt(passed, message["state"])
         elif kind == "port" and passed is not None:
             if self._port is not None:
                 self._port.close()
             self._port = passed
         elif kind == "welcome":
             self._registered.set()
+        elif kind == "dismissed":
+            self._dismissed.set()
         elif kind == "move":
             same = bool(message["same"])
             self._sockets.move(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from defi_platform.serve.connections.tls import server_context
+from defi_platform.serve.connections.tls import Certificate
 from defi_platform.serve.listener.channel import listen_locally
 from defi_platform.serve.listener.placement import Placement
 from defi_platform.serve.listener.port import BACKLOG, allow_many_files, open_port, same_user
@@ -48,14 +48,11 @@ class Listener:
             settings: address and secret.
             path: of the Unix socket for replicas.
             relay_host: address of this node at which other nodes' listeners reach it; None: they do not.
-
-        Raises:
-            ConfigError: the TLS certificate cannot be used.
         """
         self._settings, self._path, self._relay_host = settings, path, relay_host
         self._loop = asyncio.new_event_loop()
-        tls = server_context(settings.tls_cert, settings.tls_key)
-        self._placement = Placement(self._loop, settings.secret, tls, self._on_register)
+        certificate = Certificate(settings.tls_cert, settings.tls_key)
+        self._placement = Placement(self._loop, settings.secret, certificate, self._on_register)
         self._public: socket.socket | None = None
         self._listening: list[socket.socket] = []
         self._relaying: socket.socket | None = None
@@ -107,6 +104,10 @@ class Listener:
             self.serve_generation(generation)
         else:
             self._placement.roster.current = generation
+
+    def use_certificate(self, cert: str | None, key: str | None) -> None:
+        """Encrypts refusals as the replicas that serve now encrypt their answers; see `SecurityConfig`."""
+        self._placement.certificate = Certificate(cert, key)
 
     def order_close(self, reason: str) -> int:
         """Asks all replicas to close their connections between answers; new ones are refused from now on.

@@ -7,11 +7,11 @@ import contextlib
 import hmac
 import logging
 import socket
-import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from defi_platform.serve.connections.tls import Certificate
 from defi_platform.serve.listener.channel import Channel, ChannelClosed, MessageTooLarge
 from defi_platform.serve.listener.refusal import refuse
 from defi_platform.serve.listener.relay import introduced, relay
@@ -36,7 +36,7 @@ class Placement:
         self,
         loop: asyncio.AbstractEventLoop,
         secret: bytes,
-        tls: ssl.SSLContext | None,
+        certificate: Certificate,
         on_register: Callable[[Member, socket.socket | None], None],
     ) -> None:
         """Prepares a placement without replicas.
@@ -44,7 +44,7 @@ class Placement:
         Args:
             loop: on whose thread all methods are called.
             secret: shown by replicas and by listeners of other nodes.
-            tls: of the public port, for refusals.
+            certificate: of the public port, for refusals.
             on_register: called with each new replica and the public port that it has kept, if any.
         """
         self.roster = Roster()
@@ -57,7 +57,8 @@ class Placement:
         """Websockets that a replica gave back and nobody has taken yet, with their state."""
         self.closing: str | None = None
         """Why every new connection is refused, while the server shuts down."""
-        self._loop, self._secret, self._tls, self._on_register = loop, secret, tls, on_register
+        self.certificate = certificate
+        self._loop, self._secret, self._on_register = loop, secret, on_register
         self._channels: dict[Member, Channel] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -173,7 +174,7 @@ class Placement:
     def _refuse(self, connection: socket.socket) -> None:
         self.held.pop(connection, None)
         self.counts["refused"] += 1
-        self.start_task(refuse(connection, self.closing or NOBODY, self._tls))
+        self.start_task(refuse(connection, self.closing or NOBODY, self.certificate.context()))
 
     async def _relay(self, connection: socket.socket) -> None:
         for peer in list(self.peers):
@@ -228,6 +229,7 @@ class Placement:
                         self.place_held()
                 elif message["type"] == "leaving":
                     member.leaving = True
+                    self.tell(member, {"type": "dismissed"})
                 elif message["type"] == "socket" and passed is not None:
                     self._move(member, passed, message)
         except ChannelClosed:

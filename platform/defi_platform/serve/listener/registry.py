@@ -34,6 +34,8 @@ class Deployment:
     """The whole ServeConfig but its `ray`."""
     retiring: tuple[str, ...] = ()
     """Older applications that still finish episodes."""
+    ending: bool = False
+    """Its job has begun to shut it down."""
 
 
 def read() -> Deployment | None:
