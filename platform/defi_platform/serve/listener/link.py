@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from defi_platform.serve.listener.channel import Channel, ChannelClosed, MessageTooLarge, connect_locally
+from defi_platform.serve.listener.port import allow_many_files
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class ReplicaLink:
 
     def start(self) -> None:
         """Registers in a thread of its own."""
+        allow_many_files()
         self._thread.start()
 
     def wait_until_registered(self, timeout_s: float) -> bool:
