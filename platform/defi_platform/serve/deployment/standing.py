@@ -1,4 +1,4 @@
-"""What a cluster serves already: found, or cleared away where it is only what a job left."""
+"""The deployment that a cluster has already: found, or cleared away where it is only what a job left."""
 
 from __future__ import annotations
 
