@@ -135,7 +135,7 @@ class ReplicaLink:
     def stop(self) -> None:
         """Ends the thread and the registration, once the listener has taken what was given back."""
         deadline = time.monotonic() + LISTENER_PATIENCE_S
-        while (channel := self._channel) is not None and channel.waiting and time.monotonic() < deadline:
+        while self.passing and time.monotonic() < deadline:
             time.sleep(0.005)
         self._stop.set()
         os.eventfd_write(self._wake, 1)
