@@ -157,7 +157,7 @@ class PolicyReplica:
         if not self._server.loop.is_closed():  # it has been, where the whole server shuts down
             self._server.move(None, "answers", self._link.hand_over)
             deadline = time.monotonic() + DRAIN_DEADLINE_S
-            while self._server.load()["sockets"] and time.monotonic() < deadline:
+            while (self._server.load()["sockets"] or self._link.passing) and time.monotonic() < deadline:
                 time.sleep(0.01)
             self._server.close("this replica of the policy has ended", timeout_s=1.0)
         self._link.stop()
