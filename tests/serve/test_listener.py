@@ -24,7 +24,7 @@ from defi_platform.serve.listener import placement
 from defi_platform.serve.listener.channel import Channel, MessageTooLarge, socket_path
 from defi_platform.serve.listener.link import ReplicaLink
 from defi_platform.serve.listener.listener import Listener, ListenerSettings
-from defi_platform.serve.listener.roster import STALLED_AFTER_S, Member, Roster
+from defi_platform.serve.listener.roster import DOUBTED_AFTER_S, STALLED_AFTER_S, Member, Roster
 
 SECRET = secrets.token_bytes(32)
 
@@ -271,6 +271,18 @@ def test_a_node_without_a_replica_relays_to_one_that_has(node: Node, tmp_path: P
         assert stranger.recv(100) == b""
 
 
+def test_relayed_connections_are_spread_over_the_nodes(node: Node, tmp_path: Path) -> None:
+    listener, peers = node.listen(), []
+    for name in ("b", "c"):
+        (tmp_path / name).mkdir()
+        other = Node(tmp_path / name, node.stack, port=free_port())
+        peers.append(tuple(other.listen(relay_host="127.0.0.1").state()["relay"]))
+        other.replica(name)
+    listener.set_peers(peers)
+    connections = [dial(node.settings.port) for _ in range(4)]
+    assert sorted(ask(connection) for connection in connections) == ["b 1", "b 1", "c 1", "c 1"]
+
+
 def test_a_stranger_on_the_unix_socket_gets_no_connections(node: Node) -> None:
     listener = node.listen()
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -345,6 +357,11 @@ def test_a_silent_replica_gets_no_connections_and_an_unannounced_one_comes_last(
     old, new = member("old", 3, 1), member("new", 0, 2)
     roster.current = 1
     roster.add(old), roster.add(new)
+    busy = member("busy", 9, 1)
+    now[0] = DOUBTED_AFTER_S + 0.1
+    roster.add(busy)
+    assert roster.choose() is busy, "the one that is late comes after it"
+    roster.remove(busy)
     assert roster.choose() is old
     now[0] = STALLED_AFTER_S + 1
     roster.report(new, {"sockets": 0})

@@ -20,6 +20,7 @@ from defi_platform.serve.connections.http_connection import HttpConnection, uvic
 from defi_platform.serve.connections.shared import HandOver, Leave, SharedState
 from defi_platform.serve.connections.tls import Certificate
 from defi_platform.serve.connections.websocket import GOING_AWAY, WebSocketConnection, client_of
+from defi_platform.serve.listener.port import watch_over
 from defi_platform.serve.protocols.routes import wire_class
 from defi_platform.serve.protocols.wire import SERVICE_RESTART, WireSettings
 
@@ -40,8 +41,6 @@ RECONNECT = "this replica is leaving: connect again, another one answers"
 LOST_S = 60
 """Seconds after which a robot that lost its power or its network is given up."""
 STRICTER = "this server asks for a token or for TLS now: connect again"
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
-"""Of a socket on which nothing happens."""
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n"
@@ -189,9 +188,7 @@ class SocketServer:
             sock.setblocking(False)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for option, value in KEEPALIVE:
-                    sock.setsockopt(socket.IPPROTO_TCP, option, value)
+                watch_over(sock)
                 # An answer that is not acknowledged would be sent again for a quarter of an hour.
                 lost_s = max(LOST_S, self._shared.limits.write_timeout_s)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * lost_s))

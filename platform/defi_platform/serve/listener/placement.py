@@ -60,6 +60,8 @@ class Placement:
         self.certificate = certificate
         self._loop, self._secret, self._on_register = loop, secret, on_register
         self._channels: dict[Member, Channel] = {}
+        self._relays: Counter[tuple[str, int]] = Counter()
+        """Connections that each peer has from here."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -177,9 +179,15 @@ class Placement:
         self.start_task(refuse(connection, self.closing or NOBODY, self.certificate.context()))
 
     async def _relay(self, connection: socket.socket) -> None:
-        for peer in list(self.peers):
-            if await relay(connection, peer, self._secret, lambda: self.counts.update(relayed=1)):
-                return
+        for peer in sorted(self.peers, key=lambda peer: self._relays[peer]):
+            self._relays[peer] += 1
+            try:
+                if await relay(connection, peer, self._secret, lambda: self.counts.update(relayed=1)):
+                    return
+            finally:
+                self._relays[peer] -= 1
+                if not self._relays[peer]:
+                    del self._relays[peer]
         if not self._passed(connection):
             self._refuse(connection)
 

@@ -8,6 +8,8 @@ import hmac
 import socket
 from collections.abc import Callable
 
+from defi_platform.serve.listener.port import watch_over
+
 SECRET_BYTES = 32
 CONNECT_PATIENCE_S = 2.0
 _CHUNK = 256 * 1024
@@ -41,6 +43,7 @@ async def relay(
     for end in (client, remote):
         with contextlib.suppress(OSError):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            watch_over(end)
     copies = [asyncio.ensure_future(_copy(client, remote)), asyncio.ensure_future(_copy(remote, client))]
     try:
         await asyncio.gather(*copies)

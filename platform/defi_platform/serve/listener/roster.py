@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+DOUBTED_AFTER_S = 1.5
+"""Seconds without a load report, which come twice a second, after which others get connections first: what is passed to
+a process that is stopped cannot be taken back."""
 STALLED_AFTER_S = 4.0
 """Seconds without a load report after which a replica gets no connections: it is stopped, or starved of CPU."""
 
@@ -101,16 +104,16 @@ class Roster:
             wanted = max(older or [m.generation for m in live], default=None)
         return [m for m in live if m.generation == wanted]
 
-    def choose(self, generation: int | None = None, besides: Iterable[Member] = ()) -> Member | None:
-        """The member that takes the next connection: the one with the fewest sockets.
+    def choose(self, generation: int | None = None) -> Member | None:
+        """The member that takes the next connection: of those that report in time the one with the fewest sockets.
 
         Args:
             generation: only of this one; None: of the one that serves now.
-            besides: members that do not count.
         """
-        excluded = set(besides)
-        among = [m for m in self.candidates(generation) if m not in excluded]
-        return min(among, key=lambda m: (m.sockets, m.passed), default=None)
+        late = self._clock() - DOUBTED_AFTER_S
+        return min(
+            self.candidates(generation), key=lambda m: (m.reported < late, m.sockets, m.passed), default=None
+        )
 
     def uneven(self) -> Move | None:
         """The sockets that the fullest member should give away so that all hold about the same; None where they do.
