@@ -288,3 +288,21 @@ def test_an_evaluation_with_other_settings_is_not_mixed_into_it(
     output, server, _ = evaluated
     with pytest.raises(ConfigError, match=r"other settings \(max_steps: 60 there, 70 here"):
         evaluate(small(output, server.url, max_steps=70))
+
+
+def test_a_server_that_gets_another_policy_does_not_get_into_the_same_evaluation(
+    tmp_path: Path, ray_cluster: None
+) -> None:
+    metadata = {"policy_digest": "one"}
+
+    def replaced(observation: dict[str, Any], connection: ServerConnection) -> dict[str, Any]:
+        digest = "one" if observation["seed"] == request_seed(500, COFFEE, 0) else "two"
+        return {**still(observation, connection), "policy_digest": digest}
+
+    with policy_server(replaced, metadata) as server:
+        config = small(tmp_path / "run", server.url, arms=["policy"], episodes_per_task=2, max_steps=CHUNK)
+        with pytest.raises(ServeError, match="two policies: two answered where one is evaluated"):
+            evaluate(config)
+        metadata["policy_digest"] = "two"
+        with pytest.raises(ServeError, match="two policies: one answered where two is evaluated"):
+            evaluate(config)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from sleeping_policy import SleepingService, frame, observation, raw, replica, serving, until
+from sleeping_policy import HANDSHAKE, SleepingService, frame, observation, raw, replica, serving, until
 from websockets.exceptions import ConnectionClosed
 
 from defi_platform.serve.connections.server import SocketServer
@@ -205,3 +205,19 @@ def test_a_socket_counts_as_long_as_nobody_has_taken_it() -> None:
         for robot in robots:
             with pytest.raises(ConnectionClosed, match=r"1012.*connect again"):
                 robot.infer(observation(1))
+
+
+def test_a_client_that_reads_nothing_holds_up_no_replica_that_leaves() -> None:
+    with serving(write_timeout_s=0.2) as place, socket.socket() as deaf:
+        place.service.chunk = 1000
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(("127.0.0.1", place.port))
+        deaf.sendall(HANDSHAKE)
+        until(lambda: place.server.load()["websockets"] == 1, "the websocket")
+        (websocket,) = place.server._shared.websockets
+        while not websocket._transport.get_write_buffer_size():  # less than what stops the next answer
+            deaf.sendall(frame(openpi.pack(observation(1))))
+            time.sleep(0.004)
+        place.server.move(None, "answers", nobody)
+        until(lambda: place.server.load()["sockets"] == 0, "its end")
+        assert place.server.load()["counts"]["closed_write_timeout"] == 1

@@ -233,6 +233,24 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, TRANSIENT)
 
 
+def check_same_policy(expected: str | None, digest: str | None, url: str) -> None:
+    """Checks that an evaluation is of one policy: a server may get another one while it runs.
+
+    Args:
+        expected: `policy_digest` of the policy that is evaluated; None where its server names none.
+        digest: of an answer, or of an episode that is there already.
+        url: of the server, for the message.
+
+    Raises:
+        ServeError: they are two policies.
+    """
+    if expected is not None and digest is not None and digest != expected:
+        raise ServeError(
+            f"the policy server at {url} has two policies: {digest} answered where {expected} is evaluated. Serve the "
+            "policy of the finished episodes again, or evaluate the other one with another output."
+        )
+
+
 def check_metadata(
     metadata: dict[str, Any],
     *,

@@ -25,7 +25,7 @@ from defi_platform.evaluate.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
 from defi_platform.evaluate.confidence import Rate, latency_quantiles, wilson
-from defi_platform.evaluate.policy_client import PolicyClient, check_metadata, read_token
+from defi_platform.evaluate.policy_client import PolicyClient, check_metadata, check_same_policy, read_token
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
 from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
 from defi_platform.evaluate.success_table import success_lines
@@ -91,7 +91,10 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         missing = [unit for unit in _units(config) if unit not in episodes.rows]
         if missing:
             with _policy(config, missing) as (url, served):
-                _run(config, url, missing, episodes)
+                digest = served.get("policy_digest")
+                for row in episodes.rows.values():
+                    check_same_policy(digest, row.get("policy_digest"), url)
+                _run(config, url, digest, missing, episodes)
     details = {
         **_scores(config, [episodes.rows[unit] for unit in _units(config)]),
         "policy": served,
@@ -153,9 +156,11 @@ def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], source: str) -
     )
 
 
-def _run(config: EvaluateConfig, url: str, missing: list[Rollout], episodes: _EpisodeStore) -> None:
+def _run(
+    config: EvaluateConfig, url: str, digest: str | None, missing: list[Rollout], episodes: _EpisodeStore
+) -> None:
     worker: Any = ray.remote(num_cpus=1)(Simulator)
-    pool: ActorPool[Rollout] = ActorPool(lambda: worker.remote(config, url), config.workers)
+    pool: ActorPool[Rollout] = ActorPool(lambda: worker.remote(config, url, digest), config.workers)
     for unit in missing:
         pool.submit(unit)
     total = len(list(_units(config)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from defi_platform.config import EvaluateConfig
 from defi_platform.data.writers.h264 import encode_h264
 from defi_platform.evaluate.benchmarks import metaworld
-from defi_platform.evaluate.policy_client import PolicyClient, read_token
+from defi_platform.evaluate.policy_client import PolicyClient, check_same_policy, read_token
 
 ARMS = ("policy", "random", "expert")
 """The policies that can be put to the test."""
@@ -41,15 +41,17 @@ class Outcome:
 class Simulator:
     """Runs rollouts one after the other; a Ray actor when evaluating."""
 
-    def __init__(self, config: EvaluateConfig, url: str):
+    def __init__(self, config: EvaluateConfig, url: str, policy_digest: str | None = None):
         """Prepares a worker; environment and connection are made when the first rollout needs them.
 
         Args:
             config: of the evaluation.
             url: of the policy server; only the "policy" arm calls it.
+            policy_digest: of the policy that is evaluated; None where its server names none.
         """
         self._config = config
         self._url = url
+        self._policy_digest = policy_digest
         self._environment: metaworld.Environment | None = None
         self._client: PolicyClient | None = None
 
@@ -61,7 +63,7 @@ class Simulator:
 
         Raises:
             SimulatorError: the simulator cannot run here.
-            ServeError: the policy does not answer.
+            ServeError: the policy does not answer, or another one does.
         """
         config, start = self._config, time.perf_counter()
         scene = _Scene(self._environment_of(rollout.task), rollout.seed)
@@ -85,6 +87,8 @@ class Simulator:
             "wall_s": round(time.perf_counter() - start, 3),
             "latency_ms": [round(ms, 2) for ms in actor.latency_ms],
         }
+        if rollout.arm == "policy":
+            row["policy_digest"] = self._policy_digest
         return Outcome(row, video)
 
     def _environment_of(self, task: str) -> metaworld.Environment:
@@ -104,7 +108,7 @@ class Simulator:
             self._client = PolicyClient(self._url, token=read_token(self._config.token_file))
         # Without a setting of its own, the evaluation does as the policy says that robots should.
         asked = self._config.execute_steps or self._client.metadata.get("action", {}).get("execute_steps")
-        return _ServedPolicy(self._client, rollout, self._config.camera, asked)
+        return _ServedPolicy(self._client, rollout, self._config.camera, asked, self._policy_digest)
 
 
 class _Scene:
@@ -157,12 +161,20 @@ class _Expert:
 class _ServedPolicy:
     """The served policy: requests a chunk, executes its first `execute_steps` actions, requests the next."""
 
-    def __init__(self, client: PolicyClient, rollout: Rollout, camera: str, execute_steps: int | None):
+    def __init__(
+        self,
+        client: PolicyClient,
+        rollout: Rollout,
+        camera: str,
+        execute_steps: int | None,
+        digest: str | None,
+    ):
         self.latency_ms: list[float] = []
         self._client = client
         self._rollout = rollout
         self._camera = camera
         self._execute_steps = execute_steps
+        self._digest = digest
         self._queue: list[NDArray[np.floating]] = []
 
     def action(self, scene: _Scene) -> NDArray[np.floating]:
@@ -174,7 +186,8 @@ class _ServedPolicy:
                 "seed": request_seed(self._rollout.seed, self._rollout.task, scene.step),
             }
             start = time.perf_counter()
-            actions, _ = self._client.infer(observation)
+            actions, answer = self._client.infer(observation)
+            check_same_policy(self._digest, answer.get("policy_digest"), self._client.url)
             self.latency_ms.append((time.perf_counter() - start) * 1e3)
             self._queue = list(actions[: self._execute_steps])
         return self._queue.pop(0)

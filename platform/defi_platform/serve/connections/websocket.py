@@ -44,7 +44,9 @@ class WebSocketConnection(asyncio.Protocol):
         """The connection is lost, or another process has it."""
         self._read_paused = False
         self._leave: Leave | None = None
-        self._write_paused_since: float | None = None
+        self._write_paused = False
+        self._unread_since: float | None = None
+        """When it was first seen that the client leaves something unread."""
         self._closing_since: float | None = None
         self._active_at = shared.loop.time()
         self.arriving_since: float | None = None
@@ -115,12 +117,12 @@ class WebSocketConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client does not read its answers: it gets no more, and what it sends is not read."""
-        self._write_paused_since = self.shared.loop.time()
+        self._write_paused = True
         self._pause_reading(True)
 
     def resume_writing(self) -> None:
         """The client has read."""
-        self._write_paused_since = None
+        self._write_paused = False
         self._after_input()
 
     def leave(self, order: Leave) -> None:
@@ -158,10 +160,12 @@ class WebSocketConnection(asyncio.Protocol):
             now: the loop's time in seconds.
         """
         limits = self.shared.limits
+        unread = self._transport.get_write_buffer_size() > 0
+        self._unread_since = (self._unread_since or now) if unread else None
         if self._closing_since is not None:
             if now - self._closing_since > LINGER_S:
                 self._transport.abort()
-        elif self._write_paused_since is not None and now - self._write_paused_since > limits.write_timeout_s:
+        elif self._unread_since is not None and now - self._unread_since > limits.write_timeout_s:
             self.shared.counts["closed_write_timeout"] += 1
             self._transport.abort()
         elif self.arriving_since is not None and now - self.arriving_since > limits.message_timeout_s:
@@ -182,14 +186,14 @@ class WebSocketConnection(asyncio.Protocol):
         if self._closing_since is None:
             if not reader.is_open:
                 self._begin_closing()
-            elif reader.message is not None and not self.answering and self._write_paused_since is None:
+            elif reader.message is not None and not self.answering and not self._write_paused:
                 self.arriving_since = None
                 self.shared.answering += 1
                 self._answer_task = self.shared.loop.create_task(self._answer(reader.message))
             elif reader.message is None and not reader.at_boundary:
                 self.arriving_since = self.arriving_since or self.shared.loop.time()
         self._count_held()
-        self._pause_reading(reader.full or self._write_paused_since is not None)
+        self._pause_reading(reader.full or self._write_paused)
 
     async def _answer(self, message: bytes | str) -> None:
         try:
@@ -315,6 +319,8 @@ class WebSocketConnection(asyncio.Protocol):
         output = self._reader.data_to_send()
         if not output or self._gone:
             return
+        if not self._transport.get_write_buffer_size():
+            self._unread_since = None  # the answer before has been read
         self._transport.write(b"".join(output))
         if output[-1] == b"":  # the sentinel of websockets: nothing follows
             if self._reader.close_rcvd is None and self._transport.can_write_eof():
