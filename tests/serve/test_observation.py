@@ -85,6 +85,10 @@ def encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
 PNG, JPEG = (encoded(Image.new("RGB", (8, 8)), kind) for kind in ("PNG", "JPEG"))
 
 
+def ihdr_sum() -> bytes:
+    return struct.pack(">I", zlib.crc32(PNG[12:16] + 2 * struct.pack(">I", 60_000) + PNG[24:29]))
+
+
 def many_scans() -> bytes:
     """A picture of 16 million pixels whose last pass over them comes a thousand times more, in 33 bytes each."""
     once = encoded(Image.new("RGB", (4096, 4096)), "JPEG", progressive=True)
@@ -101,6 +105,10 @@ def many_scans() -> bytes:
         (lambda: JPEG[:2] + b"\xff" * 100_000 + JPEG[2:], "too many parts"),
         (many_scans, "more than 50 scans"),
         (lambda: encoded(Image.fromarray(np.full((8, 8), 999, np.uint16)), "PNG"), "more than 8 bits"),
+        (
+            lambda: PNG[:16] + 2 * struct.pack(">I", 60_000) + PNG[24:29] + ihdr_sum() + PNG[33:],
+            "at most 4096",
+        ),
         (lambda: b"GIF89a" + bytes(99), "105 bytes that are no PNG or JPEG image.$"),
     ],
 )

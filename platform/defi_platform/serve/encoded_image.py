@@ -60,6 +60,10 @@ def decode(data: bytes, key: str) -> NDArray[np.uint8]:
                 return np.asarray(image.convert("RGB"))
     except ObservationError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ObservationError(
+            f"'{key}' has far too many pixels; at most {MAX_SIDE} a side are read. Send smaller images."
+        ) from error
     except (
         Exception
     ) as error:  # Pillow raises whatever its decoders do: OSError, SyntaxError, struct.error, ...
