@@ -108,6 +108,17 @@ def test_robots_in_open_loop_are_never_waited_for() -> None:
     assert ours.robot_latencies == greedy.robot_latencies
 
 
+def test_others_do_not_wait_where_waiting_saves_next_to_nothing() -> None:
+    def load() -> Load:
+        # A pass of all takes 180 ms, of which a group of all saves 20, and 10 until they are back.
+        device = SleepingDevice(fixed_s=0.02, each_s=0.005)
+        return Load(24, robots=8, period_s=0.5, message_s=0.0004, device=device)
+
+    greedy, ours = load().run(Greedy(64)), load().run()
+    assert quantile(ours.robot_latencies, 0.99) <= 1.1 * quantile(greedy.robot_latencies, 0.99)
+    assert ours.per_second >= 0.97 * greedy.per_second
+
+
 def test_a_client_that_leaves_delays_the_others_once_and_less_than_a_pass_costs() -> None:
     device = SleepingDevice()
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 _MOST_SESSIONS = 4096
 _SPREAD = 0.1
-_SURE = 0.9
-"""Of the gain, at most, that waiting may cost."""
+_LEAST_GAIN = 0.1
+"""Of the time of a pass of all, which waiting must save: below it, it only makes those wait who come in between."""
 _PAYS = 0.1
 _LEAST_PASSES = 8
 _SMALLEST_PAUSE_S = 0.005
@@ -218,7 +218,10 @@ class GatherRule:
             del self._expected[session]
         expected = len(self._expected)
         passes_saved = 1 + math.ceil(expected / largest) - math.ceil((queued + expected) / largest)
-        if not expected or not passes_saved or self.returns.at(queued + expected) >= _SURE * self.fixed_s:
+        if not expected or not passes_saved:
+            return now
+        gain_s = self.fixed_s - self.returns.at(queued + expected)
+        if gain_s <= _LEAST_GAIN * self.cost.at(queued + expected):
             return now
         return min(since + self.fixed_s, max(self._expected.values()))
 
