@@ -4,7 +4,8 @@
 
 Prints one JSON list a line for each observation: [seconds, client, kind, outcome, digest or words]. Outcomes:
 answered, refused (in words, the client goes on), closed (with a code and a reason), lost (no word at all), wrong
-(actions that are not those of this client's observation under the policy that the answer names).
+(actions that are not those of this client's observation under the policy that the answer names), unanswered (no end
+of it, PATIENCE_S after the run).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from websockets.exceptions import ConnectionClosed
 from defi_platform.evaluate.policy_client import PolicyClient
 
 EPISODE_STEPS = 20
+PATIENCE_S = 60.0
 TOLERANCE = 5e-3
 """Of actions, relative to their range: memory lies differently in another batch and another process."""
 
@@ -208,6 +210,10 @@ class Robot:
             "answered" if off < TOLERANCE else "wrong", digest if off < TOLERANCE else f"off by {off:.2g}"
         )
 
+    def report_unanswered(self) -> None:
+        """For a robot that still waits when all is over."""
+        self._report("unanswered", f"no end of an observation {PATIENCE_S:g} s after the run")
+
     def _report(self, outcome: str, words: str) -> None:
         line = json.dumps([time.time(), self._number, self.kind, outcome, words[:300]])
         with PRINTING:
@@ -227,8 +233,10 @@ def main() -> None:
     threads = [threading.Thread(target=robot.run, args=(end,), daemon=True) for robot in robots]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join(settings.seconds + 120)
+    for robot, thread in zip(robots, threads, strict=True):
+        thread.join(max(0.0, end + PATIENCE_S - time.time()))
+        if thread.is_alive():
+            robot.report_unanswered()
 
 
 if __name__ == "__main__":

@@ -50,6 +50,11 @@ class Report:
         wrong = [line for line in self.lines if line.outcome == "wrong"]
         faults = [*self.failed]
         faults += [f"client {line.client} ({line.kind}): {line.words}" for line in wrong]
+        for client in sorted({line.client for line in self.lines if line.outcome == "unanswered"}):
+            faults.append(f"client {client}: an observation was neither answered nor refused")
+        served = {line.client for line in self.lines if line.outcome == "answered"}
+        for client in sorted({line.client for line in self.lines} - served):
+            faults.append(f"client {client}: not one answer")
         lost = sum(line.outcome == "lost" for line in self.lines)
         near = sum(
             line.outcome == "lost"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import threading
@@ -83,7 +84,8 @@ def test_a_soak_reports_wrong_answers_gaps_and_growth(generator: Any) -> None:
     from load.soak_report import Event, Line, Report, measure_gaps
 
     lines = [Line(second / 2, 0, "openpi", "answered", "d") for second in range(200) if not 80 <= second < 90]
-    lines += [Line(60.0, 1, "http", "wrong", "off by 0.5"), Line(70.0, 2, "openpi", "lost", "no close frame")]
+    lines += [Line(60.0, 0, "http", "wrong", "off by 0.5"), Line(70.0, 0, "openpi", "lost", "no close frame")]
+    lines += [Line(71.0, 1, "http", "refused", "busy"), Line(99.4, 0, "openpi", "unanswered", "no end")]
     events = [Event(39.9, "a replica is killed", 40.0, 3.0), Event(90.0, "calm", 90.5, 1.0)]
     lines.sort(key=lambda line: line.at)
     measure_gaps(lines, events)
@@ -91,8 +93,28 @@ def test_a_soak_reports_wrong_answers_gaps_and_growth(generator: Any) -> None:
     growing = [(float(second), 100.0 + second) for second in range(0, 100, 5)]
     flat = [(float(second), 100.0) for second in range(0, 100, 5)]
     faults = Report(lines, events, {"grows": growing, "flat": flat}).faults()
-    assert len(faults) == 4, faults
-    for fault, words in zip(
-        faults, ("off by 0.5", "ended without a word", "5.5 s without", "grows grew"), strict=True
-    ):
+    expected = (
+        "off by 0.5",
+        "client 0: an observation was neither answered nor refused",
+        "client 1: not one answer",
+        "ended without a word",
+        "5.5 s without",
+        "grows grew",
+    )
+    for fault, words in zip(faults, expected, strict=True):
         assert words in fault
+
+
+def test_the_tag_of_a_client_is_in_no_answer_to_another(generator: Any) -> None:
+    from load import wires
+
+    for images in ("raw", "jpeg"):
+        tags = [wires.http(number, 1, images).tag for number in range(64)]
+        answers = [wires.state(number) for number in range(64)]
+        if images == "raw":
+            rows = [np.tile(state, (10, 1)).tobytes() for state in answers]
+        else:
+            # 1.5 is a part of 11.5, and of many a time.
+            rows = [json.dumps([state.tolist()] * 10 + [{"queue_ms": 1.5}]).encode() for state in answers]
+        found = [[number for number, tag in enumerate(tags) if tag in row] for row in rows]
+        assert found == [[number] for number in range(64)]
