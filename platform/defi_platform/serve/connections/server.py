@@ -17,10 +17,10 @@ from defi_platform.config import LimitsConfig, SecurityConfig
 from defi_platform.serve.connections.access import Access
 from defi_platform.serve.connections.guard import AsgiApp, GuardedApp
 from defi_platform.serve.connections.http_connection import HttpConnection, uvicorn_config
+from defi_platform.serve.connections.keepalive import watch_over
 from defi_platform.serve.connections.shared import HandOver, Leave, SharedState
 from defi_platform.serve.connections.tls import Certificate
 from defi_platform.serve.connections.websocket import GOING_AWAY, WebSocketConnection, client_of
-from defi_platform.serve.listener.port import watch_over
 from defi_platform.serve.protocols.routes import wire_class
 from defi_platform.serve.protocols.wire import SERVICE_RESTART, WireSettings
 

@@ -9,7 +9,6 @@ import socket
 import struct
 
 BACKLOG = 4096
-_KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
 def open_port(host: str, port: int) -> socket.socket:
@@ -32,13 +31,6 @@ def open_port(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
-
-
-def watch_over(connection: socket.socket) -> None:
-    """Has the kernel end a TCP connection within a minute after its robot has lost power or its network."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in _KEEPALIVE:
-        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def allow_many_files() -> None:

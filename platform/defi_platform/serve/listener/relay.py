@@ -8,7 +8,7 @@ import hmac
 import socket
 from collections.abc import Callable
 
-from defi_platform.serve.listener.port import watch_over
+from defi_platform.serve.connections.keepalive import watch_over
 
 SECRET_BYTES = 32
 CONNECT_PATIENCE_S = 2.0
