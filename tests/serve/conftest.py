@@ -12,7 +12,7 @@ import torch
 from defi_models import presets
 from defi_models.gfdm import GFDM
 from defi_models.policy import DeFIPolicy
-from defi_platform.config import ServeConfig
+from defi_platform.config import ServeConfig, SessionConfig
 from defi_platform.serve.deployment.server import PolicyServer, deploy
 
 
@@ -34,7 +34,12 @@ def server(ray_cluster: None, policy_folder: Path) -> Iterator[PolicyServer]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     config = ServeConfig(
-        policy=str(policy_folder), port=port, threads=1, max_connections=64, max_batch_size=8
+        policy=str(policy_folder),
+        port=port,
+        threads=1,
+        max_connections=64,
+        max_batch_size=8,
+        session=SessionConfig(seed=5),
     )
     with deploy(config) as running:
         assert running.url == f"ws://127.0.0.1:{port}"

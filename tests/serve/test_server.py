@@ -58,6 +58,9 @@ def test_a_drawn_seed_is_told_so_that_the_action_can_be_repeated(server: PolicyS
     client = WebsocketClientPolicy(server.url)
     without = {key: value for key, value in observation(1).items() if key != "seed"}
     first, second = client.infer(without), client.infer(without)
+    assert WebsocketClientPolicy(server.url).infer(without)["seed"] == first["seed"], (
+        "session.seed is the server's"
+    )
     assert first["seed"] != second["seed"] and np.abs(first["actions"] - second["actions"]).max() > 0.01
     again = client.infer(without | {"seed": first["seed"]})
     np.testing.assert_allclose(again["actions"], first["actions"], atol=1e-5)

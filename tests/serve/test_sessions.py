@@ -92,6 +92,13 @@ def test_a_move_makes_a_chunk_no_younger(monkeypatch: pytest.MonkeyPatch) -> Non
     assert steps(moved, 1) == [100], "101 is of an observation of 12 s ago"
 
 
+def test_a_moved_session_gets_what_it_got_whatever_new_ones_get_there() -> None:
+    one, there = session(CountingService(), CHUNK), session(CountingService(), STEP)
+    run(one.answer(observation(1)))
+    there.resume(one.state())
+    assert run(there.answer(observation(1))).actions.shape == (4, 4)
+
+
 def test_another_instruction_drops_the_chunk() -> None:
     one = session(CountingService())
     assert steps(one, 2) + steps(one, 2, prompt="stop") == [100, 101, 200, 201]

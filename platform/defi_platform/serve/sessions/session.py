@@ -235,6 +235,7 @@ class Session:
             "inferences": self._inferences,
             "chunk_seed": self._chunk_seed,
             "observed": self.observed,
+            "steps": self.steps,
             "kept": self._chunks.state(),
             "prompt": self._prompt,
             "age_s": time.monotonic() - self._last,
@@ -252,6 +253,7 @@ class Session:
         self._inferences = state["inferences"]
         self._chunk_seed = state["chunk_seed"]
         self.observed = state["observed"]
+        self.steps = state["steps"]  # what its client has been getting, whatever the server says to new ones
         if state["digest"] == self.service.digest:
             self._chunks.resume(state["kept"])
             self._prompt = state["prompt"]
