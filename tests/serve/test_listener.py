@@ -162,6 +162,22 @@ def test_a_dead_replica_is_known_at_once(node: Node) -> None:
     assert {ask(dial(node.settings.port)) for _ in range(4)} == {"b 1"}
 
 
+def test_connections_that_a_dying_replica_has_not_looked_at_go_to_another(node: Node) -> None:
+    listener = node.listen()
+    first, link = node.replica("a")
+    with link._lock:  # it no longer gets to its channel
+        connections = [dial(node.settings.port) for _ in range(3)]
+        wait(lambda: listener.state()["replicas"][0]["sockets"] == 3)
+        node.replica("b")
+        assert link._channel is not None
+        socket.socket(fileno=os.dup(link._channel.fileno())).shutdown(socket.SHUT_RDWR)
+        assert [ask(c) for c in connections] == ["b 1"] * 3
+    wait(
+        lambda: len(listener.state()["replicas"]) == 2
+    )  # it has come back, and what it missed is not its own
+    assert [ask(c) for c in connections] == ["b 2"] * 3 and not first.open
+
+
 def test_a_leaving_replica_gives_its_sockets_to_another_with_their_state(node: Node) -> None:
     node.listen()
     first, link = node.replica("a")

@@ -178,7 +178,8 @@ def test_the_first_message_of_a_new_episode_moves_with_its_socket() -> None:
         assert robot.infer(observation(2) | {"episode": 1})["policy_digest"] == "d0"
         answer = robot.infer(observation(3) | {"episode": 2})
         assert answer["policy_digest"] == "d1" and answer["actions"][0, 0] == 3
-        assert place.server.load()["counts"]["moved"] == 1 and other.load()["websockets"] == 1
+        until(lambda: place.server.load()["counts"].get("moved") == 1, "the move to be counted")
+        assert other.load()["websockets"] == 1
 
 
 def test_a_new_episode_that_nobody_takes_is_not_answered_by_the_old_policy() -> None:

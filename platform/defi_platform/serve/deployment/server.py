@@ -87,7 +87,7 @@ class PolicyServer:
         """
         successor = deploy(dataclasses.replace(config, host=self.deployment.host, port=self.port))
         self._ending.set()  # the successor's thread ends what this one was ending
-        self.deployment, self.metadata = successor.deployment, successor.metadata
+        self.deployment, self.metadata, self.tls = successor.deployment, successor.metadata, successor.tls
         self._retirement, self._ending = successor._retirement, successor._ending
 
     def wait_for_retirement(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 import stat
+import struct
 import tempfile
 import time
 from collections import deque
@@ -24,6 +26,9 @@ MESSAGE_LIMIT = 64 * 2**20
 """Bytes of one message. A socket whose session state is larger is not moved but closed."""
 _PATH_LIMIT = 107
 _ABANDONED_S = 60.0
+_NO_ROOM = (errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
+_EXITING = 0x4
+"""Flag of a process that is being ended (PF_EXITING)."""
 _IN_MEMORY = b"\xc1"
 """A packet whose message is in memory; no msgpack begins with this byte."""
 
@@ -58,6 +63,23 @@ class Channel:
     def waiting(self) -> int:
         """Messages that the kernel has not taken yet; `flush` once the descriptor is writable."""
         return len(self._waiting)
+
+    @property
+    def peer_lives(self) -> bool:
+        """Whether the process that listened for this connection still runs, its end being closed or not."""
+        credentials = self._connection.getsockopt(
+            socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+        )
+        try:
+            fields = (
+                Path(f"/proc/{struct.unpack('3i', credentials)[0]}/stat")
+                .read_text()
+                .rpartition(")")[2]
+                .split()
+            )
+        except OSError:
+            return False
+        return fields[0] not in "ZX" and not int(fields[6]) & _EXITING
 
     def send(self, message: dict[str, Any], passed: socket.socket | None = None) -> None:
         """Sends a message. A passed socket belongs to the other process from now on; ours is closed.
@@ -146,6 +168,8 @@ class Channel:
         except (BlockingIOError, InterruptedError):
             return False
         except OSError as error:
+            if error.errno in _NO_ROOM:
+                return False
             raise ChannelClosed(str(error)) from error
         finally:
             if memory is not None:

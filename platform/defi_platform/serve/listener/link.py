@@ -207,10 +207,13 @@ class ReplicaLink:
         kind = message["type"]
         if kind == "socket":
             self._received += 1
+            mine = self._confirm()
             if passed is None:
                 log.error("a connection was lost: this process has no room for more open files")
-            else:
+            elif mine:
                 self._sockets.adopt(passed, message["state"])
+            else:
+                passed.close()
         elif kind == "port" and passed is not None:
             if self._port is not None:
                 self._port.close()
@@ -226,6 +229,24 @@ class ReplicaLink:
             )
         elif kind == "close":
             self._sockets.close(message["reason"])
+
+    def _confirm(self) -> bool:
+        """Tells the listener that a connection has arrived, before anything is read from it.
+
+        Until the listener hears so, it gives the connection to another replica should this one end.
+
+        Returns: whether the connection belongs to this replica.
+        """
+        with self._lock:
+            channel = self._channel
+            if channel is None:
+                return False
+            try:
+                channel.send({"type": "received", "count": self._received})
+            except ChannelClosed:
+                # A listener that lives has given up this registration, and the connection to somebody else.
+                return not channel.peer_lives
+            return True
 
     def _report(self) -> dict[str, Any]:
         return {**self._sockets.load(), "received": self._received}

@@ -7,8 +7,9 @@ import contextlib
 import hmac
 import logging
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from defi_platform.serve.connections.tls import Certificate
@@ -27,6 +28,15 @@ _RESTART = b"the policy server restarts; connect again"
 RESTART_FRAME = bytes([0x88, 2 + len(_RESTART)]) + (1012).to_bytes(2, "big") + _RESTART
 """A close frame with code 1012 (service restart)."""
 NOBODY = "no replica of the policy is running now; try again in some seconds"
+
+
+@dataclass(frozen=True)
+class _Passed:
+    """A connection on its way to a replica: nothing of it is lost should the replica die first."""
+
+    number: int
+    copy: socket.socket
+    state: dict[str, Any] | None
 
 
 class Placement:
@@ -60,6 +70,8 @@ class Placement:
         self.certificate = certificate
         self._loop, self._secret, self._on_register = loop, secret, on_register
         self._channels: dict[Member, Channel] = {}
+        self._unconfirmed: dict[Member, deque[_Passed]] = {}
+        """Connections that each replica has not taken out of its channel yet, as far as is known."""
         self._relays: Counter[tuple[str, int]] = Counter()
         """Connections that each peer has from here."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -161,14 +173,22 @@ class Placement:
     ) -> bool:
         while (member := self.roster.choose(generation)) is not None:
             try:
+                copy = connection.dup()
+            except OSError as error:
+                log.warning("no connection can be passed on for a moment: %s", error)
+                return False
+            try:
                 self._channels[member].send({"type": "socket", "state": state}, connection)
             except ChannelClosed:
+                copy.close()
                 self._drop(member)
                 continue
             except MessageTooLarge as error:
+                copy.close()
                 log.warning("a websocket could not move: %s", error)
                 return False
             member.passed += 1
+            self._unconfirmed[member].append(_Passed(member.passed, copy, state))
             self._watch_writing(member)
             return True
         return False
@@ -203,7 +223,7 @@ class Placement:
             self._loop.remove_reader(channel.fileno())
             channel.abandon()
             return
-        self._channels[member] = channel
+        self._channels[member], self._unconfirmed[member] = channel, deque()
         self.roster.add(member)
         self.roster.report(member, message.get("load") or {})
         self._loop.remove_reader(channel.fileno())
@@ -235,6 +255,8 @@ class Placement:
                     self.roster.report(member, message["load"])
                     if self.held or self.moving:
                         self.place_held()
+                elif message["type"] == "received":
+                    self._confirm(member, message["count"])
                 elif message["type"] == "leaving":
                     member.leaving = True
                     self.tell(member, {"type": "dismissed"})
@@ -242,6 +264,12 @@ class Placement:
                     self._move(member, passed, message)
         except ChannelClosed:
             self._drop(member)
+
+    def _confirm(self, member: Member, count: int) -> None:
+        """Notes that a replica has the first `count` of the connections that were passed to it."""
+        unconfirmed = self._unconfirmed[member]
+        while unconfirmed and unconfirmed[0].number <= count:
+            unconfirmed.popleft().copy.close()
 
     def _move(self, member: Member, connection: socket.socket, message: dict[str, Any]) -> None:
         """Passes a websocket that a replica gave back to another one, of the same policy where `same` asks for it."""
@@ -294,10 +322,12 @@ class Placement:
             return
         self._loop.remove_reader(channel.fileno())
         self._loop.remove_writer(channel.fileno())
-        for message, connection in channel.abandon():
-            if message["type"] != "socket" or not place:
-                connection.close()
-            elif message["state"] is None:
-                self.place(connection)
+        for _, passed in channel.abandon():
+            passed.close()  # a port, or a connection of which there is a copy
+        for entry in self._unconfirmed.pop(member):
+            if not place:
+                entry.copy.close()
+            elif entry.state is None:
+                self.place(entry.copy)
             else:
-                self._move_on(connection, message["state"])
+                self._move_on(entry.copy, entry.state)
