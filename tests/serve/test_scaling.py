@@ -50,8 +50,8 @@ def test_replicas_are_taken_away_only_where_fewer_are_enough_with_room_to_spare(
 
 def test_without_a_target_replicas_are_as_many_as_keep_the_wait_short_and_none_comes_and_goes() -> None:
     # 16 clients in closed loop, a CPU that takes 50 ms for each observation, alone or not.
-    one = autoscaling.capacity(2, 100.0, max_wait_ms=100.0, most=64)
-    assert one == 6.0
+    one = autoscaling.capacity(2, 100.0, 50.0, max_wait_ms=100.0, most=64)
+    assert one == 5.0
 
     def asked_of(replicas: int, wait_ms: float) -> int:
         metrics = {
@@ -64,14 +64,16 @@ def test_without_a_target_replicas_are_as_many_as_keep_the_wait_short_and_none_c
         )
         return ObservationScaling(None, 100.0)(context)[0]
 
-    assert asked_of(1, 600.0) == 3
-    assert asked_of(3, 70.0) == asked_of(4, 0.0) - 1 == 3
+    assert asked_of(1, 600.0) == 4
+    assert asked_of(4, 50.0) == asked_of(5, 0.0) - 1 == 4
 
 
 def test_the_capacity_of_a_device_that_gains_from_batches_is_a_full_one() -> None:
-    assert autoscaling.capacity(64, 58.4, max_wait_ms=100.0, most=64) == 64.0
-    assert autoscaling.capacity(1, 1000.0, max_wait_ms=100.0, most=64) == pytest.approx(2.1)
-    assert autoscaling.capacity(0, 0.0, max_wait_ms=100.0, most=64) == 64.0
+    assert autoscaling.capacity(64, 58.4, 0.6, max_wait_ms=100.0, most=64) == 64.0
+    assert autoscaling.capacity(1, 1000.0, 980.0, max_wait_ms=100.0, most=64) == pytest.approx(2.1)
+    # Nobody queues for a pass of 20, but in it 12 clients wait 330 ms for one another.
+    assert autoscaling.capacity(20, 650.0, 30.0, max_wait_ms=100.0, most=64) == pytest.approx(8.67, abs=0.01)
+    assert autoscaling.capacity(0, 0.0, 0.0, max_wait_ms=100.0, most=64) == 64.0
 
 
 def test_without_reports_nothing_changes() -> None:

@@ -17,8 +17,8 @@ class ScalingConfig:
     """Scaling: times and loads at which replicas are added and taken away, where `replicas` leaves room."""
 
     target_in_flight: float | None = None
-    """Observations in flight per replica that are aimed at; null: as many as forward passes of the size that pays can
-    take within max_wait_ms, and max_batch_size at most."""
+    """Observations in flight per replica that are aimed at; null: as many as a replica carries while none waits longer
+    than max_wait_ms for the device or for the others of its pass, and max_batch_size at most."""
     max_wait_ms: float = 100.0
     """Milliseconds that an observation may wait beyond the forward pass that runs when it comes; another replica is added
     where it is longer."""

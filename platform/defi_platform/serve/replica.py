@@ -143,6 +143,7 @@ class PolicyReplica:
             autoscaling.CAPACITY: autoscaling.capacity(
                 load.largest_batch,
                 load.largest_batch_ms,
+                load.each_ms,
                 self._config.scaling.max_wait_ms,
                 self._config.max_batch_size,
             ),

@@ -13,21 +13,26 @@ DOWNSCALE_AT = 0.7
 """Share of the target below which fewer replicas would do, so that they are not taken away and added in turns."""
 
 
-def capacity(largest_batch: int, pass_ms: float, max_wait_ms: float, most: int) -> float:
-    """The observations in flight that one replica carries without a long wait.
+def capacity(largest_batch: int, pass_ms: float, each_ms: float, max_wait_ms: float, most: int) -> float:
+    """The observations in flight that one replica carries without a long wait, for the device or for their company.
 
     Args:
         largest_batch: observations of the largest forward pass that pays; 0: not known.
         pass_ms: milliseconds of it.
+        each_ms: milliseconds that each observation adds to a pass.
         max_wait_ms: see `ScalingConfig.max_wait_ms`.
         most: observations of a forward pass, at most.
 
     Returns:
-        A running pass, the next one, and those that can run before it in `max_wait_ms`, but no more than `most`.
+        A running pass, the next one, and those that can run before it, but no more than `most`.
     """
     if not largest_batch or pass_ms <= 0:
         return float(most)
-    return min(float(most), largest_batch * (2.0 + max_wait_ms / pass_ms))
+    batch = float(largest_batch)
+    if each_ms > 0:
+        batch = min(batch, 1.0 + max_wait_ms / each_ms)
+    left_ms = max(0.0, max_wait_ms - each_ms * (batch - 1.0))
+    return min(float(most), batch * (2.0 + left_ms / pass_ms))
 
 
 class ObservationScaling:

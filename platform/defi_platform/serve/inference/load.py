@@ -32,6 +32,8 @@ class ServiceLoad:
     """Observations of the largest forward pass that pays; 0: not known."""
     largest_batch_ms: float = 0.0
     """Predicted milliseconds of it."""
+    each_ms: float = 0.0
+    """Predicted milliseconds that each observation adds to a forward pass."""
     running_for_s: float = 0.0
     """Seconds that the running forward pass has taken so far; 0 when none runs."""
     answered: int = 0

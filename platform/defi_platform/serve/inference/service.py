@@ -160,6 +160,7 @@ class ActionService:
             late_ms=queue.late_s * 1e3,
             largest_batch=largest,
             largest_batch_ms=self._rule.cost.at(largest) * 1e3,
+            each_ms=self._rule.cost.slope * 1e3,
         )
 
     async def check_health(self, probe: Observation | None = None) -> None:
