@@ -27,9 +27,9 @@ from defi_platform.serve.protocols.openpi_wire import OpenpiWire
 from defi_platform.serve.protocols.routes import WIRES, wire_class
 from defi_platform.serve.protocols.settings import check_against_policy, wire_settings
 from defi_platform.serve.protocols.vla_eval import VlaEvalWire
-from defi_platform.serve.protocols.wire import Reply, WireSettings
+from defi_platform.serve.protocols.wire import Reply, Wire, WireSettings
 from defi_platform.serve.protocols.xpolicylab import XPolicyLabWire
-from defi_platform.serve.refusals import BusyError
+from defi_platform.serve.refusals import BusyError, RateError
 
 
 @pytest.fixture(scope="module")
@@ -275,3 +275,23 @@ def test_names_of_the_policy_are_read_from_its_folder(policy_folder: Path) -> No
     check_before_start(config(cameras={"front": "image"}, actions={"arm": 3, "hand": 1}))
     with pytest.raises(ConfigError, match="the policy has front"):
         check_before_start(config(cameras={"wrist": "image"}))
+
+
+def test_a_message_over_the_rate_is_refused_by_its_own_name() -> None:
+    service = SleepingService()
+    refusal = RateError(0.5)
+
+    def turned_away(wire: Wire, message: bytes) -> Any:
+        return asyncio.run(wire.turn_away(message, refusal))
+
+    lab = wire_of(XPolicyLabWire, service)
+    replies(lab, lab_frame("hello"))
+    frame = xpolicylab.unpack(turned_away(lab, lab_frame("infer", message_id="m2")).data)
+    assert (frame["message_type"], frame["message_id"]) == ("error", "m2")
+    assert "retry after 0.50 s" in frame["payload"]["message"]
+    arm = wire_of(VlaEvalWire, service)
+    message = vla_eval.unpack(turned_away(arm, vla_message("observation", {"images": {}}, seq=7)).data)
+    assert (message["type"], message["seq"]) == ("error", 7)
+    assert turned_away(arm, vla_message("episode_start")) == Reply() and not arm.between_episodes
+    assert isinstance(turned_away(wire_of(OpenpiWire, service), b"").data, str)
+    assert service.refusals == {"rate": 3}

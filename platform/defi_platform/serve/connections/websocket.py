@@ -198,7 +198,9 @@ class WebSocketConnection(asyncio.Protocol):
     async def _answer(self, message: bytes | str) -> None:
         try:
             wait_s = self._bucket.take() if self._bucket is not None else 0.0
-            reply = self.wire.refuse(RateError(wait_s)) if wait_s else await self.wire.answer(message)
+            reply = await (
+                self.wire.turn_away(message, RateError(wait_s)) if wait_s else self.wire.answer(message)
+            )
         except asyncio.CancelledError:
             reply = Reply(close=(INTERNAL_ERROR, "the server gave up this message"))
         except Exception:

@@ -114,6 +114,23 @@ class VlaEvalWire(Wire):
         except Refusal as refusal:
             return self.refused(refusal)
 
+    async def turn_away(self, message: bytes | str, refusal: Refusal) -> Reply:
+        """An ERROR with the `seq` of the message. The beginning and the end of an episode are taken in nevertheless.
+
+        Args:
+            message: as it came.
+            refusal: why it gets no answer.
+        """
+        self._seq = 0
+        if isinstance(message, bytes):
+            try:
+                kind, _ = self._read(await unpacked(unpack, message))
+            except Refusal as error:
+                return self.refused(error)
+            if kind in (EPISODE_START, EPISODE_END, ERROR):  # their clients wait for no answer
+                return await self.answer(message)
+        return self.refused(refusal)
+
     def refuse(self, refusal: Refusal) -> Reply:
         """An ERROR with the `seq` of the message.
 

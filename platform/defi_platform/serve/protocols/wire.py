@@ -100,6 +100,15 @@ class Wire(ABC):
             message: binary or text, as it came.
         """
 
+    async def turn_away(self, message: bytes | str, refusal: Refusal) -> Reply:
+        """Refuses a message of which nothing is read but what its answer must name.
+
+        Args:
+            message: binary or text, as it came.
+            refusal: why it gets no answer.
+        """
+        return self.refused(refusal)
+
     def refused(self, refusal: Refusal) -> Reply:
         """`refuse`, counted where the service has not counted it.
 

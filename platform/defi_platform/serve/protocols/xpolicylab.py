@@ -105,6 +105,21 @@ class XPolicyLabWire(Wire):
         except Refusal as refusal:
             return self.refused(refusal)
 
+    async def turn_away(self, message: bytes | str, refusal: Refusal) -> Reply:
+        """An error frame with the `message_id` of the request: its client would wait for another in vain.
+
+        Args:
+            message: as it came.
+            refusal: why it gets no answer.
+        """
+        self._echo = {"message_id": "", "evaluation_id": ""}
+        if isinstance(message, bytes):
+            try:
+                self._read(await unpacked(unpack, message))
+            except Refusal as error:
+                return self.refused(error)
+        return self.refused(refusal)
+
     def refuse(self, refusal: Refusal) -> Reply:
         """An error frame with the `message_id` of the request.
 
