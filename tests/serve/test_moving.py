@@ -15,6 +15,7 @@ import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from sleeping_policy import HANDSHAKE, SleepingService, frame, observation, raw, replica, serving, until
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from defi_platform.serve.connections.server import SocketServer
 from defi_platform.serve.protocols import openpi
@@ -222,3 +223,25 @@ def test_a_client_that_reads_nothing_holds_up_no_replica_that_leaves() -> None:
         place.server.move(None, "answers", nobody)
         until(lambda: place.server.load()["sockets"] == 0, "its end")
         assert place.server.load()["counts"]["closed_write_timeout"] == 1
+
+
+def test_a_client_that_sends_ahead_all_the_time_gets_every_answer_in_turn() -> None:
+    with serving(0.001) as place, successor(0.001) as other:
+        robot = connect(place.url, compression=None, proxy=None, legacy=True)
+        robot.recv()
+
+        def send() -> None:
+            for number in range(60):
+                robot.send(openpi.pack(observation(number, size=150)))
+
+        threading.Thread(target=send, daemon=True).start()
+        seeds = []
+        here, there = place.server, other
+        for _ in range(60):
+            here.move(1, "answers", to(there))
+            here, there = there, here
+            reply = robot.recv(timeout=5)
+            assert isinstance(reply, bytes)
+            seeds.append(openpi.unpack(reply)["seed"])
+        moved = sum(server.load()["counts"].get("moved", 0) for server in (place.server, other))
+    assert seeds == list(range(60)) and moved > 10

@@ -239,11 +239,12 @@ class SocketServer:
         wire = kind(shared.service, client, shared.wires)
         wire.resume(state["wire"])
         websocket = WebSocketConnection(shared, wire, shared.access.bucket(client.name, client.address))
+        websocket.restore(state)
         await self.loop.connect_accepted_socket(lambda: websocket, sock)
         shared.counts["resumed"] += 1
         if leave is None and (self._certificate.wanted or not shared.access.knows(client.name)):
             leave = Leave("answers", None, SERVICE_RESTART, STRICTER)
-        websocket.resume(state, leave)
+        websocket.resume(leave)
 
     def _order(self, order: Leave, count: int | None) -> None:
         shared = self._shared

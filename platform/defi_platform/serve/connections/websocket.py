@@ -79,17 +79,23 @@ class WebSocketConnection(asyncio.Protocol):
         self._transport.write(b"".join([handshake, *self._reader.data_to_send()]))
         self._leave_if_possible()
 
-    def resume(self, state: dict[str, Any], leave: Leave | None) -> None:
-        """Goes on where another process stopped, or where handing over failed.
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes in what another process had read. Before there is a transport, which reads on at once.
 
         Args:
             state: of `_state`; its wire has been resumed already.
+        """
+        self._reader.restore(state.get("message"), state.get("unread", b""))
+
+    def resume(self, leave: Leave | None) -> None:
+        """Goes on where another process stopped, or where handing over failed.
+
+        Args:
             leave: None: it stays; otherwise it is closed, and its client asks somebody else.
         """
         if leave is not None:
             self.close(leave.code, leave.reason)
             return
-        self._reader.restore(state.get("message"), state.get("unread", b""))
         self._after_input()
         self._leave_if_possible()
 
