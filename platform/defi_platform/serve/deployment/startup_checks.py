@@ -44,8 +44,12 @@ def check_before_start(config: ServeConfig) -> None:
     check_policy_folder(config.policy)
     if not storage.is_remote(config.policy):  # the replica looks again
         model = read_header(storage.local_path(config.policy))["config"]
-        action_dim = model["adapter"]["head"]["action_dim"]
-        check_against_policy(wires, camera_names(model["cameras"], model["views"]), action_dim)
+        try:
+            action_dim = model["adapter"]["head"]["action_dim"]
+            cameras = camera_names(model["cameras"], model["views"])
+        except (KeyError, TypeError):
+            return  # of another version: what reads all of it says which field does not fit
+        check_against_policy(wires, cameras, action_dim)
 
 
 def warn_if_public(config: ServeConfig) -> None:
