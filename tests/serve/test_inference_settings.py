@@ -26,6 +26,10 @@ from defi_platform.serve.inference.service import ServiceSettings
         ({"model": {"compile": "default", "deterministic": True}}, "do not go together"),
         ({"model": {"prompt_cache": 0}}, "model.prompt_cache is 0"),
         ({"threads": 0}, "threads is 0"),
+        ({"limits": {"action_margin": -1.0}}, "limits.action_margin is -1.0; it must be 0 or more"),
+        ({"limits": {"action_margin": float("nan")}}, "limits.action_margin is nan"),
+        ({"scaling": {"target_in_flight": 0.0}}, "scaling.target_in_flight is 0.0; it must be above 0"),
+        ({"scaling": {"downscale_delay_s": -1.0}}, "scaling.downscale_delay_s is -1.0"),
         ({"max_batch_size": 0}, "max_batch_size is 0; it is a number from 1 to 1024"),
     ],
 )

@@ -11,7 +11,7 @@ _LARGEST_BATCH = 1024
 
 
 def check_inference(config: ServeConfig) -> None:
-    """Checks `model`, `threads` and `max_batch_size`.
+    """Checks `model`, `threads`, `max_batch_size`, `limits.action_margin` and `scaling`.
 
     Args:
         config: of serving.
@@ -37,6 +37,20 @@ def check_inference(config: ServeConfig) -> None:
     ):
         if number is not None and number < 1:
             raise ConfigError(f"{key} is {number}; it must be 1 or more.")
+    margin, scaling = config.limits.action_margin, config.scaling
+    if margin is not None and not margin >= 0:
+        raise ConfigError(f"limits.action_margin is {margin}; it must be 0 or more, or null for no check.")
+    if scaling.target_in_flight is not None and not scaling.target_in_flight > 0:
+        raise ConfigError(
+            f"scaling.target_in_flight is {scaling.target_in_flight}; it must be above 0, or null for the default."
+        )
+    for key, time in (
+        ("max_wait_ms", scaling.max_wait_ms),
+        ("upscale_delay_s", scaling.upscale_delay_s),
+        ("downscale_delay_s", scaling.downscale_delay_s),
+    ):
+        if not time >= 0:
+            raise ConfigError(f"scaling.{key} is {time}; it must be 0 or more.")
     if not 1 <= config.max_batch_size <= _LARGEST_BATCH:
         raise ConfigError(
             f"max_batch_size is {config.max_batch_size}; it is a number from 1 to {_LARGEST_BATCH}."
