@@ -63,5 +63,5 @@ def test_successors_that_never_took_over_are_ended(done: list[str]) -> None:
 
 def test_another_address_on_the_same_cluster_is_refused_in_words() -> None:
     standing.same_address(RECORD, ServeConfig(policy="/policies/b", port=8000))
-    with pytest.raises(ServeError, match="already serves the policy /policies/a at 127.0.0.1:8000"):
+    with pytest.raises(ServeError, match=r"already serves the policy /policies/a at 127\.0\.0\.1:8000"):
         standing.same_address(RECORD, ServeConfig(policy="/policies/b", port=8001))
