@@ -15,6 +15,7 @@ import pytest
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from sleeping_policy import HANDSHAKE, SleepingService, frame, observation, raw, replica, serving, until
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import Opcode
 from websockets.sync.client import connect
 
 from defi_platform.serve.connections.server import SocketServer
@@ -245,3 +246,18 @@ def test_a_client_that_sends_ahead_all_the_time_gets_every_answer_in_turn() -> N
             seeds.append(openpi.unpack(reply)["seed"])
         moved = sum(server.load()["counts"].get("moved", 0) for server in (place.server, other))
     assert seeds == list(range(60)) and moved > 10
+
+
+def test_a_ping_that_has_come_in_part_is_not_lost() -> None:
+    ping = frame(b"whole", Opcode.PING)
+    with serving() as place, successor() as other:
+        sock = raw(place)
+        sock.sendall(frame(openpi.pack(observation(1) | {"episode": 1})))
+        sock.recv(65536)
+        place.server.move(None, "episodes", to(other))
+        until(lambda: place.server.load()["leaving"], "the order")
+        sock.sendall(frame(openpi.pack(observation(2) | {"episode": 2})) + ping[:4])
+        time.sleep(0.05)
+        sock.sendall(ping[4:])
+        assert b"whole" in sock.recv(65536)
+        until(lambda: other.load()["counts"].get("answers") == 1, "the message of the new episode")

@@ -93,7 +93,7 @@ class MessageReader(ServerProtocol):
     @property
     def full(self) -> bool:
         """A message waits and bytes of the next have come: the socket need not be read."""
-        return self._bytes.holding and bool(self._bytes.buffer)
+        return self._bytes.holding and self._bytes.at_frame and bool(self._bytes.buffer)
 
     @property
     def is_open(self) -> bool:

@@ -265,7 +265,8 @@ class WebSocketConnection(asyncio.Protocol):
         self._reader.hold()
         if self._gone or self._closing_since is not None:
             return
-        if self._transport.get_write_buffer_size():
+        # A ping of which a part has come would be lost on the way.
+        if self._transport.get_write_buffer_size() or not self._reader.at_boundary:
             self.shared.loop.call_later(FLUSH_S, self._depart, order, message)
             return
         can_move = order is not None and order.hand_over is not None and not self._is_tls
