@@ -103,7 +103,12 @@ def test_our_client_outlives_the_death_of_the_only_replica(server: PolicyServer)
     client = PolicyClient(server.url, reconnect_s=120)
     before, _ = client.infer(observation(3))
     alive = [a for a in ray.util.list_named_actors(all_namespaces=True) if "#PolicyReplica#" in a["name"]]
-    ray.kill(ray.get_actor(alive[0]["name"], namespace=alive[0]["namespace"]))
+    with websockets.sync.client.connect(server.url) as witness:
+        witness.recv()
+        ray.kill(ray.get_actor(alive[0]["name"], namespace=alive[0]["namespace"]))
+        # The kill takes its time: whoever asks before is answered by the old one.
+        with pytest.raises(websockets.exceptions.ConnectionClosed):
+            witness.recv(timeout=60)
     after, _ = client.infer(observation(3))
     client.close()
     np.testing.assert_allclose(after, before, atol=1e-5)  # memory lies differently in another process
