@@ -131,8 +131,6 @@ class Soak:
         first, second = (self._serve_config(folder) for folder in self._policies.folders)
         first.replicas = config.replicas
         second.replicas = {"min": 1, "max": config.replicas}
-        # Calm, each client is in flight for a twentieth of its time; in the burst most of them are.
-        second.scaling.target_in_flight = max(1.0, config.clients / 8)
         second.scaling.downscale_delay_s = 0.05 * seconds
         second.redeploy.finish_episodes_s = 0.05 * seconds
         with deploy(first) as self._server:
