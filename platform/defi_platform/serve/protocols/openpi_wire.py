@@ -9,15 +9,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from defi_platform.serve.observation_keys import OWN
 from defi_platform.serve.protocols import openpi
-from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire, WireSettings
+from defi_platform.serve.protocols.wire import Reply, Wire
 from defi_platform.serve.refusals import ObservationError, Refusal
 from defi_platform.serve.sessions.decoding import unpacked
-from defi_platform.serve.sessions.session import Session
 
 if TYPE_CHECKING:
-    from defi_platform.serve.inference.service import ActionService
+    pass
 
 BATCH_KEY: Final = "batch"
 MAX_BATCH: Final = 64
@@ -26,22 +24,6 @@ MAX_BATCH: Final = 64
 
 class OpenpiWire(Wire):
     """openpi's protocol. openpi-client takes a text message for an error and bytes for an answer."""
-
-    def __init__(
-        self, service: ActionService, client: ClientInfo, settings: WireSettings | None = None
-    ) -> None:
-        """Prepares a dialogue.
-
-        Args:
-            service: answers observations.
-            client: at the other end.
-            settings: of the server; the defaults when None.
-
-        Raises:
-            OptionError: the query of the client's address holds an option without a usable value.
-        """
-        super().__init__(service, client, settings)
-        self.session = Session(service, self.options, self.settings.keys or OWN, answers=self.answers)
 
     def greeting(self) -> bytes:
         """The metadata map."""

@@ -19,15 +19,14 @@ from defi_models import __version__
 from defi_platform.serve.observation_keys import NAMES
 from defi_platform.serve.protocols import messages
 from defi_platform.serve.protocols.messages import ProtocolError
-from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire, WireSettings
+from defi_platform.serve.protocols.wire import Reply, Wire
 from defi_platform.serve.refusals import Refusal
 from defi_platform.serve.sessions.decoding import unpacked
 from defi_platform.serve.sessions.options import STEP
-from defi_platform.serve.sessions.session import Session
 from defi_platform.serve.wording import described, shown
 
 if TYPE_CHECKING:
-    from defi_platform.serve.inference.service import ActionService
+    pass
 
 PROTOCOL: Final = "vla-eval-websocket"
 VERSION: Final = 1
@@ -64,25 +63,9 @@ class VlaEvalWire(Wire):
     """vla-eval's protocol: one action for each observation, unless the options of the session say otherwise."""
 
     answers = STEP
-
-    def __init__(
-        self, service: ActionService, client: ClientInfo, settings: WireSettings | None = None
-    ) -> None:
-        """Prepares a dialogue.
-
-        Args:
-            service: answers observations.
-            client: at the other end.
-            settings: of the server; the defaults when None.
-
-        Raises:
-            OptionError: the query of the client's address holds an option without a usable value.
-        """
-        super().__init__(service, client, settings)
-        self._keys = self.settings.keys or NAMES["vla_eval"]
-        self.session = Session(service, self.options, self._keys, answers=self.answers)
-        self._in_episode = False
-        self._seq = 0
+    default_keys = NAMES["vla_eval"]
+    _in_episode = False
+    _seq = 0
 
     async def answer(self, message: bytes | str) -> Reply:
         """The HELLO, ACTION or ERROR that answers a message, or nothing.
@@ -176,7 +159,7 @@ class VlaEvalWire(Wire):
         self._in_episode = True
         # Benchmarks send "states"; the convention that they describe says "state".
         own = self.settings.keys is None and "states" not in payload and "state" in payload
-        self.session.keys = replace(self._keys, state=("state",)) if own else self._keys
+        self.session.keys = replace(self.keys, state=("state",)) if own else self.keys
         answer = await self.session.answer(payload)
         return Reply(pack(ACTION, answer.reply(self.service.digest), self._seq))
 

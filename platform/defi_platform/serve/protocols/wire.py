@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from defi_platform.serve.observation_keys import ObservationKeys
+from defi_platform.serve.observation_keys import OWN, ObservationKeys
 from defi_platform.serve.refusals import BusyError, DeadlineError, PolicyFailure, Refusal
 from defi_platform.serve.sessions.options import CHUNK, SessionOptions
+from defi_platform.serve.sessions.session import Session
 
 if TYPE_CHECKING:
     from defi_platform.serve.inference.service import ActionService
@@ -67,6 +68,8 @@ class Wire(ABC):
 
     answers: ClassVar[str] = CHUNK
     """What clients of the protocol expect where nothing else is said: "chunk" or "step"."""
+    default_keys: ClassVar[ObservationKeys] = OWN
+    """Where the protocol itself puts an observation's parts."""
 
     def __init__(
         self, service: ActionService, client: ClientInfo, settings: WireSettings | None = None
@@ -84,7 +87,10 @@ class Wire(ABC):
         self.service = service
         self.client = client
         self.settings = settings or WireSettings()
-        self.options = self.settings.session.with_query(client.query, self.answers)
+        self.keys = self.settings.keys or self.default_keys
+        """Where an observation's parts are in this server's messages."""
+        options = self.settings.session.with_query(client.query, self.answers)
+        self.session = Session(service, options, self.keys, answers=self.answers)
         self.leaving = False
         """Set by the holder of the socket while the socket waits for the end of its episode to move to a successor."""
 

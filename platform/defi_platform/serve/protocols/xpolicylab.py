@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -19,14 +20,13 @@ from numpy.typing import NDArray
 from defi_platform.serve.observation_keys import ABSENT, NAMES, ObservationKeys, find
 from defi_platform.serve.protocols import messages
 from defi_platform.serve.protocols.messages import ProtocolError
-from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire, WireSettings
+from defi_platform.serve.protocols.wire import Reply, Wire
 from defi_platform.serve.refusals import ObservationError, Refusal
 from defi_platform.serve.sessions.decoding import unpacked
-from defi_platform.serve.sessions.session import Session
 from defi_platform.serve.wording import described, shown
 
 if TYPE_CHECKING:
-    from defi_platform.serve.inference.service import ActionService
+    pass
 
 PROTOCOL: Final = "xpolicylab-websocket"
 ANSWERS: Final = {
@@ -67,24 +67,9 @@ def unpack(data: bytes | bytearray | memoryview) -> Any:
 class XPolicyLabWire(Wire):
     """XPolicyLab's protocol: whole chunks, as lists of actions."""
 
-    def __init__(
-        self, service: ActionService, client: ClientInfo, settings: WireSettings | None = None
-    ) -> None:
-        """Prepares a dialogue.
-
-        Args:
-            service: answers observations.
-            client: at the other end.
-            settings: of the server; the defaults when None.
-
-        Raises:
-            OptionError: the query of the client's address holds an option without a usable value.
-        """
-        super().__init__(service, client, settings)
-        self._keys = self.settings.keys or NAMES["xpolicylab"]
-        self.session = Session(service, self.options, self._keys, answers=self.answers)
-        self._in_trial = False
-        self._echo: dict[str, Any] = {}
+    default_keys = NAMES["xpolicylab"]
+    _in_trial = False
+    _echo: Mapping[str, Any] = MappingProxyType({})
 
     async def answer(self, message: bytes | str) -> Reply:
         """The frame that answers a request.
@@ -159,7 +144,7 @@ class XPolicyLabWire(Wire):
                 raise ProtocolError(
                     f"'{name}' is {shown(value)}; expected an integer or up to {_MAX_ECHO} characters."
                 )
-            self._echo[name] = value
+            self._echo = {**self._echo, name: value}
         kind = frame.get("message_type")
         if not isinstance(kind, str) or kind not in (*ANSWERS, CLOSE):
             raise ProtocolError(f"'message_type' is {shown(kind)}; there is {', '.join((*ANSWERS, CLOSE))}.")
@@ -196,7 +181,7 @@ class XPolicyLabWire(Wire):
 
     def _keys_of(self, observation: Mapping[Any, Any]) -> ObservationKeys:
         two = self.settings.keys is None and find(observation, _TWO_ARMS[0]) is not ABSENT
-        return replace(self._keys, state=_TWO_ARMS) if two else self._keys
+        return replace(self.keys, state=_TWO_ARMS) if two else self.keys
 
     def _actions(self, chunk: NDArray[np.float32]) -> list[Any]:
         parts = self.settings.actions
