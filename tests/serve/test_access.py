@@ -157,7 +157,7 @@ def test_a_rate_holds_over_a_long_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tls_serves_websockets_and_http_and_plain_clients_get_nowhere(tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     trust = ssl.create_default_context(cafile=cert)
-    with serving(tls_cert=cert, tls_key=key, handshake_timeout_s=0.5) as place:
+    with serving(tls_cert=cert, tls_key=key, handshake_timeout_s=5.0) as place:
         url = place.url.replace("ws:", "wss:")
         with connect(url, ssl=trust, compression=None, proxy=None) as websocket:
             websocket.recv()
