@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from in_process import train_here
-from tiny_job import held
+from tiny_job import held, marker
 
 pytestmark = pytest.mark.slow
 STEPS = 10
@@ -25,10 +25,10 @@ def start(run: Path, hold: int) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_step(job: subprocess.Popen[str], run: Path, step: int) -> None:
-    """Until the run has logged `step`, which is after the checkpoint of the step before."""
+def wait_until_held(job: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Until the job waits in `step`, which is after the log of the step before and its checkpoint."""
     deadline = time.monotonic() + 300
-    while not ((run / "metrics.jsonl").exists() and step in tiny.losses(run)):
+    while not marker(run, step).exists():
         assert job.poll() is None and time.monotonic() < deadline, job.communicate()[0]
         time.sleep(0.1)
 
@@ -38,7 +38,7 @@ def test_ctrl_c_stops_at_a_checkpoint_and_sigkill_loses_no_more_than_the_steps_s
 ) -> None:
     run = tmp_path / "run"
     interrupted = start(run, hold=2)
-    wait_for_step(interrupted, run, 1)
+    wait_until_held(interrupted, run, 2)
     interrupted.send_signal(signal.SIGINT)
     printed = interrupted.communicate(timeout=300)[0]
     assert interrupted.returncode == 130, printed
@@ -47,7 +47,7 @@ def test_ctrl_c_stops_at_a_checkpoint_and_sigkill_loses_no_more_than_the_steps_s
     assert not (run / "summary.json").exists()
 
     killed = start(run, hold=8)
-    wait_for_step(killed, run, 7)
+    wait_until_held(killed, run, 8)
     killed.kill()
     killed.communicate()
     before = tiny.losses(run)

@@ -1,7 +1,7 @@
 """A job as a user runs it, with the tiny recipe: `python tiny_job.py FOLDER STEPS HOLD`.
 
-Before it reports step HOLD it waits for a request to stop, so that a test meets it there however slow the machine
-is; HOLD 0 never waits.
+Before it reports step HOLD it writes an empty file `holds_HOLD` beside its run folder and waits for a request to stop,
+so that a test meets it there however slow the machine is; HOLD 0 never waits.
 """
 
 from __future__ import annotations
@@ -30,11 +30,18 @@ class HeldRecipe(TinyRecipe):
 
     def after_update(self, engine: Any, step: int) -> dict[str, float]:
         deadline = time.monotonic() + LONGEST_HOLD_S
+        if step == self.hold:
+            marker(Path(self.config.train.output), step).touch()
         while step == self.hold and not (Path(self.config.train.output) / STOP).exists():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"nobody interrupted step {step}")
             time.sleep(0.05)
         return super().after_update(engine, step)
+
+
+def marker(run: Path, step: int) -> Path:
+    """The file that says that the job waits in this step."""
+    return run.with_name(f"holds_{step}")
 
 
 def held(folder: str, steps: int, hold: int) -> HeldRecipe:
