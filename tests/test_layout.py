@@ -19,6 +19,7 @@ LAYERS = [
     {"defi_platform.errors", "defi_platform.retry"},
     {"defi_platform.storage"},
     {"defi_platform.config"},
+    {"defi_platform.roles"},
     {"defi_platform.cluster", "defi_platform.progress"},
     {"defi_platform.data.rejection", "defi_platform.data.tables"},
     {"defi_platform.data.manifest"},

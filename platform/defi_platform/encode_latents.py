@@ -13,6 +13,7 @@ import ray
 import ray.data
 import torch
 
+from defi_platform import roles
 from defi_platform.cluster import ray_session
 from defi_platform.config import EncodeConfig, PretrainConfig, TrainConfig
 from defi_platform.config.paths import absolute_paths
@@ -109,7 +110,7 @@ def _encode(
     """Returns: videos and frames encoded, and videos skipped by reason."""
     if not len(todo):
         return 0, 0, {}
-    gpus = int(ray.cluster_resources().get("GPU", 0))
+    gpus = int(roles.capacity(roles.TRAIN, "GPU"))
     workers = config.workers or gpus or 1
     groups = _groups(manifest, todo, info, config.shard_mb << 20)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -123,6 +124,7 @@ def _encode(
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(groups))),
         num_cpus=ACTOR_CPUS,
         num_gpus=1 if gpus else 0,
+        **roles.options(roles.TRAIN),
     )
     videos, frames, skipped = 0, 0, dict[str, int]()
     with Progress(f"{info.column}: encoding", "videos", len(todo)) as progress:

@@ -14,3 +14,6 @@ class RayConfig:
     local_cpus: int | None = None
     """Logical CPUs of a cluster started here; null: one per core, at least four, since train workers,
     decoders and simulators each hold a share."""
+    roles: bool = True
+    """Decoding, ingest and simulators run on nodes with the Ray label defi.role=decode, training, encoding and served
+    policies on those with defi.role=train, where a cluster has such nodes; off: everything runs on any node."""

@@ -17,7 +17,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from defi_platform import storage
+from defi_platform import roles, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import RecordConfig
 from defi_platform.config.loader import to_mapping
@@ -98,7 +98,6 @@ def record(config: RecordConfig) -> RecordSummary:
 # --------------------------------------------------------------------------- recording
 
 
-@ray.remote(num_cpus=1)
 class _Recorder:
     """Runs the expert, one episode per call; keeps the environment of the task it is at."""
 
@@ -162,7 +161,7 @@ def _run_expert(environment: metaworld.Environment, attempt: Attempt, config: Re
 
 def _fill(config: RecordConfig, attempts: _Attempts) -> None:
     """Runs attempts until every task has its episodes."""
-    recorder: Any = _Recorder
+    recorder: Any = ray.remote(num_cpus=1, **roles.options(roles.DECODE))(_Recorder)
     pool: ActorPool[Attempt] = ActorPool(lambda: recorder.remote(config), config.workers)
     wanted = config.episodes_per_task
     for task in config.tasks:

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 
-from defi_platform import storage
+from defi_platform import roles, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import EvaluateConfig
 from defi_platform.config.loader import to_mapping
@@ -159,7 +159,7 @@ def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], source: str) -
 def _run(
     config: EvaluateConfig, url: str, digest: str | None, missing: list[Rollout], episodes: _EpisodeStore
 ) -> None:
-    worker: Any = ray.remote(num_cpus=1)(Simulator)
+    worker: Any = ray.remote(num_cpus=1, **roles.options(roles.DECODE))(Simulator)
     pool: ActorPool[Rollout] = ActorPool(lambda: worker.remote(config, url, digest), config.workers)
     for unit in missing:
         pool.submit(unit)

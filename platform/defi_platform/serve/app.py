@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from defi_platform import storage
+from defi_platform import roles, storage
 from defi_platform.config import ServeConfig
 from defi_platform.config.loader import from_mapping
 from defi_platform.config.serve import replica_range
@@ -147,7 +147,11 @@ def application(settings: ReplicaSettings) -> Application:
         number = {"autoscaling_config": _autoscaling(config, low, high)}
     return serve.deployment(
         name="PolicyReplica",
-        ray_actor_options={"num_cpus": config.replica_cpus, "num_gpus": config.replica_gpus},
+        ray_actor_options={
+            "num_cpus": config.replica_cpus,
+            "num_gpus": config.replica_gpus,
+            **roles.options(roles.TRAIN),
+        },
         health_check_period_s=5.0,
         health_check_timeout_s=30.0,
         graceful_shutdown_wait_loop_s=0.2,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 
-import ray
 import torch
 
-from defi_platform import storage
+from defi_platform import roles, storage
 from defi_platform.cluster import ClusterError
 from defi_platform.config import TrainConfig
 from defi_platform.errors import ConfigError
@@ -130,17 +129,19 @@ def check_cluster(
 
     Raises: ClusterError naming what is asked for, what there is, and the fix.
     """
-    present = ray.cluster_resources() if available is None else available
     wanted: dict[str, float] = {}
     for train in requests.values():
         for resource, amount in worker_resources(train).items():
             wanted[resource] = wanted.get(resource, 0.0) + amount * min_world_size(train)
         for resource, amount in async_validation_resources(train).items():
             wanted[resource] = wanted.get(resource, 0.0) + amount
+    if available is None and roles.label_selector(roles.DECODE):
+        decoder_cpus = 0.0  # they have nodes of their own, and work with fewer processes where there are few
     if decoder_cpus:
         wanted["CPU"] = wanted.get("CPU", 0.0) + decoder_cpus
     for resource, amount in wanted.items():
-        if amount > present.get(resource, 0.0):
+        present = roles.capacity(roles.TRAIN, resource) if available is None else available.get(resource, 0.0)
+        if amount > present:
             asked = "; ".join(
                 f"{name}: {min_world_size(train)} workers x {worker_resources(train)[resource]:g}"
                 for name, train in requests.items()
@@ -153,7 +154,7 @@ def check_cluster(
                 asked += f"; decoders: {decoder_cpus:g}"
             raise ClusterError(
                 f"training asks for {amount:g} {resource} ({asked}), the cluster has "
-                f"{present.get(resource, 0.0):g}. Set train.num_workers or train.resources_per_worker lower, "
+                f"{present:g}. Set train.num_workers or train.resources_per_worker lower, "
                 + ("raise ray.local_cpus, or add nodes." if resource == "CPU" else "or add nodes.")
             )
 

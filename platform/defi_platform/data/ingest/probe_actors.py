@@ -12,6 +12,7 @@ from typing import Any
 import PIL
 import ray
 
+from defi_platform import roles
 from defi_platform.cluster import ray_session
 from defi_platform.config import DecodeConfig, RayConfig
 from defi_platform.data.decode.messages import Probe, ProbeJob
@@ -141,11 +142,14 @@ def on_actors(actor: Any, arguments: tuple[Any, ...], todo: Iterable[Any], count
     Raises: CorpusError when the actors die again and again; what `probe` raises, if it is a UserError.
     """
     with ray_session(RayConfig()):
-        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        cpus = max(1, int(roles.capacity(roles.DECODE, "CPU")))
         probers = min(cpus, -(-count // FEW_FILES))
         # Spread: Ray would otherwise fill one machine with actors that ask for so little.
         remote = ray.remote(
-            num_cpus=PROBER_CPUS, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD"
+            max_restarts=3,
+            max_task_retries=3,
+            scheduling_strategy="SPREAD",
+            **roles.options(roles.DECODE, share=PROBER_CPUS),
         )(actor)
         actors = [remote.remote(*arguments) for _ in range(probers)]
         pool = ray.util.ActorPool(actors)

@@ -16,6 +16,7 @@ import numpy as np
 import ray.data
 import torch
 
+from defi_platform import roles
 from defi_platform.config import DataConfig
 from defi_platform.data.latents.cache import CacheLocation
 from defi_platform.data.loader.sample_decoder import SampleDecoder
@@ -147,7 +148,7 @@ def _decoded(
         compute=ray.data.ActorPoolStrategy(
             size=min(data.decode.processes, len(pieces)), max_concurrent_calls_per_actor=2
         ),
-        num_cpus=ACTOR_CPUS,
+        **roles.options(roles.DECODE, share=ACTOR_CPUS),
     )
 
 

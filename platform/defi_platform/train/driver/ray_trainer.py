@@ -18,6 +18,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
+from defi_platform import roles
 from defi_platform.config import TrainConfig
 from defi_platform.train.config_checks import world_sizes
 from defi_platform.train.ray_errors import FailureLines
@@ -55,6 +56,7 @@ class RunTrainer(TorchTrainer):
                 elastic_resize_monitor_interval_s=train.resize_check_s,
                 use_gpu=train.use_gpu,
                 resources_per_worker=resources,
+                label_selector=roles.label_selector(roles.TRAIN) or None,
             ),
             run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # Ray ships v1's types
                 # Ray Train's own records, of which nothing is needed later: checkpoints go to the run folder (see
@@ -120,6 +122,10 @@ class WholeBatchPolicy(ElasticScalingPolicy):
         self._sizes = sizes
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
+        # Ray counts the free resources of all nodes, those of other roles included.
+        allowed = roles.node_ids(roles.TRAIN)
+        if allowed is not None:
+            reserved_resources = {node: free for node, free in reserved_resources.items() if node in allowed}
         possible = super()._count_possible_workers(reserved_resources)
         return max((size for size in self._sizes if size <= possible), default=0)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ray
 from ray import cloudpickle
 
+from defi_platform import roles
 from defi_platform.retry import RetryPolicy, retry
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import load_model
@@ -49,6 +50,7 @@ class AsyncValidation:
             # Not in the placement group of the workers, which has no room.
             scheduling_strategy="DEFAULT",
             max_retries=0,
+            **roles.options(roles.TRAIN),
         )
         pickled = cloudpickle.dumps(self._recipe)
         self.step, self._task = step, task.remote(pickled, step)

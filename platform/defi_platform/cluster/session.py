@@ -13,6 +13,7 @@ from typing import Any
 
 import ray
 
+from defi_platform import roles
 from defi_platform.config import RayConfig
 from defi_platform.errors import UserError
 from defi_platform.retry import RetryPolicy, retry
@@ -34,13 +35,19 @@ def ray_session(config: RayConfig) -> Iterator[None]:
 
     Raises: ClusterError when the named cluster does not answer, or none starts.
     """
+    with roles.switched(config.roles), _connection(config):
+        yield
+
+
+@contextlib.contextmanager
+def _connection(config: RayConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(address=address, log_to_driver=True, runtime_env=_source_environment())
+            ray.init(address=address, log_to_driver=True, runtime_env=_environment())
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {address}: {error}. "
@@ -105,14 +112,22 @@ def source_roots() -> list[str]:
     )
 
 
-def _source_environment() -> dict[str, Any] | None:
-    """Runtime environment that lets the cluster's workers import the packages of this checkout.
+def _environment() -> dict[str, Any] | None:
+    """Runtime environment of a job's processes on the cluster: the way to its code, and whether roles are used."""
+    variables = _source_path()
+    if os.environ.get(roles.VARIABLE):
+        variables[roles.VARIABLE] = os.environ[roles.VARIABLE]
+    return {"env_vars": variables} if variables else None
+
+
+def _source_path() -> dict[str, str]:
+    """Environment variable that lets the cluster's workers import the packages of this checkout; {} for none.
 
     Under `ray job submit --working-dir .` that is the copy Ray unpacked, which lies at the same path on every
     node. A PYTHONPATH given at submission is left as it is.
     """
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
-    roots = source_roots()
-    if not roots or "PYTHONPATH" in (submitted.get("env_vars") or {}):
-        return None
-    return {"env_vars": {"PYTHONPATH": os.pathsep.join(roots)}}
+    found = source_roots()
+    if not found or "PYTHONPATH" in (submitted.get("env_vars") or {}):
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(found)}
