@@ -102,6 +102,40 @@ def ray_cluster() -> Iterator[None]:
     cluster.shutdown()
 
 
+@pytest.fixture
+def recorded_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
+    """The values that the test emits, by (name of the metric, values of its labels), in place of a cluster.
+
+    Counts add up, and so do the values of a histogram; a gauge is its last value.
+    """
+    import ray.util.metrics
+
+    from defi_platform.metrics import metric
+
+    values: dict[tuple[str, ...], float] = {}
+
+    class Recorded:
+        def __init__(self, name: str, description: str, *_: object, tag_keys: tuple[str, ...]) -> None:
+            self._name, self._keys = name, tag_keys
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            values[self._name, *(tags[key] for key in self._keys)] = value
+
+        def observe(self, value: float, tags: dict[str, str]) -> None:
+            key = (self._name, *(tags[key] for key in self._keys))
+            values[key] = values.get(key, 0) + value
+
+        def inc(self, value: float, tags: dict[str, str]) -> None:
+            assert value > 0, "Ray refuses it"
+            self.observe(value, tags)
+
+    monkeypatch.setattr(metric, "_connected", lambda: True)
+    monkeypatch.setattr(metric, "_made", {})
+    for kind in ("Counter", "Gauge", "Histogram"):
+        monkeypatch.setattr(ray.util.metrics, kind, Recorded)
+    return values
+
+
 @pytest.fixture(scope="session")
 def process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """DeepSpeed wants a process group also for one process, and keeps the first that it meets."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import Any
 
 import msgpack
 import pytest
@@ -71,39 +70,9 @@ def test_a_load_is_plain_values_even_of_more_answers_than_are_remembered() -> No
     assert msgpack.unpackb(msgpack.packb(asdict(load)), strict_map_key=False)["answered"] == 5000
 
 
-class Recorded:
-    """A metric that remembers, in place of Ray's, which needs a cluster."""
-
-    values: ClassVar[Counter[tuple[str, ...]]] = Counter()
-
-    def __init__(self, name: str, description: str, **options: Any) -> None:
-        assert description.endswith(".")
-        self._name, self._keys = name, options["tag_keys"]
-
-    def set_default_tags(self, tags: dict[str, str]) -> None:
-        self._tags = tags
-
-    def _add(self, value: float, tags: dict[str, str] | None, *, add: bool) -> None:
-        tags = self._tags | (tags or {})
-        assert set(tags) == set(self._keys)
-        key = (self._name, *(tags[name] for name in self._keys))
-        self.values[key] = value + (self.values[key] if add else 0)  # type: ignore[assignment]
-
-    def inc(self, value: float, tags: dict[str, str] | None = None) -> None:
-        assert value > 0
-        self._add(value, tags, add=True)
-
-    def set(self, value: float, tags: dict[str, str] | None = None) -> None:
-        self._add(value, tags, add=False)
-
-    def observe(self, value: float, tags: dict[str, str] | None = None) -> None:
-        self._add(value, tags, add=True)
-
-
-def test_metrics_say_what_the_load_says_and_count_nothing_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    Recorded.values = Counter()
-    for name in ("Counter", "Gauge", "Histogram"):
-        monkeypatch.setattr(metrics, name, Recorded)
+def test_metrics_say_what_the_load_says_and_count_nothing_twice(
+    recorded_metrics: dict[tuple[str, ...], float],
+) -> None:
     published = metrics.ServiceMetrics("d1")
     meter = LoadMeter()
     meter.observer = published.answer
@@ -111,17 +80,17 @@ def test_metrics_say_what_the_load_says_and_count_nothing_twice(monkeypatch: pyt
     load = ServiceLoad(answered=5, refusals={"busy": 2}, queued=3, in_flight=4, oldest_wait_ms=7.0)
     published.publish(load, sessions=6, sockets={"moved": 1})
     published.publish(load, sessions=7, gpu_bytes=8, sockets={"moved": 3})
-    assert Recorded.values == {
-        ("defi_serve_latency_ms", "d1", "queue"): 1,
-        ("defi_serve_latency_ms", "d1", "infer"): 20,
-        ("defi_serve_latency_ms", "d1", "total"): 22,
-        ("defi_serve_batch_size", "d1"): 4,
+    assert recorded_metrics == {
+        ("defi_serve_latency_seconds", "d1", "queue"): 0.001,
+        ("defi_serve_latency_seconds", "d1", "infer"): 0.02,
+        ("defi_serve_latency_seconds", "d1", "total"): 0.022,
+        ("defi_serve_batch_observations", "d1"): 4,
         ("defi_serve_answers_total", "d1"): 5,
         ("defi_serve_refusals_total", "d1", "busy"): 2,
         ("defi_serve_socket_events_total", "d1", "moved"): 3,
-        ("defi_serve_queued", "d1"): 3,
-        ("defi_serve_in_flight", "d1"): 4,
-        ("defi_serve_oldest_wait_ms", "d1"): 7.0,
-        ("defi_serve_sessions", "d1"): 7,
+        ("defi_serve_queued_observations", "d1"): 3,
+        ("defi_serve_in_flight_observations", "d1"): 4,
+        ("defi_serve_oldest_wait_seconds", "d1"): 0.007,
+        ("defi_serve_open_sockets", "d1"): 7,
         ("defi_serve_gpu_memory_bytes", "d1"): 8,
     }

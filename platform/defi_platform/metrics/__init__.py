@@ -1,0 +1,1 @@
+"""Metrics: a value comes in where something happens, a series at Ray's Prometheus endpoint comes out."""
