@@ -4,20 +4,8 @@ import sys
 
 import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
 
-from defi_platform.config import ExportConfig
-from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import exit_code
-
-
-def main() -> int:
-    """Runs the job. Returns: the exit code."""
-    config = parse_arguments(ExportConfig, description=__doc__)
-    # Imported late: it takes seconds, and --help and mistakes in the config should not.
-    from defi_platform.train.driver.export_run import export_run
-
-    print(f"model: {export_run(config)}")
-    return 0
-
+from defi_platform.jobs.export_model import main
 
 if __name__ == "__main__":
     sys.exit(exit_code(main))

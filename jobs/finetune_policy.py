@@ -4,22 +4,8 @@ import sys
 
 import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
 
-from defi_platform.config import FinetuneConfig
-from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import exit_code
-
-FLAGS = {"--dry-run": "dry_run=true"}
-
-
-def main() -> int:
-    """Runs the job. Returns: the exit code."""
-    config = parse_arguments(FinetuneConfig, flags=FLAGS, description=__doc__)
-    # Imported late: it takes seconds, and --help and mistakes in the config should not.
-    from defi_platform.train.driver.finetune import finetune
-
-    print(finetune(config).text())
-    return 0
-
+from defi_platform.jobs.finetune_policy import main
 
 if __name__ == "__main__":
     sys.exit(exit_code(main))

@@ -4,22 +4,8 @@ import sys
 
 import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
 
-from defi_platform.config import IngestConfig
-from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import exit_code
-
-FLAGS = {"--strict": "data.strict=true", "--retry-quarantined": "data.retry_quarantined=true"}
-
-
-def main() -> int:
-    """Runs the job. Returns: the exit code."""
-    config = parse_arguments(IngestConfig, flags=FLAGS, description=__doc__)
-    # Imported late: it takes seconds, and --help and mistakes in the config should not.
-    from defi_platform.data.ingest.pipeline import run_ingest
-
-    print(run_ingest(config))
-    return 0
-
+from defi_platform.jobs.ingest_videos import main
 
 if __name__ == "__main__":
     sys.exit(exit_code(main))

@@ -30,6 +30,9 @@ from defi_platform.errors import ConfigError
 
 Schema = TypeVar("Schema")
 
+PACKAGED = Path(__file__).resolve().parents[1] / "configs"
+"""The configs of configs/, which travel with the package."""
+
 
 def data_home() -> str:
     """The folder or bucket of corpora and runs.
@@ -79,7 +82,7 @@ def parse_arguments(
     Raises: ConfigError for a file that is absent or damaged, an unknown key, a wrong type, a missing value.
     """
     parser = _Parser(schema, (description or schema.__doc__ or "").strip())
-    parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/")
+    parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/, which the package has too")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: train.steps=10")
     for flag, override in (flags or {}).items():
         parser.add_argument(flag, dest="flag_overrides", action="append_const", const=override, help=override)
@@ -93,12 +96,12 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
 
     Args:
         schema: the config class.
-        path: YAML file; None: defaults and overrides only.
+        path: YAML file, see `find_config`; None: defaults and overrides only.
         overrides: each `dotted.key=value`.
 
     Raises: ConfigError, see `parse_arguments`.
     """
-    from_file = OmegaConf.create(_read_yaml(Path(path)) if path else {})
+    from_file = OmegaConf.create(_read_yaml(find_config(path)) if path else {})
     for item in overrides:
         if "=" not in item:
             raise ConfigError(
@@ -137,6 +140,26 @@ def to_yaml(config: Any) -> str:
 def to_mapping(config: Any) -> dict[str, Any]:
     """The resolved configuration as plain dicts and lists."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+
+
+def find_config(path: str | Path) -> Path:
+    """The config file of a path: where it says, else the one of the package, with or without `configs/` before it.
+
+    Raises: ConfigError naming both places.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    inside = Path(*given.parts[1:]) if given.parts[:1] == (PACKAGED.name,) else given
+    packaged = PACKAGED / inside
+    if packaged.is_file() and not given.is_absolute():
+        return packaged
+    folders = [folder for folder in (given.parent, packaged.parent) if folder.is_dir()]
+    present = sorted({file.name for folder in folders for file in folder.glob("*.yaml")})
+    raise ConfigError(
+        f"config file {given} does not exist, neither in {Path.cwd()} nor among the configs of the package in "
+        f"{PACKAGED}.{did_you_mean(given.name, present)}"
+    )
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
