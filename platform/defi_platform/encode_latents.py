@@ -34,6 +34,7 @@ from defi_platform.data.manifest.quarantine import add_to_quarantine, strict_err
 from defi_platform.data.manifest.table import Manifest
 from defi_platform.data.rejection import BadVideo
 from defi_platform.errors import ConfigError
+from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipes.registry import PRETRAININGS
@@ -182,9 +183,14 @@ class _VideoEncoder:
         if videos:
             write_shard(self._config.data.cache, np.concatenate(parts), videos)
         add_to_quarantine(self._manifest.folder, bad, STAGE)
+        frames = sum(video["num_frames"] for video in videos)
+        catalogue.ENCODE_VIDEOS.add(len(videos), kind=self._config.kind, result="encoded")
+        catalogue.ENCODE_FRAMES.add(frames, kind=self._config.kind)
+        for entry in bad:
+            catalogue.ENCODE_VIDEOS.add(kind=self._config.kind, result=entry["reason"])
         return {
             "videos": np.array([len(videos)]),
-            "frames": np.array([sum(video["num_frames"] for video in videos)]),
+            "frames": np.array([frames]),
             "skipped": np.array([",".join(entry["reason"] for entry in bad)], dtype=object),
         }
 

@@ -6,6 +6,7 @@ import mmap
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from tqdm import tqdm
@@ -25,11 +26,20 @@ class Progress:
         unit: of the items.
         total: number of items; None where nobody knows.
         initial: items that were done before.
+        publish: is called now and then, from a thread, and at the end with the number of items since the last call.
     """
 
-    def __init__(self, title: str, unit: str, total: int | None = None, initial: int = 0) -> None:
+    def __init__(
+        self,
+        title: str,
+        unit: str,
+        total: int | None = None,
+        initial: int = 0,
+        publish: Callable[[int], None] | None = None,
+    ) -> None:
         self._title, self._unit, self._total = title, unit, total
-        self._done = self._initial = initial
+        self._done = self._initial = self._published = initial
+        self._publish = publish
         self._note = ""
         self._started = time.monotonic()
         self._ended = threading.Event()
@@ -38,20 +48,19 @@ class Progress:
             if sys.stderr.isatty()
             else None
         )
-        self._printer = threading.Thread(target=self._print_lines, daemon=True)
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Progress:
-        if self._bar is None:
-            self._printer.start()
+        self._watcher.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        if self._bar is None:
-            self._printer.join()
-        else:
+        self._watcher.join()
+        self._publish_new()
+        if self._bar is not None:
             self._bar.close()
 
     def step(self, count: int = 1, note: str = "") -> None:
@@ -75,11 +84,20 @@ class Progress:
             parts.append(self._note)
         return ", ".join([*parts, f"{_resident_mb()} MB here"])
 
-    def _print_lines(self) -> None:
+    def _watch(self) -> None:
         wait = FIRST_S
         while not self._ended.wait(wait):
-            print(self.line(), flush=True)
+            self._publish_new()
+            if self._bar is None:
+                print(self.line(), flush=True)
             wait = EVERY_S
+
+    def _publish_new(self) -> None:
+        """Hands on the items since the last call; not at each `step`, of which a listing makes 100,000 per second."""
+        if self._publish is not None:
+            done = self._done
+            self._publish(done - self._published)
+            self._published = done
 
 
 class StatusLines:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def configured(folder: Path, manifest: Path, **options: object) -> DataConfig:
 
 
 def test_every_damaged_file_is_listed_with_its_reason_and_the_odd_ones_are_good(
-    shared_data: Path, tmp_path: Path
+    shared_data: Path, tmp_path: Path, recorded_metrics: dict[tuple[str, ...], float]
 ) -> None:
     manifest = ingest(configured(shared_data / "corrupt", tmp_path))
     rejected = {row["video_id"]: row["reason"] for row in read_quarantine(str(tmp_path)).to_pylist()}
@@ -49,6 +50,15 @@ def test_every_damaged_file_is_listed_with_its_reason_and_the_odd_ones_are_good(
     assert set(good) == {"odd_341x255_yuv444.mp4", "rotated90.mp4", "vfr.mp4"}
     assert (good["rotated90.mp4"]["width"], good["rotated90.mp4"]["height"]) == (256, 340)
     assert good["vfr.mp4"]["variable_rate"]
+    results = Counter([*EXPECTED.values(), "usable", "usable", "usable"])
+    assert recorded_metrics == {
+        ("defi_ingest_listed_videos_total", "c"): 14,
+        ("defi_ingest_opened_files_total", "c"): 14,
+        **{("defi_ingest_videos_total", "c", result): number for result, number in results.items()},
+    }
+    recorded_metrics.clear()
+    ingest(configured(shared_data / "corrupt", tmp_path))
+    assert recorded_metrics == {("defi_ingest_listed_videos_total", "c"): 14}, "nothing was opened"
 
 
 def test_every_codec_is_good(shared_data: Path, tmp_path: Path) -> None:

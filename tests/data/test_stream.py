@@ -162,7 +162,7 @@ def test_two_decode_actors_give_the_batches_of_none_though_one_is_killed_in_mid_
     assert reports[-1].startswith("240 samples in") and "MapBatches(SampleDecoder)" in reports[-1]
 
 
-def hostile(names: list[str], timeout_s: float) -> SampleDecoder:
+def hostile(names: list[str], timeout_s: float, run: str | None = None) -> SampleDecoder:
     """A decoder of videos that behave by their names; see hostile_jobs.py."""
     rows = [
         {"corpus": "toy", "video_id": name, "uri": name, "version": "1", "split": "train"}
@@ -171,7 +171,7 @@ def hostile(names: list[str], timeout_s: float) -> SampleDecoder:
         for name in names
     ]
     data = DataConfig(height=8, width=8, decode=DecodeConfig(storage_patience_s=timeout_s))
-    decoder = SampleDecoder(Plan(manifest_of(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0), data)
+    decoder = SampleDecoder(Plan(manifest_of(rows), {"toy": 1.0}, ClipRule(frames=2), seed=0), data, run=run)
     decoder._pool.close()
     decoder._pool = DecoderPool(data.decode, HostileJobHandler)
     return decoder
@@ -206,11 +206,19 @@ def test_a_store_that_comes_back_costs_no_sample(tmp_path: Path, capfd: pytest.C
     assert capfd.readouterr().out.count("It is tried again for 60 s") == 1
 
 
-def test_one_video_that_the_store_does_not_give_is_left_out_while_it_gives_others() -> None:
-    decoder = hostile(["fine0", "fine1", "fine2", "storage3", "fine4"], timeout_s=0.5)
+def test_one_video_that_the_store_does_not_give_is_left_out_while_it_gives_others(
+    recorded_metrics: dict[tuple[str, ...], float],
+) -> None:
+    decoder = hostile(["fine0", "fine1", "fine2", "storage3", "fine4"], timeout_s=0.5, run="runs/a")
     with contextlib.closing(decoder):
         batch = decoder(micro_batch(0, 5))
     assert sorted(batch["skipped"].tolist()) == ["", "", "", "", "storage"]
+    assert recorded_metrics.pop(("defi_data_batch_seconds", "runs/a")) > 0.5
+    assert recorded_metrics.pop(("defi_data_store_wait_seconds_total", "runs/a")) >= 0.5
+    assert recorded_metrics == {
+        ("defi_data_samples_total", "runs/a", "toy"): 5,
+        ("defi_data_skipped_videos_total", "runs/a", "toy", "storage"): 1,
+    }
 
 
 @pytest.mark.slow

@@ -68,6 +68,7 @@ def stream_here(
     shard: Shard,
     cache: CacheLocation | None = None,
     keep_stats: object = None,
+    run: str | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The batches of `stream`, decoded in processes of this one's instead of Ray Data's actors."""
     return local_batches(plan, data, shard, cache=cache)

@@ -134,13 +134,22 @@ def test_settings_that_would_change_the_data_order_are_refused(uninterrupted: Pa
 
 
 def test_a_complete_run_can_be_extended_and_moved(
-    uninterrupted: Path, process_group: None, run_config: Make, tmp_path: Path
+    uninterrupted: Path,
+    process_group: None,
+    run_config: Make,
+    tmp_path: Path,
+    recorded_metrics: dict[tuple[str, ...], float],
 ) -> None:
     folder = tmp_path / "moved"
     shutil.copytree(uninterrupted, folder)
     summary = train_here(tiny.TinyRecipe(run_config(folder, zero_stage=2, steps=14), "healthy"))
     assert summary.values["resumed_from"] == 12
     assert sorted(tiny.losses(folder)) == list(range(1, 15))
+    counted = {name: value for (name, *labels), value in recorded_metrics.items() if len(labels) == 2}
+    assert counted["defi_train_samples_total"] == 2 * 8, "of this attempt alone"
+    assert (counted["defi_train_step"], counted["defi_train_progress_ratio"]) == (14, 1.0)
+    assert recorded_metrics["defi_train_events_total", str(folder), "healthy", "attempt"] == 1
+    assert recorded_metrics["defi_train_phase_seconds_total", str(folder), "healthy", "forward"] > 0
 
 
 def test_two_trainings_cannot_share_a_folder(tmp_path: Path, run_config: Make) -> None:

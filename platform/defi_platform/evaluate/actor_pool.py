@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from defi_platform.errors import SimulatorError, UserError, one_line
+from defi_platform.metrics import catalogue
 
 
 class _HasTask(Protocol):
@@ -120,6 +121,7 @@ class ActorPool(Generic[Unit]):
                 "Look at their logs (`ray logs`) and at the memory of the node."
             ) from error
         if unit is not None:
+            catalogue.EVALUATE_REPEATED.add()
             self._queue.append(unit)
 
 

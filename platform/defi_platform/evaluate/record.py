@@ -28,6 +28,7 @@ from defi_platform.evaluate.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
+from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
 
 SUMMARY = "recording.json"
@@ -168,12 +169,15 @@ def _fill(config: RecordConfig, attempts: _Attempts) -> None:
         for offset in range(wanted + len(attempts.failed(task))):
             if not attempts.done(Attempt(task, config.seed + offset)):
                 pool.submit(Attempt(task, config.seed + offset))
-    kept = sum(len(attempts.succeeded(task)) for task in config.tasks)
+    present = sum(len(attempts.succeeded(task)) for task in config.tasks)
     failed = sum(len(attempts.failed(task)) for task in config.tasks)
-    with Progress("record", "episodes", wanted * len(config.tasks), initial=kept) as progress:
+    with Progress("record", "episodes", wanted * len(config.tasks), initial=present) as progress:
         progress.step(0, f"{failed} failed")
         for attempt, packed in pool.results():
-            if attempts.add(attempt, packed):
+            kept = attempts.add(attempt, packed)
+            outcome = "kept" if kept else "failed"
+            catalogue.EVALUATE_RECORDED.add(run=config.output, outcome=outcome)
+            if kept:
                 progress.step()
                 continue
             failed += 1

@@ -29,6 +29,7 @@ from defi_platform.evaluate.policy_client import PolicyClient, check_metadata, c
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
 from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
 from defi_platform.evaluate.success_table import success_lines
+from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
 
 SUMMARY = "summary.json"
@@ -169,9 +170,20 @@ def _run(
     with Progress("evaluate", "episodes", total, initial=total - len(missing)) as progress:
         for unit, outcome in pool.results():
             episodes.add(unit, outcome)
+            _count(config.output, outcome.row)
             done[unit.arm] += 1
             solved[unit.arm] += outcome.row["success"]
             progress.step(note=" ".join(f"{arm} {solved[arm]}/{done[arm]}" for arm in config.arms))
+
+
+def _count(run: str, row: dict[str, Any]) -> None:
+    """Counts a finished episode in the metrics."""
+    arm, outcome = row["arm"], "success" if row["success"] else "failure"
+    catalogue.EVALUATE_EPISODES.add(run=run, arm=arm, outcome=outcome)
+    catalogue.EVALUATE_STEPS.add(row["steps"], run=run, arm=arm)
+    catalogue.EVALUATE_EPISODE_SECONDS.observe(row["wall_s"], run=run, arm=arm)
+    for milliseconds in row["latency_ms"]:
+        catalogue.EVALUATE_REQUEST_SECONDS.observe(milliseconds / 1000, run=run)
 
 
 # --------------------------------------------------------------------------- the store of episodes

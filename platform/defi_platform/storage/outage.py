@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from defi_platform.metrics import catalogue
 from defi_platform.retry import Clock, RetryPolicy, retry
 from defi_platform.storage.remote import StorageError
 
@@ -45,6 +46,7 @@ def retry_storage(
 
     def warn(error: Exception) -> None:
         nonlocal warned
+        catalogue.STORAGE_RETRIES.add(user=name)
         if not warned:
             print(f"{name}: {path} cannot be used, trying again: {error}", flush=True)
         warned = True

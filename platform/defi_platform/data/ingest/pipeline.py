@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import time
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ from defi_platform.data.rejection import TRANSIENT_REASON
 from defi_platform.data.sources import formats
 from defi_platform.data.sources.records import ListingProgress
 from defi_platform.errors import CorpusError, UserError
+from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
 from defi_platform.storage.scratch import scratch
 
@@ -73,7 +75,11 @@ def ingest(config: DataConfig) -> Manifest:
             started = time.monotonic()
             fresh, committed = _ingest_corpus(name, corpus, format_names[name], config, pool)
             counts = committed.counts
-            if not fresh:
+            if fresh:
+                for result, number in counts.items():
+                    result = "usable" if result == "videos" else result
+                    catalogue.INGEST_VIDEOS.add(number, corpus=name, result=result)
+            else:
                 reused.append(name)
             rejected = {k: n for k, n in counts.items() if k != "videos"}
             print(
@@ -179,7 +185,8 @@ def _ingest_corpus(
 def _list(
     store: VideoStore, name: str, corpus: CorpusConfig, format_name: str, root: str, pool: DecoderPool
 ) -> None:
-    with Progress(f"ingest: {name}: listing", "videos") as progress:
+    publish = functools.partial(catalogue.INGEST_LISTED.add, corpus=name)
+    with Progress(f"ingest: {name}: listing", "videos", publish=publish) as progress:
         for item in listed(pool, format_name, root, corpus.fps):
             if isinstance(item, ListingProgress):
                 progress.step(0, f"{item.files:,} files seen")
@@ -211,7 +218,8 @@ def _probe(
     if resumed and count < (files := store.num_files()):
         print(f"ingest: {name}: goes on, {count} of {files} files left to open", flush=True)
     bad = 0
-    with Progress(f"ingest: {name}: opened", "files", count) as progress:
+    publish = functools.partial(catalogue.INGEST_OPENED.add, corpus=name)
+    with Progress(f"ingest: {name}: opened", "files", count, publish=publish) as progress:
         folder = corpus_folder(config.manifest, name)
         answered = store.any_probed()
         for result in probe_files(requests, count, config.decode, folder, answered, pool):

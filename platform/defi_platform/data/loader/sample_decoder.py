@@ -6,6 +6,7 @@ A bad video goes to quarantine and the plan's fallback stands in; every such ski
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sampling.plan import Plan, Sample
 from defi_platform.data.sampling.samplers import ChunkRule
 from defi_platform.errors import CorpusError
+from defi_platform.metrics import catalogue
 from defi_platform.retry import RetryPolicy
 from defi_platform.storage.outage import retry_storage
 
@@ -63,11 +65,15 @@ class SampleDecoder:
         plan: of the samples.
         data: frame size, limits, strictness; it starts `decode.processes` decoder processes.
         cache: where encoded frames are; a micro-batch whose videos are all there is read instead of decoded.
+        run: folder of the run that the samples are counted for in metrics; None: they are not.
     """
 
-    def __init__(self, plan: Plan, data: DataConfig, cache: CacheLocation | None = None) -> None:
+    def __init__(
+        self, plan: Plan, data: DataConfig, cache: CacheLocation | None = None, run: str | None = None
+    ) -> None:
         self._plan = plan
         self._data = data
+        self._run = run
         self._pool = DecoderPool(data.decode)
         self._cache = LatentCache(cache, plan.manifest) if cache else None
         if self._cache is None:
@@ -85,6 +91,14 @@ class SampleDecoder:
 
         Returns: the columns that `stream.stream` describes, as numpy arrays.
         """
+        began = time.perf_counter()
+        columns = self._micro_batch(batch)
+        if self._run is not None:
+            catalogue.DATA_BATCH_SECONDS.observe(time.perf_counter() - began, run=self._run)
+            _count(columns, self._run)
+        return columns
+
+    def _micro_batch(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         ks = np.arange(batch["start"][0], batch["stop"][0], dtype=np.int64)
         samples = self._plan.resolve_many(ks)
         skips = [_Skips() for _ in samples]
@@ -206,6 +220,8 @@ class SampleDecoder:
                     "when it answers again, the same command goes on from the last checkpoint."
                 )
             time.sleep(pause_s)
+            if self._run is not None:
+                catalogue.DATA_STORE_WAIT.add(pause_s, run=self._run)
 
     def _reject(self, row: int, problem: BadVideo) -> None:
         video = self._plan.manifest.row(row)
@@ -244,6 +260,17 @@ class SampleDecoder:
                 proprio.append(signals.proprio[start])
         columns = {"actions": np.stack(actions), "action_mask": np.stack(masks)}
         return columns | ({"proprio": np.stack(proprio)} if proprio else {})
+
+
+def _count(columns: dict[str, Any], run: str) -> None:
+    """Counts the samples of a micro-batch in the metrics of a run."""
+    for corpus, number in Counter(columns["corpus"]).items():
+        catalogue.DATA_SAMPLES.add(number, run=run, corpus=corpus)
+    if not columns.keys() & {"frames", "images"}:
+        catalogue.DATA_CACHED_SAMPLES.add(len(columns["sample"]), run=run)
+    for corpus, reasons in zip(columns["corpus"], columns["skipped"], strict=True):
+        for reason in filter(None, reasons.split(",")):
+            catalogue.DATA_SKIPPED_VIDEOS.add(run=run, corpus=corpus, reason=reason)
 
 
 def decode_job(manifest: Manifest, data: DataConfig, row: int, indices: Iterable[int]) -> DecodeJob:

@@ -42,6 +42,7 @@ def stream(
     *,
     cache: CacheLocation | None = None,
     keep_stats: Callable[[str], None] | None = None,
+    run: str | None = None,
 ) -> Iterable[dict[str, Any]]:
     """Micro-batches of a shard, in order.
 
@@ -55,6 +56,7 @@ def stream(
             or `features` float (B, T, L, D) in their place.
         keep_stats: is called with the samples per second and Ray Data's statistics (time, memory, rows of its
             operators), every STATS_EVERY_S seconds and when the stream ends.
+        run: folder of the run that the samples are counted for in metrics; None: they are not.
 
     Yields: dicts of
         frames: uint8 (B, T, H, W, 3) for clips and pairs, or for chunks
@@ -66,7 +68,7 @@ def stream(
     Raises: CorpusError, inside Ray's own error, when `data.strict` meets a bad video or a corpus has run out of good
         ones.
     """
-    return _executions(plan, data, cache, keep_stats, shard.micro_batches())
+    return _executions(plan, data, cache, run, keep_stats, shard.micro_batches())
 
 
 def local_batches(
@@ -93,11 +95,12 @@ def _executions(
     plan: Plan,
     data: DataConfig,
     cache: CacheLocation | None,
+    run: str | None,
     keep_stats: Callable[[str], None] | None,
     pieces: Iterator[range],
 ) -> Iterator[dict[str, Any]]:
     while execution := [piece for _, piece in zip(range(MAX_BATCHES_PER_EXECUTION), pieces, strict=False)]:
-        dataset = _decoded(plan, data, cache, execution)
+        dataset = _decoded(plan, data, cache, run, execution)
         batches = dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=2)
         yield from map(_torch, _observed(batches, dataset, keep_stats) if keep_stats else batches)
 
@@ -127,7 +130,7 @@ def _observed(
 
 
 def _decoded(
-    plan: Plan, data: DataConfig, cache: CacheLocation | None, pieces: list[range]
+    plan: Plan, data: DataConfig, cache: CacheLocation | None, run: str | None, pieces: list[range]
 ) -> ray.data.Dataset:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # One block per micro-batch, made here: other constructors send a task of a whole CPU to inspect each block.
@@ -140,7 +143,7 @@ def _decoded(
     context.target_max_block_size = None
     return dataset.map_batches(
         SampleDecoder,
-        fn_constructor_args=(plan, replace(data, decode=replace(data.decode, processes=1)), cache),
+        fn_constructor_args=(plan, replace(data, decode=replace(data.decode, processes=1)), cache, run),
         batch_size=None,
         batch_format="numpy",
         zero_copy_batch=True,

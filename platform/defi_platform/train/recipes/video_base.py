@@ -115,6 +115,7 @@ class VideoRecipe(Recipe):
             shard,
             cache=cache.location if cache else None,
             keep_stats=self._keep_stats if shard.rank == 0 else None,
+            run=self.config.train.output,
         )
         return cache.count(batches, announce=shard.rank == 0) if cache else batches
 

@@ -1,4 +1,4 @@
-"""Reports of the training loop: rows of metrics.jsonl, status.json and Weights & Biases."""
+"""Reports of the training loop: rows of metrics.jsonl, status.json, Weights & Biases and Prometheus."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from defi_platform.train.observability.code_version import code_version
 from defi_platform.train.observability.metrics_log import MetricsLog
 from defi_platform.train.observability.peak_flops import known_peak_tflops
 from defi_platform.train.observability.phase_timer import PhaseTimer
+from defi_platform.train.observability.run_metrics import RunMetrics
 from defi_platform.train.observability.status import StatusWriter
 from defi_platform.train.observability.wandb_tracker import Tracker
 from defi_platform.train.recipe import Recipe
@@ -34,6 +35,9 @@ class Reporter:
         self._is_rank_zero, self._world_size = is_rank_zero, world_size
         self._status = (
             StatusWriter(self._train.output, recipe.kind, self._train.steps) if is_rank_zero else None
+        )
+        self._metrics = (
+            RunMetrics(self._train.output, recipe.kind, self._train.steps) if is_rank_zero else None
         )
         self._log: MetricsLog | None = None
         self._tracker: Tracker | None = None
@@ -83,6 +87,10 @@ class Reporter:
         """Logs what happened at a step, such as a skipped update, as a row of that split."""
         if self._log:
             self._log.append({"step": step, "split": split, **values})
+        if self._metrics:
+            self._metrics.event(split)
+            if split == "attempt":
+                self._metrics.attempt(self._world_size)
 
     def log_metrics(self, row: dict[str, Any]) -> None:
         """Logs and tracks a row of figures, with the wall time."""
@@ -91,6 +99,8 @@ class Reporter:
             self._log.append(row)
             if self._tracker:
                 self._tracker.log(row)
+            if self._metrics and row["split"] == "validation":
+                self._metrics.loss("validation", row["loss"])
 
     def log_step(self, step: int, row: dict[str, float], checkpoint_step: int | None) -> None:
         """Logs an update when `log_every` says so, with the phases since the last one, and updates the status.
@@ -114,6 +124,9 @@ class Reporter:
                 flops = self._flops_per_sample * self._train.global_batch * steps / self._world_size
                 entry["mfu"] = flops / (busy_s * self._peak_tflops * 1e12)
             self.log_metrics(entry)
+            if self._metrics:
+                self._metrics.updates(step, steps * self._train.global_batch, entry, seconds)
+                self._metrics.checkpoint(checkpoint_step)
             self.update_status(data_wait=seconds["data"] / busy_s if busy_s else 0.0)
         self.update_status(step=step, samples=samples, loss=row["loss"], checkpoint_step=checkpoint_step)
 
