@@ -47,12 +47,14 @@ def _connection(config: RayConfig) -> Iterator[None]:
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(address=address, log_to_driver=True, runtime_env=_environment())
+            context = ray.init(address=address, log_to_driver=True, runtime_env=_environment())
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {address}: {error}. "
                 "Start one with `ray start --head`, or leave out ray.address (and RAY_ADDRESS) to run here."
             ) from error
+        if context.dashboard_url:
+            print(f"dashboard: {job_link(context.dashboard_url)}", file=sys.stderr, flush=True)
     else:
         # Train workers, decoders and simulators each hold a share of a CPU, so a two-core machine
         # needs more logical CPUs than it has cores.
@@ -62,6 +64,21 @@ def _connection(config: RayConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def job_link(dashboard: str) -> str:
+    """Address of the connected job's page.
+
+    Args:
+        dashboard: host:port of the cluster's dashboard.
+    """
+    job = _submitted().get("metadata", {}).get("job_submission_id") or ray.get_runtime_context().get_job_id()
+    return f"http://{dashboard}/#/jobs/{job}"
+
+
+def _submitted() -> dict[str, Any]:
+    """What Ray says to the process of a submitted job; {} in others."""
+    return dict(json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}"))
 
 
 def _start_here(cpus: int) -> None:
@@ -126,7 +143,7 @@ def _source_path() -> dict[str, str]:
     Under `ray job submit --working-dir .` that is the copy Ray unpacked, which lies at the same path on every
     node. A PYTHONPATH given at submission is left as it is.
     """
-    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    submitted = _submitted().get("runtime_env") or {}
     found = source_roots()
     if not found or "PYTHONPATH" in (submitted.get("env_vars") or {}):
         return {}
