@@ -1,0 +1,127 @@
+"""The local cluster, without starting it: its node types, what jobs read from its head, its report. `make demo-cluster`
+runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "cluster"))
+import local
+from local import LocalCluster, LocalClusterError
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.schema import (
+    ClusterStatus,
+    LaunchRequest,
+    NodeInfo,
+    NodeUsage,
+    RayTaskActorDemand,
+    ResourceDemandSummary,
+    ResourceRequestByCount,
+    ResourceUsage,
+)
+
+
+def test_rays_autoscaler_takes_the_node_types() -> None:
+    config = AutoscalingConfig(local.node_types("127.0.0.1:6379"), skip_content_hash=True)
+    types = config.get_node_type_configs()
+    assert types is not None
+    assert {name: one.labels.get("defi.role") for name, one in types.items()} == {
+        local.HEAD_TYPE: None,
+        "decode": "decode",
+        "train": "train",
+    }
+    assert types[local.HEAD_TYPE].resources == {"CPU": 0} and types["train"].resources["accelerator"] == 1
+    assert all(
+        types[name].min_worker_nodes == 0 < types[name].max_worker_nodes for name in ("decode", "train")
+    )
+    assert config.disable_node_updaters()
+
+
+def test_the_head_says_what_its_autoscaler_can_add() -> None:
+    labels = dict(label.split("=") for label in local.head_labels().split(","))
+    assert labels == {
+        "defi.max.decode.CPU": "4",
+        "defi.max.train.CPU": "4",
+        "defi.max.train.accelerator": "2",
+    }
+
+
+def test_the_report_shows_nodes_by_type_and_what_waits() -> None:
+    def node(node_type: str, used: float) -> NodeInfo:
+        usage = NodeUsage([ResourceUsage("CPU", 2.0, used)], 0)
+        return NodeInfo(node_type, node_type, "1", "127.0.0.1", resource_usage=usage)
+
+    demand = RayTaskActorDemand([ResourceRequestByCount({"CPU": 1.0}, 3)])
+    status = ClusterStatus(
+        active_nodes=[node("decode", 1.5)],
+        idle_nodes=[node("decode", 0.0)],
+        pending_launches=[LaunchRequest("train", "train", 2, LaunchRequest.Status.PENDING, 0)],
+        resource_demands=ResourceDemandSummary(ray_task_actor_demand=[demand]),
+    )
+    lines = local.report(
+        status, [(0.0, "Adding 2 node(s) of type train.")], Path("/logs/monitor.log")
+    ).splitlines()
+    assert next(line for line in lines if line.startswith("decode")).split() == [
+        "decode",
+        "1",
+        "1",
+        "0",
+        "2",
+        "CPU",
+        "1.5/4",
+    ]
+    assert next(line for line in lines if line.startswith("train")).split() == ["train", "0", "0", "2", "2"]
+    assert "waits for a node: 3 x {'CPU': 1.0}" in lines
+    assert lines[-2].endswith("Adding 2 node(s) of type train.")
+    assert lines[-1] == "log of the autoscaler: /logs/monitor.log"
+
+
+def test_an_event_that_is_repeated_at_each_round_is_shown_once(tmp_path: Path) -> None:
+    cluster = LocalCluster(tmp_path)
+    assert cluster.events() == []
+    folder = cluster.logs / "events"
+    folder.mkdir(parents=True)
+    messages = ["waits", "waits", "Current cluster resources: {}", "Removing 1 nodes", "waits"]
+    rows = [{"timestamp": str(number), "message": message} for number, message in enumerate(messages)]
+    (folder / "event_AUTOSCALER.log").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [message for _, message in cluster.events()] == ["waits", "Removing 1 nodes", "waits"]
+
+
+def test_a_taken_port_is_one_clear_error(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        cluster = LocalCluster(tmp_path / "c", port=taken.getsockname()[1])
+        with pytest.raises(LocalClusterError, match=r"port \d+ of 127.0.0.1 is taken .*--port"):
+            cluster.up()
+    assert not (tmp_path / "c").exists()
+
+
+def test_without_a_head_the_status_says_how_to_start_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    assert local.main(["status", "--folder", str(tmp_path), "--port", str(port)]) == 1
+    assert "Start one with `python cluster/local.py up`" in capsys.readouterr().err
+
+
+def test_what_a_dead_head_has_left_is_found_and_ended_and_nothing_else(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    named = subprocess.Popen([*sleep, f"{tmp_path}/a/ray/session_1/logs"])
+    marked = subprocess.Popen(sleep, env=os.environ | {local.FOLDER_VARIABLE: str(tmp_path / "a")})
+    other = subprocess.Popen([*sleep, f"{tmp_path}/ab/ray/session_1/logs"])
+    try:
+        assert LocalCluster(tmp_path / "a").down() == 2
+        assert not psutil.pid_exists(named.pid) and not psutil.pid_exists(marked.pid)
+        assert other.poll() is None
+    finally:
+        for process in (named, marked, other):
+            process.kill()
+            process.wait()
