@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from defi_platform.cluster import STARTS, ClusterError, ray_session
+from defi_platform.cluster import STARTS, ClusterError, ray_session, source_roots
 from defi_platform.config import RayConfig
 
 TOO_SLOW = "The current node timed out during startup. This could happen because of many things."
@@ -55,3 +56,11 @@ def test_what_else_goes_wrong_is_not_tried_again(machine: SlowMachine) -> None:
     with pytest.raises(Exception, match="no space left"), ray_session(RayConfig()):
         pass
     assert machine.starts == 1
+
+
+def test_the_folders_that_workers_import_from_hold_the_two_packages() -> None:
+    roots = source_roots()
+    assert not roots or [
+        (Path(root) / name).is_dir()
+        for root, name in zip(roots, ("defi_platform", "defi_models"), strict=True)
+    ] == [True, True]

@@ -15,6 +15,8 @@ import torch
 
 from defi_platform import roles
 from defi_platform.cluster import ray_session
+from defi_platform.cluster.requirements import Demand, announce
+from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EncodeConfig, PretrainConfig, TrainConfig
 from defi_platform.config.paths import absolute_paths
 from defi_platform.data.decode.pool import DecoderPool
@@ -75,6 +77,8 @@ def encode_latents(config: EncodeConfig) -> EncodeSummary:
     assert folder is not None
     started = time.monotonic()
     with ray_session(config.ray):
+        announce([encoder_demand(config)])
+        register_run(folder)
         manifest = ingest(config.data)
         # Built here too: the fingerprint is needed before anything is written.
         info = _encoder(config).info(config.data.height, config.data.width, config.dtype)
@@ -84,6 +88,14 @@ def encode_latents(config: EncodeConfig) -> EncodeSummary:
         encoded, frames, skipped = _encode(config, manifest, info, todo)
         videos = len(manifest) - len(missing_rows(folder, manifest, np.arange(len(manifest))))
     return EncodeSummary(folder, info, videos, encoded, frames, skipped, time.monotonic() - started)
+
+
+def encoder_demand(config: EncodeConfig) -> Demand:
+    """The resources of one encoder on the connected cluster; the others join when there is room."""
+    resources = {"CPU": ACTOR_CPUS}
+    if roles.capacity(roles.TRAIN, "GPU"):
+        resources["GPU"] = 1.0
+    return Demand(name=f"{config.kind}: encoders", resources=resources, role=roles.TRAIN)
 
 
 def _check(config: EncodeConfig) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from defi_platform.cluster import ClusterError
+from defi_platform.cluster.requirements import NodeResources, Supply, check_demands
 from defi_platform.config import TrainConfig
 from defi_platform.errors import ConfigError
-from defi_platform.train.config_checks import check_cluster, check_device, check_train_config, world_sizes
+from defi_platform.train.config_checks import check_device, check_train_config, training_demands, world_sizes
 
 CONFLICTS: list[tuple[dict[str, Any], list[str]]] = [
     ({"global_batch": 10, "micro_batch": 4, "num_workers": 2}, ["global_batch=10", "micro_batch=4", "=8"]),
@@ -43,22 +44,34 @@ def test_bf16_is_refused_on_a_gpu_that_has_none(monkeypatch: pytest.MonkeyPatch)
     check_device(TrainConfig(output="", precision="bf16"))
 
 
+def supply(cpus: float) -> Supply:
+    return Supply([NodeResources(None, {"CPU": cpus}, {"CPU": cpus})])
+
+
 def test_more_workers_than_the_cluster_can_ever_hold_are_refused_instead_of_waited_for() -> None:
     gfdm = TrainConfig(output="a", num_workers=3)
     gidm = TrainConfig(output="b", num_workers=2, resources_per_worker={"CPU": 2.0})
-    check_cluster({"gfdm": gfdm}, {"CPU": 4.0})
+    check_demands(training_demands({"gfdm": gfdm}, {"gfdm": 1}), supply(4))
     with pytest.raises(ClusterError) as refused:
-        check_cluster({"gfdm": gfdm, "gidm": gidm}, {"CPU": 4.0})
-    for part in ("7 CPU", "gfdm: 3 workers x 1", "gidm: 2 workers x 2", "has 4", "num_workers"):
+        check_demands(training_demands({"gfdm": gfdm, "gidm": gidm}, {"gfdm": 1, "gidm": 1}), supply(4))
+    for part in (
+        "7.25 CPU",
+        "gfdm: workers: 3 x (1 CPU)",
+        "gidm: workers: 2 x (2 CPU)",
+        "has 4",
+        "num_workers",
+    ):
         assert part in str(refused.value)
 
 
 def test_a_gpu_run_on_a_cluster_without_gpus_is_refused() -> None:
     with pytest.raises(ClusterError, match=r"1 GPU .* has 0"):
-        check_cluster({"gfdm": TrainConfig(output="a", use_gpu=True)}, {"CPU": 4.0})
+        check_demands(
+            training_demands({"gfdm": TrainConfig(output="a", use_gpu=True)}, {"gfdm": 1}), supply(4)
+        )
 
 
 def test_an_elastic_run_has_only_sizes_that_divide_its_batch() -> None:
     train = TrainConfig(output="a", num_workers=8, min_workers=2, global_batch=48, micro_batch=2)
     assert world_sizes(train) == [2, 3, 4, 6, 8]
-    check_cluster({"elastic": train}, {"CPU": 2.0})
+    check_demands(training_demands({"elastic": train}, {"elastic": 0}), supply(2))

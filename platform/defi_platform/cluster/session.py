@@ -118,7 +118,7 @@ def source_roots() -> list[str]:
     models = find_spec("defi_models")
     if models is None or models.origin is None:
         return []
-    packages = [Path(__file__).resolve().parent, Path(models.origin).resolve().parent]
+    packages = [Path(__file__).resolve().parents[1], Path(models.origin).resolve().parent]
     installed = Path(sys.prefix).resolve()
     roots = [package.parent for package in packages]
     # A virtual environment may lie inside the checkout, so "site-packages" decides, not the prefix alone.

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from defi_platform import roles, storage
 from defi_platform.cluster import ray_session
+from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RecordConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.data.writers.h264 import encode_h264
@@ -88,6 +89,7 @@ def record(config: RecordConfig) -> RecordSummary:
         return RecordSummary(**content["summary"], reused=True)
     attempts = _Attempts(storage.join(output, _ATTEMPTS), settings, output)
     with ray_session(config.ray):
+        register_run(output)
         _fill(config, attempts)
     summary = _publish(config, attempts, output, start)
     content = {"settings": settings, "summary": {k: v for k, v in vars(summary).items() if k != "reused"}}

@@ -18,6 +18,7 @@ import ray
 
 from defi_platform import roles, storage
 from defi_platform.cluster import ray_session
+from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EvaluateConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError
@@ -89,6 +90,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     episodes = _EpisodeStore(output)
     served: dict[str, Any] = {}
     with ray_session(config.ray):
+        register_run(output)
         missing = [unit for unit in _units(config) if unit not in episodes.rows]
         if missing:
             with _policy(config, missing) as (url, served):

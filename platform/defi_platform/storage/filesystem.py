@@ -91,20 +91,28 @@ def is_folder(uri: str) -> bool:
     return attempt(uri, lambda: bool(fs.isdir(path)))
 
 
-def names(folder: str) -> list[str]:
-    """Sorted names right below `folder`; empty when it does not exist."""
+def names(folder: str, most: int | None = None) -> list[str]:
+    """Sorted names right below `folder`; empty when it does not exist.
+
+    Args:
+        folder: local or remote.
+        most: only so many, whichever come first, of a folder that may hold millions; None: all.
+    """
     if not is_remote(folder):
         local = local_path(folder)
-        return sorted(os.listdir(local)) if local.is_dir() else []
+        if not local.is_dir():
+            return []
+        with os.scandir(local) as entries:
+            return sorted(entry.name for entry in itertools.islice(entries, most))
     fs, path = filesystem(folder)
     if "s3" in protocols(fs):
         # `ls` would keep what the store says of every object, and there may be millions.
-        return sorted(s3_listing.names(*_s3_request(folder, fs, path)))
+        return sorted(itertools.islice(s3_listing.names(*_s3_request(folder, fs, path)), most))
     try:
         found = attempt(folder, lambda: fs.ls(path, detail=False, refresh=True))
     except FileNotFoundError:
         return []
-    return sorted(name for name in (posixpath.basename(p.rstrip("/")) for p in found) if name)
+    return sorted(name for name in (posixpath.basename(p.rstrip("/")) for p in found) if name)[:most]
 
 
 def folders(folder: str) -> list[str]:

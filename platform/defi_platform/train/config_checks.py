@@ -8,8 +8,9 @@ from collections.abc import Mapping
 import torch
 
 from defi_platform import roles, storage
-from defi_platform.cluster import ClusterError
+from defi_platform.cluster.requirements import Demand
 from defi_platform.config import TrainConfig
+from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import ConfigError
 from defi_platform.storage import StorageError
 from defi_platform.train.engine.lr_schedule import SCHEDULES
@@ -115,48 +116,51 @@ def check_writable(folder: str) -> None:
         ) from error
 
 
-def check_cluster(
-    requests: Mapping[str, TrainConfig],
-    available: Mapping[str, float] | None = None,
-    decoder_cpus: float = 0.0,
-) -> None:
-    """Checks that the connected cluster can ever meet a request, for which Ray would otherwise wait forever.
+def training_demands(requests: Mapping[str, TrainConfig], decoders: Mapping[str, int]) -> list[Demand]:
+    """Resources that trainings ask Ray for at the least, all at the same time.
 
     Args:
-        requests: run name -> its settings; all run at the same time.
-        available: resources of the whole cluster; None asks Ray.
-        decoder_cpus: logical CPUs that the runs' decoders need in addition.
-
-    Raises: ClusterError naming what is asked for, what there is, and the fix.
+        requests: run name -> its settings.
+        decoders: run name -> decoder processes of each of its workers.
     """
-    wanted: dict[str, float] = {}
-    for train in requests.values():
-        for resource, amount in worker_resources(train).items():
-            wanted[resource] = wanted.get(resource, 0.0) + amount * min_world_size(train)
-        for resource, amount in async_validation_resources(train).items():
-            wanted[resource] = wanted.get(resource, 0.0) + amount
-    if available is None and roles.label_selector(roles.DECODE):
-        decoder_cpus = 0.0  # they have nodes of their own, and work with fewer processes where there are few
-    if decoder_cpus:
-        wanted["CPU"] = wanted.get("CPU", 0.0) + decoder_cpus
-    for resource, amount in wanted.items():
-        present = roles.capacity(roles.TRAIN, resource) if available is None else available.get(resource, 0.0)
-        if amount > present:
-            asked = "; ".join(
-                f"{name}: {min_world_size(train)} workers x {worker_resources(train)[resource]:g}"
-                for name, train in requests.items()
-                if worker_resources(train).get(resource)
+    demands = []
+    for name, train in requests.items():
+        workers = min_world_size(train)
+        demands.append(
+            Demand(
+                name=f"{name}: workers",
+                resources=worker_resources(train),
+                count=workers,
+                role=roles.TRAIN,
+                fix=f"Set train.num_workers or train.resources_per_worker lower{_HERE}.",
             )
-            for name, train in requests.items():
-                if async_validation_resources(train).get(resource):
-                    asked += f"; {name}: async validation {async_validation_resources(train)[resource]:g}"
-            if resource == "CPU" and decoder_cpus:
-                asked += f"; decoders: {decoder_cpus:g}"
-            raise ClusterError(
-                f"training asks for {amount:g} {resource} ({asked}), the cluster has "
-                f"{present:g}. Set train.num_workers or train.resources_per_worker lower, "
-                + ("raise ray.local_cpus, or add nodes." if resource == "CPU" else "or add nodes.")
+        )
+        validation = async_validation_resources(train)
+        if validation:
+            demands.append(
+                Demand(
+                    name=f"{name}: async validation",
+                    resources=validation,
+                    role=roles.TRAIN,
+                    fix="Set train.async_validation_resources lower, or train.async_validation_every=0.",
+                )
             )
+        share = roles.options(roles.DECODE, share=ACTOR_CPUS)["num_cpus"]
+        # On nodes of their own one will do: fewer processes take longer.
+        alone = share != ACTOR_CPUS
+        demands.append(
+            Demand(
+                name=f"{name}: decoders",
+                resources={"CPU": share},
+                count=1 if alone else workers * decoders[name],
+                role=roles.DECODE,
+                fix="Set data.decode.processes lower.",
+            )
+        )
+    return demands
+
+
+_HERE = ", or where Ray is started by the job ray.local_cpus higher"
 
 
 def world_sizes(train: TrainConfig) -> list[int]:

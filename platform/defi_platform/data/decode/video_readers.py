@@ -30,6 +30,9 @@ CRC_ROWS = 3
 SEEKS = 3
 """Points that are tried before a file is decoded from its start."""
 
+CODECS = ("h264", "hevc", "av1", "vp9", "vp8", "mpeg4", "mjpeg")
+"""Codecs of robots' and the web's videos, by FFmpeg's names."""
+
 EVER = 1 << 62
 """Beyond every frame; the position of a reader after a seek that led elsewhere."""
 
@@ -347,6 +350,20 @@ def pyav_release() -> str:
     import av
 
     return f"pyav {av.__version__}"
+
+
+def missing_codecs() -> list[str]:
+    """Those of `CODECS` that this PyAV cannot decode."""
+    from av.codec.codec import Codec, UnknownCodecError
+
+    def is_missing(name: str) -> bool:
+        try:
+            Codec(name, "r")
+        except UnknownCodecError:
+            return True
+        return False
+
+    return [name for name in CODECS if is_missing(name)]
 
 
 def damage(error: Exception, where: str) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from contextlib import closing
 import pyarrow as pa
 
 from defi_platform.cluster import ray_session
+from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig
 from defi_platform.config.data import drawn_corpora
 from defi_platform.config.data_checks import check_data
@@ -45,6 +46,7 @@ def run_ingest(config: IngestConfig) -> str:
     names = list(drawn_corpora(config.data))
     print(f"ingest: {len(names)} corpora into {config.data.manifest}", flush=True)
     with ray_session(config.ray):
+        register_run(config.data.manifest)
         ingest(config.data)
     if config.prune_days is not None:
         for name in names:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ray import serve
 
+from defi_platform.cluster.requirements import announce
 from defi_platform.config import ServeConfig
 from defi_platform.errors import ServeError
 from defi_platform.serve.app import application, record, replica_settings
@@ -29,6 +30,7 @@ from defi_platform.serve.deployment.standing import (
 from defi_platform.serve.deployment.startup_checks import (
     check_before_start,
     head_node,
+    replica_demand,
     resolve_port_on_head,
     start_serve,
 )
@@ -160,6 +162,7 @@ def deploy(config: ServeConfig) -> PolicyServer:
 
 
 def _deploy_first(config: ServeConfig, digest: str) -> PolicyServer:
+    announce([replica_demand(config)])
     port = resolve_port_on_head(config.host, config.port)
     start_serve()
     settings = replica_settings(

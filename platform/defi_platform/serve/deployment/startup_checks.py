@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from defi_models.errors import ModelFolderError
 from defi_models.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, read_header
-from defi_platform import storage
+from defi_platform import roles, storage
+from defi_platform.cluster.requirements import Demand
 from defi_platform.config import ServeConfig
 from defi_platform.config.serve import replica_range
 from defi_platform.errors import CheckpointError, ServeError
@@ -50,6 +51,17 @@ def check_before_start(config: ServeConfig) -> None:
         except (KeyError, TypeError):
             return  # of another version: what reads all of it says which field does not fit
         check_against_policy(wires, cameras, action_dim)
+
+
+def replica_demand(config: ServeConfig) -> Demand:
+    """The resources of the replicas that a policy is served by at the least."""
+    return Demand(
+        name="replicas",
+        resources={"CPU": config.replica_cpus, "GPU": config.replica_gpus},
+        count=replica_range(config.replicas)[0],
+        role=roles.TRAIN,
+        fix="Set replicas, replica_cpus or replica_gpus lower.",
+    )
 
 
 def warn_if_public(config: ServeConfig) -> None:

@@ -15,18 +15,18 @@ from omegaconf import OmegaConf
 
 from defi_platform import errors, storage
 from defi_platform.cluster import ray_session
+from defi_platform.cluster.requirements import announce
+from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RayConfig
 from defi_platform.config.data_checks import check_data, check_probe
 from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.loader import to_mapping, to_yaml
-from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import CheckpointError, ConfigError, UserError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.config_checks import (
-    check_cluster,
     check_train_config,
     check_writable,
-    min_world_size,
+    training_demands,
     worker_resources,
 )
 from defi_platform.train.driver.dry_run import DryRun, dry_run
@@ -91,17 +91,20 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     pending = [recipe for recipe in recipes if recipe.kind not in summaries]
     if pending:
         with ray_session(ray_config):
-            decoders = sum(min_world_size(r.config.train) * r.config.data.decode.processes for r in pending)
-            check_cluster(
-                {recipe.kind: recipe.config.train for recipe in pending}, decoder_cpus=decoders * ACTOR_CPUS
+            settings = {recipe.kind: recipe.config for recipe in pending}
+            announce(
+                training_demands(
+                    {kind: config.train for kind, config in settings.items()},
+                    {kind: config.data.decode.processes for kind, config in settings.items()},
+                )
             )
             for recipe in pending:
                 recipe.prepare()
             _run_all(pending)
         for recipe in pending:
-            settings = recipe.config.train
-            read = functools.partial(_summary, settings.output)
-            summaries[recipe.kind] = retry_run_folder(recipe.kind, settings, read)
+            run = recipe.config.train
+            read = functools.partial(_summary, run.output)
+            summaries[recipe.kind] = retry_run_folder(recipe.kind, run, read)
     return [summaries[recipe.kind] for recipe in recipes]
 
 
@@ -185,6 +188,7 @@ def _run_all(recipes: Sequence[Recipe]) -> None:
     outcomes: dict[str, BaseException | None] = {}
     for recipe in recipes:
         prepare_folder(recipe)
+        register_run(recipe.config.train.output)
 
     def run(recipe: Recipe) -> None:
         try:

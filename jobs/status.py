@@ -1,0 +1,11 @@
+"""Show all runs of a folder tree or a cluster: progress, rate, last checkpoint, failures and cost."""
+
+import sys
+
+import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
+
+from defi_platform.errors import exit_code
+from defi_platform.jobs.status import main
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
