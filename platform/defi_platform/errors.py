@@ -5,9 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+MEND = 2
+"""Exit code of a job whose user has to change something; the same command would end in the same way."""
+TRY_AGAIN = 75
+"""Exit code of a job that the same command may complete: EX_TEMPFAIL of sysexits.h."""
+
 
 class UserError(Exception):
-    """An error that only the user can fix. Jobs print its message without a traceback and exit with 2."""
+    """An error for the user, as a message that names the fix. Jobs print it without a traceback."""
+
+    exit_code = MEND
+    """Of the job that it ends; `TRY_AGAIN` where nothing but another try may be needed."""
 
 
 class ConfigError(UserError):
@@ -38,13 +46,13 @@ def one_line(error: BaseException) -> str:
 def exit_code(job: Callable[[], int]) -> int:
     """Runs a job and reports an error that the user can fix as one message on stderr.
 
-    Returns: the job's own exit code; 2 after a `UserError`; 130 after Ctrl-C.
+    Returns: the job's own exit code; that of a `UserError`, 2 or 75; 130 after Ctrl-C.
     """
     try:
         return job()
     except UserError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from here", file=sys.stderr)
         return 130

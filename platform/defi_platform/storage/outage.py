@@ -6,11 +6,18 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from defi_platform.errors import TRY_AGAIN
 from defi_platform.metrics import catalogue
 from defi_platform.retry import Clock, RetryPolicy, retry
 from defi_platform.storage.remote import StorageError
 
 Result = TypeVar("Result")
+
+
+class LongOutage(StorageError):
+    """A store that was away, or a disk that was full, for longer than the configuration allows."""
+
+    exit_code = TRY_AGAIN
 
 
 def is_outage(error: Exception) -> bool:
@@ -40,7 +47,7 @@ def retry_storage(
         clock: measures and waits.
 
     Returns: the request's result.
-    Raises: StorageError when it has failed for longer than `timeout_s`; FileNotFoundError at once.
+    Raises: LongOutage when it has failed for longer than `timeout_s`; FileNotFoundError at once.
     """
     warned = False
 
@@ -59,7 +66,7 @@ def retry_storage(
     except Exception as error:
         if not is_outage(error):
             raise
-        raise StorageError(
+        raise LongOutage(
             f"{path} could not be used for {timeout_s:.0f} s ({timeout_key}): {error}. Make room "
             "or bring the store back; the same command goes on from the last checkpoint."
         ) from error

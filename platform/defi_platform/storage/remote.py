@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from defi_platform.errors import UserError
+from defi_platform.errors import TRY_AGAIN, UserError
 from defi_platform.retry import RetryPolicy, retry
 
 ATTEMPTS = 5
@@ -26,6 +26,8 @@ class StorageError(UserError):
 
 class StorageUnavailable(StorageError):
     """A store that did not answer, also when asked again; it may come back."""
+
+    exit_code = TRY_AGAIN
 
 
 @functools.lru_cache(maxsize=16)

@@ -21,7 +21,7 @@ from defi_platform.config import RayConfig
 from defi_platform.config.data_checks import check_data, check_probe
 from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.loader import to_mapping, to_yaml
-from defi_platform.errors import CheckpointError, ConfigError, UserError
+from defi_platform.errors import MEND, TRY_AGAIN, CheckpointError, ConfigError, UserError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.config_checks import (
     check_train_config,
@@ -45,6 +45,8 @@ CONFIG = "config.yaml"
 
 class TrainingFailed(UserError):
     """A run that did not complete: its workers failed more often than allowed."""
+
+    exit_code = TRY_AGAIN
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,8 @@ def _failure(failed: dict[str, BaseException], fine: Sequence[str]) -> BaseExcep
     rest = f" Complete: {', '.join(fine)}." if fine else ""
     failure = TrainingFailed(f"{reasons}.{rest} The same command goes on from the last checkpoint.")
     failure.__cause__ = first
+    if all(isinstance(error, UserError) and error.exit_code == MEND for error in failed.values()):
+        failure.exit_code = MEND
     return failure
 
 
