@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rendering.panels import waiting_for_data
-
 from defi_platform.metrics import catalogue
+from rendering.panels import waiting_for_data
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from itertools import groupby
 from typing import Any
 
 import yaml
-from rendering.alerts import rule_groups
-from rendering.panels import Panel, panels
 
 from defi_platform.metrics.catalogue import CATALOGUE, TRAIN_STEP
 from defi_platform.metrics.metric import Metric
+from rendering.alerts import rule_groups
+from rendering.panels import Panel, panels
 
 DISCOVERY_FILE = "/tmp/ray/prom_metrics_service_discovery.json"
 """Written by the head node: the addresses at which its nodes, its autoscaler and its dashboard give their metrics."""

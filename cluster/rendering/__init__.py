@@ -1,0 +1,1 @@
+"""One set of values rendered for KubeRay, `ray up`, SkyPilot and Slurm."""
