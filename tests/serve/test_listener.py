@@ -3,127 +3,29 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from machines_of_lines import Node, ask, dial, free_port, wait
 
 from defi_platform.errors import ServeError
-from defi_platform.serve.inference.load import ServiceLoad
 from defi_platform.serve.listener import channel as channel_module
 from defi_platform.serve.listener import placement
 from defi_platform.serve.listener.channel import Channel, MessageTooLarge, socket_path
-from defi_platform.serve.listener.link import ReplicaLink
-from defi_platform.serve.listener.listener import Listener, ListenerSettings
 from defi_platform.serve.listener.roster import DOUBTED_AFTER_S, STALLED_AFTER_S, Member, Roster
-
-SECRET = secrets.token_bytes(32)
-
-
-class LineServer:
-    """Stands for a replica's socket server: answers a line with its name and the number of lines answered so far."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.open: dict[socket.socket, int] = {}
-
-    def adopt(self, sock: socket.socket, state: dict[str, Any] | None) -> None:
-        sock.settimeout(0.02)
-        self.open[sock] = state["lines"] if state else 0
-        threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def load(self) -> dict[str, Any]:
-        # With the numbers of a service that has answered: batches are counted by their size, a number.
-        return {"sockets": len(self.open), "service": asdict(ServiceLoad(batch_sizes={1: 3, 8: 2}))}
-
-    def move(self, count: int | None, when: str, hand_over: Callable[..., bool]) -> None:
-        for sock in list(self.open)[:count]:
-            lines = self.open.pop(sock)
-            time.sleep(0.05)  # its thread looks away
-            assert hand_over(sock, {"lines": lines})
-
-    def _serve(self, sock: socket.socket) -> None:
-        while sock in self.open:
-            try:
-                line = sock.recv(100)
-            except TimeoutError:
-                continue
-            except OSError:
-                return
-            if not line:
-                self.open.pop(sock, None)
-                sock.close()
-                return
-            self.open[sock] += 1
-            sock.sendall(f"{self.name} {self.open[sock]}\n".encode())
-
-
-class Node:
-    """One node: its listener and the replicas on it."""
-
-    def __init__(self, folder: Path, stack: ExitStack, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.path = folder / "listener.sock"
-        self.settings = ListenerSettings(host, port, SECRET)
-        self.stack = stack
-
-    def listen(self, relay_host: str | None = None) -> Listener:
-        listener = Listener(self.settings, self.path, relay_host=relay_host)
-        listener.start()
-        self.stack.callback(listener.stop)
-        return listener
-
-    def replica(self, name: str, generation: int = 1) -> tuple[LineServer, ReplicaLink]:
-        server = LineServer(name)
-        identity = {
-            "replica": name,
-            "generation": generation,
-            "digest": "d" * 64,
-            "application": f"policy-{generation}",
-            "metadata": {"policy": name},
-            "token": SECRET,
-            "movable": True,
-        }
-        link = ReplicaLink(self.path, identity, server, lambda: None)
-        link.start()
-        self.stack.callback(link.stop)
-        assert link.wait_until_registered(5)
-        return server, link
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
     with ExitStack() as stack:
         yield Node(tmp_path, stack, port=free_port())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def dial(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=10)
-
-
-def ask(connection: socket.socket) -> str:
-    connection.sendall(b"?\n")
-    return connection.recv(100).decode().strip()
-
-
-def wait(until: Callable[[], bool], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def test_connections_go_to_the_replica_with_the_fewest(node: Node) -> None:
@@ -273,32 +175,6 @@ def test_clients_are_not_refused_while_a_dead_listener_is_started_again(node: No
     assert successor.state()["accepted"] == 2
 
 
-def test_a_node_without_a_replica_relays_to_one_that_has(node: Node, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = Node(tmp_path / "other", node.stack, port=free_port())
-    listener, remote = node.listen(), other.listen(relay_host="127.0.0.1")
-    other.replica("far")
-    listener.set_peers([("127.0.0.1", 9), tuple(remote.state()["relay"])])
-    connection = dial(node.settings.port)
-    assert [ask(connection), ask(connection)] == ["far 1", "far 2"]
-    assert listener.state()["relayed"] == 1
-    with dial(remote.state()["relay"][1]) as stranger:  # without the secret
-        stranger.sendall(b"0" * 32)
-        assert stranger.recv(100) == b""
-
-
-def test_relayed_connections_are_spread_over_the_nodes(node: Node, tmp_path: Path) -> None:
-    listener, peers = node.listen(), []
-    for name in ("b", "c"):
-        (tmp_path / name).mkdir()
-        other = Node(tmp_path / name, node.stack, port=free_port())
-        peers.append(tuple(other.listen(relay_host="127.0.0.1").state()["relay"]))
-        other.replica(name)
-    listener.set_peers(peers)
-    connections = [dial(node.settings.port) for _ in range(4)]
-    assert sorted(ask(connection) for connection in connections) == ["b 1", "b 1", "c 1", "c 1"]
-
-
 def test_a_stranger_on_the_unix_socket_gets_no_connections(node: Node) -> None:
     listener = node.listen()
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -335,11 +211,11 @@ def test_the_folder_of_the_unix_sockets_is_closed_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    folder = socket_path("abc").parent
+    folder = socket_path(b"abc").parent
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o755)
     with pytest.raises(ServeError, match="nobody else can enter"):
-        socket_path("abc")
+        socket_path(b"abc")
     assert str(os.getuid()) in folder.name
 
 
@@ -364,7 +240,7 @@ def test_sockets_of_killed_nodes_are_deleted_and_long_names_are_told(
     long.mkdir()
     monkeypatch.setattr(channel_module.tempfile, "gettempdir", lambda: str(long))
     with pytest.raises(ServeError, match="too long for a Unix socket"):
-        socket_path("f" * 56)
+        socket_path(b"abc")
 
 
 def test_a_silent_replica_gets_no_connections_and_an_unannounced_one_comes_last() -> None:

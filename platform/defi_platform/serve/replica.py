@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import threading
 import time
@@ -17,7 +18,7 @@ from defi_platform import storage
 from defi_platform.config import ServeConfig
 from defi_platform.errors import CheckpointError, ServeError
 from defi_platform.serve.deployment import autoscaling
-from defi_platform.serve.deployment.startup_checks import head_node
+from defi_platform.serve.deployment.startup_checks import head_node, same_machine
 from defi_platform.serve.listener.actor import ensure_listener
 from defi_platform.serve.listener.channel import socket_path
 from defi_platform.serve.listener.link import ReplicaLink
@@ -176,11 +177,17 @@ class PolicyReplica:
 
     def _registered(self, settings: ReplicaSettings) -> ReplicaLink:
         node, context = ray.get_runtime_context().get_node_id(), serve.get_replica_context()
+        path = socket_path(settings.listener.secret)
+        starts = itertools.count()
 
         def start_listeners() -> None:
-            # The head node's holds the address that clients are given.
-            for place in {node, head_node()["NodeID"]}:
-                ensure_listener(settings.listener, place)
+            head = head_node()["NodeID"]
+            # It holds the address that clients are given.
+            ensure_listener(settings.listener, head, stays=True)
+            # Nodes with one address share its ports, unless they turn out to share no folder.
+            place = same_machine(node) if next(starts) == 0 else node
+            if place != head:
+                ensure_listener(settings.listener, place, stays=False)
 
         start_listeners()
         identity = {
@@ -192,10 +199,10 @@ class PolicyReplica:
             "token": settings.listener.secret,
             "movable": settings.config.security.tls_cert is None,
         }
-        link = ReplicaLink(socket_path(node), identity, _Reporting(self), start_listeners)
+        link = ReplicaLink(path, identity, _Reporting(self), start_listeners)
         link.start()
         if not link.wait_until_registered(REGISTER_PATIENCE_S):
-            raise ServeError(f"the listener of node {node} does not answer at {socket_path(node)}")
+            raise ServeError(f"the listener of node {node} does not answer at {path}")
         return link
 
 

@@ -53,17 +53,19 @@ def uvicorn_config(app: Any) -> Config:
 class HttpConnection(HttpToolsProtocol):
     """A connection that speaks HTTP/1.1."""
 
-    def __init__(self, shared: SharedState, config: Config, state: ServerState) -> None:
+    def __init__(self, shared: SharedState, config: Config, state: ServerState, ahead: bytes = b"") -> None:
         """Prepares for a socket.
 
         Args:
             shared: of the replica.
             config: of `uvicorn_config`.
             state: uvicorn's, of all connections of the replica.
+            ahead: bytes of the client that have been read elsewhere.
         """
         super().__init__(config, state, {}, shared.loop)
         self.logger = _quiet  # what strangers send is counted, not logged
         self.shared = shared
+        self._ahead = ahead
         self._header_bytes = 0
         self._received = b""
         self._head_bytes: int | None = 0
@@ -94,6 +96,9 @@ class HttpConnection(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self.shared.https.add(self)
         self._waiting_since = self.shared.loop.time()
+        if self._ahead:
+            self.data_received(self._ahead)
+            self._ahead = b""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forgets the socket.

@@ -99,7 +99,8 @@ class SocketServer:
 
         Args:
             sock: an accepted connection; belongs to this server from now on.
-            state: that another replica gave with a websocket (`move`); None or empty: a new connection.
+            state: that another replica gave with it (`move`); None or without a path: no websocket, but a new
+                connection or one between two HTTP requests, of which `unread` has been read already.
         """
         self.loop.call_soon_threadsafe(self._adopt, sock, state or {}, None)
 
@@ -192,10 +193,10 @@ class SocketServer:
                 # An answer that is not acknowledged would be sent again for a quarter of an hour.
                 lost_s = max(LOST_S, self._shared.limits.write_timeout_s)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * lost_s))
-            if state:
+            if "path" in state:
                 await self._resume(sock, state, leave)
             else:
-                await self._open_new(sock)
+                await self._open_new(sock, state.get("unread", b""))
         except (OSError, TimeoutError) as error:
             # The client has gone, or does not speak TLS.
             self._shared.counts["closed_opening"] += 1
@@ -208,7 +209,7 @@ class SocketServer:
         finally:
             self._opening -= 1
 
-    async def _open_new(self, sock: socket.socket) -> None:
+    async def _open_new(self, sock: socket.socket, ahead: bytes) -> None:
         shared = self._shared
         in_use = len(shared.websockets) + len(shared.https) + self._opening
         if in_use > shared.max_connections + HTTP_ROOM:
@@ -221,7 +222,7 @@ class SocketServer:
         tls = self._certificate.context()
         handshake = None if tls is None else shared.limits.handshake_timeout_s
         await self.loop.connect_accepted_socket(
-            lambda: HttpConnection(shared, self._config, self._state),
+            lambda: HttpConnection(shared, self._config, self._state, ahead),
             sock,
             ssl=tls,
             ssl_handshake_timeout=handshake,

@@ -172,7 +172,8 @@ def _deploy_first(config: ServeConfig, digest: str) -> PolicyServer:
     deployment = record(name, settings, owner=_new_owner())
     registry.write(deployment)
     try:
-        wait_for_port(ensure_listener(settings.listener, head_node()["NodeID"]), PORT_DEADLINE_S)
+        listener = ensure_listener(settings.listener, head_node()["NodeID"], stays=True)
+        wait_for_port(listener, PORT_DEADLINE_S)
         _run(name, settings)
         return _reached(deployment)
     except BaseException:

@@ -176,6 +176,18 @@ def head_node() -> dict[str, Any]:
     return next((node for node in alive if HEAD_RESOURCE in node["Resources"]), alive[0])
 
 
+def same_machine(node: str) -> str:
+    """The node that holds the public port for all nodes with the address of `node`: the head, else the first by its id.
+
+    Args:
+        node: Ray's id of a node.
+    """
+    alive = {n["NodeID"]: n["NodeManagerAddress"] for n in ray.nodes() if n["Alive"]}
+    there = [other for other, address in alive.items() if address == alive.get(node)]
+    head = head_node()["NodeID"]
+    return head if head in there else min(there, default=node)
+
+
 def start_serve() -> None:
     """Starts Serve on the connected cluster, where it does not run yet, without its HTTP proxies."""
     serve.start(proxy_location="Disabled", logging_config=QUIET_LOGS)

@@ -1,4 +1,4 @@
-"""The listener as a Ray actor: one per node, which outlives jobs and is started again when it dies."""
+"""The listener as a Ray actor: one per machine, which outlives jobs and is started again when it dies."""
 
 from __future__ import annotations
 
@@ -22,24 +22,31 @@ NAMESPACE = "defi_serve"
 _PREFIX = "listener:"
 KEEP_PERIOD_S = 1.0
 ABANDONED_AFTER_S = 20.0
-"""Seconds without Serve and without replicas after which a listener ends: `serve shutdown` does not know it."""
+"""Seconds without replicas after which a listener ends where Serve has ended (`serve shutdown` does not know it), or
+where its machine should be free to go: to Ray an actor is work, and a machine that works is not given back."""
+FAREWELL_S = 10.0
+"""Seconds that the clients of such a machine's port, which are served on others, get from then on."""
+KEEP_PERIOD_PER_PEER_S = 0.05
+"""What the head is asked grows with the square of the machines, so each asks more rarely."""
 
 
 class ListenerActor:
     """Holds the listener of the node it runs on, and keeps it informed."""
 
-    def __init__(self, settings: ListenerSettings, node: str) -> None:
+    def __init__(self, settings: ListenerSettings, node: str, stays: bool) -> None:
         """Starts to listen.
 
         Args:
             settings: of the deployment.
             node: Ray's id of the node.
+            stays: whether it is the head's, at whose address clients connect; others end when they are not needed.
+
+        Raises:
+            OSError: this machine has a listener of this deployment.
         """
-        self._node = node
+        self._node, self._stays = node, stays
         self._tls_files = (settings.tls_cert, settings.tls_key)
-        # Nothing but the public port listens beyond this machine, unless another machine needs it.
-        relay_host = ray.util.get_node_ip_address() if len(ray.nodes()) > 1 else None
-        self._listener = Listener(settings, socket_path(node), relay_host=relay_host)
+        self._listener = Listener(settings, socket_path(settings.secret), stays=stays)
         self._follow()
         self._listener.start()
         self._stopping = False
@@ -67,21 +74,35 @@ class ListenerActor:
         self._listener.stop()
 
     def _keep(self) -> None:
-        idle_since = time.monotonic()
+        idle_since, period_s = time.monotonic(), KEEP_PERIOD_S
         while not self._stopping:
-            time.sleep(KEEP_PERIOD_S)
+            time.sleep(period_s)
             try:
                 self._follow()
-                state = self._listener.state()
-                self._exchange_relays(state)
-                if state["replicas"] or _serve_runs():
-                    idle_since = time.monotonic()
-                elif time.monotonic() - idle_since > ABANDONED_AFTER_S:
-                    registry.clear()
-                    self.stop()
-                    ray.kill(ray.get_actor(_PREFIX + self._node, namespace=NAMESPACE), no_restart=True)
+                peers = self._meet()
+                period_s = max(KEEP_PERIOD_S, KEEP_PERIOD_PER_PEER_S * peers)
+                idle_since = self._end_if_idle(idle_since)
             except Exception as error:  # noqa: BLE001 - a head that restarts; sockets are passed on meanwhile
                 log.warning("the cluster's head did not answer the listener: %s", error)
+
+    def _end_if_idle(self, idle_since: float) -> float:
+        """Ends this process where nobody needs it. Returns: since when that has been so."""
+        state = self._listener.state()
+        serves = bool(state["replicas"]) or _serve_runs()
+        if state["replicas"] or (serves and self._stays):
+            return time.monotonic()
+        idle_s = time.monotonic() - idle_since
+        if idle_s < ABANDONED_AFTER_S:
+            return idle_since
+        if serves and state["carried"] and idle_s < ABANDONED_AFTER_S + FAREWELL_S:
+            self._listener.close_port()
+            return idle_since
+        if not serves:
+            registry.clear()
+        registry.announce(self._node, None)
+        self.stop()
+        ray.kill(ray.get_actor(_PREFIX + self._node, namespace=NAMESPACE), no_restart=True)
+        return idle_since
 
     def _follow(self) -> None:
         deployment = registry.read()
@@ -94,10 +115,15 @@ class ListenerActor:
             self._tls_files = files
             self._listener.use_certificate(*files)
 
-    def _exchange_relays(self, state: dict[str, Any]) -> None:
-        if state["relay"] is not None:
-            registry.announce_relay(self._node, state["relay"] if state["live"] else None)
-        self._listener.set_peers([] if state["live"] else registry.relays(besides=self._node))
+    def _meet(self) -> int:
+        """Exchanges announcements with the listeners of other machines. Returns: their number."""
+        others = registry.announcements(besides=self._node)
+        said = self._listener.meet(others, ray.util.get_node_ip_address())
+        lost = said.pop("lost")
+        registry.announce(self._node, {**said, "beat": time.time_ns() // 10**6})
+        for node in lost if self._stays else []:
+            registry.announce(node, None)
+        return len(others)
 
 
 def _serve_runs() -> bool:
@@ -106,12 +132,13 @@ def _serve_runs() -> bool:
     return any(actor["name"] == "SERVE_CONTROLLER_ACTOR" for actor in named)
 
 
-def ensure_listener(settings: ListenerSettings, node: str) -> Any:
+def ensure_listener(settings: ListenerSettings, node: str, *, stays: bool) -> Any:
     """The handle of a node's listener, which is started where there is none.
 
     Args:
         settings: of the deployment.
         node: Ray's id of the node.
+        stays: see `ListenerActor`.
     """
     return (
         ray.remote(ListenerActor)
@@ -125,12 +152,12 @@ def ensure_listener(settings: ListenerSettings, node: str) -> Any:
             max_task_retries=3,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
         )
-        .remote(settings, node)
+        .remote(settings, node, stays)
     )
 
 
 def listeners() -> list[Any]:
-    """Handles of the listeners of all nodes."""
+    """Handles of the listeners of all machines."""
     found = []
     for actor in ray.util.list_named_actors(all_namespaces=True):
         if actor["namespace"] == NAMESPACE and actor["name"].startswith(_PREFIX):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import errno
+import hashlib
 import os
 import socket
 import stat
@@ -187,11 +188,13 @@ def _memory_of(packet: bytes) -> int:
     return memory
 
 
-def socket_path(node: str) -> Path:
-    """The address of a node's listener: a file in a folder that only this user can enter.
+def socket_path(secret: bytes) -> Path:
+    """The address of this machine's listener: a file in a folder that only this user can enter.
+
+    The same for all of Ray's nodes that share the machine, its ports and the folder: these need one listener.
 
     Args:
-        node: Ray's id of the node; several may share a machine.
+        secret: of the deployment; a machine may serve several clusters.
 
     Raises:
         ServeError: the folder belongs to somebody else or is open to others, or its name is too long.
@@ -205,7 +208,11 @@ def socket_path(node: str) -> Path:
             f"{folder} must be a folder of this user that nobody else can enter (mode 0700), since clients' sockets "
             "pass through it. Remove it, or set TMPDIR to another folder."
         )
-    path = folder / f"{node[:24]}.sock"
+    # The folder may be on a file system that several machines share.
+    machine = Path("/proc/sys/kernel/random/boot_id").read_bytes() + os.fsencode(
+        os.readlink("/proc/self/ns/net")
+    )
+    path = folder / f"{hashlib.sha256(secret + machine).hexdigest()[:24]}.sock"
     if len(os.fsencode(path)) > _PATH_LIMIT:
         raise ServeError(f"{path} is too long for a Unix socket. Set TMPDIR to a shorter folder.")
     return path

@@ -1,4 +1,4 @@
-"""The process that owns a node's public port: it accepts, chooses a replica and passes the socket on."""
+"""The process that owns a machine's public port: it accepts, chooses a replica and passes the socket on."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ from typing import Any, TypeVar
 from defi_platform.serve.connections.tls import Certificate
 from defi_platform.serve.listener.channel import listen_locally
 from defi_platform.serve.listener.placement import Placement
-from defi_platform.serve.listener.port import BACKLOG, allow_many_files, open_port, same_user
+from defi_platform.serve.listener.port import BACKLOG, allow_many_files, only_one, open_port, same_user
 from defi_platform.serve.listener.roster import Member
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 BALANCE_PERIOD_S, BALANCE_PAUSE_S = 0.5, 3.0
+BIND_PERIOD_S, BIND_QUIET_TRIES = 0.2, 15
+"""Seconds between two tries to get the port, and how many of them nobody hears of: replicas keep the port of a listener
+that has died, and bring it to the next."""
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @dataclass(frozen=True)
 class ListenerSettings:
-    """Address and secret of a listener; the same on every node of a deployment."""
+    """Address and secret of a listener; the same on every machine of a deployment."""
 
     host: str
     port: int
     secret: bytes
-    """Shown by replicas and by listeners of other nodes: relay.SECRET_BYTES bytes."""
+    """Shown by replicas and by listeners of other machines: relay.SECRET_BYTES bytes."""
     tls_cert: str | None = None
     tls_key: str | None = None
 
@@ -41,18 +44,21 @@ class ListenerSettings:
 class Listener:
     """Accepts connections in a thread of its own. Its methods may be called from any other thread."""
 
-    def __init__(self, settings: ListenerSettings, path: Path, *, relay_host: str | None = None) -> None:
+    def __init__(self, settings: ListenerSettings, path: Path, *, stays: bool = True) -> None:
         """Prepares a listener; `start` binds its sockets.
 
         Args:
             settings: address and secret.
             path: of the Unix socket for replicas.
-            relay_host: address of this node at which other nodes' listeners reach it; None: they do not.
+            stays: see `Placement.stays`.
         """
-        self._settings, self._path, self._relay_host = settings, path, relay_host
+        self._settings, self._path = settings, path
         self._loop = asyncio.new_event_loop()
         certificate = Certificate(settings.tls_cert, settings.tls_key)
-        self._placement = Placement(self._loop, settings.secret, certificate, self._on_register)
+        self._placement = Placement(
+            self._loop, settings.secret, settings.port, certificate, self._on_register
+        )
+        self._placement.stays = stays
         self._public: socket.socket | None = None
         self._listening: list[socket.socket] = []
         self._relaying: socket.socket | None = None
@@ -65,12 +71,13 @@ class Listener:
 
         Where another process holds the port it is tried again until it is free, or a replica brings the port that
         it has kept for a listener that died; `state` tells.
+
+        Raises:
+            OSError: another listener of this deployment runs on this machine.
         """
         allow_many_files()
+        self._only_one = only_one(self._path)
         local = listen_locally(self._path)
-        if self._relay_host is not None:
-            self._relaying = socket.create_server((self._relay_host, 0), backlog=BACKLOG)
-            self._relaying.setblocking(False)
         self._thread.start()
         self._call(lambda: self._begin(local))
 
@@ -82,6 +89,19 @@ class Listener:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
         self._loop.close()
+        self._only_one.close()
+
+    def close_port(self) -> None:
+        """Accepts no more clients; those that are here stay."""
+
+        def close() -> None:
+            if self._public is not None:
+                self._loop.remove_reader(self._public)
+                self._listening.remove(self._public)
+                self._public.close()
+                self._public, self._reason = None, "this machine is to be given back"
+
+        self._call(close)
 
     def state(self) -> dict[str, Any]:
         """Plain values: `port` (None until it is bound), `relay` address, `replicas` with their loads, counts."""
@@ -127,13 +147,31 @@ class Listener:
 
         return self._call(order)
 
-    def set_peers(self, peers: list[tuple[str, int]]) -> None:
-        """Sets the relay addresses of other nodes' listeners that have a replica."""
+    def announcement(self) -> dict[str, Any]:
+        """What other machines' listeners must know: `address` of its relay port, `replicas` (generation and sockets)."""
+        return self._call(self._announcement)
 
-        def change() -> None:
-            self._placement.peers = [(str(host), int(port)) for host, port in peers]
+    def meet(self, peers: dict[str, dict[str, Any]], host: str) -> dict[str, Any]:
+        """Takes in what the listeners of other machines have announced, and is there for them from now on.
 
-        self._call(change)
+        Args:
+            peers: the `announcement` of each with a `beat` that changes, by Ray's id of the node.
+            host: address of this machine at which they reach it.
+
+        Returns: its own announcement; `lost`: those of which nothing has come for long.
+        """
+
+        def change() -> dict[str, Any]:
+            if peers and self._relaying is None:
+                # Nothing but the public port listens beyond this machine, unless another machine needs it.
+                self._relaying = socket.create_server((host, 0), backlog=BACKLOG)
+                self._relaying.setblocking(False)
+                self._accept_from(self._relaying)
+            self._placement.carrier.peers.update(peers)
+            self._placement.place_held()
+            return {**self._announcement(), "lost": self._placement.carrier.peers.lost()}
+
+        return self._call(change)
 
     def order_move(self, application: str, when: str) -> int:
         """Asks all replicas of an application to give their websockets back, for the generation that serves now.
@@ -164,8 +202,6 @@ class Listener:
     def _begin(self, local: socket.socket) -> None:
         self._listening.append(local)
         self._loop.add_reader(local, self._accept_replicas, local)
-        if self._relaying is not None:
-            self._accept_from(self._relaying)
         try:
             self._use_port(open_port(self._settings.host, self._settings.port))
         except OSError as error:
@@ -181,9 +217,12 @@ class Listener:
         await self._placement.close()
 
     async def _bind_later(self) -> None:
-        log.warning("%s:%d: %s", self._settings.host, self._settings.port, self._reason)
+        tries = 0
         while self._public is None:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(BIND_PERIOD_S)
+            tries += 1
+            if tries == BIND_QUIET_TRIES:
+                log.warning("%s:%d: %s", self._settings.host, self._settings.port, self._reason)
             with contextlib.suppress(OSError):
                 found = open_port(self._settings.host, self._settings.port)
                 if self._public is None:
@@ -231,7 +270,7 @@ class Listener:
             connection.setblocking(False)
             self._placement.counts["accepted"] += 1
             if listening is self._relaying:
-                self._placement.place_relayed(connection)
+                self._placement.start_task(self._placement.carrier.receive(connection))
             else:
                 self._placement.place(connection)
 
@@ -248,11 +287,17 @@ class Listener:
             await asyncio.sleep(BALANCE_PERIOD_S)
             if self._loop.time() - self._balanced_at < BALANCE_PAUSE_S:
                 continue
-            move = self._placement.roster.uneven()
+            roster, peers = self._placement.roster, self._placement.carrier.peers
+            serving = roster.preferred(roster.generations())
+            move = roster.uneven([] if serving is None else peers.sockets(serving))
             if move is not None:
                 self._balanced_at = self._loop.time()
                 order = {"type": "move", "count": move.count, "when": "answers", "same": True}
                 self._placement.tell(move.member, order)
+
+    def _announcement(self) -> dict[str, Any]:
+        address = None if self._relaying is None else list(self._relaying.getsockname()[:2])
+        return {"address": address, "replicas": self._placement.roster.open_to()}
 
     def _state(self) -> dict[str, Any]:
         placement, now = self._placement, self._placement.roster.now()
@@ -264,6 +309,7 @@ class Listener:
             "generation": placement.roster.current,
             "live": len(placement.roster.candidates()),
             "held": len(placement.held),
+            "carried": placement.carrier.carried,
             **placement.counts,
             "metadata": placement.metadata(),
             "replicas": [m.summary(now) for m in placement.roster.members],

@@ -1,4 +1,4 @@
-"""The way of connections: to a replica of this node, to another node's listener, or into a short wait and a refusal."""
+"""The way of connections: to a replica of this machine, to another machine's listener, or into a short wait and a refusal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from defi_platform.serve.connections.tls import Certificate
+from defi_platform.serve.listener.carrier import RESTART_FRAME, Carrier
 from defi_platform.serve.listener.channel import Channel, ChannelClosed, MessageTooLarge
+from defi_platform.serve.listener.peers import Peer
 from defi_platform.serve.listener.refusal import refuse
-from defi_platform.serve.listener.relay import introduced, relay
-from defi_platform.serve.listener.roster import Member, Roster
+from defi_platform.serve.listener.roster import Member, Roster, margin
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +25,6 @@ HOLD_S = 2.0
 """Seconds a new connection waits for a replica before it is refused."""
 MOST_HELD = 1024
 """Connections that wait at a time; more are refused at once."""
-_RESTART = b"the policy server restarts; connect again"
-RESTART_FRAME = bytes([0x88, 2 + len(_RESTART)]) + (1012).to_bytes(2, "big") + _RESTART
-"""A close frame with code 1012 (service restart)."""
 NOBODY = "no replica of the policy is running now; try again in some seconds"
 
 
@@ -46,6 +44,7 @@ class Placement:
         self,
         loop: asyncio.AbstractEventLoop,
         secret: bytes,
+        port: int,
         certificate: Certificate,
         on_register: Callable[[Member, socket.socket | None], None],
     ) -> None:
@@ -53,14 +52,18 @@ class Placement:
 
         Args:
             loop: on whose thread all methods are called.
-            secret: shown by replicas and by listeners of other nodes.
+            secret: shown by replicas and by listeners of other machines.
+            port: that clients connect to.
             certificate: of the public port, for refusals.
             on_register: called with each new replica and the public port that it has kept, if any.
         """
         self.roster = Roster()
-        self.peers: list[tuple[str, int]] = []
-        """Relay addresses of other nodes that have a replica."""
-        self.counts: Counter[str] = Counter(accepted=0, refused=0, relayed=0, moved=0)
+        self.counts: Counter[str] = Counter(accepted=0, refused=0, relayed=0, returned=0, moved=0)
+        self.carrier = Carrier(secret, port, self.counts, self.take)
+        """The ways to and from other machines."""
+        self.stays = True
+        """Whether this machine is there for as long as the server is; otherwise it carries no client for others, who
+        would keep it from being given back."""
         self.held: dict[socket.socket, asyncio.TimerHandle] = {}
         """Connections that wait for a replica."""
         self.moving: dict[socket.socket, tuple[dict[str, Any], asyncio.TimerHandle]] = {}
@@ -72,8 +75,6 @@ class Placement:
         self._channels: dict[Member, Channel] = {}
         self._unconfirmed: dict[Member, deque[_Passed]] = {}
         """Connections that each replica has not taken out of its channel yet, as far as is known."""
-        self._relays: Counter[tuple[str, int]] = Counter()
-        """Connections that each peer has from here."""
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
@@ -96,46 +97,51 @@ class Placement:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def place(self, connection: socket.socket, *, relayed: bool = False) -> None:
+    def place(self, connection: socket.socket) -> None:
         """Finds somebody to serve a new connection.
 
         Args:
-            connection: accepted, not blocking, nothing read from it.
-            relayed: it comes from another node's listener, and is not sent on to a third.
+            connection: accepted, not blocking, nothing read from it. What comes from another machine's listener is
+                not sent on to a third.
         """
         if self.closing is not None:
             self._refuse(connection)
             return
-        if self._passed(connection):
-            return
-        if self.peers and not relayed:
-            self.start_task(self._relay(connection))
+        found = None if self.carrier.is_relayed(connection) else self._elsewhere(None, new=True)
+        if found is not None:
+            self._send(connection, *found, None)
+        elif self._passed(connection):
+            pass
         elif len(self.held) >= MOST_HELD:
             self._refuse(connection)
         else:
             self.held[connection] = self._loop.call_later(HOLD_S, self._refuse, connection)
 
-    def place_relayed(self, connection: socket.socket) -> None:
-        """Finds somebody to serve a connection of the relay port, once it has shown the secret."""
+    def take(
+        self, connection: socket.socket, state: dict[str, Any] | None, generation: int | None = None
+    ) -> None:
+        """Finds somebody to serve a connection that another machine's listener has sent.
 
-        async def check() -> None:
-            if await introduced(connection, self._secret):
-                self.place(connection, relayed=True)
-            else:
-                connection.close()
-
-        self.start_task(check())
+        Args:
+            connection: not blocking.
+            state: of its session; None: it is new.
+            generation: that it should go on with, if that has a replica.
+        """
+        if state is None:
+            self.place(connection)
+        else:
+            self._move_on(connection, state, generation)
 
     def place_held(self) -> None:
         """Passes waiting connections on, where a replica has come."""
-        if not self.roster.candidates():
+        if not self.roster.generations() and not self.carrier.peers.generations():
             return
         for connection, timer in list(self.held.items()):
             timer.cancel()
             del self.held[connection]
             self.place(connection)
         for connection, (state, timer) in list(self.moving.items()):
-            if self._passed(connection, state):
+            if self._moved_on(connection, state, None):
                 timer.cancel()
                 del self.moving[connection]
 
@@ -168,6 +174,26 @@ class Placement:
         else:
             self._watch_writing(member)
 
+    def _elsewhere(self, generation: int | None, *, new: bool) -> tuple[Peer, int] | None:
+        """The other machine that a connection should go to, and for which generation; None: a replica of here.
+
+        Each byte that goes there is copied once more, here and by the network. So a new connection goes there for a
+        difference that matters; one that moves has left a replica for a reason.
+        """
+        peers, roster = self.carrier.peers, self.roster
+        there, here = peers.generations(), roster.generations()
+        if generation not in there | here:
+            generation = roster.preferred(there | here)
+        peer = None if generation is None else peers.choose(generation)
+        if peer is None or generation is None:
+            return None
+        member = roster.choose(generation)
+        if member is not None:
+            least = margin(member.sockets) if new else 1.0
+            if member.sockets - peer.sockets(generation) < least:
+                return None
+        return peer, generation
+
     def _passed(
         self, connection: socket.socket, state: dict[str, Any] | None = None, generation: int | None = None
     ) -> bool:
@@ -198,18 +224,16 @@ class Placement:
         self.counts["refused"] += 1
         self.start_task(refuse(connection, self.closing or NOBODY, self.certificate.context()))
 
-    async def _relay(self, connection: socket.socket) -> None:
-        for peer in sorted(self.peers, key=lambda peer: self._relays[peer]):
-            self._relays[peer] += 1
-            try:
-                if await relay(connection, peer, self._secret, lambda: self.counts.update(relayed=1)):
-                    return
-            finally:
-                self._relays[peer] -= 1
-                if not self._relays[peer]:
-                    del self._relays[peer]
-        if not self._passed(connection):
-            self._refuse(connection)
+    def _send(
+        self, connection: socket.socket, peer: Peer, generation: int, state: dict[str, Any] | None
+    ) -> None:
+        peer.sent += 1  # at once, so that those accepted in the same turn do not all go to the same
+
+        async def carry() -> None:
+            if not await self.carrier.carry(connection, peer, state, generation):
+                self.take(connection, state, generation)  # the peer is avoided for a while
+
+        self.start_task(carry())
 
     def _register(self, channel: Channel) -> None:
         try:
@@ -276,19 +300,42 @@ class Placement:
         connection.setblocking(False)
         member.load["sockets"] = max(0, int(member.load.get("sockets", 0)) - 1)
         self.counts["moved"] += 1
-        state = message["state"]
-        if not (message.get("same") and self._passed(connection, state, member.generation)):
-            self._move_on(connection, state)
+        self._move_on(connection, message["state"], member.generation if message.get("same") else None)
 
-    def _move_on(self, connection: socket.socket, state: dict[str, Any]) -> None:
-        if not self._passed(connection, state):
-            timer = self._loop.call_later(HOLD_S, self._give_up, connection)
-            self.moving[connection] = (state, timer)
+    def _move_on(self, connection: socket.socket, state: dict[str, Any], generation: int | None) -> None:
+        if self._moved_on(connection, state, generation):
+            return
+        if not self.stays and self.carrier.peers.generations():
+            # Its client finds a replica through another machine at once.
+            self._close_moving(connection, state)
+            return
+        timer = self._loop.call_later(HOLD_S, self._give_up, connection)
+        self.moving[connection] = (state, timer)
+
+    def _moved_on(self, connection: socket.socket, state: dict[str, Any], generation: int | None) -> bool:
+        """Whether somebody takes a websocket over, here or on another machine."""
+        found = self._elsewhere(generation, new=False)
+        if found is None:
+            return self._passed(connection, state, generation) or self._passed(connection, state)
+        if self.carrier.is_relayed(connection):
+            self.start_task(self._give_back(connection, state))
+        elif self.stays or self.roster.candidates():
+            self._send(connection, *found, state)
+        else:
+            return False
+        return True
+
+    async def _give_back(self, connection: socket.socket, state: dict[str, Any]) -> None:
+        if not await self.carrier.give_back(connection, state) and not self._passed(connection, state):
+            self._close_moving(connection, state)
 
     def _give_up(self, connection: socket.socket) -> None:
         """Tells the client of a socket that nobody takes over to connect again."""
         state, _ = self.moving.pop(connection)
-        if not state:
+        self._close_moving(connection, state)
+
+    def _close_moving(self, connection: socket.socket, state: dict[str, Any]) -> None:
+        if state.keys() <= {"unread"}:
             # Between two HTTP requests: the next one is answered, and not in the words of websockets.
             self._refuse(connection)
             return
@@ -330,4 +377,4 @@ class Placement:
             elif entry.state is None:
                 self.place(entry.copy)
             else:
-                self._move_on(entry.copy, entry.state)
+                self._move_on(entry.copy, entry.state, member.generation)

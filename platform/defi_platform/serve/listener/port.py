@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import resource
 import socket
 import struct
+from pathlib import Path
 
 BACKLOG = 4096
 
@@ -31,6 +33,22 @@ def open_port(host: str, port: int) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+def only_one(path: Path) -> socket.socket:
+    """A mark that the listener of `path` runs; gone with its process, or when it is closed.
+
+    Raises:
+        OSError: another one runs.
+    """
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()
+    mark = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        mark.bind(f"\0defi-serve-{name}")  # in no file system: nothing is left of it
+    except OSError as error:
+        mark.close()
+        raise OSError(error.errno, f"another listener of this deployment runs at {path}") from error
+    return mark
 
 
 def allow_many_files() -> None:

@@ -11,7 +11,7 @@ from ray.experimental import internal_kv
 
 _SPACE = b"defi_serve"
 _DEPLOYMENT = b"deployment"
-_RELAY = b"relay:"
+_LISTENER = b"listener:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +54,34 @@ def write(deployment: Deployment) -> None:
 
 
 def clear() -> None:
-    """Removes the record and all relay addresses."""
+    """Removes the record and all announcements of listeners."""
     internal_kv._internal_kv_del(_DEPLOYMENT, namespace=_SPACE)
-    for key in internal_kv._internal_kv_list(_RELAY, namespace=_SPACE):
+    for key in internal_kv._internal_kv_list(_LISTENER, namespace=_SPACE):
         internal_kv._internal_kv_del(key, namespace=_SPACE)
 
 
-def announce_relay(node: str, address: list[Any] | None) -> None:
-    """Publishes the address at which a node's listener takes connections of others; None: it has no replica."""
-    key = _RELAY + node.encode()
-    if address is None:
+def announce(node: str, announcement: dict[str, Any] | None) -> None:
+    """Publishes what a listener says to those of other machines; None: it has ended.
+
+    Args:
+        node: Ray's id of its node.
+        announcement: plain values; see `Listener.announcement`.
+    """
+    key = _LISTENER + node.encode()
+    if announcement is None:
         internal_kv._internal_kv_del(key, namespace=_SPACE)
     else:
-        value = json.dumps(address).encode()
+        value = json.dumps(announcement).encode()
         internal_kv._internal_kv_put(key, value, overwrite=True, namespace=_SPACE)
 
 
-def relays(besides: str) -> list[tuple[str, int]]:
-    """Relay addresses of nodes that have a replica, without that of the node `besides`."""
-    found = []
-    for key in internal_kv._internal_kv_list(_RELAY, namespace=_SPACE):
+def announcements(besides: str) -> dict[str, dict[str, Any]]:
+    """What all listeners but that of the node `besides` have announced, by Ray's id of their node."""
+    found = {}
+    for key in internal_kv._internal_kv_list(_LISTENER, namespace=_SPACE):
         value = internal_kv._internal_kv_get(key, namespace=_SPACE)
-        if key != _RELAY + besides.encode() and value is not None:
-            host, port = json.loads(value)
-            found.append((str(host), int(port)))
+        if key != _LISTENER + besides.encode() and value is not None:
+            found[key.removeprefix(_LISTENER).decode()] = json.loads(value)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,16 +93,26 @@ class Roster:
 
     def candidates(self, generation: int | None = None) -> list[Member]:
         """Live members of the generation that serves now (or of `generation`), which take connections."""
-        oldest = self._clock() - STALLED_AFTER_S
-        live = [m for m in self.members if not m.leaving and m.reported >= oldest]
-        if generation is not None:
-            return [m for m in live if m.generation == generation]
-        wanted = self.current
-        if not any(m.generation == wanted for m in live):
-            # A successor that is not announced yet may not be complete: it comes last, the latest before it first.
-            older = [m.generation for m in live if wanted is None or m.generation < wanted]
-            wanted = max(older or [m.generation for m in live], default=None)
-        return [m for m in live if m.generation == wanted]
+        live = self._live()
+        if generation is None:
+            generation = self.preferred({m.generation for m in live})
+        return [m for m in live if m.generation == generation]
+
+    def preferred(self, generations: Set[int]) -> int | None:
+        """The generation that serves, of those that have live replicas; None without any."""
+        if self.current in generations:
+            return self.current
+        # A successor that is not announced yet may not be complete: it comes last, the latest before it first.
+        older = [g for g in generations if self.current is None or g < self.current]
+        return max(older or generations, default=None)
+
+    def generations(self) -> set[int]:
+        """The generations of members that take connections."""
+        return {m.generation for m in self._live()}
+
+    def open_to(self) -> list[tuple[int, int]]:
+        """Generation and sockets of each member that takes connections."""
+        return [(m.generation, m.sockets) for m in self._live()]
 
     def choose(self, generation: int | None = None) -> Member | None:
         """The member that takes the next connection: of those that report in time the one with the fewest sockets.
@@ -115,19 +125,31 @@ class Roster:
             self.candidates(generation), key=lambda m: (m.reported < late, m.sockets, m.passed), default=None
         )
 
-    def uneven(self) -> Move | None:
+    def uneven(self, elsewhere: Sequence[int] = ()) -> Move | None:
         """The sockets that the fullest member should give away so that all hold about the same; None where they do.
 
         One move at a time, and none for a difference that a few reconnecting clients make: each moved socket
         costs some packets, and none is gained by moving it back.
+
+        Args:
+            elsewhere: sockets of the replicas on other machines, whose own listeners make them give away.
         """
         members = [m for m in self.candidates() if m.movable]
-        if len(members) < 2:
+        if not members or len(members) + len(elsewhere) < 2:
             return None
-        mean = sum(m.sockets for m in members) / len(members)
-        fullest = max(members, key=lambda m: m.sockets)
-        emptiest = min(members, key=lambda m: m.sockets)
-        if fullest.sockets - emptiest.sockets < max(2, 0.25 * mean):
+        sockets = [m.sockets for m in members] + list(elsewhere)
+        mean = sum(sockets) / len(sockets)
+        fullest, emptiest = max(members, key=lambda m: m.sockets), min(sockets)
+        if fullest.sockets - emptiest < margin(mean):
             return None
-        count = min(int(fullest.sockets - mean), int(mean - emptiest.sockets + 0.999))
+        count = min(int(fullest.sockets - mean), int(mean - emptiest + 0.999))
         return Move(fullest, count) if count > 0 else None
+
+    def _live(self) -> list[Member]:
+        oldest = self._clock() - STALLED_AFTER_S
+        return [m for m in self.members if not m.leaving and m.reported >= oldest]
+
+
+def margin(sockets: float) -> float:
+    """The difference from which on connections are moved, or sent to another machine, where so many are usual."""
+    return max(2.0, 0.25 * sockets)
