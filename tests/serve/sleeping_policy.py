@@ -38,12 +38,16 @@ class SleepingService:
         self.spec, self.digest, self.sleep_s = SPEC, digest, sleep_s
         self.asked, self.given_up, self.chunk = 0, 0, 2
         self.refusals: Counter[str] = Counter()
+        self.decoded_ms: list[float] = []
 
     def metadata(self) -> dict[str, Any]:
         return {**SPEC.metadata(), "policy_digest": self.digest}
 
     def count(self, refusal: Refusal) -> None:
         self.refusals[refusal.reason] += 1
+
+    def decoded(self, milliseconds: float) -> None:
+        self.decoded_ms.append(milliseconds)
 
     async def act(self, observation: Observation, **options: Any) -> Answer:
         self.asked += 1

@@ -144,6 +144,18 @@ def test_each_token_has_its_own_rate(tokens: str) -> None:
         assert fast.infer(observation(5))["seed"] == 5
 
 
+def test_a_batch_counts_as_many_as_it_holds(tokens: str) -> None:
+    batch = {"batch": [observation(n) for n in range(6)]}
+    with serving(tokens=tokens, rate=5.0) as place:
+        client = WebsocketClientPolicy(place.url, api_key=TOKEN)
+        assert len(client.infer(batch)["batch"]) == 6, "a batch may be larger than a burst"
+        with pytest.raises(RuntimeError, match="too many messages, retry after 0"):
+            client.infer(observation(1))
+        assert place.server.load()["counts"].get("refused_429") is None
+        status, _ = post(place.port, Authorization=f"Bearer {TOKEN}")
+        assert status == 429 and place.server.load()["counts"]["refused_429"] == 1
+
+
 def test_a_rate_holds_over_a_long_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

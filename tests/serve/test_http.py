@@ -18,10 +18,11 @@ from openpi_client import msgpack_numpy
 from PIL import Image
 from sleeping_policy import SPEC, SleepingService, observation
 
+from defi_platform.serve.connections.access import Bucket
 from defi_platform.serve.http.app import http_app
 from defi_platform.serve.inference.service import ActionService
 from defi_platform.serve.observation_keys import NAMES
-from defi_platform.serve.protocols.wire import WireSettings
+from defi_platform.serve.protocols.wire import SPEND, WireSettings
 from defi_platform.serve.refusals import BusyError, DeadlineError, PolicyFailure
 
 Ask = Callable[[httpx.AsyncClient], Awaitable[httpx.Response]]
@@ -83,10 +84,23 @@ def test_msgpack_is_answered_by_msgpack_unless_json_is_accepted() -> None:
     assert text.json()["actions"][0] == [6.0] * 4
 
 
-def test_a_batch_is_answered_by_a_batch() -> None:
-    batch = [as_json(seed=seed) for seed in (1, 2, 3)]
-    response = ask(lambda client: client.post("/v1/act", json={"batch": batch}))
+def test_a_batch_is_answered_by_a_batch_and_counts_as_many_as_it_holds() -> None:
+    batch, service, bucket = [as_json(seed=seed) for seed in (1, 2, 3)], SleepingService(), Bucket(2.0)
+    app = http_app(cast(ActionService, service))
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope | {SPEND: bucket.spend}, receive, send)
+
+    async def run() -> httpx.Response:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(guarded), base_url="http://policy"
+        ) as client:
+            return await client.post("/v1/act", json={"batch": batch})
+
+    assert bucket.take() == 0
+    response = asyncio.run(run())
     assert [answer["actions"][0][0] for answer in response.json()["batch"]] == [1.0, 2.0, 3.0]
+    assert len(service.decoded_ms) == 3 and 0.5 < bucket.take() <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -210,3 +224,12 @@ def test_pages_are_whole_in_themselves(path: str) -> None:
 
 
 SVG = "http://www.w3.org/2000/svg"
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/-/healthz", "/livez"])
+def test_health_is_asked_by_get_and_by_head(path: str) -> None:
+    for why, status in ((None, 200), ("this replica is leaving", 200 if path == "/livez" else 503)):
+        got = ask(lambda client: client.get(path), ready=lambda: why)  # noqa: B023
+        head = ask(lambda client: client.head(path), ready=lambda: why)  # noqa: B023
+        assert got.status_code == head.status_code == status
+    assert ("success" in ask(lambda client: client.get("/-/healthz")).text) is True

@@ -183,7 +183,7 @@ _POLICY = ("policy_digest",)
 
 SERVE_LATENCY = Histogram(
     name="defi_serve_latency_seconds",
-    help="Time of an answered observation by phase: queue, infer, total.",
+    help="Time of an observation by phase: decode, queue, infer, total.",
     unit="seconds",
     labels=(*_POLICY, "phase"),
     buckets=_SECONDS,

@@ -92,6 +92,7 @@ class PolicyReplica:
         )
         self._metrics = ServiceMetrics(settings.digest)
         service.meter.observer = self._metrics.answer
+        service.meter.decode_observer = self._metrics.decoded
         self._probe, wires = forward.probe, wire_settings(config)
         check_against_policy(wires, forward.spec.cameras, forward.spec.action_dim)
         self._config, self._service, self._closed = config, service, threading.Event()

@@ -93,6 +93,14 @@ class Bucket:
             return 0.0
         return (1 - self._left) / self._rate
 
+    def spend(self, number: int) -> None:
+        """Takes more of what has been let in: a batch may be larger than a burst, and delays what comes after it.
+
+        Args:
+            number: beside the one of `take`.
+        """
+        self._left -= number
+
 
 class Access:
     """The tokens and rates of one replica."""

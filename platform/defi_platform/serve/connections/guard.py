@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from defi_platform.serve.connections.access import Access, AccessError
 from defi_platform.serve.http import pages
+from defi_platform.serve.protocols.wire import SPEND
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -18,7 +20,7 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 _Refusal = tuple[int, str, tuple[bytes, bytes] | None]
 """Status, words and a header."""
 
-OPEN_PATHS = ("/healthz", "/livez", *pages.PATHS)
+OPEN_PATHS = ("/healthz", "/-/healthz", "/livez", *pages.PATHS)
 """Answered without a token: whoever restarts servers has none, and a browser has none before it shows the page."""
 
 MAX_DISCARDED_BYTES = 256 * 2**20
@@ -31,7 +33,12 @@ class GuardedApp:
     """An ASGI application behind the checks."""
 
     def __init__(
-        self, app: AsgiApp, access: Access, max_body_bytes: int, hold: Callable[[int], bool]
+        self,
+        app: AsgiApp,
+        access: Access,
+        max_body_bytes: int,
+        hold: Callable[[int], bool],
+        counts: Counter[str],
     ) -> None:
         """Puts the checks before an application.
 
@@ -40,11 +47,13 @@ class GuardedApp:
             access: tokens and rates.
             max_body_bytes: of one request.
             hold: counts bytes in memory (`SharedState.hold`); False: there is no room for them.
+            counts: of refusals by status, as refused_<status>.
         """
         self._app = app
         self._access = access
         self._max_body_bytes = max_body_bytes
         self._hold = hold
+        self._counts = counts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or refuses it in words.
@@ -60,7 +69,7 @@ class GuardedApp:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _refuse(receive, send, refusal, discard=b"expect" not in headers)
+            await self._refuse(receive, send, refusal, discard=b"expect" not in headers)
             return
         await self._with_whole_body(scope, receive, send)
 
@@ -73,6 +82,8 @@ class GuardedApp:
         client = scope.get("client") or ("", 0)
         bucket = self._access.bucket(name, f"{client[0]}:{client[1]}") if scope["method"] == "POST" else None
         wait_s = bucket.take() if bucket is not None else 0.0
+        if bucket is not None:
+            scope[SPEND] = bucket.spend
         if wait_s:
             retry = (b"retry-after", str(math.ceil(wait_s)).encode())
             return 429, f"too many requests; come back in {wait_s:.2f} s.", retry
@@ -107,7 +118,11 @@ class GuardedApp:
             self._hold(-size)
         if refusal is not None:
             parts.clear()
-            await _refuse(receive, send, refusal, discard=more)
+            await self._refuse(receive, send, refusal, discard=more)
+
+    async def _refuse(self, receive: Receive, send: Send, refusal: _Refusal, *, discard: bool) -> None:
+        self._counts[f"refused_{refusal[0]}"] += 1
+        await _refuse(receive, send, refusal, discard=discard)
 
     def _too_large(self) -> _Refusal:
         mib = self._max_body_bytes // 2**20

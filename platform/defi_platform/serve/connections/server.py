@@ -80,7 +80,7 @@ class SocketServer:
         self._shared = SharedState(service, limits, access, max_connections, wires)
         self._shared.readopt = self._readopt
         self._config = uvicorn_config(
-            GuardedApp(app, access, self._shared.max_message_bytes, self._shared.hold)
+            GuardedApp(app, access, self._shared.max_message_bytes, self._shared.hold, self._shared.counts)
         )
         self._state = ServerState()
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()

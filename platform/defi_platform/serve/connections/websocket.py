@@ -36,6 +36,8 @@ class WebSocketConnection(asyncio.Protocol):
         self.shared = shared
         self.wire = wire
         self._bucket = bucket
+        if bucket is not None:
+            wire.spend = bucket.spend
         self._reader = MessageReader(shared.max_message_bytes)
         self._transport: asyncio.Transport
         self._answer_task: asyncio.Task[None] | None = None

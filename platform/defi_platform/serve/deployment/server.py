@@ -144,9 +144,12 @@ def deploy(config: ServeConfig) -> PolicyServer:
     standing = find_standing()
     if standing is None:
         return _deploy_first(config, digest)
-    same_address(standing, config)
-    settings = replica_settings(config, digest, bytes.fromhex(standing.secret))
-    if standing.digest == digest and standing.config == registry.plain(settings.config):
+    # Any free port was asked for, and has been found: that of the server whose job was killed.
+    again = dataclasses.replace(config, port=config.port or standing.port)
+    settings = replica_settings(again, digest, bytes.fromhex(standing.secret))
+    same = standing.digest == digest and standing.config == registry.plain(settings.config)
+    same_address(standing, again if same else config)
+    if same:
         adopted = dataclasses.replace(standing, owner=_new_owner())
         registry.write(adopted)
         _wait_until_running(adopted.application, found_again=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from defi_platform.serve.http import pages
 from defi_platform.serve.http.act import (
@@ -25,7 +25,7 @@ from defi_platform.serve.http.act import (
 from defi_platform.serve.http.schema import act_operation
 from defi_platform.serve.observation_keys import OWN
 from defi_platform.serve.protocols.openpi_wire import BATCH_KEY, batch_of
-from defi_platform.serve.protocols.wire import WireSettings
+from defi_platform.serve.protocols.wire import SPEND, WireSettings
 from defi_platform.serve.refusals import BusyError, DeadlineError, PolicyFailure, Refusal
 from defi_platform.serve.sessions.decoding import RESIZE_AT_ONCE, in_thread
 from defi_platform.serve.sessions.options import CHUNK
@@ -78,6 +78,8 @@ def http_app(
             batch, observations = (
                 decode(body, content_type) if small else await in_thread(lambda: decode(body, content_type))
             )
+            if (spend := request.scope.get(SPEND)) is not None:
+                spend(len(observations) - 1)
             answers = await _unless_hung_up(
                 request,
                 session.answer_batch(observations) if batch else _alone(session.answer(observations[0])),
@@ -93,6 +95,7 @@ def http_app(
         )
         return Response(content, media_type=kind)
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz", summary="Readiness")
     async def healthz() -> Response:
         """200 where new clients are welcome; 503 while the server starts or drains."""
@@ -101,6 +104,14 @@ def http_app(
             return JSONResponse({"status": why}, status_code=503, headers={"retry-after": "1"})
         return JSONResponse({"status": "ok", "policy_digest": service.digest})
 
+    @app.head("/-/healthz", include_in_schema=False)
+    @app.get("/-/healthz", include_in_schema=False)
+    async def serve_health() -> Response:
+        """Readiness as Ray Serve's own proxy says it: KubeRay asks each pod for it and looks for this word."""
+        why = ready()
+        return PlainTextResponse("success" if why is None else why, status_code=200 if why is None else 503)
+
+    @app.head("/livez", include_in_schema=False)
     @app.get("/livez", summary="Liveness")
     async def livez() -> Response:
         """200 as long as the process answers at all."""

@@ -66,6 +66,8 @@ class LoadMeter:
         self.answered = 0
         self.observer: Callable[[float, float, float, int], None] | None = None
         """Called with the arguments of each `answer`."""
+        self.decode_observer: Callable[[float], None] | None = None
+        """Called with the milliseconds that reading each observation took: its images decoded and resized."""
         self.batch_sizes: Counter[int] = Counter()
         self.refusals: Counter[str] = Counter()
 

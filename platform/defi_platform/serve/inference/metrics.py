@@ -35,6 +35,10 @@ class ServiceMetrics:
             catalogue.SERVE_LATENCY.observe(value / 1000, policy_digest=self._digest, phase=phase)
         catalogue.SERVE_BATCH.observe(batch_size, policy_digest=self._digest)
 
+    def decoded(self, milliseconds: float) -> None:
+        """Records how long reading an observation took."""
+        catalogue.SERVE_LATENCY.observe(milliseconds / 1000, policy_digest=self._digest, phase="decode")
+
     def publish(
         self,
         load: ServiceLoad,

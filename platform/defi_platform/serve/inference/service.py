@@ -145,6 +145,11 @@ class ActionService:
         """Counts a refusal that was decided before the service was asked, such as an `ObservationError`."""
         self.meter.refusals[refusal.reason] += 1
 
+    def decoded(self, milliseconds: float) -> None:
+        """Notes how long it took to read an observation: its images decoded and resized."""
+        if self.meter.decode_observer is not None:
+            self.meter.decode_observer(milliseconds)
+
     def snapshot(self) -> ServiceLoad:
         """The load now; callable from any thread."""
         queue = self._batcher.state()

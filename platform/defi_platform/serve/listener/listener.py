@@ -148,7 +148,7 @@ class Listener:
         return self._call(order)
 
     def announcement(self) -> dict[str, Any]:
-        """What other machines' listeners must know: `address` of its relay port, `replicas` (generation and sockets)."""
+        """The news for other machines' listeners: `address` of its relay port, `replicas` (generation and sockets)."""
         return self._call(self._announcement)
 
     def meet(self, peers: dict[str, dict[str, Any]], host: str) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def announce(node: str, announcement: dict[str, Any] | None) -> None:
 
 
 def announcements(besides: str) -> dict[str, dict[str, Any]]:
-    """What all listeners but that of the node `besides` have announced, by Ray's id of their node."""
+    """The announcements of all listeners but that of the node `besides`, by Ray's id of their node."""
     found = {}
     for key in internal_kv._internal_kv_list(_LISTENER, namespace=_SPACE):
         value = internal_kv._internal_kv_get(key, namespace=_SPACE)

@@ -70,7 +70,9 @@ class OpenpiWire(Wire):
         self.session.resume(state)
 
     async def _answer_batch(self, frame: dict[Any, Any]) -> Reply:
-        answers = await self.session.answer_batch(batch_of(frame))
+        observations = batch_of(frame)
+        self.spend(len(observations) - 1)
+        answers = await self.session.answer_batch(observations)
         return Reply(openpi.pack({BATCH_KEY: [answer.reply(self.service.digest) for answer in answers]}))
 
 

@@ -7,7 +7,7 @@ and sends what it replies; so every protocol can be tested, moved between proces
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 POLICY_VIOLATION, TOO_BIG, SERVICE_RESTART, TRY_AGAIN_LATER = 1008, 1009, 1012, 1013
 """Close codes (RFC 6455 and its registry): a client that breaks the protocol or may not come in; a message over the
 limit; come back, somebody else answers; come back later."""
+
+
+SPEND = "defi.spend"
+"""Key of an HTTP request's scope: `Wire.spend` of its client, where it has a rate."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ class Wire(ABC):
         """Where an observation's parts are in this server's messages."""
         options = self.settings.session.with_query(client.query, self.answers)
         self.session = Session(service, options, self.keys, answers=self.answers)
+        self.spend: Callable[[int], None] = lambda number: None
+        """Counts the observations of a message beside its first against the rate of the client."""
         self.leaving = False
         """Set by the holder of the socket while the socket waits for the end of its episode to move to a successor."""
 

@@ -260,10 +260,13 @@ class Session:
         self._last = time.monotonic() - state["age_s"]
 
     async def _read(self, message: Mapping[Any, Any], seed: int) -> Observation:
-        spec, keys = self.service.spec, self.keys
+        spec, keys, begun = self.service.spec, self.keys, time.perf_counter()
         if is_work(message, image_keys(message, spec, keys)):
-            return await in_thread(lambda: read_observation(message, spec, keys, seed))
-        return read_observation(message, spec, keys, seed)
+            observation = await in_thread(lambda: read_observation(message, spec, keys, seed))
+        else:
+            observation = read_observation(message, spec, keys, seed)
+        self.service.decoded((time.perf_counter() - begun) * 1e3)
+        return observation
 
     def _next_seed(self) -> int:
         """The seed of an observation that has none: the same for the same session seed, episode and number."""
