@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from defi_platform.command import descriptions, run
 from defi_platform.config import PretrainConfig
 from defi_platform.config.loader import find_config, load_config
 from defi_platform.errors import ConfigError
-from defi_platform.jobs.__main__ import descriptions, run
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -32,7 +32,7 @@ LAYERS = [
     {"defi_platform.evaluate"},
     {"defi_platform.encode_latents", "defi_platform.demo"},
     {"defi_platform.preflight", "defi_platform.status", "defi_platform.supervise"},
-    {"defi_platform.jobs"},
+    {"defi_platform.command", "defi_platform.jobs"},
 ]
 """The folders and files of the product from the lowest layer to the highest. A module imports from its own folder and
 from layers below it; folders that share a layer do not import each other."""

@@ -77,7 +77,7 @@ def job_link(dashboard: str) -> str:
 
 
 def _submitted() -> dict[str, Any]:
-    """What Ray says to the process of a submitted job; {} in others."""
+    """Settings that Ray gives to the process of a submitted job; {} in others."""
     return dict(json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}"))
 
 

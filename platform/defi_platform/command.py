@@ -1,4 +1,4 @@
-"""The command `defi NAME ...`, which runs a job of this folder."""
+"""The command `defi NAME ...`, which runs a job of the folder jobs/."""
 
 import ast
 import sys
@@ -10,21 +10,19 @@ from defi_models import __version__
 from defi_models.errors import did_you_mean
 from defi_platform.errors import ConfigError, exit_code
 
+JOBS = Path(__file__).parent / "jobs"
+
 
 def job_names() -> list[str]:
     """Names of the jobs, in alphabetical order."""
-    return sorted(
-        file.stem
-        for file in Path(__file__).parent.glob("*.py")
-        if file.stem.isidentifier() and file.stem[0] != "_"
-    )
+    return sorted(file.stem for file in JOBS.glob("*.py") if file.stem.isidentifier() and file.stem[0] != "_")
 
 
 def descriptions() -> Mapping[str, str]:
     """Job -> the first sentence of its module, which is not imported for it."""
     texts = {}
     for name in job_names():
-        module = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+        module = ast.parse((JOBS / f"{name}.py").read_text(encoding="utf-8"))
         texts[name] = (ast.get_docstring(module) or "").split("\n\n")[0].replace("\n", " ")
     return texts
 
@@ -70,7 +68,3 @@ def run(argv: Sequence[str] | None = None) -> int:
 def main() -> int:
     """Runs `defi`. Returns: the process's exit code; see `defi_platform.errors.exit_code`."""
     return exit_code(run)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
