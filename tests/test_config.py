@@ -36,7 +36,9 @@ from defi_platform.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
 CONFIGS = REPOSITORY / "configs"
-JOBS = sorted(path for path in (REPOSITORY / "jobs").glob("*.py") if path.stem != "source_tree")
+NOT_FROM_CONFIG = {"source_tree", "check_cluster", "status", "supervise"}
+"""Without a config of their own."""
+JOBS = sorted(path for path in (REPOSITORY / "jobs").glob("*.py") if path.stem not in NOT_FROM_CONFIG)
 WITHOUT_TORCH_AND_RAY = """
 import contextlib, io, json, os, runpy, sys
 sys.modules.update(torch=None, ray=None)
