@@ -13,8 +13,9 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY / "platform"), str(REPOSITORY)]
 
-from rendering import kuberay, monitoring, ray_up, skypilot, slurm  # noqa: E402
+from rendering import monitoring, ray_up, skypilot, slurm  # noqa: E402
 from rendering.checks import check  # noqa: E402
+from rendering.kubernetes import kuberay  # noqa: E402
 from rendering.values import ClusterValues  # noqa: E402
 
 from defi_platform.config.loader import parse_arguments  # noqa: E402

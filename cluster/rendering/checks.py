@@ -10,6 +10,7 @@ from defi_models.errors import did_you_mean
 from defi_platform.command import job_names
 from defi_platform.errors import ConfigError
 from defi_platform.roles import DECODE, TRAIN
+from defi_platform.supervise.work import JOBS
 from rendering.values import ClusterValues, JobValues, NodeValues
 
 LONGEST_NAME = 47
@@ -73,8 +74,9 @@ def _check_node(key: str, node: NodeValues) -> None:
 
 
 def _check_job(key: str, job: JobValues, values: ClusterValues) -> None:
-    if job.job not in job_names():
-        raise ConfigError(f"{key}.job: there is no job '{job.job}'.{did_you_mean(job.job, job_names())}")
+    if job.job not in JOBS or JOBS[job.job].is_service:
+        known = sorted(name for name, work in JOBS.items() if not work.is_service)
+        raise ConfigError(f"{key}.job: '{job.job}' is no job for a cluster.{did_you_mean(job.job, known)}")
     _check_nodes_exist(f"{key}.nodes", job.nodes, values)
     if job.shared and job.nodes:
         raise ConfigError(

@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
+from defi_platform.errors import TRY_AGAIN
 from rendering.shell import exports
 from rendering.values import ClusterValues, JobValues
 from rendering.work import command, without_empty
 
-TRY_AGAIN = 75
 RESTARTS = 3
 """Times that a job is started again after a failure that is not known to be one of the machines."""
 

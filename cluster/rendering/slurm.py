@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+from defi_platform.errors import MEND
 from rendering.shell import exports
 from rendering.values import ClusterValues, JobValues, NodeValues
 from rendering.work import GIB, command, node_labels
@@ -109,7 +110,7 @@ def _script(values: ClusterValues, name: str, job: JobValues) -> str:
         exports=exports(values),
         nodelist="SLURM_JOB_NODELIST" + ("_HET_GROUP_0" if several else ""),
         retries=job.retries,
-        mend=2,
+        mend=MEND,
         starts=_starts(list(parts.values())),
         nodes=sum(slurm.nodes.values()),
         count=shlex.quote(_COUNT),

@@ -11,27 +11,10 @@ from typing import Any
 
 import pytest
 
-from defi_platform.config import (
-    EncodeConfig,
-    EvaluateConfig,
-    FinetuneConfig,
-    IngestConfig,
-    PretrainBothConfig,
-    PretrainConfig,
-)
 from defi_platform.config.loader import load_config
+from defi_platform.supervise.work import JOBS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "cluster"))
-
-SCHEMAS: dict[str, Any] = {
-    "ingest_videos": IngestConfig,
-    "encode_latents": EncodeConfig,
-    "pretrain": PretrainBothConfig,
-    "pretrain_gfdm": PretrainConfig,
-    "pretrain_gidm": PretrainConfig,
-    "finetune_policy": FinetuneConfig,
-    "evaluate_policy": EvaluateConfig,
-}
 
 
 @pytest.fixture
@@ -49,4 +32,4 @@ def _load(arguments: tuple[str, ...]) -> Any:
     parser.add_argument("--config")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args(rest)
-    return load_config(SCHEMAS[job], options.config, options.overrides)
+    return load_config(JOBS[job].schema, options.config, options.overrides)

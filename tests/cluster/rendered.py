@@ -94,10 +94,10 @@ def validate(item: dict[str, Any]) -> None:
     if item["kind"] not in RAY_KINDS:
         _check(json.dumps(item), item["kind"], item["apiVersion"])
         return
-    _crd(RAY_KINDS[item["kind"]]).validate(item)
     for pod in pods_of(item):
         whole = {"apiVersion": "v1", "kind": "Pod", "metadata": {}, **pod}
         _check(json.dumps(whole), "Pod", "v1")
+    _crd(RAY_KINDS[item["kind"]]).validate(item)
 
 
 @cache  # The same pods come again and again.

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 from rendered import REPOSITORY, VALUES
-from rendering.pods import USER
+from rendering.kubernetes.pods import USER
 
 DOCKERFILE = REPOSITORY / "cluster" / "Dockerfile"
 

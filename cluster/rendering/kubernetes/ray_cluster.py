@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from rendering.network import cluster_policy
-from rendering.pods import HEAD_OBJECT_STORE, Serving, container_security, head_pod, worker_pod
+from rendering.kubernetes.network import cluster_policy
+from rendering.kubernetes.pods import HEAD_OBJECT_STORE, Serving, container_security, head_pod, worker_pod
 from rendering.values import ClusterValues, NodeValues
 from rendering.work import RAY_VERSION, head_labels, node_labels, object_store_bytes, without_empty
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rendering.pods import HEAD_METRICS, INSTANCE, NODE_METRICS, Serving
+from rendering.kubernetes.pods import HEAD_METRICS, INSTANCE, NODE_METRICS, Serving
 from rendering.values import ClusterValues
 
 Rule = dict[str, Any]

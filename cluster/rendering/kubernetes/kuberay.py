@@ -7,16 +7,15 @@ from typing import Any
 
 import yaml
 
-from rendering.network import policies
-from rendering.pods import CERTIFICATE, INSTANCE, TOKENS, Serving, client_pod, variables
-from rendering.ray_cluster import cluster_spec, operator_isolates
+from defi_platform.errors import MEND
+from rendering.kubernetes.network import policies
+from rendering.kubernetes.pods import CERTIFICATE, INSTANCE, TOKENS, Serving, client_pod, variables
+from rendering.kubernetes.ray_cluster import cluster_spec, operator_isolates
 from rendering.values import ClusterValues, JobValues
 from rendering.work import arguments, chosen, command, without_empty
 
 HOUR_S = 3600
 KEEP_JOB_S = 7 * 24 * HOUR_S
-MEND = 2
-"""Exit code of a job that somebody has to mend: no retry helps."""
 WARM_UP_S = 1800
 """Seconds in which a new service has to answer: nodes start, images are pulled, policies compiled."""
 
