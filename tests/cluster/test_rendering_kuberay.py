@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -251,16 +253,35 @@ def test_nothing_reaches_a_cluster_but_the_operator_prometheus_and_clients_of_th
             assert cluster["tlsOptions"] == {"enabled": True}
 
 
-def test_a_pod_that_is_taken_away_gives_its_work_time_and_its_script_is_sound() -> None:
+@pytest.mark.parametrize(
+    ("titles", "waits"),
+    [
+        (["ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::MapBatches", "/bin/bash"], False),
+        (["ray::IDLE", "ray::RayTrainWorker.execute"], True),
+        (["ray::ServeReplica:default:PolicyReplica"], True),
+    ],
+)
+def test_a_pod_that_is_taken_away_waits_for_trainings_and_replicas(
+    tmp_path: Path, titles: list[str], waits: bool
+) -> None:
     (cluster,) = of_kind("RayCluster", "aws.yaml").values()
     for pod in pods_of(cluster)[1:]:
-        command = pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
-        assert command[:2] == ["/bin/bash", "-c"]
-        checked = subprocess.run(
-            [SHELLCHECK, "--shell=bash", "-"],
-            input=command[2],
-            text=True,
-            capture_output=True,
-        )
-        assert checked.returncode == 0, checked.stdout
         assert pod["spec"]["terminationGracePeriodSeconds"] > 90
+        program, option, script = pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert (program, option) == ("/bin/bash", "-c")
+    checked = subprocess.run([SHELLCHECK, "--shell=bash", "-"], input=script, text=True, capture_output=True)
+    assert checked.returncode == 0, checked.stdout
+    # The same script among other processes, and with a notice that is taken note of.
+    for number, title in enumerate(titles):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "cmdline").write_bytes(f"{title}\0".encode())
+    for name, lines in {"ray": "echo notice", "sleep": f"echo waits; rm -r {tmp_path}/[0-9]*"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (tmp_path / name).chmod(0o755)
+    ran = subprocess.run(
+        [program, option, script.replace("/proc/", f"{tmp_path}/")],
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_ADDRESS": "head:6379"},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.stdout.split() == ["notice", *(["waits"] if waits else [])], ran.stderr

@@ -22,12 +22,13 @@ DRAIN_S = 90
 """Seconds that a node which is taken away gives its work: a training writes a checkpoint, replicas pass their sockets on.
 Clouds give spot nodes two minutes' notice, some 30 seconds, and Kubernetes kills the pod then."""
 
-# Trainings and replicas hear of it through Ray. What runs has a title that begins with "ray::", idle workers ray::IDLE.
+# Trainings and replicas hear of it through Ray, and end in their own way; other work is done again elsewhere.
+BUSY = "^ray::(RayTrainWorker|ServeReplica)"
+"""Titles of processes that a pod waits for."""
 _LEAVE = (
     'timeout 20 ray drain-node --address "$RAY_ADDRESS" --reason DRAIN_NODE_REASON_PREEMPTION '
     f'--reason-message "the pod ends" --deadline-remaining-seconds {DRAIN_S} || exit 0; '
-    f"for _ in $(seq {DRAIN_S - 5}); do "
-    "grep -aPqs '^ray::(?!IDLE)' /proc/[0-9]*/cmdline || break; sleep 1; done"
+    f"for _ in $(seq {DRAIN_S - 5}); do grep -aEqs '{BUSY}' /proc/[0-9]*/cmdline || break; sleep 1; done"
 )
 _DISK = "disk"
 
