@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from defi_models.errors import did_you_mean
-from defi_platform.command import job_names
 from defi_platform.errors import ConfigError
 from defi_platform.roles import DECODE, TRAIN
 from defi_platform.supervise.work import JOBS
