@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defi_platform.cluster import ClusterError
+from defi_platform.cluster import ClusterError, ClusterUnavailable
 from defi_platform.cluster.requirements import Demand, NodeResources, Supply, check_demands, waits_for
+from defi_platform.errors import MEND
 
 WORKERS = Demand(
     name="gfdm: workers",
@@ -114,3 +115,14 @@ def test_nothing_is_refused_that_fits_in_some_way(
     supply = Supply([node(CPU=cpus, GPU=gpus) for cpus, gpus in sizes])
     if _fits([list(size) for size in sizes], pieces):
         check_demands(demands, supply)
+
+
+def test_a_cluster_without_an_autoscaler_whose_nodes_may_come_back_is_worth_another_try() -> None:
+    demand = Demand(name="a", resources={"CPU": 3.0}, role="train")
+    short = Supply([node(CPU=2)], absent="1 node(s) have left, and may come back")
+    with pytest.raises(ClusterUnavailable, match="may come back"):
+        check_demands([demand], short)
+    known = Supply([node("train", CPU=2)], {"train": {"CPU": 2.0}}, short.absent)
+    with pytest.raises(ClusterError) as refused:
+        check_demands([demand], known)
+    assert refused.value.exit_code == MEND

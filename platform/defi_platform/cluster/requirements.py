@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import ray
 
 from defi_platform import roles
-from defi_platform.cluster.session import ClusterError
+from defi_platform.cluster.connection_errors import ClusterError, ClusterUnavailable
 from defi_platform.roles import Role
 
 ROUNDING = 1e-4
@@ -53,6 +53,8 @@ class Supply:
     most: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Role -> resource -> how much there can ever be on nodes of the role; a role that is not here has no nodes of its
     own, and its work runs anywhere."""
+    absent: str = ""
+    """Words for nodes that may still come (back) by themselves; "" where none may."""
 
     def nodes_of(self, role: Role | None) -> list[NodeResources]:
         """The living nodes that work of a role can run on."""
@@ -82,12 +84,16 @@ def connected_supply(demands: Sequence[Demand]) -> Supply:
         for node in ray.nodes()
         if node["Alive"]
     ]
+    left = sum(not node["Alive"] for node in ray.nodes())
+    absent = f"{left} node(s) have left, and may come back" if left else ""
+    if len(nodes) == 1 and not nodes[0].total.get("CPU"):
+        absent = "there is a head alone, which no other node has joined yet"
     most: dict[str, dict[str, float]] = {}
     for demand in demands:
         if demand.role is not None and roles.label_selector(demand.role):
             capacities = most.setdefault(demand.role, {})
             capacities |= {resource: roles.capacity(demand.role, resource) for resource in demand.resources}
-    return Supply(nodes, most)
+    return Supply(nodes, most, absent)
 
 
 def check_demands(demands: Sequence[Demand], supply: Supply | None = None) -> Supply:
@@ -115,9 +121,11 @@ def check_demands(demands: Sequence[Demand], supply: Supply | None = None) -> Su
             present = supply.capacity(members[0].role, resource)
             if amount > present + ROUNDING:
                 askers = [demand for demand in members if demand.resources.get(resource)]
-                raise ClusterError(
+                raise _refusal(
+                    supply,
+                    pool,
                     f"the job asks for {amount:g} {resource} ({'; '.join(d.text() for d in askers)}), "
-                    f"{_where(pool)} {_has(supply, members[0].role, resource, present)}. {_fixes(askers)}"
+                    f"{_where(pool)} {_has(supply, members[0].role, resource, present)}. {_fixes(askers)}",
                 )
     for demand in demands:
         if supply.grows(demand.role, demand.resources):
@@ -126,9 +134,11 @@ def check_demands(demands: Sequence[Demand], supply: Supply | None = None) -> Su
         if fits < demand.count:
             sizes = {_amounts({r: node.total.get(r, 0.0) for r in demand.resources}): None
                      for node in supply.nodes_of(demand.role)}  # fmt: skip
-            raise ClusterError(
+            raise _refusal(
+                supply,
+                demand.role if demand.role in supply.most else None,
                 f"the job asks for {demand.text()}, each on one node, and the nodes have room for {fits} of them "
-                f"(nodes of {' and of '.join(list(sizes)[:4])}). {_fixes([demand])}"
+                f"(nodes of {' and of '.join(list(sizes)[:4])}). {_fixes([demand])}",
             )
     return supply
 
@@ -175,6 +185,13 @@ def announce(demands: Sequence[Demand]) -> None:
         # What a new node has, and what an ended job held, is known half a second later.
         time.sleep(LOOK_PAUSE_S)
     print(f"waiting for the cluster: {waiting}", flush=True)
+
+
+def _refusal(supply: Supply, pool: str | None, text: str) -> ClusterError:
+    """The error of a demand that cannot be met now; it is worth another try while nodes may still come."""
+    if pool is None and supply.absent:
+        return ClusterUnavailable(f"{text} Now {supply.absent}.")
+    return ClusterError(text)
 
 
 def _pieces(present: Mapping[str, float], piece: Mapping[str, float]) -> int:

@@ -14,16 +14,12 @@ from typing import Any
 import ray
 
 from defi_platform import roles
+from defi_platform.cluster.connection_errors import ClusterError, check_address, explained
 from defi_platform.config import RayConfig
-from defi_platform.errors import UserError
 from defi_platform.retry import RetryPolicy, retry
 
 STARTS = 3
 """Attempts to start Ray on this machine."""
-
-
-class ClusterError(UserError):
-    """A Ray cluster that cannot be reached or lacks what a job asks for."""
 
 
 @contextlib.contextmanager
@@ -46,13 +42,11 @@ def _connection(config: RayConfig) -> Iterator[None]:
         return
     address = config.address or os.environ.get("RAY_ADDRESS")
     if address:
+        check_address(address)
         try:
             context = ray.init(address=address, log_to_driver=True, runtime_env=_environment())
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                f"no Ray cluster answers at {address}: {error}. "
-                "Start one with `ray start --head`, or leave out ray.address (and RAY_ADDRESS) to run here."
-            ) from error
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            raise explained(address, error) from error
         if context.dashboard_url:
             print(f"dashboard: {job_link(context.dashboard_url)}", file=sys.stderr, flush=True)
     else:

@@ -1,0 +1,110 @@
+"""Errors of a connection to Ray: one message that names the cause and the fix, where Ray logs for minutes."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Iterator
+
+import ray
+from ray._private.services import canonicalize_bootstrap_address_or_die
+
+from defi_platform.errors import TRY_AGAIN, UserError, one_line
+
+LISTEN_S = 5.0
+"""Seconds in which something has to listen at a cluster's address; Ray itself would try for two minutes."""
+PAUSE_S = 0.5
+
+
+class ClusterError(UserError):
+    """A Ray cluster that cannot be reached or lacks what a job asks for."""
+
+
+class ClusterUnavailable(ClusterError):
+    """A Ray cluster that does not answer for now, or lacks nodes that may still come."""
+
+    exit_code = TRY_AGAIN
+
+
+def check_address(address: str, timeout_s: float = LISTEN_S) -> None:
+    """Checks that something listens at the address of a cluster, before Ray tries to connect.
+
+    Args:
+        address: as `ray.init` takes it.
+        timeout_s: seconds to try.
+
+    Raises: ClusterError for an address of another form, ClusterUnavailable where nothing listens.
+    """
+    if address.startswith(("http://", "https://")):
+        raise ClusterError(
+            f"{address} is the address of a dashboard, which takes jobs: `ray job submit --address {address} -- ...`. "
+            "To join a cluster from here, set ray.address (or RAY_ADDRESS) to HOST:6379, or to auto on one of its "
+            "machines."
+        )
+    if address == "local" or "://" in address:
+        return
+    try:
+        found = canonicalize_bootstrap_address_or_die(address)
+    except (ConnectionError, ValueError) as error:
+        raise explained(address, error) from error
+    host, _, port = found.rpartition(":")
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
+                return
+        except ValueError as error:
+            raise explained(address, error) from error
+        except OSError as error:
+            if time.monotonic() > deadline or isinstance(error, socket.gaierror):
+                where = found if found == address else f"{address} ({found})"
+                raise _no_answer(where, error.strerror or one_line(error)) from error
+        time.sleep(PAUSE_S)
+
+
+def explained(address: str, error: Exception) -> ClusterError:
+    """The error for a user of a connection that failed.
+
+    Args:
+        address: of the cluster.
+        error: of `ray.init`.
+    """
+    texts = [str(one) for one in _chain(error)]
+    versions = next((found for text in texts if (found := _VERSIONS.search(text))), None)
+    if versions:
+        theirs_ray, theirs_python, ours_ray, ours_python = versions.groups()
+        return ClusterError(
+            f"the cluster at {address} runs Ray {theirs_ray} on Python {theirs_python}, this client Ray {ours_ray} on "
+            f"Python {ours_python}. Install the same releases here, or submit the job with `ray job submit`, which "
+            "needs none."
+        )
+    if any("InvalidAuthToken" in text or isinstance(one, ray.exceptions.AuthenticationError)
+           for one, text in zip(_chain(error), texts, strict=True)):  # fmt: skip
+        return ClusterError(
+            f"the cluster at {address} does not accept this client's token. Set RAY_AUTH_MODE=token, and copy "
+            "~/.ray/auth_token from the head's machine (or name a copy with RAY_AUTH_TOKEN_PATH)."
+        )
+    if isinstance(error, ValueError):
+        return ClusterError(
+            f"ray.address is '{address}' ({one_line(error)}). Write it as HOST:6379, or auto on a machine of the cluster."
+        )
+    return _no_answer(address, one_line(error))
+
+
+def _no_answer(address: str, reason: str) -> ClusterUnavailable:
+    return ClusterUnavailable(
+        f"no Ray cluster answers at {address}: {reason.rstrip('.')}. "
+        "Start one with `ray start --head`, or leave out ray.address (and RAY_ADDRESS) to run here."
+    )
+
+
+_VERSIONS = re.compile(
+    r"Version mismatch.*?Ray: (\S+)\s+Python: (\S+).*?Ray: (\S+)\s+Python: (\S+)", re.DOTALL
+)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

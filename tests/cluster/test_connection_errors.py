@@ -1,0 +1,80 @@
+"""Connections to a cluster that fail: one message for each cause, soon."""
+
+from __future__ import annotations
+
+import socket
+import time
+
+import pytest
+import ray
+
+from defi_platform.cluster import ClusterError, ClusterUnavailable, ray_session
+from defi_platform.cluster.connection_errors import check_address, explained
+from defi_platform.config import RayConfig
+from defi_platform.errors import MEND, TRY_AGAIN, one_line
+
+MISMATCH = (
+    "Version mismatch: The cluster was started with:\n    Ray: 2.55.0\n    Python: 3.12.1\n"
+    "This process on node 10.0.0.1 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n"
+)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_no_cluster_at_the_address_is_said_within_seconds_and_worth_another_try(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr("defi_platform.cluster.connection_errors.LISTEN_S", 0.2)
+    began = time.monotonic()
+    with pytest.raises(ClusterUnavailable, match=r"Connection refused.*ray start --head") as failed:
+        check_address(f"127.0.0.1:{free_port}", timeout_s=0.6)
+    assert time.monotonic() - began < 5 and failed.value.exit_code == TRY_AGAIN
+    assert "\n" not in str(failed.value)
+    with (
+        pytest.raises(ClusterError, match="no Ray cluster answers"),
+        ray_session(RayConfig("no.such.host:6379")),
+    ):
+        pass
+
+
+def test_a_cluster_that_begins_to_listen_meanwhile_is_waited_for(free_port: int) -> None:
+    with socket.socket() as server:
+        server.bind(("", free_port))  # Ray takes this machine's own address for its loopback's
+        server.listen()
+        check_address(f"127.0.0.1:{free_port}")
+
+
+def test_the_address_of_a_dashboard_is_one_for_ray_job_submit() -> None:
+    with pytest.raises(ClusterError, match=r"ray job submit --address http://10\.0\.0\.1:8265") as failed:
+        check_address("http://10.0.0.1:8265")
+    assert failed.value.exit_code == MEND
+
+
+def test_a_word_that_is_no_address_is_named() -> None:
+    with pytest.raises(ClusterError, match=r"ray\.address is 'nonsense'.*HOST:6379"):
+        check_address("nonsense")
+
+
+def test_other_releases_are_named_on_both_sides() -> None:
+    text = one_line(explained("a:6379", RuntimeError(MISMATCH)))
+    assert "runs Ray 2.55.0 on Python 3.12.1, this client Ray 2.60.0 on Python 3.11.7" in text
+
+
+@pytest.mark.parametrize("mode", ["no token here", "another token"])
+def test_a_refused_token_is_no_absent_cluster(mode: str) -> None:
+    try:
+        if mode == "no token here":
+            raise ray.exceptions.AuthenticationError("no authentication token was found")
+        try:
+            raise RuntimeError("RPC error: InvalidAuthToken: Authentication token is missing or incorrect.")
+        except RuntimeError as cause:
+            raise ConnectionError("Failed to connect to Ray cluster at a:6379") from cause
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        found = explained("a:6379", error)
+    assert "does not accept this client's token" in str(found) and found.exit_code == MEND
