@@ -142,7 +142,7 @@ def _policy(config: EvaluateConfig, missing: list[Rollout]) -> Iterator[tuple[st
     from defi_platform.serve.deployment.server import deploy
 
     print(f"serving {config.serve.policy}", flush=True)
-    with deploy(config.serve) as server:
+    with deploy(config.serve, guest=True) as server:
         _check_fits(config, server.metadata, config.serve.policy)
         yield server.url, server.metadata
 

@@ -115,13 +115,16 @@ def replica_settings(config: ServeConfig, digest: str, secret: bytes) -> Replica
     )
 
 
-def record(name: str, settings: ReplicaSettings, *, owner: str, retiring: tuple[str, ...] = ()) -> Deployment:
+def record(
+    name: str, settings: ReplicaSettings, *, owner: str, job: str = "", retiring: tuple[str, ...] = ()
+) -> Deployment:
     """The cluster's record of an application.
 
     Args:
         name: Serve's name of it.
         settings: of its replicas.
         owner: of the job that stops it.
+        job: Ray's id of that job.
         retiring: applications that it takes the place of.
     """
     return Deployment(
@@ -133,6 +136,7 @@ def record(name: str, settings: ReplicaSettings, *, owner: str, retiring: tuple[
         port=settings.listener.port,
         secret=settings.listener.secret.hex(),
         owner=owner,
+        job=job,
         config=registry.plain(settings.config),
         retiring=retiring,
     )

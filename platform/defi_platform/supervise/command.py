@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from defi_models.errors import did_you_mean
+from defi_platform.cluster.shipped_code import check_shipped_code
 from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import ConfigError
 from defi_platform.supervise.attempts import AttemptPolicy, Budget, Submission
@@ -68,6 +69,8 @@ def submission(
         arguments: of the job.
         shipped: the working directory is sent along; otherwise the cluster's image holds the platform.
         runtime_env: file with the runtime environment; None: `RUNTIME_ENV` of a folder that is sent.
+
+    Raises: ConfigError: the file cannot be read; ShippedCodeError: the folder is too large to be sent.
     """
     # Under another DEFI_HOME the same command is another run.
     home = os.environ.get("DEFI_HOME", "")
@@ -75,6 +78,7 @@ def submission(
     program = ["python", f"jobs/{name}.py"] if shipped else ["python", "-m", f"defi_platform.jobs.{name}"]
     environment = _runtime_env(runtime_env or (RUNTIME_ENV if shipped else None))
     if shipped:
+        check_shipped_code(".", environment.get("excludes") or ())
         environment["working_dir"] = "."
     if home:
         environment["env_vars"] = {"DEFI_HOME": home, **environment.get("env_vars", {})}

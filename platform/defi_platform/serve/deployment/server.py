@@ -25,7 +25,10 @@ from defi_platform.serve.deployment.standing import (
     clear,
     delete_unknown,
     find_standing,
+    is_abandoned,
     same_address,
+    serves_for_another,
+    this_job,
 )
 from defi_platform.serve.deployment.startup_checks import (
     check_before_start,
@@ -126,31 +129,44 @@ class PolicyServer:
         self.shutdown()
 
 
-def deploy(config: ServeConfig) -> PolicyServer:
+def deploy(config: ServeConfig, *, guest: bool = False) -> PolicyServer:
     """Serves a policy on the connected Ray cluster and returns once it answers.
 
     Where the cluster serves a policy at this address already, the same policy with the same settings is found
     again and left running; another one is started beside the old one and takes its place once it answers. Episodes
-    that run then end on the old one, see `ServeConfig.redeploy`.
+    that run then end on the old one, see `ServeConfig.redeploy`. A deployment whose job was killed is taken over at the
+    same address, and replaced at another.
+
+    Args:
+        config: of the policy.
+        guest: a policy that another job serves is used and left as it is, and never replaced.
 
     Raises:
         CheckpointError: the folder holds no complete policy.
-        ServeError: the port is in use, the cluster serves a policy at another address, or replicas do not come up.
+        ServeError: the port is in use, another job serves a policy at another address (for a guest: another policy), or
+            replicas do not come up.
     """
     check_before_start(config)
     digest = policy_digest(config.policy)
     # Serve announces each of its steps; a job's output is for what the job says.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     standing = find_standing()
+    if standing is not None and guest and serves_for_another(standing):
+        return _visit(standing, digest)
     if standing is None:
         return _deploy_first(config, digest)
     # Any free port was asked for, and has been found: that of the server whose job was killed.
     again = dataclasses.replace(config, port=config.port or standing.port)
     settings = replica_settings(again, digest, bytes.fromhex(standing.secret))
     same = standing.digest == digest and standing.config == registry.plain(settings.config)
+    listens_there = (standing.host, standing.port) == (config.host, config.port)
+    if not (same or listens_there) and is_abandoned(standing):
+        print(f"replacing the policy {standing.policy}, which a killed job has left", flush=True)
+        clear(serve.status().applications)
+        return _deploy_first(config, digest)
     same_address(standing, again if same else config)
     if same:
-        adopted = dataclasses.replace(standing, owner=_new_owner())
+        adopted = dataclasses.replace(standing, owner=_new_owner(), job=this_job())
         registry.write(adopted)
         _wait_until_running(adopted.application, found_again=True)
         server = _reached(adopted)
@@ -164,6 +180,19 @@ def deploy(config: ServeConfig) -> PolicyServer:
     return server
 
 
+def _visit(standing: Deployment, digest: str) -> PolicyServer:
+    """The server of another job, which goes on after this one. Raises: ServeError when it serves another policy."""
+    if standing.digest != digest:
+        raise ServeError(
+            f"this Ray cluster serves the policy {standing.policy} at {standing.host}:{standing.port} for another "
+            "job, which an evaluation does not replace. Evaluate that one (url=), stop it, or leave out ray.address "
+            "to evaluate on a cluster of your own."
+        )
+    server = _reached(standing)
+    server._ending.set()  # there is nothing to shut down for a guest
+    return server
+
+
 def _deploy_first(config: ServeConfig, digest: str) -> PolicyServer:
     announce([replica_demand(config)])
     port = resolve_port_on_head(config.host, config.port)
@@ -172,7 +201,7 @@ def _deploy_first(config: ServeConfig, digest: str) -> PolicyServer:
         dataclasses.replace(config, port=port), digest, secrets.token_bytes(SECRET_BYTES)
     )
     name = _application_name(settings)
-    deployment = record(name, settings, owner=_new_owner())
+    deployment = record(name, settings, owner=_new_owner(), job=this_job())
     registry.write(deployment)
     try:
         listener = ensure_listener(settings.listener, head_node()["NodeID"], stays=True)
@@ -194,7 +223,7 @@ def _replace(standing: Deployment, settings: ReplicaSettings) -> PolicyServer:
         serve.delete(name)
         raise
     retiring = (*standing.retiring, standing.application)
-    deployment = record(name, settings, owner=_new_owner(), retiring=retiring)
+    deployment = record(name, settings, owner=_new_owner(), job=this_job(), retiring=retiring)
     registry.write(deployment)
     ask_all("serve_generation", deployment.generation)
     return _reached(deployment)

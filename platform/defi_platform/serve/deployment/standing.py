@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
 from ray import serve
+from ray._private import state
 
 from defi_platform.config import ServeConfig
 from defi_platform.errors import ServeError
@@ -31,6 +33,25 @@ def find_standing() -> Deployment | None:
         return found
     clear(applications)
     return None
+
+
+def this_job() -> str:
+    """Ray's id of the job that this process is or belongs to."""
+    return str(ray.get_runtime_context().get_job_id())
+
+
+def serves_for_another(standing: Deployment) -> bool:
+    """True when a job other than this one, which has not ended, has deployed it; also for Serve's own command."""
+    if not standing.job:
+        return True
+    if standing.job == this_job():
+        return False
+    return any(job["JobID"] == standing.job and not job["StopTime"] for job in state.jobs())
+
+
+def is_abandoned(standing: Deployment) -> bool:
+    """True when the job that has deployed it ended without stopping it: it was killed."""
+    return standing.job != this_job() and not serves_for_another(standing)
 
 
 def same_address(standing: Deployment, config: ServeConfig) -> None:

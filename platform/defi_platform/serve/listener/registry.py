@@ -30,6 +30,8 @@ class Deployment:
     """Hex digits; known to listeners and replicas only."""
     owner: str
     """Names the job that stops it at its end."""
+    job: str = ""
+    """Ray's id of that job; empty where Serve's own command started it, which needs no job to go on."""
     config: dict[str, Any] = field(default_factory=dict)
     """The whole ServeConfig but its `ray`."""
     retiring: tuple[str, ...] = ()
