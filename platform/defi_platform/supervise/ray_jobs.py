@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import threading
@@ -23,6 +24,8 @@ CONNECT_S, ANSWER_S = 5.0, 60.0
 METADATA = "defi_run"
 """Key of a job's metadata that names the run it is an attempt of."""
 ENVIRONMENT = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+CHATTY = ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk")
+"""Loggers that set their own level."""
 LOCAL_DASHBOARD = "http://127.0.0.1:8265"
 
 
@@ -80,6 +83,9 @@ class RayJobs:
         # Ray's client would prefer them to the address that it is given.
         for name in ENVIRONMENT:
             os.environ.pop(name, None)
+        # It names each file that it packs or leaves out, and each connection that it closes.
+        for name in ("ray", *CHATTY):
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._client: _Client | None = None
         self._print_line = print_line
         self._logs: _Logs | None = None

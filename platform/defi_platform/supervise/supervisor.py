@@ -97,6 +97,7 @@ class Supervisor:
         self._patience, self._is_service, self._clock = patience or Patience(), is_service, clock
         self._answered = False
         self._number = 0
+        self._current = ""
         self._began = clock.monotonic()
 
     def run(self) -> int:
@@ -108,10 +109,11 @@ class Supervisor:
         try:
             return self._run()
         except KeyboardInterrupt:
-            self._say(
-                f"the job goes on by itself. The same command follows it again; `ray job stop "
-                f"{self._submission.run}-{self._number}` stops it at a checkpoint."
-            )
+            if self._current:
+                self._say(
+                    "the job goes on by itself. The same command follows it again; "
+                    f"`ray job stop {self._current}` stops it at a checkpoint."
+                )
             raise
 
     def _run(self) -> int:
@@ -127,6 +129,7 @@ class Supervisor:
                 self._say(f"complete after {self._number} attempt(s), {now - self._began:.0f} s")
                 return 0
             self._say(f"{submission_id} {ended.text()}")
+            self._current = ""
             if not isinstance(decision, Again):
                 self._say(f"not submitted again: {decision.reason}")
                 return decision.exit_code
@@ -141,6 +144,7 @@ class Supervisor:
         running = [job.submission_id for job in known if job.ended is None]
         if not running:
             return None
+        self._current = running[-1]
         self._say(f"following {running[-1]}, which is under way on {self._jobs.address}")
         return running[-1]
 
@@ -148,6 +152,7 @@ class Supervisor:
         self._number += 1
         submission_id = f"{self._submission.run}-{self._number}"
         self._ask(lambda: self._jobs.submit(submission_id, self._submission))
+        self._current = submission_id
         self._say(f"submitted {submission_id} to {self._jobs.address}: {self._submission.entrypoint}")
         return submission_id
 
