@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import botocore.session
 import pytest
 import render
 import yaml
+from botocore.validate import ParamValidator
 from ray.autoscaler._private.util import prepare_config, validate_config
 from rendered import SHELLCHECK, VALUES, files
 from rendering.checks import check
@@ -49,6 +51,16 @@ def test_ray_up_accepts_its_file_and_knows_roles_sizes_and_spot_nodes(ray_up: di
     assert not any(ray_up[f"{part}setup_commands"] for part in ("", "head_", "worker_")), (
         "all is in the image"
     )
+
+
+def test_machines_are_described_as_ec2_takes_them(ray_up: dict[str, Any]) -> None:
+    request = (
+        botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
+    )
+    for kind in ray_up["available_node_types"].values():
+        config = {**kind["node_config"], "MinCount": 1, "MaxCount": 1}
+        report = ParamValidator().validate(config, request)
+        assert not report.has_errors(), report.generate_report()
 
 
 def test_ray_up_opens_nothing_but_ssh_and_asks_for_tokens(ray_up: dict[str, Any]) -> None:

@@ -170,6 +170,8 @@ def test_prices_are_the_dearest_node_of_each_kind(tmp_path: Path) -> None:
         "  cpu: {role: decode, cpus: 32, price: 1.6}\n  free: {role: decode, cpus: 1}\n"
     )
     assert read_prices(str(path)) == Prices(gpu=5.0, train_cpu=None, decode_cpu=0.05)
+    (tmp_path / "other.yaml").write_text("extends: values.yaml\nnodes: {gpu: {price: 48}}")
+    assert read_prices(str(tmp_path / "other.yaml")).gpu == 6.0
     path.write_text("nodes: {a: {cpus: 2}}")
     with pytest.raises(ConfigError, match=r"no node of .* has a price"):
         read_prices(str(path))

@@ -101,7 +101,7 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
 
     Raises: ConfigError, see `parse_arguments`.
     """
-    from_file = OmegaConf.create(_read_yaml(find_config(path)) if path else {})
+    from_file = OmegaConf.create(read_yaml(find_config(path)) if path else {})
     for item in overrides:
         if "=" not in item:
             raise ConfigError(
@@ -162,7 +162,11 @@ def find_config(path: str | Path) -> Path:
     )
 
 
-def _read_yaml(path: Path) -> dict[Any, Any]:
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """The content of a YAML file, with those that it extends.
+
+    Raises: ConfigError for a file that is absent or damaged.
+    """
     if not path.is_file():
         present = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"config file {path} does not exist.{did_you_mean(path.name, present)}")
@@ -178,7 +182,7 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
 def _extended(own: dict[Any, Any], folder: Path) -> dict[Any, Any]:
     # On plain mappings: OmegaConf copies a mapping with all that is in it for every entry that is set.
     own = {key: _extended(value, folder) if isinstance(value, dict) else value for key, value in own.items()}
-    return _overridden(_read_yaml(folder / own.pop("extends")), own) if "extends" in own else own
+    return _overridden(read_yaml(folder / own.pop("extends")), own) if "extends" in own else own
 
 
 def _overridden(base: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:

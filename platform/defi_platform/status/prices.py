@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from defi_platform import storage
+from defi_platform.config.loader import read_yaml
 from defi_platform.errors import ConfigError
 
 
@@ -52,12 +53,14 @@ def read_prices(path: str) -> Prices:
     Where several types of nodes have a resource, the dearest counts: the cost is an upper bound.
 
     Args:
-        path: YAML file with `nodes: {NAME: {role, cpus, gpus, price}}`.
+        path: YAML file with `nodes: {NAME: {role, cpus, gpus, price}}`; a local one may extend others.
 
     Raises: ConfigError when it has no prices or is of another form.
     """
     try:
         values: Any = OmegaConf.to_container(OmegaConf.create(storage.read_text(path)))
+        if "extends" in values and not storage.is_remote(path):
+            values = read_yaml(storage.local_path(path))
         nodes = [node for node in values["nodes"].values() if node.get("price") is not None]
     except FileNotFoundError as error:
         raise ConfigError(f"there are no values at {path}; cluster/values/ has examples.") from error
