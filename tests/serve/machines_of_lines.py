@@ -70,9 +70,10 @@ class LineServer:
 class Node:
     """One node: its listener and the replicas on it."""
 
-    def __init__(self, folder: Path, stack: ExitStack, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, port: int, stalled_after_s: float = 20.0) -> None:
+        host = "127.0.0.1"
         self.path = folder / "listener.sock"
-        self.settings = ListenerSettings(host, port, SECRET)
+        self.settings = ListenerSettings(host, port, SECRET, stalled_after_s=stalled_after_s)
         self.stack = stack
 
     def listen(self, stays: bool = True) -> Listener:

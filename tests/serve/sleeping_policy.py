@@ -97,11 +97,16 @@ class Place:
 def replica(service: SleepingService, **settings: Any) -> SocketServer:
     """A started replica; settings are fields of LimitsConfig and SecurityConfig, and max_connections."""
     limits, security = LimitsConfig(), SecurityConfig()
-    room = settings.pop("max_connections", 100)
+    room, on_stall = settings.pop("max_connections", 100), settings.pop("on_stall", None)
     for name, value in settings.items():
         setattr(security if hasattr(security, name) else limits, name, value)
     server = SocketServer(
-        cast(ActionService, service), app, limits=limits, security=security, max_connections=room
+        cast(ActionService, service),
+        app,
+        limits=limits,
+        security=security,
+        max_connections=room,
+        on_stall=on_stall,
     )
     server.start()
     return server

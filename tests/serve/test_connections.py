@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -215,3 +216,18 @@ def test_an_answer_that_is_given_up_before_it_begins_is_not_counted_for_ever() -
         place.server.loop.call_soon_threadsafe(message_and_close_in_one_turn_of_the_loop)
         until(lambda: place.server.load()["websockets"] == 0, "its end")
         assert place.server.load()["answering"] == 0 and place.service.asked == 0
+
+
+def test_clients_of_a_loop_that_stands_still_are_asked_to_come_again() -> None:
+    ended = threading.Event()
+    with serving(30.0, stalled_after_s=0.4, on_stall=ended.set) as place:
+        waiting, idle = raw(place), raw(place)
+        waiting.sendall(frame(openpi.pack(observation(1))))
+        request = socket.create_connection(("127.0.0.1", place.port), timeout=10)
+        request.sendall(b"POST /v1/act HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc")
+        until(lambda: place.service.asked == 1 and place.server.load()["https"] == 1, "both")
+        assert not ended.wait(0.6), "a loop that turns is left alone"
+        place.server.loop.call_soon_threadsafe(time.sleep, 1.2)
+        for sock in (waiting, idle):
+            assert close_code(sock) == (1012, "this replica stands still: connect again")
+        assert request.recv(1000).startswith(b"HTTP/1.1 503") and ended.wait(1)

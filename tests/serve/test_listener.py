@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -13,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines_of_lines import Node, ask, dial, free_port, wait
+from machines_of_lines import SECRET, Node, ask, dial, free_port, wait
 
 from defi_platform.errors import ServeError
 from defi_platform.serve.listener import channel as channel_module
@@ -241,6 +245,38 @@ def test_sockets_of_killed_nodes_are_deleted_and_long_names_are_told(
     monkeypatch.setattr(channel_module.tempfile, "gettempdir", lambda: str(long))
     with pytest.raises(ServeError, match="too long for a Unix socket"):
         socket_path(b"abc")
+
+
+def test_a_process_that_stands_still_is_ended(tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from machines_of_lines import SECRET, LineServer, SECRET
+from defi_platform.serve.listener.link import ReplicaLink
+identity = dict(replica="a", generation=1, digest="d", application="p", metadata={{}}, token=SECRET, movable=True)
+link = ReplicaLink(Path({str(tmp_path / "listener.sock")!r}), identity, LineServer("a"), lambda: None)
+link.start()
+link._thread.join()
+"""
+    with ExitStack() as stack:
+        node = Node(tmp_path, stack, free_port(), stalled_after_s=1.0)
+        listener = node.listen()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+        secret = f"import machines_of_lines; machines_of_lines.SECRET = {SECRET!r}\n"
+        process = stack.enter_context(
+            subprocess.Popen([sys.executable, "-c", secret + code], env=environment)
+        )
+        stack.callback(process.kill)
+        client = dial(node.settings.port)
+        wait(lambda: len(listener.state()["replicas"]) == 1, seconds=60)
+        assert ask(client) == "a 1"
+        process.send_signal(signal.SIGSTOP)
+        status = Path(f"/proc/{process.pid}/stat")
+        wait(lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
+        client.settimeout(30)
+        client.sendall(b"?\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(10) == b""
+        assert process.wait(10) == -signal.SIGKILL and listener.state()["stalled"] == 1
 
 
 def test_a_silent_replica_gets_no_connections_and_an_unannounced_one_comes_last() -> None:

@@ -110,7 +110,12 @@ def replica_settings(config: ServeConfig, digest: str, secret: bytes) -> Replica
         digest=digest,
         generation=time.time_ns() // 10**6,
         listener=ListenerSettings(
-            config.host, config.port, secret, tls_cert=security.tls_cert, tls_key=security.tls_key
+            config.host,
+            config.port,
+            secret,
+            tls_cert=security.tls_cert,
+            tls_key=security.tls_key,
+            stalled_after_s=config.limits.stalled_after_s,
         ),
     )
 

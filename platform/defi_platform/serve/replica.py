@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import os
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -31,6 +32,7 @@ log = logging.getLogger("ray.serve")
 REGISTER_PATIENCE_S = 60.0
 LOOP_PATIENCE_S = 25.0
 """Seconds in which the loop of the sockets must have looked after its health; less than Serve's own patience."""
+STALLED_EXIT_CODE = 70
 CLOSED_PATIENCE_S = 60.0
 """Seconds in which a replica that was ordered to close its sockets must be ended; otherwise another takes its place."""
 DRAIN_DEADLINE_S = 10.0
@@ -104,6 +106,8 @@ class PolicyReplica:
             security=config.security,
             max_connections=config.max_connections,
             wires=wires,
+            # Serve itself would look three times, 30 s each.
+            on_stall=lambda: os._exit(STALLED_EXIT_CODE),
         )
         self._server.start()
         self._link = self._registered(settings)

@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 
 from defi_platform.serve.connections.handshake import open_websocket
 from defi_platform.serve.connections.shared import Leave, SharedState
-from defi_platform.serve.connections.websocket import duplicate_socket
+from defi_platform.serve.connections.watchdog import STALLED_RESPONSE, duplicate_socket, send_past_loop
 
 log = logging.getLogger(__name__)
 
@@ -235,6 +235,12 @@ class HttpConnection(HttpToolsProtocol):
     def abort(self) -> None:
         """Cuts the connection off."""
         self.transport.abort()
+
+    def say_goodbye(self) -> None:
+        """Refuses the request that is being answered, past a loop that stands still. Called from another thread."""
+        plain = self.transport.get_extra_info("sslcontext") is None
+        if plain and not self._idle and not (self.cycle is not None and self.cycle.response_started):
+            send_past_loop(self.transport, STALLED_RESPONSE)
 
     def check_times(self, now: float) -> None:
         """Ends what has taken too long. Called about once a second.

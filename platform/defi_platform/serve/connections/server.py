@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import uvloop
@@ -20,6 +21,7 @@ from defi_platform.serve.connections.http_connection import HttpConnection, uvic
 from defi_platform.serve.connections.keepalive import watch_over
 from defi_platform.serve.connections.shared import HandOver, Leave, SharedState
 from defi_platform.serve.connections.tls import Certificate
+from defi_platform.serve.connections.watchdog import Watchdog
 from defi_platform.serve.connections.websocket import GOING_AWAY, WebSocketConnection, client_of
 from defi_platform.serve.protocols.routes import wire_class
 from defi_platform.serve.protocols.wire import SERVICE_RESTART, WireSettings
@@ -60,6 +62,7 @@ class SocketServer:
         security: SecurityConfig,
         max_connections: int = 1000,
         wires: WireSettings | None = None,
+        on_stall: Callable[[], object] | None = None,
     ) -> None:
         """Reads tokens and certificate; `start` does the rest.
 
@@ -70,6 +73,8 @@ class SocketServer:
             security: tokens, TLS and rate.
             max_connections: open websockets.
             wires: of their dialogues; the defaults when None.
+            on_stall: called from another thread when the loop has stood still for `limits.stalled_after_s`, after
+                every client has been asked to connect again; to end this process. None: nobody watches.
 
         Raises:
             ConfigError: the tokens file or the certificate does not fit.
@@ -86,6 +91,8 @@ class SocketServer:
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         """Where everything of this server and of its service runs."""
         self._shared.loop = self.loop
+        self._on_stall = on_stall
+        self._watchdog = Watchdog(self.loop, limits.stalled_after_s, self._stalled)
         self._opening = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._thread = threading.Thread(target=self._run, name="sockets", daemon=True)
@@ -93,6 +100,8 @@ class SocketServer:
     def start(self) -> None:
         """Starts the thread with the loop."""
         self._thread.start()
+        if self._on_stall is not None:
+            self._watchdog.start()
 
     def adopt(self, sock: socket.socket, state: dict[str, Any] | None = None) -> None:
         """Takes a socket over. May be called from any thread.
@@ -110,7 +119,7 @@ class SocketServer:
         Returns:
             sockets, of which websockets, https (neither) and moving (being handed over), answering (messages),
             held_bytes (received, not answered),
-            leaving (every socket is to go), and counts: events since the start by name.
+            leaving (every socket is to go), stands_still (the loop does not turn), and counts: events since the start by name.
         """
         shared = self._shared
         websockets, https = len(shared.websockets), len(shared.https) + self._opening
@@ -122,6 +131,7 @@ class SocketServer:
             "answering": shared.answering,
             "held_bytes": shared.held_bytes,
             "leaving": shared.leave is not None,
+            "stands_still": self._watchdog.stands_still,
             "counts": dict(shared.counts),
         }
 
@@ -147,6 +157,7 @@ class SocketServer:
         """
         if not self._thread.is_alive():
             return
+        self._watchdog.stop()
         order = Leave("answers", None, GOING_AWAY, reason)
         self.loop.call_soon_threadsafe(self._order, order, None)
         deadline = time.monotonic() + timeout_s
@@ -157,6 +168,16 @@ class SocketServer:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=5)
         self._shared.close()
+
+    def _stalled(self) -> None:
+        log.critical(
+            "the loop of the sockets has stood still for %g s (limits.stalled_after_s)",
+            self._shared.limits.stalled_after_s,
+        )
+        for connection in self._shared.connections():
+            connection.say_goodbye()
+        assert self._on_stall is not None
+        self._on_stall()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)

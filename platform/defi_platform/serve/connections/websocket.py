@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 from typing import Any, cast
 
 from defi_platform.serve.connections.access import Bucket
 from defi_platform.serve.connections.frames import MessageReader, shorten_reason
 from defi_platform.serve.connections.shared import Leave, SharedState
+from defi_platform.serve.connections.watchdog import STALLED_FRAME, duplicate_socket, send_past_loop
 from defi_platform.serve.protocols.wire import ClientInfo, Reply, Wire
 from defi_platform.serve.refusals import RateError
 
@@ -160,6 +160,12 @@ class WebSocketConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Cuts the connection off."""
         self._transport.abort()
+
+    def say_goodbye(self) -> None:
+        """Asks the client to connect again, past a loop that stands still. Called from another thread."""
+        if self._gone or self._closing_since is not None or self._is_tls:
+            return
+        send_past_loop(self._transport, STALLED_FRAME)
 
     def check_times(self, now: float) -> None:
         """Ends what has taken too long. Called about once a second.
@@ -364,13 +370,3 @@ def client_of(state: dict[str, Any]) -> ClientInfo:
         state: that came with it.
     """
     return ClientInfo(state["address"], state["name"], state["path"], state["query"])
-
-
-def duplicate_socket(transport: asyncio.Transport) -> socket.socket:
-    """A second descriptor of a transport's socket.
-
-    Args:
-        transport: plain TCP.
-    """
-    copy: socket.socket = transport.get_extra_info("socket").dup()
-    return copy

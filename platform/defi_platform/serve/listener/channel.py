@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import signal
 import socket
 import stat
 import struct
@@ -66,18 +67,28 @@ class Channel:
         return len(self._waiting)
 
     @property
-    def peer_lives(self) -> bool:
-        """Whether the process that listened for this connection still runs, its end being closed or not."""
+    def peer_pid(self) -> int:
+        """The other process, by its number here; 0 where it is in another space of numbers."""
         credentials = self._connection.getsockopt(
             socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
         )
+        return int(struct.unpack("3i", credentials)[0])
+
+    def kill_peer(self) -> bool:
+        """Kills the other process. Returns: False where it cannot be reached from here."""
+        if not self.peer_pid:
+            return False
         try:
-            fields = (
-                Path(f"/proc/{struct.unpack('3i', credentials)[0]}/stat")
-                .read_text()
-                .rpartition(")")[2]
-                .split()
-            )
+            os.kill(self.peer_pid, signal.SIGKILL)
+        except OSError:
+            return False
+        return True
+
+    @property
+    def peer_lives(self) -> bool:
+        """Whether the process that listened for this connection still runs, its end being closed or not."""
+        try:
+            fields = Path(f"/proc/{self.peer_pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             return False
         return fields[0] not in "ZX" and not int(fields[6]) & _EXITING

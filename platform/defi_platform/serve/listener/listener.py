@@ -39,6 +39,8 @@ class ListenerSettings:
     """Shown by replicas and by listeners of other machines: relay.SECRET_BYTES bytes."""
     tls_cert: str | None = None
     tls_key: str | None = None
+    stalled_after_s: float = 20.0
+    """See `LimitsConfig`."""
 
 
 class Listener:
@@ -285,6 +287,7 @@ class Listener:
     async def _balance(self) -> None:
         while True:
             await asyncio.sleep(BALANCE_PERIOD_S)
+            self._placement.end_stalled(int(self._settings.stalled_after_s / BALANCE_PERIOD_S))
             if self._loop.time() - self._balanced_at < BALANCE_PAUSE_S:
                 continue
             roster, peers = self._placement.roster, self._placement.carrier.peers

@@ -58,7 +58,7 @@ class Placement:
             on_register: called with each new replica and the public port that it has kept, if any.
         """
         self.roster = Roster()
-        self.counts: Counter[str] = Counter(accepted=0, refused=0, relayed=0, returned=0, moved=0)
+        self.counts: Counter[str] = Counter(accepted=0, refused=0, relayed=0, returned=0, moved=0, stalled=0)
         self.carrier = Carrier(secret, port, self.counts, self.take)
         """The ways to and from other machines."""
         self.stays = True
@@ -149,6 +149,20 @@ class Placement:
         """Waits for the registration of a replica that has connected."""
         channel = Channel(connection)
         self._loop.add_reader(channel.fileno(), self._register, channel)
+
+    def end_stalled(self, most: int) -> None:
+        """Ends replicas whose process stands still: their clients would wait for minutes until Serve does.
+
+        Args:
+            most: calls of this without a report of a replica in between. They are counted, not the time: where the
+                whole machine stood still, its reports are there before.
+        """
+        for member in list(self.roster.members):
+            member.missed += 1
+            if member.missed > most and self._channels[member].kill_peer():
+                log.error("replica %s (process %d) stands still and is ended", member.replica, member.pid)
+                self.counts["stalled"] += 1
+                member.missed = 0
 
     def metadata(self) -> dict[str, Any] | None:
         """The greeting of the replicas that serve now; None without one."""

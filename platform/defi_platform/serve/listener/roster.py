@@ -34,7 +34,9 @@ class Member:
     load: dict[str, Any] = field(default_factory=dict)
     """Its latest report."""
     reported: float = 0.0
-    """Monotonic seconds of that report."""
+    """Monotonic seconds of the last report from which it could serve."""
+    missed: int = 0
+    """Looks of the listener at it since that report."""
 
     @property
     def sockets(self) -> int:
@@ -89,7 +91,9 @@ class Roster:
 
     def report(self, member: Member, load: dict[str, Any]) -> None:
         """Notes a load report."""
-        member.load, member.reported = load, self._clock()
+        member.load, member.missed = load, 0
+        if not load.get("stands_still"):
+            member.reported = self._clock()
 
     def candidates(self, generation: int | None = None) -> list[Member]:
         """Live members of the generation that serves now (or of `generation`), which take connections."""
