@@ -15,9 +15,8 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 from defi_platform.storage import s3_listing
 from defi_platform.storage.local_walk import LocalWalk, Unreadable
@@ -34,8 +33,7 @@ STAMPED = re.compile(r"\d+-.")
 """The beginning of an entry's version."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One file of a listing."""
 
     uri: str

@@ -20,6 +20,8 @@ from defi_platform.data.manifest.split import hash_position
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.records import RejectedRecord, VideoRecord
 
+NO_TIMES = np.zeros(0)
+
 
 def rows_of(
     name: str,
@@ -51,19 +53,23 @@ def rows_of(
         yield rejection(name, record, placed, result.attempts), ()
         return
     start, count, fps = placed.first, placed.count, placed.fps or probe.fps
-    times = np.arange(count) / fps if fps > 0 else np.zeros(count)
+    whole = corpus.windows.mode == "none"
     variable = probe.variable_rate and record.fps is None
+    times = NO_TIMES
     if variable:
         times = np.asarray(probe.times[start : start + count], np.float64)
+    elif not whole:
+        times = np.arange(count) / fps if fps > 0 else np.zeros(count)
     content = hash_position(f"{probe.content} {start} {count}") if probe.content else 0
     screening = probe.frame_scores
     changes = b"" if screening is None else screening.changes[start : start + count]
-    whole = corpus.windows.mode == "none"
     rows = signals.place(record, count) if signals is not None and record.num_actions else None
     for number, (first, stop) in enumerate([(0, count)] if whole else spans(corpus.windows, times, changes)):
         video_id = record.video_id if whole else f"{record.video_id}#w{number:04d}"
         scores = None if screening is None else scores_of(screening, start + first, start + stop)
-        seconds = seconds_of(times, (first, stop))
+        seconds = (stop - first) / fps if fps > 0 and stop - first > 1 else 0.0
+        if variable:
+            seconds = seconds_of(times, (first, stop))
         problem = rejected_by_filters(corpus.filters, scores, seconds)
         if not whole and (seconds < corpus.windows.shortest_s or stop - first < 2):
             problem = BadVideo(
@@ -73,8 +79,8 @@ def rows_of(
             yield rejection(name, record, problem, result.attempts) | {"video_id": video_id}, ()
             continue
         # Seconds from the window's first frame on.
-        own_times = times[first:stop] - times[first] if variable else np.zeros(1)
-        duration = float(own_times[-1])
+        own_times = times[first:stop] - times[first] if variable else NO_TIMES
+        duration = float(own_times[-1]) if variable else 0.0
         yield (
             {
                 "corpus": name,

@@ -15,7 +15,7 @@ import pickle
 import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +34,9 @@ from defi_platform.data.sources.records import Note, RejectedRecord, VideoRecord
 from defi_platform.data.tables.parquet_io import ROWS_PER_PART, Row, to_rows, to_table
 from defi_platform.data.tables.temp_database import ADDED_AT_ONCE, TempDatabase
 
-SQL_TYPES = {"str": "TEXT", "int": "INTEGER", "float": "REAL"}
+SQL_TYPES = {str: "TEXT", int: "INTEGER", float: "REAL", int | None: "INTEGER", float | None: "REAL"}
 
-FIELDS = {field.name: SQL_TYPES[str(field.type).split(" ")[0]] for field in dataclasses.fields(VideoRecord)}
+FIELDS = {name: SQL_TYPES[kind] for name, kind in get_type_hints(VideoRecord).items()}
 
 TABLES = (
     f"CREATE TABLE listed ({', '.join(f'[{name}] {kind}' for name, kind in FIELDS.items())}) STRICT",
@@ -45,8 +45,6 @@ TABLES = (
     "CREATE TABLE failed (uri, version, attempts, PRIMARY KEY (uri, version)) WITHOUT ROWID",
     "CREATE TABLE ended (state, video_id, number, content, PRIMARY KEY (state, video_id, number)) WITHOUT ROWID",
 )
-
-FIELD_VALUES = operator.attrgetter(*FIELDS)
 
 VIDEO_ID, SPLIT = map(SCHEMA.get_field_index, ("video_id", "split"))
 REASON, LIMIT, CHANGES = map(RESULT_SCHEMA.get_field_index, ("reason", "limit", "changes"))
@@ -103,6 +101,8 @@ class VideoStore:
         self._signatures, self._signed = array("Q"), array("q")
         self._named_validation = 0
         """Accepted videos that their source names for validation."""
+        self._is_accepted = bytearray()
+        """By number of an ended video: 1 or 0."""
         self._positions = array("Q")
         """By number of an ended video: the hash position of its group, or else its episode."""
         self._contents = array("Q")
@@ -116,7 +116,7 @@ class VideoStore:
     def add(self, item: VideoRecord | RejectedRecord | Note) -> None:
         """Takes one item of a listing; a record that no table can hold is rejected."""
         # The name of each field again and again would take more time than all the rest.
-        content = repr(FIELD_VALUES(item) if isinstance(item, VideoRecord) else item)
+        content = tuple.__repr__(item) if isinstance(item, VideoRecord) else repr(item)
         self._sum += int.from_bytes(hashlib.sha256(content.encode()).digest()[:16], "big")
         if isinstance(item, Note):
             self.note(item)
@@ -153,7 +153,8 @@ class VideoStore:
             same = "SELECT rowid, * FROM listed WHERE video_id = ? ORDER BY rowid"
             for number, *fields in list(self._database.select(same, (video_id,)))[1:]:
                 self._database.execute("DELETE FROM listed WHERE rowid = ?", (number,))
-                self._reject_listed(_record(fields), "bad_source", "another of the same id stands before it")
+                item = VideoRecord._make(fields)
+                self._reject_listed(item, "bad_source", "another of the same id stands before it")
 
     def invalidate(self, rejected: pa.Table) -> None:
         """Has files opened again. Args: rejected: rows with `uri`, `version` and `attempts`."""
@@ -205,20 +206,20 @@ class VideoStore:
         self._database.add("INSERT OR REPLACE INTO probed VALUES (?, ?, ?, ?)", content)
         if result.bad is not None and self._strict:
             query = "SELECT * FROM listed WHERE uri = ? AND version = ? ORDER BY rowid"
-            first = _record(next(self._database.select(query, file)))
+            first = VideoRecord._make(next(self._database.select(query, file)))
             self.reject(rejection(self._corpus, first, result.bad, result.attempts))
 
     def probed(self) -> Iterator[tuple[VideoRecord, ProbeResult]]:
         """Every listed video, in order of the ids, with the result of its file."""
         last, result = b"", None
-        for *fields, content in self._database.select(
+        for row in self._database.select(
             "SELECT listed.*, content FROM listed INDEXED BY by_id CROSS JOIN probed "
             f"ON {SAME_FILE} ORDER BY listed.video_id, listed.rowid"
         ):
             # Hundreds of episodes may share a file, and a file's times and scores be long.
-            if result is None or content != last:
-                last, result = content, result_of(pickle.loads(content))
-            yield _record(fields), result
+            if result is None or row[-1] != last:
+                last, result = row[-1], result_of(pickle.loads(row[-1]))
+            yield VideoRecord._make(row[:-1]), result
 
     def accept(self, row: dict[str, Any], signature: tuple[int, ...] = ()) -> None:
         """Takes a row of the manifest with its `group` and `content`. Args: signature: by which near-duplicates are found."""
@@ -254,6 +255,7 @@ class VideoStore:
             same = pickle.loads(self._database.value(query, (self._signed[early],)))[VIDEO_ID]
             message = f"{bits} of {BITS} bits from {same}, filters.duplicate_bits={most_bits}"
             self._database.execute("DELETE FROM ended WHERE number = ?", number)
+            self._is_accepted[number[0]] = 0
             self._named_validation -= video["split"] == VALIDATION
             item = RejectedRecord(
                 reason="duplicate", message=message, **{n: video[n] for n in ("video_id", "uri", "version")}
@@ -270,28 +272,28 @@ class VideoStore:
             holdout: see `held_out`; where the source itself names videos for validation, all others train. One that
                 names none, such as a folder of training videos alone, is split like others.
         """
-        query = "SELECT number FROM ended WHERE state = ? ORDER BY video_id, number"
-        numbers = np.fromiter((n for (n,) in self._database.select(query, (ACCEPTED,))), np.int64)
         named = self._named_validation > 0
+        numbers = np.flatnonzero(np.frombuffer(self._is_accepted, np.bool_))
         positions, contents = (
             np.frombuffer(values, np.uint64)[numbers] for values in (self._positions, self._contents)
         )
-        held = held_out(joined(positions, contents), 0.0 if named else holdout)
+        held = np.zeros(len(self._positions), bool)
+        held[numbers] = held_out(joined(positions, contents), 0.0 if named else holdout)
         rows = (
             row
             if named and row[SPLIT]
-            else (*row[:SPLIT], VALIDATION if validation else TRAIN, *row[SPLIT + 1 :])
-            for row, validation in zip(self._ended(ACCEPTED), held, strict=True)
+            else (*row[:SPLIT], VALIDATION if held[number] else TRAIN, *row[SPLIT + 1 :])
+            for number, row in self._ended(ACCEPTED)
         )
         return _reader(rows, SCHEMA)
 
     def rejected(self) -> pa.RecordBatchReader:
         """The quarantine's rows in order of the ids."""
-        return _reader(self._ended(REJECTED), QUARANTINE_SCHEMA)
+        return _reader((row for _, row in self._ended(REJECTED)), QUARANTINE_SCHEMA)
 
     def noted(self) -> pa.RecordBatchReader:
         """The notes in order of their items."""
-        return _reader(self._ended(NOTED), NOTES_SCHEMA)
+        return _reader((row for _, row in self._ended(NOTED)), NOTES_SCHEMA)
 
     def results(self) -> pa.RecordBatchReader:
         """The results of all files, by `RESULT_SCHEMA`."""
@@ -303,7 +305,7 @@ class VideoStore:
         while rows:
             stored = self._database.changes
             try:
-                self._database.execute_many(INSERT_LISTED, map(FIELD_VALUES, rows))
+                self._database.execute_many(INSERT_LISTED, rows)
                 return
             except UNSTORABLE as error:
                 # Those before it are stored.
@@ -339,14 +341,15 @@ class VideoStore:
 
     def _end(self, state: str, row: dict[str, Any]) -> int:
         number, content = len(self._positions), pickle.dumps(VALUES[state](row))
+        self._is_accepted.append(state == ACCEPTED)
         self._positions.append(hash_position(row.get("group") or row.get("episode_id") or row["video_id"]))
         self._contents.append(row.get("content") or 0)
         self._database.add("INSERT INTO ended VALUES (?, ?, ?, ?)", (state, row["video_id"], number, content))
         return number
 
-    def _ended(self, state: str) -> Iterator[Row]:
-        query = "SELECT content FROM ended WHERE state = ? ORDER BY video_id, number"
-        return (pickle.loads(content) for (content,) in self._database.select(query, (state,)))
+    def _ended(self, state: str) -> Iterator[tuple[int, Row]]:
+        query = "SELECT number, content FROM ended WHERE state = ? ORDER BY video_id, number"
+        return ((number, pickle.loads(content)) for number, content in self._database.select(query, (state,)))
 
 
 def _printable(row: dict[str, Any]) -> dict[str, Any]:
@@ -354,10 +357,6 @@ def _printable(row: dict[str, Any]) -> dict[str, Any]:
     return {
         n: v.encode("utf-8", "backslashreplace").decode() if isinstance(v, str) else v for n, v in row.items()
     }
-
-
-def _record(values: Iterable[Any]) -> VideoRecord:
-    return VideoRecord(**dict(zip(FIELDS, values, strict=True)))
 
 
 def _reader(rows: Iterator[Row], schema: pa.Schema) -> pa.RecordBatchReader:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from defi_platform.data.tables.temp_database import TempDatabase
@@ -29,10 +30,7 @@ class FileIndex:
 
     def add(self, name: str | int, *values: str | int) -> None:
         """Adds a row."""
-        row: tuple[Any, ...] = (name, *values)
-        if not all([isinstance(value, int) or value.isascii() for value in row]):
-            row = tuple(map(_encoded, row))
-        self._database.add(self._insert, row)
+        self._database.add(self._insert, tuple([_encoded(value) for value in (name, *values)]))
         self._length += 1
 
     def __len__(self) -> int:
@@ -47,6 +45,27 @@ class FileIndex:
         query = "SELECT max(rowid) - 1, * FROM named WHERE name = ?"
         row = self._database.execute(query, (_encoded(name),)).fetchone()
         return None if row[0] is None else _decoded(row)
+
+    def find_only(self, key: str, values: Sequence[str]) -> list[int | None]:
+        """Finds rows that are the only ones with one of their keys, many at once.
+
+        Args:
+            key: its name.
+            values: what it is.
+
+        Returns: number of the row of each value; None where no row has it, or several have, or it has other
+            letters than ASCII's.
+        """
+        self._make_index(key)
+        # A subquery looks at two rows of the index at most, a join at all that have the key.
+        query = (
+            "WITH first AS MATERIALIZED (SELECT key, value, "
+            f"(SELECT rowid FROM named WHERE {key}(name) = value ORDER BY rowid LIMIT 1) AS row FROM json_each(?)) "
+            f"SELECT iif(EXISTS (SELECT 1 FROM named WHERE {key}(name) = value AND rowid > row), NULL, row - 1) "
+            "FROM first ORDER BY key"
+        )
+        asked = json.dumps([value if value.isascii() and value.isprintable() else None for value in values])
+        return [number for (number,) in self._database.select(query, (asked,))]
 
     def find_by(self, key: str, value: str, most: int) -> list[tuple[int, str]]:
         """Finds rows by one of their keys.
@@ -116,6 +135,7 @@ def _encoded(value: str | int) -> Any:
 
 
 def _decoded(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    if bytes not in map(type, row):
-        return row
-    return tuple([v.decode("utf-8", "surrogatepass") if isinstance(v, bytes) else v for v in row])
+    for value in row:
+        if isinstance(value, bytes):
+            return tuple([v.decode("utf-8", "surrogatepass") if isinstance(v, bytes) else v for v in row])
+    return row

@@ -74,6 +74,8 @@ def text_of(value: Any) -> str:
     Raises: ValueError when it is longer than `LONGEST_TEXT`.
     """
     for _ in range(4):  # lists of mappings of lists; nothing deeper is meant as a text
+        if isinstance(value, str):
+            break
         if isinstance(value, dict):
             by_name = {str(key).lower(): found for key, found in value.items()}
             value = next((by_name[key] for key in TEXT_KEYS if _is_text(by_name.get(key))), None)

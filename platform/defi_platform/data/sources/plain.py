@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 import posixpath
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from defi_platform.data.sources.records import (
     VideoRecord,
     files_below,
 )
-from defi_platform.data.sources.texts.matching import STEM, VideoNames, video_keys
+from defi_platform.data.sources.texts.matching import EXACT, STEM, VideoNames, video_keys
 from defi_platform.data.sources.texts.tables import READERS, TextRow, read_rows
 from defi_platform.data.sources.uri import file_uri
 
@@ -31,10 +30,18 @@ VIDEO_SUFFIXES = frozenset(
 NAMED_TABLES = ("metadata", "captions", "caption", "texts", "text", "labels", "annotations", "prompts")
 """Stems of files in sub-folders that are tables of texts; at the top of a corpus any name will do."""
 
+TABLE_SUFFIXES = tuple(READERS)
+
 MOST_TEXTS = 100
 """Rows of one video that are compared with each other."""
 
-NO_TEXTS: tuple[int, Iterable[tuple[Any, ...]]] = (-1, ())
+LOOKED_UP_ROWS, LOOKED_UP_CHARACTERS = 1_000, 1 << 20
+"""Rows of a table that are looked up at once: the most, and what may be in them."""
+
+Row = TextRow | RejectedRecord | Note
+
+Text = tuple[Any, ...]
+"""Number of the video, how well the row's name fits, that name, the text."""
 
 
 def is_video(name: str) -> bool:
@@ -56,14 +63,14 @@ def listing(root: str, fps: float | None = None) -> Listing:
     files = yield from files_below(root, **video_keys(is_video))
     texts = FileIndex(values=3)
     yield from _read_tables(root, files, texts)
-    by_video = itertools.groupby(texts.by_name(), operator.itemgetter(0))
-    described, rows = next(by_video, NO_TEXTS)
+    by_video = _by_video(texts)
+    rows = next(by_video, None)
     for number, entry in enumerate(files.entries()):
         if is_video(entry.name):
             text, note = "", None
-            if number == described:
+            if rows is not None and number == rows[0][0]:
                 text, note = _text_of(rows, entry)
-                described, rows = next(by_video, NO_TEXTS)
+                rows = next(by_video, None)
             yield VideoRecord(
                 video_id=entry.name,
                 uri=file_uri(entry.uri),
@@ -77,6 +84,8 @@ def listing(root: str, fps: float | None = None) -> Listing:
 
 
 def _is_table(name: str) -> bool:
+    if not name.lower().endswith(TABLE_SUFFIXES):
+        return False  # most are videos
     stem, suffix = posixpath.splitext(name)
     if suffix.lower() not in READERS or "/" not in name:
         return suffix.lower() in READERS
@@ -86,7 +95,7 @@ def _is_table(name: str) -> bool:
 
 
 def _read_tables(root: str, files: Files, texts: FileIndex) -> Listing:
-    """Reads every table into `texts`: number of the video -> how well the row's name fits, that name, the text."""
+    """Reads every table into `texts`, rows of `Text`."""
     tables = sorted(files.entries(_is_table), key=operator.attrgetter("name"))
     if not tables:
         return
@@ -94,9 +103,13 @@ def _read_tables(root: str, files: Files, texts: FileIndex) -> Listing:
     for table in tables:
         fitting, unfit = 0, list[TextRow]()
         folder = posixpath.dirname(table.name)
-        for row in read_rows(root, table):
+        for row, video in _with_exact(read_rows(root, table), names, folder):
             if not isinstance(row, TextRow):
                 yield row
+                continue
+            if video is not None:
+                texts.add(video, EXACT, row.names[0], row.text)
+                fitting += 1
                 continue
             match = names.find(row.names, folder)
             if match is None:
@@ -119,6 +132,25 @@ def _read_tables(root: str, files: Files, texts: FileIndex) -> Listing:
             )
 
 
+def _with_exact(rows: Iterable[Row], names: VideoNames, folder: str) -> Iterator[tuple[Row, int | None]]:
+    """Yields rows with the number of the video of which they have the whole path."""
+    for some in _batches(rows):
+        found = names.find_exact([row.names[0] if isinstance(row, TextRow) else "" for row in some], folder)
+        yield from zip(some, found, strict=True)
+
+
+def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    some, characters = list[Row](), 0
+    for row in rows:
+        some.append(row)
+        if isinstance(row, TextRow):
+            characters += len(row.text) + sum(map(len, row.names))
+        if len(some) >= LOOKED_UP_ROWS or characters >= LOOKED_UP_CHARACTERS:
+            yield some
+            some, characters = [], 0
+    yield some
+
+
 def _unmatched(root: str, table: storage.Entry, rows: list[TextRow]) -> Iterator[RejectedRecord | Note]:
     for row in rows:
         name = row.names[0]
@@ -128,16 +160,27 @@ def _unmatched(root: str, table: storage.Entry, rows: list[TextRow]) -> Iterator
         )
 
 
-def _text_of(found: Iterable[tuple[Any, ...]], video: storage.Entry) -> tuple[str, Note | None]:
-    rows = [row[1:] for row in itertools.islice(found, MOST_TEXTS)]
+def _by_video(texts: FileIndex) -> Iterator[list[Text]]:
+    rows = list[Text]()
+    for row in texts.by_name():
+        if rows and rows[0][0] != row[0]:
+            yield rows
+            rows = []
+        if len(rows) < MOST_TEXTS:
+            rows.append(row)
+    if rows:
+        yield rows
+
+
+def _text_of(rows: list[Text], video: storage.Entry) -> tuple[str, Note | None]:
     if len(rows) == 1:
-        return rows[0][2], None
-    best = min(rank for rank, _, _ in rows)
-    rows = [row for row in rows if row[0] == best]
-    text = rows[-1][2]
-    if all(other == text for _, _, other in rows):
+        return rows[0][3], None
+    best = min(rank for _, rank, _, _ in rows)
+    rows = [row for row in rows if row[1] == best]
+    text = rows[-1][3]
+    if all(other == text for _, _, _, other in rows):
         return text, None
-    named = {name for _, name, _ in rows}
+    named = {name for _, _, name, _ in rows}
     if best > STEM and len(named) > 1:
         message = f"rows of {' and of '.join(sorted(named)[:2])} fit it, with different texts"
         return "", Note(kind="ambiguous", item=video.name, uri=video.uri, message=message)

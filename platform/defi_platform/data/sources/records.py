@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,9 +13,11 @@ from defi_platform.data.sources.file_index import FileIndex, Key
 from defi_platform.data.sources.uri import file_uri
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class VideoRecord:
-    """One video as its source describes it; the probe finds out what is true."""
+class VideoRecord(NamedTuple):
+    """One video as its source describes it; the probe finds out what is true.
+
+    A tuple, because millions are made, sent from process to process, stored and read.
+    """
 
     video_id: str
     """Key within the corpus, from the source and never from a path on one machine."""
@@ -186,7 +188,7 @@ class Files(Mapping[str, storage.Entry]):
     """
 
     def __init__(self, root: str, **keys: Key) -> None:
-        self._root = root
+        self._below = storage.join(root, "")
         self.rows = FileIndex(2, **keys)
         """Name, bytes, version."""
 
@@ -211,7 +213,7 @@ class Files(Mapping[str, storage.Entry]):
         return (self._entry(*row) for row in self.rows if wanted(row[0]))
 
     def _entry(self, name: str, size: int, version: str) -> storage.Entry:
-        return storage.Entry(storage.join(self._root, name), name, size, version)
+        return storage.Entry(self._below + name, name, size, version)
 
 
 def files_below(root: str, **keys: Key) -> Generator[ListingProgress | RejectedRecord, None, Files]:
@@ -251,4 +253,4 @@ def record_or_missing(
             reason="missing",
             message=f"{name} is named by the source but is not there",
         )
-    return replace(record, uri=file_uri(entry.uri), bytes=entry.bytes, version=entry.version)
+    return record._replace(uri=file_uri(entry.uri), bytes=entry.bytes, version=entry.version)

@@ -43,7 +43,7 @@ def parse(uri: str) -> VideoUri:
 
 def file_uri(path: str) -> str:
     """Builds the `uri` of a whole file, whatever its name is."""
-    return path if _PATTERN.fullmatch(path) is None else f"{path}#file="
+    return path if "#" not in path or _PATTERN.fullmatch(path) is None else f"{path}#file="
 
 
 def video_uri(path: str, kind: str, *where: object) -> str:

@@ -9,7 +9,6 @@ import io
 import posixpath
 import re
 from collections.abc import Container, Iterator
-from dataclasses import replace
 from typing import IO, Any
 
 import numpy as np
@@ -160,7 +159,7 @@ def _version(folder: str, root: str, fps: float | None) -> Listing:
     for shard, found in episodes:
         for item in found:
             if has_own and isinstance(item, VideoRecord):
-                item = replace(item, split=splits[shard])
+                item = item._replace(split=splits[shard])
             yield item
 
 

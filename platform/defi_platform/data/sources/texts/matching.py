@@ -59,6 +59,18 @@ class VideoNames:
             several = several or match
         return several
 
+    def find_exact(self, names: Sequence[str], folder: str = "") -> list[int | None]:
+        """Finds the videos of many rows at once whose likeliest name is the whole path of one video, as most are.
+
+        Args:
+            names: the likeliest of each row.
+            folder: see `find`.
+
+        Returns: the number of each video, which `find` would find too; None where that has to be asked.
+        """
+        below = f"{_normal(folder)}/" if folder else ""
+        return self._files.find_only(RANK_KEYS[EXACT], [f"{below}{_normal(name)}" for name in names])
+
     def _find(self, name: str, folder: str) -> Match | None:
         if not name:
             return None

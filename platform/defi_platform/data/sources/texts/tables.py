@@ -9,7 +9,6 @@ import itertools
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import IO, Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -53,8 +52,7 @@ Fields = dict[str, Any]
 """A row by the names of its columns, in small letters."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextRow:
+class TextRow(NamedTuple):
     """A row of a table that names a video and has a text."""
 
     names: tuple[str, ...]
@@ -129,10 +127,14 @@ def _columns(names: tuple[str, ...]) -> Columns:
 
 def _text_row(fields: Fields, columns: Columns, place: str) -> TextRow | None:
     """The row in `fields`; None where no column is one of texts or videos. Raises: ValueError for a text without a video."""
-    text = next((text for name in columns.texts if (text := text_of(fields[name]))), "")
-    found = [name for column in columns.videos for name in _names(fields[column])]
-    if not text:
+    text, found = "", list[str]()
+    for column in columns.texts:
+        if text := text_of(fields[column]):
+            break
+    else:
         return None
+    for column in columns.videos:
+        found += _names(fields[column])
     if not found:
         if columns.videos:
             raise BadRow(f"a text without a video: {text[:60]!r}")
@@ -140,7 +142,7 @@ def _text_row(fields: Fields, columns: Columns, place: str) -> TextRow | None:
     for value in (text, *found):
         if not value.isascii() and SURROGATE(value):
             raise BadRow(f"no text in UTF-8: {value[:60]!r}")
-    return TextRow(tuple(dict.fromkeys(found)), text, place)
+    return TextRow(tuple(dict.fromkeys(found)) if len(found) > 1 else (found[0],), text, place)
 
 
 def _names(value: Any) -> list[str]:
