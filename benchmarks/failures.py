@@ -276,8 +276,8 @@ def inflict_all(
     hit(f"store away for {away_s:.0f} s", refuse, lambda: proxy.refuse == b"")
     if not quick:
         hit("a worker gets SIGKILL", kill, attempted())
-    hit("a worker gets SIGKILL, the newest checkpoint is damaged", kill_and_damage, attempted())
-    assert watch.attempts()[-1]["from"] < damaged[0], "it went on from a damaged checkpoint"
+        hit("a worker gets SIGKILL, the newest checkpoint is damaged", kill_and_damage, attempted())
+        assert watch.attempts()[-1]["from"] < damaged[0], "it went on from a damaged checkpoint"
     hit("a spot node is announced to go, and goes", spot_node_goes, attempted(1))
     hit("a node comes", node_comes, attempted(2))
     if not quick:

@@ -16,6 +16,8 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Beside other test processes a new Ray may need more than the minute that it gives itself.
 os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "180")
+# Workers that Ray starts before anything asks for them, many of which nothing ever does.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # Nobody looks at the figures of processes that each node's agent collects, every five seconds by itself.
 os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "600000")
 

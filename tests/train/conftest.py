@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from two_ranks import TwoRanks
+from ranks import Ranks
 
 from defi_platform.config import PretrainConfig, TrainConfig
 
@@ -47,8 +47,8 @@ def run_config() -> Callable[..., PretrainConfig]:
 
 
 @pytest.fixture(scope="session")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoRanks]:
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     """A process group of two processes."""
-    ranks = TwoRanks(tmp_path_factory.mktemp("two_ranks"))
+    ranks = Ranks(tmp_path_factory.mktemp("two_ranks"))
     yield ranks
     ranks.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,9 @@ from defi_platform.train.recipe import EvalReport
 class EndingRecipe(TinyRecipe):
     """Says when training is over, and then waits until the store is away."""
 
-    def __init__(self, config: PretrainConfig, marks: Path, environment: dict[str, str]):
+    def __init__(self, config: PretrainConfig, marks: Path):
         super().__init__(config)
-        self.marks, self.environment = marks, environment
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # The tests' Ray was started before the server, so its workers do not inherit where it is.
-        self.__dict__.update(state)
-        os.environ.update(self.environment)
+        self.marks = marks
 
     def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         if not (self.marks / "over").exists():

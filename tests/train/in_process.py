@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from unittest import mock
 
+import pytest
+from ranks import Ranks
 from ray import cloudpickle
 
 from defi_platform.config import DataConfig
@@ -57,9 +60,16 @@ def fit_here(recipe: Recipe) -> None:
 
 
 def work_in_turn(recipes: Sequence[Recipe]) -> None:
-    """Runs a worker's part of each, prepared before, to its end; for `TwoRanks`."""
+    """Runs a worker's part of each, prepared before, to its end; for `Ranks`."""
     for recipe in recipes:
         assert work(recipe) == {}
+
+
+def die_there(recipe: Recipe, ranks: Ranks) -> None:
+    """Trains in other processes until the recipe kills one of them."""
+    prepare(recipe)
+    with pytest.raises(AssertionError):
+        ranks.run(functools.partial(work_in_turn, [recipe]))
 
 
 def stream_here(

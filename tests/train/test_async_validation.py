@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from in_process import train_here
 from torch import nn
 
 from defi_platform import storage
-from defi_platform.config import PretrainConfig, RayConfig
+from defi_platform.config import PretrainConfig
 from defi_platform.errors import ConfigError
 from defi_platform.train.config_checks import check_train_config
-from defi_platform.train.driver.run import train
 from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.gidm import GIDMRecipe
 
@@ -48,12 +48,12 @@ class ExaminedRecipe(tiny.TinyRecipe):
 @pytest.mark.slow
 def test_an_async_validation_evaluates_checkpoints_and_never_stops_training(
     ray_cluster: None,
+    process_group: None,
     run_config: Callable[..., PretrainConfig],
     tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
 ) -> None:
     config = run_config(tmp_path / "run", steps=17, async_validation_every=5, keep_checkpoints=1)
-    summary = train(RayConfig(), [ExaminedRecipe(config)])[0].values
+    summary = train_here(ExaminedRecipe(config)).values
     assert summary["async_validations"] == {"done": 1, "failed": 1, "left_out": 1}
     (row,) = tiny.rows(tmp_path / "run", "async_validation")
     assert row["of_step"] == 5 and row["step"] >= 8

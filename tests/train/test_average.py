@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as distributed
-from two_ranks import TwoRanks
+from ranks import Ranks
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
@@ -108,5 +108,5 @@ def follow_on_two_ranks() -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_hold_one_average_between_them(two_ranks: TwoRanks) -> None:
+def test_two_ranks_hold_one_average_between_them(two_ranks: Ranks) -> None:
     two_ranks.run(follow_on_two_ranks)

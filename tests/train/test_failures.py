@@ -30,8 +30,6 @@ def test_whatever_fails_one_after_the_other_a_run_ends_with_every_sample_learned
     again, meanwhile, _ = table.pop("store away for 12 s")
     assert again == 0 and meanwhile > 5, "training goes on meanwhile"
     assert table.pop("a spot node is announced to go, and goes")[0] <= 10, "a checkpoint was made for it"
-    assert {name: workers for name, (_, _, workers) in table.items()} == {
-        "a worker gets SIGKILL, the newest checkpoint is damaged": 2,
-        "a node comes": 2,
-    }
+    # A worker that is killed and a checkpoint that is damaged are in test_run.
+    assert {name: workers for name, (_, _, workers) in table.items()} == {"a node comes": 2}
     assert "every sample learned from exactly once" in done.stdout

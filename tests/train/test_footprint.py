@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import tiny
 import torch
+from ranks import Ranks
 from torch import nn
-from two_ranks import TwoRanks
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.driver.memory_estimate import footprint, sent_bytes
@@ -123,5 +123,5 @@ def compare_on_two_ranks() -> None:
 
 
 @pytest.mark.slow
-def test_memory_and_traffic_of_two_workers(two_ranks: TwoRanks) -> None:
+def test_memory_and_traffic_of_two_workers(two_ranks: Ranks) -> None:
     two_ranks.run(compare_on_two_ranks)

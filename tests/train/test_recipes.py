@@ -1,5 +1,5 @@
-"""The three trainings on real video: on Ray, through the whole data path and with a worker that is killed, and without
-Ray, undisturbed or with other numbers of workers and another ZeRO stage on the way."""
+"""The three trainings on real video: killed, one of them on Ray and through the whole data path, and without Ray,
+undisturbed or with other numbers of workers and another ZeRO stage on the way."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import killed
 import pytest
 import tiny
 from corpora import write_lerobot
-from in_process import prepare, train_here, work_in_turn
-from in_turn import train_in_turn
-from two_ranks import TwoRanks
+from in_process import die_there, prepare, train_here, work_in_turn
+from ranks import Ranks
 
 from defi_models import presets
 from defi_models.gfdm import GFDM
@@ -32,6 +31,7 @@ from defi_platform.config import (
     ModelConfig,
     PretrainConfig,
     ProbeConfig,
+    RayConfig,
     TrackingConfig,
     TrainConfig,
 )
@@ -39,6 +39,7 @@ from defi_platform.config.loader import load_config, to_mapping
 from defi_platform.encode_latents import encode_latents
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.driver.export_run import export_run
+from defi_platform.train.driver.run import train
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.gidm import GIDMRecipe
@@ -138,7 +139,7 @@ def recipes(folder: Path, prefix: str = "", **changes: int) -> list[Recipe]:
     return [cls(settings(folder, prefix + cls.kind, **changes)) for cls in classes]
 
 
-def resize(folder: Path, two_ranks: TwoRanks) -> None:
+def resize(folder: Path, two_ranks: Ranks) -> None:
     """From two workers to one and back, then under ZeRO 3, activations computed twice, the optimiser on the host."""
     together = recipes(folder, "resized_", steps=STEPS // 3, num_workers=2)
     alone = recipes(folder, "resized_", steps=2 * STEPS // 3)
@@ -154,9 +155,9 @@ def resize(folder: Path, two_ranks: TwoRanks) -> None:
 
 @pytest.fixture(scope="module")
 def runs(
-    ray_cluster: None, process_group: None, two_ranks: TwoRanks, tmp_path_factory: pytest.TempPathFactory
+    ray_cluster: None, process_group: None, two_ranks: Ranks, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """All runs to their ends: on Ray those whose worker is killed, and here what they are compared with."""
+    """All runs to their ends: those that are killed, on Ray and by themselves, and what they are compared with."""
     folder = tmp_path_factory.mktemp("recipes")
     write_lerobot(folder / "corpus", [12, 10, 14, 11, 13, 12, 10, 12])
     gfdm, gidm = presets.gfdm("nano", **MODELS["gfdm"]), presets.gidm("nano", **MODELS["gidm"])
@@ -165,17 +166,20 @@ def runs(
     cached = settings(folder, "cached_gfdm", steps=CACHED_STEPS)
     cached.data.cache = str(folder / "cache")
     encode_latents(EncodeConfig(kind="gfdm", model=cached.model, data=cached.data))
-    killed_runs = [
-        killed.KilledGFDM(settings(folder, "killed_gfdm"), KILLED_AT),
-        killed.KilledGIDM(settings(folder, "killed_gidm"), KILLED_AT),
-        killed.KilledPolicy(settings(folder, "killed_policy"), KILLED_AT),
-    ]
+    on_ray = killed.KilledGIDM(settings(folder, "killed_gidm"), KILLED_AT)
+    alone = Ranks(tmp_path_factory.mktemp("alone"), count=1)
     with ThreadPoolExecutor(1) as thread:
-        on_ray = thread.submit(train_in_turn, killed_runs)
+        trained = thread.submit(train, RayConfig(), [on_ray])
         for recipe in [*recipes(folder), GFDMRecipe(cached)]:
             train_here(recipe)
+        for recipe in (
+            killed.KilledGFDM(settings(folder, "killed_gfdm"), KILLED_AT),
+            killed.KilledPolicy(settings(folder, "killed_policy"), KILLED_AT),
+        ):
+            die_there(recipe, alone)
+            train_here(recipe)
         resize(folder, two_ranks)
-        on_ray.result()
+        trained.result()
     return folder
 
 

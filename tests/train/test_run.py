@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import tiny
-from in_process import prepare, train_here, work_in_turn
-from two_ranks import TwoRanks
+from in_process import die_there, prepare, train_here, work_in_turn
+from ranks import Ranks
 
 from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.errors import CheckpointError, ConfigError
@@ -29,12 +29,12 @@ HEALTHY = {"num_workers": 2, "zero_stage": 2}
 
 @pytest.fixture(scope="module")
 def together(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three runs side by side on Ray. killed: a worker dies after step 8 and no failure is allowed. again: the same with
-    two workers, and one failure is. diverging: its weights are ruined after step 7."""
+    """Three runs side by side on Ray. killed: a worker dies after step 8 and no failure is allowed. again: the same, but
+    one failure is. diverging: its weights are ruined after step 7."""
     folder = tmp_path_factory.mktemp("runs")
     recipes = [
         tiny.TinyRecipe(run_config(folder / "killed", max_failures=0), "killed", kill_at=8),
-        tiny.TinyRecipe(run_config(folder / "again", **HEALTHY), "again", kill_at=8),
+        tiny.TinyRecipe(run_config(folder / "again"), "again", kill_at=8),
         tiny.TinyRecipe(run_config(folder / "diverging"), "diverging", diverge_at=7),
     ]
     with pytest.raises(TrainingFailed) as failed:
@@ -47,7 +47,7 @@ def together(ray_cluster: None, run_config: Make, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(two_ranks: TwoRanks, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(two_ranks: Ranks, run_config: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two workers, twelve steps, nothing happens."""
     folder = tmp_path_factory.mktemp("healthy") / "run"
     recipe = tiny.TinyRecipe(run_config(folder, **HEALTHY), "healthy")
@@ -73,14 +73,32 @@ def test_a_complete_run_started_again_does_nothing(uninterrupted: Path, run_conf
     assert (uninterrupted / "metrics.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_killed_worker_costs_nothing_but_time(uninterrupted: Path, together: Path) -> None:
-    run = together / "again"
+def test_a_killed_worker_costs_nothing_but_time(
+    together: Path, process_group: None, run_config: Make, tmp_path: Path
+) -> None:
+    whole, run = tmp_path / "whole", together / "again"
+    train_here(tiny.TinyRecipe(run_config(whole), "healthy"))
+    check_killed(run, whole)
+
+
+def test_a_rank_of_two_that_is_killed_costs_nothing_but_time(
+    uninterrupted: Path, two_ranks: Ranks, run_config: Make, tmp_path: Path
+) -> None:
+    recipe = tiny.TinyRecipe(run_config(tmp_path, **HEALTHY), "again", kill_at=8)
+    die_there(recipe, two_ranks)
+    prepare(recipe)
+    two_ranks.run(functools.partial(work_in_turn, [recipe]))
+    # Buffers that each rank counts for itself were summed into the checkpoint and not counted twice.
+    check_killed(tmp_path, uninterrupted)
+
+
+def check_killed(run: Path, whole: Path) -> None:
+    """Compares a run that was killed after step 8 with one that was not."""
     assert (run / "killed_8").exists()
     assert json.loads((run / "summary.json").read_text())["resumed_from"] == 5
-    assert tiny.losses(run) == tiny.losses(uninterrupted)
-    assert tiny.losses(run, "validation") == tiny.losses(uninterrupted, "validation")
-    # Buffers that each rank counts for itself were summed into the checkpoint and not counted twice.
-    assert tiny.final_count(run) == tiny.final_count(uninterrupted) == 96
+    assert tiny.losses(run) == tiny.losses(whole)
+    assert tiny.losses(run, "validation") == tiny.losses(whole, "validation")
+    assert tiny.final_count(run) == tiny.final_count(whole) == 96
 
 
 def test_one_of_two_trainings_failing_leaves_the_other_alone(together: Path) -> None:
@@ -99,7 +117,7 @@ def test_losses_that_are_no_number_stop_a_run_with_the_checkpoint_before_them_wh
 
 
 def test_a_run_goes_on_with_two_workers_and_zero_3_from_the_checkpoint_before_a_damaged_one(
-    together: Path, uninterrupted: Path, two_ranks: TwoRanks, run_config: Make
+    together: Path, uninterrupted: Path, two_ranks: Ranks, run_config: Make
 ) -> None:
     run = together / "killed"
     newest = checkpoints.committed(str(run))[0]

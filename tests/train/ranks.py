@@ -1,4 +1,4 @@
-"""A process group of two processes, without Ray."""
+"""Process groups without Ray."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ import torch.distributed as distributed
 from defi_platform.train.engine.deepspeed_engine import prepare_process
 
 
-class TwoRanks:
-    """Two processes that stay, because starting them takes longer than what tests have them do.
+class Ranks:
+    """Processes that stay, because starting them takes longer than what tests have them do.
 
     Args:
         folder: empty one, for the files by which they find each other.
+        count: how many.
     """
 
-    def __init__(self, folder: Path):
-        self._folder, self._started = folder, 0
+    def __init__(self, folder: Path, count: int = 2):
+        self._folder, self._count, self._started = folder, count, 0
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._pipes: list[Connection] = []
 
     def run(self, work: Callable[[], None]) -> None:
-        """Calls `work`, which can be pickled, on both at once.
+        """Calls `work`, which can be pickled, on all at once.
 
-        Raises: AssertionError with the traceback of a rank that raises; both are given up then.
+        Raises: AssertionError with the traceback of a rank that raises, or for one that died; all are given up then,
+            and the next call starts others.
         """
         if not self._processes:
             self._start()
@@ -49,7 +51,7 @@ class TwoRanks:
                     raise AssertionError(error)
 
     def close(self) -> None:
-        """Ends both."""
+        """Ends them."""
         for process in self._processes:
             process.kill()
             process.join()
@@ -58,22 +60,22 @@ class TwoRanks:
     def _start(self) -> None:
         self._started += 1
         store = self._folder / f"store_{self._started}"
-        # Both are forked from a process that has imported what takes seconds, once.
+        # They are forked from a process that has imported what takes seconds, once.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["defi_platform.train.worker.entry"])
-        for rank in range(2):
+        for rank in range(self._count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, theirs, store), daemon=True)
+            process = context.Process(target=_serve, args=(rank, self._count, theirs, store), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
             self._pipes.append(ours)
 
 
-def _serve(rank: int, pipe: Connection, store: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+def _serve(rank: int, count: int, pipe: Connection, store: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
     prepare_process(use_gpu=False, threads=1)
-    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
     while True:
         try:
             pipe.recv()()
