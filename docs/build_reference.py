@@ -1,4 +1,7 @@
-"""Build the API reference from the docstrings: python docs/build_reference.py FOLDER (what `make docs` calls)."""
+"""Build the API reference from the docstrings (what `make docs` calls): python docs/build_reference.py FOLDER [--no-source]
+
+Half of the time goes into the colours of the source code that each page can show.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +26,15 @@ def list_submodules(name: str) -> None:
             list_submodules(f"{name}.{module.name}")
 
 
-def main(folder: str) -> None:
+def main(folder: str, *options: str) -> None:
     """Writes one page per module, an index and the search."""
     import pdoc
 
     for package in PACKAGES:
         list_submodules(package)
-    pdoc.render.configure(docformat="google")
+    pdoc.render.configure(docformat="google", show_source="--no-source" not in options)
     pdoc.pdoc(*PACKAGES, output_directory=Path(folder))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
