@@ -82,6 +82,14 @@ def test_rows_are_found_by_name_and_the_last_of_several_counts() -> None:
     assert (len(rows), list(rows.names())[-2:]) == (6, ["c\0d", "a"])
 
 
+def test_rows_that_alone_have_a_key_are_found_many_at_once() -> None:
+    index = FileIndex(0, lower=str.lower)
+    for name in ("a", "b", "B", "é", "C d", "a\0b"):
+        index.add(name)
+    asked = ["b", "c d", "a", "x", "a", "é", "a\0b", ""]
+    assert index.find_only("lower", asked) == [None, 4, 0, None, 0, None, None, None]
+
+
 def test_rows_are_found_by_what_their_names_end_with_whatever_stands_before() -> None:
     rows = FileIndex(values=0, backwards=lambda name: name[::-1] if name != "skipped/a" else None)
     for name in ("x/a", "a", "b/xa", "\u00f6/a", "skipped/a", "\udcff/a", "a/b", "x/\u00f6/a"):
