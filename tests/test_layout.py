@@ -15,7 +15,7 @@ ROOTS = {"defi_models": REPOSITORY, "defi_platform": REPOSITORY / "platform"}
 MAX_LINES, MAX_MODULES = 400, 12
 
 LAYERS = [
-    {"defi_models", "defi_platform.metrics"},
+    {"defi_models", "defi_platform.logs", "defi_platform.metrics"},
     {"defi_platform.errors", "defi_platform.retry"},
     {"defi_platform.storage"},
     {"defi_platform.config"},

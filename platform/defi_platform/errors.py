@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
+
+from defi_platform import logs
 
 MEND = 2
 """Exit code of a job whose user has to change something; the same command would end in the same way."""
@@ -48,11 +52,22 @@ def exit_code(job: Callable[[], int]) -> int:
 
     Returns: the job's own exit code; that of a `UserError`, 2 or 75; 130 after Ctrl-C.
     """
-    try:
-        return job()
-    except UserError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from here", file=sys.stderr)
-        return 130
+    with logs.job_log(_job_name()):
+        try:
+            if (kind := os.environ.get(logs.VARIABLE)) not in (None, "", "text", "json"):
+                raise ConfigError(
+                    f"the environment variable {logs.VARIABLE} is '{kind}'; it is text or json."
+                )
+            return job()
+        except UserError as error:
+            logs.error(f"{type(error).__name__}: {error}")
+            return error.exit_code
+        except KeyboardInterrupt:
+            logs.error("interrupted; run the same command again to go on from here")
+            return 130
+
+
+def _job_name() -> str:
+    """Name of the job that this process was started for: `defi NAME ...`, jobs/NAME.py."""
+    command = Path(sys.argv[0]).stem
+    return sys.argv[1] if command in ("defi", "__main__") and len(sys.argv) > 1 else command

@@ -6,10 +6,13 @@ import mmap
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import Any
 
 from tqdm import tqdm
+
+from defi_platform import logs
 
 FIRST_S = 1.0
 EVERY_S = 10.0
@@ -27,6 +30,7 @@ class Progress:
         total: number of items; None where nobody knows.
         initial: items that were done before.
         publish: is called now and then, from a thread, and at the end with the number of items since the last call.
+        about: fields of its lines in a JSON log, such as the corpus.
     """
 
     def __init__(
@@ -36,10 +40,11 @@ class Progress:
         total: int | None = None,
         initial: int = 0,
         publish: Callable[[int], None] | None = None,
+        **about: Any,
     ) -> None:
         self._title, self._unit, self._total = title, unit, total
         self._done = self._initial = self._published = initial
-        self._publish = publish
+        self._publish, self._about = publish, about
         self._note = ""
         self._started = time.monotonic()
         self._ended = threading.Event()
@@ -89,7 +94,7 @@ class Progress:
         while not self._ended.wait(wait):
             self._publish_new()
             if self._bar is None:
-                print(self.line(), flush=True)
+                logs.say(self.line(), done=self._done, total=self._total, **self._about)
             wait = EVERY_S
 
     def _publish_new(self) -> None:
@@ -119,8 +124,13 @@ class StatusLines:
         """True when `show` was called long enough ago."""
         return time.monotonic() - self._shown >= self._interval_s
 
-    def show(self, lines: dict[str, str]) -> None:
-        """Draws the lines, by name."""
+    def show(self, lines: dict[str, str], about: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Draws the lines.
+
+        Args:
+            lines: name -> line.
+            about: name -> fields of its line in a JSON log.
+        """
         self._shown = time.monotonic()
         if sys.stdout.isatty():
             if self._drawn:
@@ -130,7 +140,7 @@ class StatusLines:
         else:
             for name, text in lines.items():
                 if self._last.get(name) != text:
-                    sys.stdout.write(text + "\n")
+                    logs.say(text, **(about or {}).get(name, {}))
         self._last = lines
         sys.stdout.flush()
 

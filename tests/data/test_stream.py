@@ -4,6 +4,7 @@ hold."""
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -208,7 +209,10 @@ def test_a_store_that_comes_back_costs_no_sample(tmp_path: Path, capfd: pytest.C
 
 def test_one_video_that_the_store_does_not_give_is_left_out_while_it_gives_others(
     recorded_metrics: dict[tuple[str, ...], float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("DEFI_LOG", "json")
     decoder = hostile(["fine0", "fine1", "fine2", "storage3", "fine4"], timeout_s=0.5, run="runs/a")
     with contextlib.closing(decoder):
         batch = decoder(micro_batch(0, 5))
@@ -219,6 +223,10 @@ def test_one_video_that_the_store_does_not_give_is_left_out_while_it_gives_other
         ("defi_data_samples_total", "runs/a", "toy"): 5,
         ("defi_data_skipped_videos_total", "runs/a", "toy", "storage"): 1,
     }
+    bad = batch["skipped"].tolist().index("storage")
+    (line,) = [line for line in map(json.loads, capsys.readouterr().out.splitlines()) if "sample" in line]
+    logged = tuple(line[name] for name in ("run", "corpus", "sample", "video_id", "reason"))
+    assert logged == ("runs/a", "toy", bad, "storage3", "storage")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from typing import Any
 
 import ray
 
-from defi_platform import roles
+from defi_platform import logs, roles
 from defi_platform.cluster.connection_errors import ClusterError, check_address, explained
 from defi_platform.config import RayConfig
 from defi_platform.retry import RetryPolicy, retry
@@ -44,7 +44,12 @@ def _connection(config: RayConfig) -> Iterator[None]:
     if address:
         check_address(address)
         try:
-            context = ray.init(address=address, log_to_driver=True, runtime_env=_environment())
+            context = ray.init(
+                address=address,
+                log_to_driver=True,
+                runtime_env=_environment(),
+                logging_config=_rays_own_lines(),
+            )
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise explained(address, error) from error
         if context.dashboard_url:
@@ -80,7 +85,12 @@ def _start_here(cpus: int) -> None:
 
     def start() -> None:
         try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False)
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                logging_config=_rays_own_lines(),
+            )
         except Exception as error:
             if _has_timed_out(error):
                 ray.shutdown()
@@ -99,6 +109,11 @@ def _start_here(cpus: int) -> None:
             f"Ray did not start on this machine in {STARTS} tries of half a minute. Is it busy, or out of memory? "
             "Start one beforehand with `ray start --head` and set ray.address=auto."
         ) from error
+
+
+def _rays_own_lines() -> ray.LoggingConfig | None:
+    """How Ray and everything that uses Python's logging write their lines; None: as they are wont to."""
+    return ray.LoggingConfig(encoding="JSON", log_level="WARNING") if logs.is_json() else None
 
 
 def _has_timed_out(error: Exception) -> bool:
@@ -125,7 +140,7 @@ def source_roots() -> list[str]:
 
 def _environment() -> dict[str, Any] | None:
     """Runtime environment of a job's processes on the cluster: the way to its code, and whether roles are used."""
-    variables = _source_path()
+    variables = _source_path() | logs.variables()
     if os.environ.get(roles.VARIABLE):
         variables[roles.VARIABLE] = os.environ[roles.VARIABLE]
     return {"env_vars": variables} if variables else None

@@ -6,6 +6,8 @@ from typing import Any
 
 from ray.train import UserCallback
 
+from defi_platform import logs
+
 
 class FailureLines(UserCallback):
     """Prints one line per worker failure; Ray Train then restarts the workers, or raises and the job reports it."""
@@ -16,7 +18,7 @@ class FailureLines(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Prints the root cause of a failure."""
         rank, error = root_cause(worker_exceptions)
-        print(f"{self._kind}: worker {rank} failed: {format_error(error)}", flush=True)
+        logs.say(f"{self._kind}: worker {rank} failed: {format_error(error)}", kind=self._kind)
 
 
 def root_cause(worker_exceptions: dict[int, Exception]) -> tuple[int, BaseException]:

@@ -11,6 +11,7 @@ from contextlib import closing
 
 import pyarrow as pa
 
+from defi_platform import logs
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig, IngestConfig
@@ -51,7 +52,7 @@ def run_ingest(config: IngestConfig) -> str:
     if config.prune_days is not None:
         for name in names:
             gone = prune_tables(config.data.manifest, name, config.prune_days)
-            print(f"ingest: {name}: {len(gone)} earlier versions deleted", flush=True)
+            logs.say(f"ingest: {name}: {len(gone)} earlier versions deleted", corpus=name)
     return ingest_table(config.data.manifest, names)
 
 
@@ -84,14 +85,15 @@ def ingest(config: DataConfig) -> Manifest:
             else:
                 reused.append(name)
             rejected = {k: n for k, n in counts.items() if k != "videos"}
-            print(
+            logs.say(
                 f"ingest: {name}: {counts['videos']} videos"
                 + (f", rejected {rejected}" if rejected else "")
                 + (f" in {time.monotonic() - started:.1f} s" if fresh else "; unchanged, manifest reused"),
-                *(f"\ningest: {line}" for line in warnings(name, committed.notes)),
-                sep="",
-                flush=True,
+                corpus=name,
+                counts=counts,
             )
+            for line in warnings(name, committed.notes):
+                logs.say(f"ingest: {line}", corpus=name)
             if not counts["videos"]:
                 why = ", ".join(f"{n} {reason}" for reason, n in rejected.items())
                 raise CorpusError(
@@ -188,7 +190,7 @@ def _list(
     store: VideoStore, name: str, corpus: CorpusConfig, format_name: str, root: str, pool: DecoderPool
 ) -> None:
     publish = functools.partial(catalogue.INGEST_LISTED.add, corpus=name)
-    with Progress(f"ingest: {name}: listing", "videos", publish=publish) as progress:
+    with Progress(f"ingest: {name}: listing", "videos", publish=publish, corpus=name) as progress:
         for item in listed(pool, format_name, root, corpus.fps):
             if isinstance(item, ListingProgress):
                 progress.step(0, f"{item.files:,} files seen")
@@ -218,10 +220,10 @@ def _probe(
     resumed = any([store.load_partial(block) for block in blocks.read()])
     count, requests = store.todo()
     if resumed and count < (files := store.num_files()):
-        print(f"ingest: {name}: goes on, {count} of {files} files left to open", flush=True)
+        logs.say(f"ingest: {name}: goes on, {count} of {files} files left to open", corpus=name)
     bad = 0
     publish = functools.partial(catalogue.INGEST_OPENED.add, corpus=name)
-    with Progress(f"ingest: {name}: opened", "files", count, publish=publish) as progress:
+    with Progress(f"ingest: {name}: opened", "files", count, publish=publish, corpus=name) as progress:
         folder = corpus_folder(config.manifest, name)
         answered = store.any_probed()
         for result in probe_files(requests, count, config.decode, folder, answered, pool):
@@ -243,7 +245,7 @@ def _read_signals(
     first = next(episodes, None)
     if first is None:
         return False
-    with Progress(f"ingest: {name}: actions read", "episodes") as progress:
+    with Progress(f"ingest: {name}: actions read", "episodes", corpus=name) as progress:
         for done in signals.read(itertools.chain([first], episodes), before, config.decode, pool):
             progress.step(done)
     signals.write(corpus_folder(config.manifest, name))

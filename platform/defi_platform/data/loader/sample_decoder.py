@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from defi_platform import logs
 from defi_platform.config import DataConfig
 from defi_platform.data.decode.messages import DecodeJob
 from defi_platform.data.decode.pool import Answer, DecoderPool
@@ -176,6 +177,7 @@ class SampleDecoder:
         for index, row, answer in zip(sample_of_job, rows, self._answers(jobs, rows, out), strict=True):
             if isinstance(answer, BadVideo):
                 failed.add(index)
+                self._log_bad(samples[index], row, answer)
                 if row not in self._bad:
                     self._reject(row, answer)
         return sorted(failed)
@@ -208,7 +210,12 @@ class SampleDecoder:
             message = f"corpus {row['corpus']}: the store does not give {row['uri']}: {problem.message}"
             if not failures:
                 outage_began = time.monotonic()
-                print(f"{message}. It is tried again for {timeout_s:g} s.", flush=True)
+                logs.say(
+                    f"{message}. It is tried again for {timeout_s:g} s.",
+                    run=self._run,
+                    corpus=row["corpus"],
+                    video_id=row["video_id"],
+                )
             failures += 1
             policy = RetryPolicy(timeout_s=timeout_s, first_pause_s=0.5)
             pause_s = policy.pause_s(failures, time.monotonic() - outage_began)
@@ -222,6 +229,17 @@ class SampleDecoder:
             time.sleep(pause_s)
             if self._run is not None:
                 catalogue.DATA_STORE_WAIT.add(pause_s, run=self._run)
+
+    def _log_bad(self, sample: Sample, row: int, problem: BadVideo) -> None:
+        video_id = self._plan.manifest.row(row)["video_id"]
+        logs.detail(
+            f"sample {sample.k}: {video_id} is bad, another video stands in: {problem}",
+            run=self._run,
+            corpus=sample.corpus,
+            sample=sample.k,
+            video_id=video_id,
+            reason=problem.reason,
+        )
 
     def _reject(self, row: int, problem: BadVideo) -> None:
         video = self._plan.manifest.row(row)

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from defi_platform import errors, storage
+from defi_platform import errors, logs, storage
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.requirements import announce
 from defi_platform.cluster.run_registry import register_run
@@ -85,7 +85,8 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     for recipe in recipes:
         summary = complete_run(recipe)
         if summary:
-            print(f"{recipe.kind}: {recipe.config.train.output} is complete, nothing to do", flush=True)
+            folder = recipe.config.train.output
+            logs.say(f"{recipe.kind}: {folder} is complete, nothing to do", run=folder, kind=recipe.kind)
             summaries[recipe.kind] = summary
         else:
             check_writable(recipe.config.train.output)

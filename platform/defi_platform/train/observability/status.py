@@ -15,6 +15,10 @@ from defi_platform.train.observability.background_writer import BackgroundWriter
 FILE = "status.json"
 LOCAL_INTERVAL_S, REMOTE_INTERVAL_S = 1.0, 15.0
 FLUSH_S = 30.0
+LOGGED = frozenset(
+    {"step", "steps", "samples", "loss", "samples_per_s", "data_wait", "checkpoint_step", "eta_s"}
+)
+"""Figures of the state that are fields of a JSON log."""
 SPEED_WINDOW_S = 30.0
 """The rate shown is that of about the last half minute."""
 
@@ -96,12 +100,15 @@ def line(name: str, status: dict[str, Any] | None) -> str:
     return " | ".join(parts)
 
 
-def _newest_line(name: str, run: str) -> str:
+def _newest(name: str, run: str) -> tuple[str, dict[str, Any]]:
+    """Returns: the line of a run, and the fields of it in a JSON log."""
+    about: dict[str, Any] = {"run": run, "kind": name}
     try:
-        return line(name, read_status(run))
+        status = read_status(run)
     except (OSError, StorageError):
         # The workers outlast a store that is away, and so does the view of them.
-        return f"{name}: its status cannot be read for now, {run} does not answer"
+        return f"{name}: its status cannot be read for now, {run} does not answer", about
+    return line(name, status), about | {key: value for key, value in (status or {}).items() if key in LOGGED}
 
 
 class StatusView:
@@ -119,4 +126,8 @@ class StatusView:
     def refresh(self) -> None:
         """Shows what has changed, when it is time to."""
         if self._lines.due():
-            self._lines.show({name: _newest_line(name, run) for name, run in self._runs.items()})
+            newest = {name: _newest(name, run) for name, run in self._runs.items()}
+            self._lines.show(
+                {name: text for name, (text, _) in newest.items()},
+                {name: about for name, (_, about) in newest.items()},
+            )

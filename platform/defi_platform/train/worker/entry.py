@@ -8,7 +8,7 @@ from typing import Any
 import ray.train.v2._internal.execution.context
 from ray import cloudpickle
 
-from defi_platform import storage
+from defi_platform import logs, storage
 from defi_platform.errors import UserError
 from defi_platform.storage.remote import StorageUnavailable
 from defi_platform.train.config_checks import check_device
@@ -29,6 +29,11 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
     """
     settings = cloudpickle.loads(config["pickled"])
     recipe: Recipe = settings["recipe"]
+    with logs.process_log(), logs.about(run=recipe.config.train.output, kind=recipe.kind):
+        return _train(recipe, settings)
+
+
+def _train(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     # Ray Train logs every report under a logger named after its own file.
     logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
     prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
