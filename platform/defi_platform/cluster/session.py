@@ -112,7 +112,7 @@ def _start_here(cpus: int) -> None:
 
 
 def _rays_own_lines() -> ray.LoggingConfig | None:
-    """How Ray and everything that uses Python's logging write their lines; None: as they are wont to."""
+    """Ray's setting for its own lines and all of Python's logging; None for text."""
     return ray.LoggingConfig(encoding="JSON", log_level="WARNING") if logs.is_json() else None
 
 
