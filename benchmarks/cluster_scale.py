@@ -47,7 +47,7 @@ def head_processes() -> dict[str, list[psutil.Process]]:
             kinds["gcs_server"].append(process)
         elif line.split(" ")[0].endswith("/raylet"):
             kinds["raylet"].append(process)
-        elif "agent" in line:
+        elif "agent" in line.lower():
             kinds["agents"].append(process)
     return kinds
 
@@ -69,7 +69,7 @@ def measure(raylets: int, idle_s: float, calls: int) -> dict[str, float]:
         for _ in range(raylets):
             cluster.add_node(num_cpus=1, **small)
         cluster.wait_for_nodes()
-        ray.init(address=cluster.address, log_to_driver=False)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         time.sleep(5)  # the agents start
         kinds = head_processes()
         before = {kind: usage(processes) for kind, processes in kinds.items()}

@@ -22,7 +22,7 @@ from defi_platform.data.ingest.probe_results import ProbeResult, ResultBlocks, l
 from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources.uri import parse
 from defi_platform.errors import CorpusError, UserError
-from defi_platform.storage import StorageError
+from defi_platform.storage.remote import StorageUnavailable
 
 LARGEST_BLOCK = 256
 """Most files that one task opens: what a killed actor has to do again."""
@@ -101,7 +101,7 @@ def probe_files(
         answered: whether files of this corpus have been opened before.
         pool: that opens few files; None: one of its own.
 
-    Raises: StorageError when the store is down or refuses everything: then no file is to blame. CorpusError
+    Raises: StorageUnavailable when the store is down or refuses everything: then no file is to blame. CorpusError
         when the probing processes die again and again.
     """
     if not count:
@@ -116,11 +116,11 @@ def probe_files(
     for result in results:
         last = outage.down(result) or last
         if last:
-            raise StorageError(_store_is_down(last))
+            raise StorageUnavailable(_store_is_down(last))
         yield result
         failed = result.bad
     if outage.nothing_answered() and failed is not None:
-        raise StorageError(_store_is_down(failed.message))
+        raise StorageUnavailable(_store_is_down(failed.message))
 
 
 def _store_is_down(message: str) -> str:
