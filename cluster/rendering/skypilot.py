@@ -19,7 +19,8 @@ RESTARTS = 3
 _SETUP = """\
 test -x ~/defi/bin/python || uv venv --seed --python 3.11 ~/defi
 source ~/defi/bin/activate
-uv pip install --constraint constraints.txt .
+uv pip install --constraint constraints.txt ".[sim]"
+sudo bash cluster/system_libraries.sh
 """
 
 # The template asks for an older click than the one that is pinned; the override lets it find all it needs.

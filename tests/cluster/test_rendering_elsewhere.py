@@ -252,6 +252,24 @@ def test_values_that_cannot_work_are_refused_with_the_way_out(
     assert words.lower() in str(error.value).lower()
 
 
+def test_the_commands_of_the_docs_write_the_files_that_the_docs_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (VALUES.parents[1] / "docs" / "deployment.md").read_text()
+    pages = [page, *(file.read_text() for file in VALUES.iterdir())]
+    commands = {
+        line for text in pages for line in re.findall(r"python cluster/render.py +(\S.*output=\S+)", text)
+    }
+    assert len(commands) >= 6
+    (tmp_path / "cluster").symlink_to(VALUES.parent)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        assert render.main(command.split()) == 0
+    used = set(re.findall(r"build/cluster/\S+\.(?:yaml|sh)", page))
+    assert len(used) >= 6
+    assert [path for path in used if not (tmp_path / path).is_file()] == []
+
+
 def test_the_command_writes_files_or_says_what_it_can_write(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,10 @@ WARM_UP_S = 1800
 """Seconds in which a new service has to answer: nodes start, images are pulled, policies compiled."""
 
 
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""Many times as quick where PyYAML has it."""
+
+
 def render(values: ClusterValues) -> dict[str, str]:
     """File name -> YAML."""
     files = {"namespace.yaml": _foundation(values), "cluster.yaml": _shared(values)}
@@ -29,7 +33,10 @@ def render(values: ClusterValues) -> dict[str, str]:
         )
     if values.service.policy is not None:
         files["service.yaml"] = _service(values)
-    return {name: yaml.safe_dump_all(objects, sort_keys=False, width=110) for name, objects in files.items()}
+    return {
+        name: yaml.dump_all(objects, Dumper=_DUMPER, sort_keys=False, width=110)
+        for name, objects in files.items()
+    }
 
 
 def _foundation(values: ClusterValues) -> list[dict[str, Any]]:
