@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import struct
 import threading
@@ -10,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import websockets.asyncio.client
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from sleeping_policy import HANDSHAKE, Place, frame, observation, raw, serving, until
 from websockets.client import ClientProtocol
@@ -177,24 +175,6 @@ def test_a_client_that_does_not_read_gets_no_more_answers_and_is_cut_off() -> No
             slow.sendall(message)
         until(lambda: place.server.load()["counts"].get("closed_write_timeout") == 1, "its end")
         assert place.server.load()["websockets"] == 0 and place.service.asked < 20
-
-
-def test_a_thousand_opens_and_closes_leave_nothing_behind() -> None:
-    async def come_and_go(place: Place) -> None:
-        async def one() -> None:
-            async with websockets.asyncio.client.connect(
-                place.url, compression=None, proxy=None
-            ) as websocket:
-                await websocket.recv()
-
-        for _ in range(10):
-            await asyncio.gather(*(one() for _ in range(20)))
-
-    with serving() as place:
-        asyncio.run(come_and_go(place))
-        until(lambda: place.server.load()["websockets"] == 0, "all to be gone")
-        load = place.server.load()
-        assert (load["sockets"], load["answering"], load["held_bytes"]) == (0, 0, 0)
 
 
 def test_frames_behind_the_handshake_are_not_lost() -> None:

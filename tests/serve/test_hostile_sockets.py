@@ -212,8 +212,14 @@ def test_1000_sockets_are_opened_and_closed(server: Served) -> None:
                 raw.sendall(b"GET / HT")
             elif number % 4 == 2:  # a reset instead of a goodbye
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            elif number % 20 == 3:  # as a client does
+                raw.close()
+                with connect(server.url, compression=None, proxy=None) as websocket:
+                    websocket.recv()
             raw.close()
     server.wait_until_idle()
+    load = server.server.load()
+    assert (load["sockets"], load["answering"], load["held_bytes"]) == (0, 0, 0)
 
 
 def test_300_sockets_that_dawdle_are_closed_and_hold_up_nobody(server: Served) -> None:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from hostile_messages import picture
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from replica_in_process import DIGEST, Served, served
 from robot_messages import observation
@@ -111,3 +118,27 @@ def test_vla_evals_own_runner_runs_whole_episodes(server: Served, image_format: 
         asyncio.run(fleet())
     finally:
         set_image_format(before)
+
+
+def test_the_curl_command_of_the_documentation_as_it_is_written(repository: Path, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl, which is not installed")
+    command = re.search(r"```bash\n(curl .+?)```", (repository / "docs/serving.md").read_text(), re.DOTALL)
+    assert command is not None
+    (tmp_path / "frame.png").write_bytes(picture(form="PNG"))
+    with served() as place:
+        # The port of the command may be taken here.
+        (tmp_path / ".curlrc").write_text(
+            f'connect-to = "localhost:8000:127.0.0.1:{place.port}"\nnoproxy = "*"\n'
+        )
+        environment = {**os.environ, "CURL_HOME": str(tmp_path)}
+        said = subprocess.run(
+            ["bash", "-c", command[1]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    answer = json.loads(said.stdout)
+    assert answer["seed"] == 7 and np.shape(answer["actions"]) == (10, 4), answer
