@@ -175,9 +175,9 @@ def test_prices_are_the_dearest_node_of_each_kind(tmp_path: Path) -> None:
     path.write_text("nodes: {a: {cpus: 2}}")
     with pytest.raises(ConfigError, match=r"no node of .* has a price"):
         read_prices(str(path))
-    with pytest.raises(ConfigError, match="no values at"):
+    with pytest.raises(ConfigError, match="does not exist"):
         read_prices(str(tmp_path / "absent.yaml"))
-    path.write_text("[1]")
+    path.write_text("prices: 1")
     with pytest.raises(ConfigError, match="is no values file"):
         read_prices(str(path))
 
@@ -244,3 +244,9 @@ def test_jobs_that_run_come_first_and_old_ones_are_counted() -> None:
 
 def test_a_run_without_anything_known_has_a_line_too() -> None:
     assert "ingest" in table([RunStatus(kind="ingest", folder="/a/b", state="complete")], None)
+
+
+def test_the_values_for_clouds_have_prices(repository: Path) -> None:
+    for name in ("aws", "gke"):  # the second extends the first
+        prices = read_prices(str(repository / "cluster" / "values" / f"{name}.yaml"))
+        assert prices.cost({"GPU": 1.0, "decode CPU": 1.0}), name

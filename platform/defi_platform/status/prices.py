@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from defi_platform import storage
 from defi_platform.config.loader import read_yaml
 from defi_platform.errors import ConfigError
 
@@ -57,14 +54,10 @@ def read_prices(path: str) -> Prices:
 
     Raises: ConfigError when it has no prices or is of another form.
     """
+    values = read_yaml(Path(path))
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.create(storage.read_text(path)))
-        if "extends" in values and not storage.is_remote(path):
-            values = read_yaml(storage.local_path(path))
         nodes = [node for node in values["nodes"].values() if node.get("price") is not None]
-    except FileNotFoundError as error:
-        raise ConfigError(f"there are no values at {path}; cluster/values/ has examples.") from error
-    except Exception as error:  # of YAML, or of another form
+    except (KeyError, AttributeError) as error:
         raise ConfigError(
             f"{path} is no values file ({error}): it needs `nodes: {{NAME: {{price: 1.0}}}}`."
         ) from error
