@@ -160,7 +160,8 @@ class LocalCluster:
             sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={self.port}",
             "--num-cpus=0", "--num-gpus=0", f"--object-store-memory={128 << 20}", f"--labels={head_labels()}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}",
-            "--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port()}", "--disable-usage-stats",
+            # Any free ports, since others' Rays may be here too.
+            "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port()}", "--disable-usage-stats",
             f"--temp-dir={self.folder / 'ray'}", f"--autoscaling-config={config}",
         ]  # fmt: skip
         environment = os.environ | {
