@@ -5,10 +5,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint docs bench bench-data bench-frames bench-train bench-failures bench-identical bench-serve clean
+.PHONY: help setup demo demo-cluster test lint docs bench bench-data bench-frames bench-train bench-failures bench-identical bench-serve clean
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
+	@echo "make demo-cluster  the platform on an autoscaling cluster of this machine that loses nodes and its head (about 25 minutes)"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the API reference, in build/docs"
@@ -37,6 +38,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/python jobs/demo.py --config configs/demo/demo.yaml
+
+demo-cluster: setup
+	$(BIN)/python cluster/demo.py
 
 # Two processes: most of the time goes into starting Ray, its workers and jobs, which leaves a core idle; a third one
 # only makes everything slower. The tests of a file share fixtures and stay together.

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,7 @@ import psutil
 import yaml
 
 NODE_TYPES = Path(__file__).with_name("local_cluster.yaml")
+ROOTS = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("platform", "")]
 HEAD_TYPE = "ray.head.default"
 HEAD_NODE = "f" * 51 + "00000"
 """Node id that Ray's provider gives to the head."""
@@ -35,6 +37,8 @@ FOLDER_VARIABLE = "DEFI_LOCAL_CLUSTER"
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 """Without this Ray takes the machine's outer address for its nodes, and for 127.0.0.1 when a driver connects."""
 HEAD_PROCESSES = ("gcs/gcs_server", "autoscaler/v2/monitor.py", "dashboard/dashboard.py", "raylet/raylet")
+STARTS = 3
+"""Attempts to start a head."""
 STOP_S, ANSWER_S, START_S = 10.0, 10, 120.0
 SHOWN_EVENTS = 8
 
@@ -87,9 +91,20 @@ class LocalCluster:
         self.folder.mkdir(parents=True, exist_ok=True)
         for session in sorted((self.folder / "ray").glob("session_2*"))[:-1]:
             shutil.rmtree(session, ignore_errors=True)  # the newest one's logs say what its head died of
+        for node in self.folder.glob("n[0-9]*"):
+            shutil.rmtree(node, ignore_errors=True)
         config = self.folder / "cluster.yaml"
-        config.write_text(yaml.safe_dump(node_types(self.address)))
-        self._start(config)
+        config.write_text(yaml.safe_dump(node_types(self.address, self.folder)))
+        for attempt in range(1, STARTS + 1):
+            try:
+                self._start(config)
+                break
+            except LocalClusterError as error:
+                self.down()
+                # Ray's own limit for its parts, half a minute, is short on a busy machine.
+                if attempt == STARTS:
+                    raise
+                print(f"{error}\nonce more:", file=sys.stderr, flush=True)
         return True
 
     def down(self) -> int:
@@ -123,7 +138,7 @@ class LocalCluster:
     def _owns(self, process: psutil.Process) -> bool:
         # A worker's command is its title; one that has lost its raylet has only the variable.
         with contextlib.suppress(psutil.Error):
-            if f"{self.folder}/ray/session_" in _command(process):
+            if re.search(rf"{re.escape(str(self.folder))}/(ray|n\d+)/session_", _command(process)):
                 return True
             return process.environ().get(FOLDER_VARIABLE) == str(self.folder)
         return False
@@ -139,7 +154,8 @@ class LocalCluster:
         return found
 
     def _missing(self) -> list[str]:
-        return [name for name in HEAD_PROCESSES if name not in self.head_processes()]
+        alive = self.head_processes()
+        return [name for name in HEAD_PROCESSES if name not in alive]
 
     def node_processes(self, node_type: str) -> dict[str, psutil.Process]:
         """The raylets of the nodes of a type by node id, oldest first."""
@@ -161,15 +177,21 @@ class LocalCluster:
             "--num-cpus=0", "--num-gpus=0", f"--object-store-memory={128 << 20}", f"--labels={head_labels()}",
             "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard_port}",
             # Any free ports, since others' Rays may be here too.
-            "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0", f"--ray-client-server-port={_free_port()}", "--disable-usage-stats",
+            "--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0",
+            f"--ray-client-server-port={_free_port()}", "--disable-usage-stats",
             f"--temp-dir={self.folder / 'ray'}", f"--autoscaling-config={config}",
         ]  # fmt: skip
         environment = os.environ | {
             FOLDER_VARIABLE: str(self.folder),
+            # A job's command begins with `python`: this one, which has what it needs.
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+            "PYTHONPATH": os.pathsep.join([*ROOTS, *filter(None, [os.environ.get("PYTHONPATH")])]),
             "RAY_FAKE_CLUSTER": "1",
             "RAY_enable_autoscaler_v2": "1",
             "RAY_CLOUD_INSTANCE_ID": HEAD_NODE,
             "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            # Each node has an agent that measures all processes; they all have the cores of this machine.
+            "REPORTER_UPDATE_INTERVAL_MS": "15000",
             **LOOPBACK,
             **token_environment(),
         }
@@ -184,7 +206,6 @@ class LocalCluster:
             except subprocess.TimeoutExpired:
                 code = None
         if code != 0:
-            self.down()
             how = f"ended with code {code}" if code is not None else f"took more than {START_S:.0f} s"
             raise LocalClusterError(f"`ray start` {how}; {log} says why:\n{log.read_text()[-2000:]}")
         # The autoscaler reads its configuration after `ray start` has returned.
@@ -193,7 +214,6 @@ class LocalCluster:
             missing = self._missing()
             if missing or time.monotonic() > deadline:
                 logs = "".join(file.read_text()[-2000:] for file in self.logs.glob("monitor.*"))
-                self.down()
                 raise LocalClusterError(f"{', '.join(missing) or 'the autoscaler'} did not start:\n{logs}")
             time.sleep(0.5)
 
@@ -242,13 +262,14 @@ def report(status: Any, events: Iterable[tuple[float, str]], log: Path) -> str:
         events: of the autoscaler.
         log: its file.
     """
-    busy = Counter(node.ray_node_type_name for node in status.active_nodes)
-    idle = Counter(node.ray_node_type_name for node in status.idle_nodes)
+    # Only nodes that the autoscaler has started say of which type they are.
+    busy = Counter(node.ray_node_type_name or HEAD_TYPE for node in status.active_nodes)
+    idle = Counter(node.ray_node_type_name or HEAD_TYPE for node in status.idle_nodes)
     starting = Counter(node.ray_node_type_name for node in status.pending_nodes)
     for launch in status.pending_launches:
         starting[launch.ray_node_type_name] += launch.count
     lines = ["node type   busy  idle  starting  most  used"]
-    for name, node_type in node_types("")["available_node_types"].items():
+    for name, node_type in node_types()["available_node_types"].items():
         nodes = [n for n in (*status.active_nodes, *status.idle_nodes) if n.ray_node_type_name == name]
         used = Counter[str]()
         total = Counter[str]()
@@ -283,17 +304,17 @@ def report(status: Any, events: Iterable[tuple[float, str]], log: Path) -> str:
     return "\n".join(lines)
 
 
-def node_types(address: str) -> dict[str, Any]:
-    """The autoscaler's configuration, for a head at `address`."""
+def node_types(address: str = "", folder: Path = Path()) -> dict[str, Any]:
+    """The autoscaler's configuration, for a head at `address` and nodes with their sessions below `folder`."""
     config: dict[str, Any] = yaml.safe_load(NODE_TYPES.read_text())
-    config["provider"] |= {"gcs_address": address, "head_node_id": HEAD_NODE}
+    config["provider"] |= {"gcs_address": address, "head_node_id": HEAD_NODE, "folder": str(folder)}
     return config
 
 
 def head_labels() -> str:
     """Labels of the head, by which jobs know the nodes that the autoscaler can add (`defi_platform.roles`)."""
     most: Counter[str] = Counter()
-    for node_type in node_types("")["available_node_types"].values():
+    for node_type in node_types()["available_node_types"].values():
         role = node_type.get("labels", {}).get("defi.role")
         for resource, amount in node_type["resources"].items() if role else ():
             if resource != "object_store_memory":

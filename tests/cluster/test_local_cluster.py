@@ -1,17 +1,21 @@
-"""The local cluster, without starting it: its node types, what jobs read from its head, its report. `make demo-cluster`
-runs it."""
+"""The local cluster: its node types, what jobs read from its head, its report; and once for real, as the README has it,
+with a head that is killed."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
 import pytest
+from readme import commands
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "cluster"))
 import local
@@ -28,9 +32,11 @@ from ray.autoscaler.v2.schema import (
     ResourceUsage,
 )
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+
 
 def test_rays_autoscaler_takes_the_node_types() -> None:
-    config = AutoscalingConfig(local.node_types("127.0.0.1:6379"), skip_content_hash=True)
+    config = AutoscalingConfig(local.node_types(), skip_content_hash=True)
     types = config.get_node_type_configs()
     assert types is not None
     assert {name: one.labels.get("defi.role") for name, one in types.items()} == {
@@ -125,3 +131,64 @@ def test_what_a_dead_head_has_left_is_found_and_ended_and_nothing_else(tmp_path:
         for process in (named, marked, other):
             process.kill()
             process.wait()
+
+
+DRIVER = """
+import ray
+ray.init(log_to_driver=False)
+node = ray.remote(lambda: ray.get_runtime_context().get_node_labels()["defi.role"])
+decode = node.options(num_cpus=1, label_selector={"defi.role": "decode"})
+train = node.options(num_cpus=1, resources={"accelerator": 1}, label_selector={"defi.role": "train"})
+print(*ray.get([decode.remote(), train.remote()]))
+"""
+
+
+@pytest.mark.slow
+def test_nodes_come_for_labelled_work_and_a_dead_head_is_replaced() -> None:
+    folder = Path(
+        tempfile.mkdtemp(prefix="defi-")
+    )  # short: pytest's own folders are too deep for Ray's sockets
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = one.getsockname()[1], other.getsockname()[1]
+    cluster = LocalCluster(folder, *ports)
+    options = f" --folder {folder} --port {ports[0]} --dashboard-port {ports[1]}"
+    up, status, down = (
+        [sys.executable, *shlex.split(line + options)[1:]]
+        for line in commands("On a cluster")
+        if line.startswith("python cluster/local.py")
+    )
+    try:
+        printed = run(up)
+        assert printed.startswith("started at 127.0.0.1:")
+        variables = dict(part.split("=", 1) for part in printed.split("export ")[1].split())
+        assert run([sys.executable, "-c", DRIVER], **variables).split() == ["decode", "train"]
+        assert "Adding 1 node(s) of type train." in run(status)
+        outside = {
+            (process.name(), listening.laddr)
+            for process in cluster.processes()
+            for listening in process.net_connections("tcp")
+            if listening.status == psutil.CONN_LISTEN and not listening.laddr.ip.endswith("127.0.0.1")
+        }
+        assert outside == set(), "open to other machines"
+        assert run(up).startswith("was up already")
+        for process in cluster.head_processes().values():
+            process.kill()
+        printed = run(up)
+        assert "processes that an earlier head had left" in printed and "started at" in printed
+        assert run(status).splitlines()[2].split()[:4] == ["decode", "0", "0", "0"]
+    finally:
+        run(down)
+        assert list(cluster.processes()) == []
+        shutil.rmtree(folder)
+
+
+def run(command: list[str], **variables: str) -> str:
+    """Runs a command of the cluster in the checkout. Returns: what it printed."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+    } | variables
+    done = subprocess.run(
+        command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

@@ -11,9 +11,11 @@ from readme import README, commands, python_blocks
 TESTS = Path(__file__).resolve().parents[1]
 
 RUN_BY = {
+    "make demo-cluster": "cluster/test_cluster_demo.py",
     "make demo": "test_demo.py",
     "make test": "../.ci/run",
     "make docs": "test_docs.py",
+    "python cluster/local.py": "cluster/test_local_cluster.py",
     "python jobs/": "cluster/test_readme_jobs.py",
     "python -m defi_models.describe": "models/test_describe.py",
     "python -m defi_models.convert": "models/test_convert.py",
