@@ -13,7 +13,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 from ray.autoscaler.tags import TAG_RAY_NODE_NAME, TAG_RAY_USER_NODE_TYPE
 
 
-class LocalNodes(FakeMultiNodeProvider):  # type: ignore[misc]  # Ray ships no types of it
+class LocalNodes(FakeMultiNodeProvider):
     """Ray's provider of nodes on this machine, with a session folder for each node.
 
     With Ray's own one all nodes share the head's. A node that joins then unpacks the code of a job once more into the
@@ -23,7 +23,7 @@ class LocalNodes(FakeMultiNodeProvider):  # type: ignore[misc]  # Ray ships no t
     def _create_node_with_resources_and_labels(
         self, node_config: Any, tags: dict[str, str], count: int, resources: dict[str, int], labels: Any
     ) -> None:
-        amounts = dict(resources)
+        amounts: dict[str, Any] = dict(resources)
         with self.lock:
             node_id = self._next_hex_node_id()  # type: ignore[no-untyped-call]
             params = RayParams(
