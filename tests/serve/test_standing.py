@@ -61,9 +61,9 @@ def test_successors_that_never_took_over_are_ended(done: list[str]) -> None:
     assert done == ["delete policy-cut-short"]
 
 
-def jobs(monkeypatch: pytest.MonkeyPatch, **stopped_ms: int) -> None:
-    """A cluster whose job table has these jobs, 0 for those that run; this process is the job `mine`."""
-    table = [{"JobID": name, "StopTime": time} for name, time in stopped_ms.items()]
+def jobs(monkeypatch: pytest.MonkeyPatch, **dead: int) -> None:
+    """A cluster whose job table has these jobs, 1 for those that have ended; this process is the job `mine`."""
+    table = [{"JobID": name, "IsDead": bool(is_dead)} for name, is_dead in dead.items()]
     monkeypatch.setattr(standing.state, "jobs", lambda: table)
     monkeypatch.setattr(standing, "this_job", lambda: "mine")
 
@@ -77,7 +77,7 @@ def test_another_address_on_the_same_cluster_is_refused_in_words() -> None:
 def test_a_server_is_another_job_s_while_that_job_lives_and_abandoned_after(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    jobs(monkeypatch, mine=0, theirs=0, killed=1234)
+    jobs(monkeypatch, mine=0, theirs=0, killed=1)
     records = {
         job: dataclasses.replace(RECORD, job=job) for job in ("mine", "theirs", "killed", "forgotten", "")
     }
@@ -92,7 +92,7 @@ def test_a_server_is_another_job_s_while_that_job_lives_and_abandoned_after(
 def test_what_a_killed_job_has_left_at_another_address_is_replaced(
     monkeypatch: pytest.MonkeyPatch, done: list[str]
 ) -> None:
-    jobs(monkeypatch, mine=0, theirs=0, killed=1234)
+    jobs(monkeypatch, mine=0, theirs=0, killed=1)
     monkeypatch.setattr(server, "check_before_start", lambda config: None)
     monkeypatch.setattr(server, "policy_digest", lambda policy: "b" * 64)
     monkeypatch.setattr(server, "_deploy_first", lambda config, digest: done.append(f"deploy {config.port}"))

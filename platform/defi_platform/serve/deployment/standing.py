@@ -46,7 +46,7 @@ def serves_for_another(standing: Deployment) -> bool:
         return True
     if standing.job == this_job():
         return False
-    return any(job["JobID"] == standing.job and not job["StopTime"] for job in state.jobs())
+    return any(job["JobID"] == standing.job and not job["IsDead"] for job in state.jobs())
 
 
 def is_abandoned(standing: Deployment) -> bool:
