@@ -7,9 +7,10 @@ import time
 
 import pytest
 import ray
+from ray._private.services import get_node_ip_address, resolve_ip_for_localhost
 
 from defi_platform.cluster import ClusterError, ClusterUnavailable, ray_session
-from defi_platform.cluster.connection_errors import check_address, explained
+from defi_platform.cluster.connection_errors import check_address, explained, on_loopback
 from defi_platform.config import RayConfig
 from defi_platform.errors import MEND, TRY_AGAIN, one_line
 
@@ -47,7 +48,18 @@ def test_a_cluster_that_begins_to_listen_meanwhile_is_waited_for(free_port: int)
     with socket.socket() as server:
         server.bind(("", free_port))  # Ray takes this machine's own address for its loopback's
         server.listen()
-        check_address(f"127.0.0.1:{free_port}")
+        assert not check_address(f"127.0.0.1:{free_port}")
+
+
+def test_a_cluster_that_listens_on_loopback_alone_is_joined_there(free_port: int) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", free_port))
+        server.listen()
+        outer = get_node_ip_address()
+        assert check_address(f"127.0.0.1:{free_port}") is (outer != "127.0.0.1")
+    with on_loopback():
+        assert resolve_ip_for_localhost("127.0.0.1") == "127.0.0.1"
+    assert resolve_ip_for_localhost("127.0.0.1") == outer
 
 
 def test_the_address_of_a_dashboard_is_one_for_ray_job_submit() -> None:

@@ -135,6 +135,18 @@ def test_a_run_that_cannot_be_read_hides_no_other(tree: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("text", ["[1]", '{"steps": null}', '{"arms": {"policy": {}}}'])
+def test_a_run_whose_files_have_another_form_hides_no_other(tree: Path, text: str) -> None:
+    whole = find_runs([str(tree)], NOW)
+    for folder, name in {"a/episodes": "../summary.json", "b/checkpoints": "../summary.json"}.items():
+        (tree / "odd" / folder).mkdir(parents=True)
+        (tree / "odd" / folder / name).write_text(text)
+    (tree / "odd" / "b" / "config.yaml").write_text("train: {steps: 3}")
+    found = find_runs([str(tree)], NOW)
+    assert [run for run in found.runs if "/odd/" not in run.folder] == whole.runs
+    assert any("another form than a run's" in line for line in found.skipped)
+
+
 def test_runs_in_memory_stores_are_found_as_on_s3() -> None:
     write_training("memory://status/deep/er/gfdm")
     (run,) = find_runs(["memory://status"], NOW).runs
@@ -161,6 +173,13 @@ def test_cost_counts_the_node_of_a_gpu_once_and_is_unknown_without_a_price() -> 
     assert Prices(train_cpu=1.0).cost(hours) is None
     assert Prices(train_cpu=1.0).cost({"CPU": 2.0, "decode CPU": 1.0}) is None
     assert resource_hours([], {}, {}) == {}
+
+
+def test_a_price_that_is_no_number_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text("nodes: {cpu: {role: decode, cpus: 32, price: cheap}}")
+    with pytest.raises(ConfigError, match=r"are numbers.*cheap"):
+        read_prices(str(path))
 
 
 def test_prices_are_the_dearest_node_of_each_kind(tmp_path: Path) -> None:

@@ -76,11 +76,12 @@ def test_a_policy_that_looks_through_another_camera_is_one_clear_error(
 def test_an_evaluation_of_another_policy_is_not_mixed_into_it(
     server: PolicyServer, policy: Path, tmp_path: Path
 ) -> None:
+    other = save_policy(tmp_path / "other")
     # It notes what it evaluates before it finds no room to serve it.
-    with pytest.raises(ServeError, match="already serves the policy"):
-        evaluate(small(policy, tmp_path / "first"))
+    with pytest.raises(ServeError, match="which an evaluation does not replace"):
+        evaluate(small(other, tmp_path / "first"))
     with pytest.raises(ConfigError, match=r"other settings \(policy:"):
-        evaluate(small(save_policy(tmp_path / "other"), tmp_path / "first"))
+        evaluate(small(policy, tmp_path / "first"))
 
 
 def test_a_policy_folder_that_is_not_there_is_one_clear_error(tmp_path: Path, ray_cluster: None) -> None:

@@ -107,11 +107,12 @@ def test_what_a_killed_job_has_left_at_another_address_is_replaced(
             assert done[-3:] == ["stop listeners", "clear", "deploy 8001"]
 
 
-def test_an_evaluation_uses_the_server_of_another_job_and_neither_replaces_nor_stops_it(
-    monkeypatch: pytest.MonkeyPatch, done: list[str]
+@pytest.mark.parametrize("job", ["theirs", "mine"])
+def test_an_evaluation_uses_the_server_of_a_living_job_and_neither_replaces_nor_stops_it(
+    monkeypatch: pytest.MonkeyPatch, done: list[str], job: str
 ) -> None:
     jobs(monkeypatch, mine=0, theirs=0)
-    record = dataclasses.replace(RECORD, job="theirs")
+    record = dataclasses.replace(RECORD, job=job)
     monkeypatch.setattr(registry, "read", lambda: record)
     monkeypatch.setattr(server, "check_before_start", lambda config: None)
     monkeypatch.setattr(

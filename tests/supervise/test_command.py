@@ -44,3 +44,15 @@ def test_mistakes_are_errors_before_anything_is_submitted(
         supervise(["--working-dir", str(tmp_path), "pretrain_gfdm"])
     with pytest.raises(ConfigError, match=r"cannot be read"):
         submission("pretrain_gfdm", [], shipped=False, runtime_env="absent.yaml")
+    for text, wrong in {
+        "[a]": "not a mapping",
+        "excludes: a": "list of patterns",
+        "env_vars: {A: 1}": "quotes",
+    }.items():
+        Path("env.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=wrong):
+            submission("pretrain_gfdm", [], shipped=False, runtime_env="env.yaml")
+    with pytest.raises(ConfigError, match="--failures is -1"):
+        supervise(["--failures", "-1", "pretrain_gfdm"])
+    with pytest.raises(ConfigError, match="--hours is nan"):
+        supervise(["--hours", "nan", "pretrain_gfdm"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import socket
 import time
 from collections.abc import Iterator
 
 import ray
-from ray._private.services import canonicalize_bootstrap_address_or_die
+from ray._private import ray_constants
+from ray._private.services import canonicalize_bootstrap_address_or_die, get_node_ip_address
 
 from defi_platform.errors import TRY_AGAIN, UserError, one_line
 
@@ -27,13 +30,32 @@ class ClusterUnavailable(ClusterError):
     exit_code = TRY_AGAIN
 
 
-def check_address(address: str, timeout_s: float = LISTEN_S) -> None:
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Whatever of Ray this process starts or joins meanwhile has the address 127.0.0.1, and listens there alone.
+
+    Otherwise Ray takes the machine's outer address, listens on all interfaces, and seeks a cluster on loopback there.
+    """
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR  # Ray's switch for systems that it has no clusters on
+    before = ray_constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    ray_constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before[0]
+        os.environ.pop(name)
+        if before[1] is not None:
+            os.environ[name] = before[1]
+
+
+def check_address(address: str, timeout_s: float = LISTEN_S) -> bool:
     """Checks that something listens at the address of a cluster, before Ray tries to connect.
 
     Args:
         address: as `ray.init` takes it.
         timeout_s: seconds to try.
 
+    Returns: whether it listens on this machine's loopback alone, so that it is to be joined `on_loopback`.
     Raises: ClusterError for an address of another form, ClusterUnavailable where nothing listens.
     """
     if address.startswith(("http://", "https://")):
@@ -43,17 +65,19 @@ def check_address(address: str, timeout_s: float = LISTEN_S) -> None:
             "machines."
         )
     if address == "local" or "://" in address:
-        return
+        return False
     try:
         found = canonicalize_bootstrap_address_or_die(address)
     except (ConnectionError, ValueError) as error:
         raise explained(address, error) from error
     host, _, port = found.rpartition(":")
     deadline = time.monotonic() + timeout_s
+    hosts = [host.strip("[]")]
+    if hosts[0] == get_node_ip_address():
+        hosts.append("127.0.0.1")
     while True:
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
-                return
+            return _listening(hosts, int(port), timeout_s) != hosts[0]
         except ValueError as error:
             raise explained(address, error) from error
         except OSError as error:
@@ -61,6 +85,18 @@ def check_address(address: str, timeout_s: float = LISTEN_S) -> None:
                 where = found if found == address else f"{address} ({found})"
                 raise _no_answer(where, error.strerror or one_line(error)) from error
         time.sleep(PAUSE_S)
+
+
+def _listening(hosts: list[str], port: int, timeout_s: float) -> str:
+    """The first of the hosts that something listens on. Raises: OSError of the first where nothing does."""
+    errors = []
+    for host in hosts:
+        try:
+            with socket.create_connection((host, port), timeout=timeout_s):
+                return host
+        except OSError as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def explained(address: str, error: Exception) -> ClusterError:

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 
 from defi_platform import logs, roles
-from defi_platform.cluster.connection_errors import ClusterError, check_address, explained
+from defi_platform.cluster.connection_errors import ClusterError, check_address, explained, on_loopback
 from defi_platform.config import RayConfig
 from defi_platform.retry import RetryPolicy, retry
 
@@ -27,22 +27,27 @@ def ray_session(config: RayConfig) -> Iterator[None]:
     """Connects to Ray for the duration of a job; an already connected process keeps its connection.
 
     The address comes from `config.address`, else from RAY_ADDRESS (which `ray job submit` sets); without
-    either a cluster is started on this machine and stopped at the end.
+    either a cluster is started on this machine, where it listens on loopback alone, and stopped at the end.
 
     Raises: ClusterError when the named cluster does not answer, or none starts.
     """
-    with roles.switched(config.roles), _connection(config):
+    if ray.is_initialized():
+        with roles.switched(config.roles):
+            yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    loopback = check_address(address) if address else True
+    with (
+        on_loopback() if loopback else contextlib.nullcontext(),
+        roles.switched(config.roles),
+        _connection(config, address),
+    ):
         yield
 
 
 @contextlib.contextmanager
-def _connection(config: RayConfig) -> Iterator[None]:
-    if ray.is_initialized():
-        yield
-        return
-    address = config.address or os.environ.get("RAY_ADDRESS")
+def _connection(config: RayConfig, address: str | None) -> Iterator[None]:
     if address:
-        check_address(address)
         try:
             context = ray.init(
                 address=address,

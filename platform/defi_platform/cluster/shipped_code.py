@@ -9,9 +9,10 @@ import argparse
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE, get_runtime_env_default_excludes
@@ -53,16 +54,33 @@ class ShippedCode:
         return f"{self.files} files, {_mib(self.bytes)} ({parts})"
 
 
-def excludes_of(runtime_env: str | Path) -> list[str]:
-    """The patterns that a runtime environment's file excludes, as in a .gitignore.
+def read_runtime_env(path: str | Path) -> dict[str, Any]:
+    """The content of a runtime environment's file; what it leaves empty is left out.
 
-    Raises: ConfigError when it cannot be read.
+    Raises: ConfigError when it cannot be read, or Ray would not take its excludes or variables.
     """
     try:
-        content = yaml.safe_load(Path(runtime_env).read_text())
+        content = yaml.safe_load(Path(path).read_text()) or {}
     except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{runtime_env} is no readable runtime environment: {error}") from error
-    return list((content or {}).get("excludes") or [])
+        raise ConfigError(f"the runtime environment {path} cannot be read: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"the runtime environment {path} is not a mapping.")
+    found = {name: value for name, value in content.items() if value is not None}
+    excludes, variables = found.get("excludes", []), found.get("env_vars", {})
+    if not isinstance(excludes, list) or not all(isinstance(pattern, str) for pattern in excludes):
+        raise ConfigError(f"`excludes` of the runtime environment {path} is to be a list of patterns.")
+    if not isinstance(variables, Mapping) or not all(
+        isinstance(text, str) for pair in variables.items() for text in pair
+    ):
+        raise ConfigError(
+            f"`env_vars` of the runtime environment {path} is to be a mapping of names to texts; numbers need quotes."
+        )
+    return found
+
+
+def excludes_of(runtime_env: str | Path) -> list[str]:
+    """The patterns that a runtime environment's file excludes, as in a .gitignore. Raises: see `read_runtime_env`."""
+    return list(read_runtime_env(runtime_env).get("excludes", []))
 
 
 def measure(folder: str | Path, excludes: Iterable[str] = ()) -> ShippedCode:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import registered_runs
 from defi_platform.config import RayConfig
 from defi_platform.config.loader import data_home
+from defi_platform.errors import ConfigError
 from defi_platform.status.find import DEPTH, Found, find_runs
 from defi_platform.status.prices import Prices, read_prices
 from defi_platform.status.table import plain, table
@@ -26,9 +28,13 @@ def show_status(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None: those of the process.
 
     Returns: the exit code.
-    Raises: UserError for a cluster that does not answer, values without prices.
+    Raises: UserError for an option out of range, a cluster that does not answer, values without prices.
     """
     arguments = _parser().parse_args(argv)
+    if arguments.depth < 0:
+        raise ConfigError(f"--depth is {arguments.depth}; it must be 0 or more.")
+    if arguments.every is not None and not 0 < arguments.every < math.inf:
+        raise ConfigError(f"--every is {arguments.every:g}; it must be a number of seconds above 0.")
     prices = read_prices(arguments.prices) if arguments.prices else None
     address = arguments.address or os.environ.get("RAY_ADDRESS")
     if address:
@@ -67,8 +73,6 @@ def _report(arguments: argparse.Namespace, prices: Prices | None, on_cluster: bo
     if on_cluster:
         # Imported here: Serve takes seconds, which a look into folders need not.
         from defi_platform.status.cluster_view import cluster_lines
-
-        # Imported here: Serve takes seconds, which a look into folders need not.
 
         roots += [run for run in registered_runs() if run not in roots]
         lines += cluster_lines()

@@ -89,6 +89,8 @@ def _search(folder: str, now: float | None) -> tuple[list[RunStatus], list[str],
         runs = _runs_in(folder, names, below, now)
     except (OSError, storage.StorageError, ValueError) as error:
         return [], [], [f"{folder} cannot be read: {one_line(error)}"]
+    except (AttributeError, KeyError, TypeError) as error:  # JSON and YAML of another form than a run writes
+        return [], [], [f"{folder} holds files of another form than a run's: {one_line(error)}"]
     if runs is None:
         return [], [storage.join(folder, name) for name in below if name not in DATA], []
     return runs, [], []

@@ -74,6 +74,9 @@ def read_prices(path: str) -> Prices:
             default=None,
         )
 
-    return Prices(
-        dearest("gpus", None, True), dearest("cpus", "train", False), dearest("cpus", "decode", False)
-    )
+    try:
+        return Prices(
+            dearest("gpus", None, True), dearest("cpus", "train", False), dearest("cpus", "decode", False)
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: price, cpus and gpus of each node are numbers ({error}).") from error

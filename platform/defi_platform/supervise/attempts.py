@@ -10,6 +10,9 @@ from typing import Any
 
 from defi_platform.errors import MEND, TRY_AGAIN
 
+_NO_PLATFORM = "No module named 'defi_"
+"""In the last words of a job, of its driver or of a worker."""
+
 INTERRUPTED = 130
 """Exit code of what the user has stopped."""
 
@@ -110,6 +113,11 @@ class AttemptPolicy:
             return GiveUp(INTERRUPTED, "it was stopped; the same command goes on from there")
         if ended.exit_code == MEND:
             return GiveUp(MEND, "another try would end in the same way; mend what the message names")
+        if _NO_PLATFORM in ended.message:
+            return GiveUp(
+                MEND,
+                "the cluster's image lacks the platform; send the code along with --working-dir ., or build the image",
+            )
         if progressed:
             self._failures.clear()
         self._failures.append(now_s)

@@ -5,24 +5,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import shlex
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import yaml
 
 from defi_models.errors import did_you_mean
-from defi_platform.cluster.shipped_code import check_shipped_code
-from defi_platform.config.loader import parse_arguments
+from defi_platform.cluster.shipped_code import RUNTIME_ENV, check_shipped_code, read_runtime_env
+from defi_platform.config.loader import data_home, parse_arguments
 from defi_platform.errors import ConfigError
 from defi_platform.supervise.attempts import AttemptPolicy, Budget, Submission
 from defi_platform.supervise.work import JOBS, WorkSeen
-
-RUNTIME_ENV = "cluster/runtime_env.yaml"
 
 
 def supervise(argv: Sequence[str] | None = None, description: str = "") -> int:
@@ -37,6 +33,13 @@ def supervise(argv: Sequence[str] | None = None, description: str = "") -> int:
     """
     options = _parser(description).parse_args(argv)
     name = _job_name(options.job)
+    if options.failures < 0:
+        raise ConfigError(f"--failures is {options.failures}; it must be 0 or more.")
+    if not 0 < options.hours < math.inf:
+        raise ConfigError(f"--hours is {options.hours:g}; it must be a number above 0.")
+    if os.environ.get("DEFI_HOME"):
+        # Before the folder changes; where the job runs there is another one.
+        os.environ["DEFI_HOME"] = data_home()
     if options.working_dir:
         # The job finds its config relative to that folder, so this process does too.
         os.chdir(_folder(options.working_dir))
@@ -76,7 +79,8 @@ def submission(
     home = os.environ.get("DEFI_HOME", "")
     key = hashlib.sha256(json.dumps([name, list(arguments), home]).encode()).hexdigest()[:8]
     program = ["python", f"jobs/{name}.py"] if shipped else ["python", "-m", f"defi_platform.jobs.{name}"]
-    environment = _runtime_env(runtime_env or (RUNTIME_ENV if shipped else None))
+    path = runtime_env or (RUNTIME_ENV if shipped else None)
+    environment = read_runtime_env(path) if path else {}
     if shipped:
         check_shipped_code(".", environment.get("excludes") or ())
         environment["working_dir"] = "."
@@ -136,18 +140,6 @@ def _folder(path: str) -> Path:
             "the cluster's image holds the platform."
         )
     return folder
-
-
-def _runtime_env(path: str | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        found = yaml.safe_load(Path(path).read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"the runtime environment {path} cannot be read: {error}") from error
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"the runtime environment {path} is not a mapping.")
-    return dict(found)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

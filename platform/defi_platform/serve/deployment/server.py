@@ -27,7 +27,6 @@ from defi_platform.serve.deployment.standing import (
     find_standing,
     is_abandoned,
     same_address,
-    serves_for_another,
     this_job,
 )
 from defi_platform.serve.deployment.startup_checks import (
@@ -139,7 +138,7 @@ def deploy(config: ServeConfig, *, guest: bool = False) -> PolicyServer:
 
     Args:
         config: of the policy.
-        guest: a policy that another job serves is used and left as it is, and never replaced.
+        guest: a policy that a living job serves, this one included, is used and left as it is, and never replaced.
 
     Raises:
         CheckpointError: the folder holds no complete policy.
@@ -151,7 +150,7 @@ def deploy(config: ServeConfig, *, guest: bool = False) -> PolicyServer:
     # Serve announces each of its steps; a job's output is for what the job says.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     standing = find_standing()
-    if standing is not None and guest and serves_for_another(standing):
+    if standing is not None and guest and not is_abandoned(standing):
         return _visit(standing, digest)
     if standing is None:
         return _deploy_first(config, digest)
@@ -181,12 +180,12 @@ def deploy(config: ServeConfig, *, guest: bool = False) -> PolicyServer:
 
 
 def _visit(standing: Deployment, digest: str) -> PolicyServer:
-    """The server of another job, which goes on after this one. Raises: ServeError when it serves another policy."""
+    """The server of a living job, which goes on after the visit. Raises: ServeError when it serves another policy."""
     if standing.digest != digest:
         raise ServeError(
-            f"this Ray cluster serves the policy {standing.policy} at {standing.host}:{standing.port} for another "
-            "job, which an evaluation does not replace. Evaluate that one (url=), stop it, or leave out ray.address "
-            "to evaluate on a cluster of your own."
+            f"this Ray cluster serves the policy {standing.policy} at {standing.host}:{standing.port}, which an "
+            "evaluation does not replace while its job lives. Evaluate that one (url=), stop it, or leave out "
+            "ray.address to evaluate on a cluster of your own."
         )
     server = _reached(standing)
     server._ending.set()  # there is nothing to shut down for a guest
