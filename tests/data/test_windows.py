@@ -15,10 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_ingest import configured
 
-from defi_platform.config import DataConfig, FilterConfig, WindowConfig
+from defi_platform.config import CorpusConfig, DataConfig, FilterConfig, WindowConfig
+from defi_platform.data.decode.messages import Probe
 from defi_platform.data.ingest import near_duplicates as near
+from defi_platform.data.ingest.manifest_rows import rows_of
 from defi_platform.data.ingest.near_duplicates import near_duplicates
 from defi_platform.data.ingest.pipeline import ingest
+from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.ingest.segmentation import cuts, spans
 from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.loader.robot_signals import statistics
@@ -28,6 +31,7 @@ from defi_platform.data.manifest.table import SCHEMA
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, ClipRule, PairRule
 from defi_platform.data.sampling.sharding import Shard
+from defi_platform.data.sources.records import VideoRecord
 from defi_platform.errors import UserError
 
 
@@ -59,6 +63,13 @@ def windowed(
     config.corpora["c"].windows = WindowConfig(**windows)  # type: ignore[arg-type]
     config.corpora["c"].filters = filters or FilterConfig()
     return config
+
+
+def test_a_window_of_the_shortest_length_is_accepted_wherever_it_starts() -> None:
+    probe = Probe(1000, 10.0, 64, 64, "h264", 9, "pyav", variable_rate=False)
+    corpus = CorpusConfig(path="/c", windows=WindowConfig(mode="stride", length_s=1.0, shortest_s=1.0))
+    rows = rows_of("c", corpus, "plain", VideoRecord("v", "/v", ""), ProbeResult("/v", "1", probe, 1))
+    assert [row["first_frame"] for row, _ in rows if "reason" not in row] == list(range(0, 1000, 10))
 
 
 # --------------------------------------------------------------------------- windows

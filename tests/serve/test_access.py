@@ -303,6 +303,14 @@ def test_numbers_that_cannot_be_are_told_by_their_key() -> None:
             1,
             r"limits.memory_mib is 20; it must hold two messages",
         ),
+        # A replica would be ended between two of its reports, or the watch over it fail.
+        (
+            LimitsConfig(stalled_after_s=0.3),
+            SecurityConfig(),
+            1,
+            "stalled_after_s is 0.3; it must be 5 or more",
+        ),
+        (LimitsConfig(stalled_after_s=float("inf")), SecurityConfig(), 1, "stalled_after_s is inf"),
         (LimitsConfig(), SecurityConfig(rate=0.0), 1, r"security.rate is 0.0"),
         (LimitsConfig(), SecurityConfig(tokens="/no/such"), 1, "security.tokens /no/such: No such file"),
     ):

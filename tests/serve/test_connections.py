@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import socket
 import struct
 import threading
@@ -18,6 +20,7 @@ from websockets.protocol import State
 from websockets.sync.client import ClientConnection, connect
 from websockets.uri import parse_uri
 
+from defi_platform.serve.connections import server as server_module
 from defi_platform.serve.protocols import openpi
 
 
@@ -211,3 +214,23 @@ def test_clients_of_a_loop_that_stands_still_are_asked_to_come_again() -> None:
         for sock in (waiting, idle):
             assert close_code(sock) == (1012, "this replica stands still: connect again")
         assert request.recv(1000).startswith(b"HTTP/1.1 503") and ended.wait(1)
+
+
+def test_a_loop_that_stands_still_with_the_lock_of_a_log_is_ended_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_module, "GOODBYE_S", 0.1)
+    ended, handler = threading.Event(), logging.StreamHandler(io.StringIO())
+    assert handler.lock is not None
+
+    def stand_still() -> None:
+        with handler.lock:
+            time.sleep(2.5)
+
+    server_module.log.addHandler(handler)
+    try:
+        with serving(stalled_after_s=0.4, on_stall=ended.set) as place:
+            place.server.loop.call_soon_threadsafe(stand_still)
+            assert ended.wait(1.5)
+    finally:
+        server_module.log.removeHandler(handler)

@@ -57,7 +57,7 @@ class LimitsConfig:
     """Seconds without a message after which a websocket is closed; our clients connect again by themselves."""
     stalled_after_s: float = 20.0
     """Seconds that a replica's process or the loop of its sockets may stand still; then it is ended, its clients connect
-    again, and Serve starts another."""
+    again, and Serve starts another. At least 5."""
     queue_size: int = 256
     """Observations of a replica that wait for a forward pass; the next one is refused as busy, retry after."""
     queue_wait_s: float = 30.0

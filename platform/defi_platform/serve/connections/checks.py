@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from defi_platform.config import LimitsConfig, SecurityConfig
 from defi_platform.errors import ConfigError
 from defi_platform.serve.connections.access import Access
 from defi_platform.serve.connections.tls import server_context
+
+SHORTEST_STALL_S = 5.0
+"""Replicas report twice a second, on a loaded machine more rarely."""
 
 
 def check_connections(limits: LimitsConfig, security: SecurityConfig, max_connections: int) -> None:
@@ -27,6 +31,11 @@ def check_connections(limits: LimitsConfig, security: SecurityConfig, max_connec
         value = getattr(limits, field.name)
         if field.name != "action_margin" and not value > 0:
             raise ConfigError(f"limits.{field.name} is {value}; it must be above 0.")
+    if not SHORTEST_STALL_S <= limits.stalled_after_s < math.inf:
+        raise ConfigError(
+            f"limits.stalled_after_s is {limits.stalled_after_s:g}; it must be {SHORTEST_STALL_S:g} or more: a replica "
+            "that is only busy would be ended."
+        )
     if limits.memory_mib < 2 * limits.max_message_mib:
         raise ConfigError(
             f"limits.memory_mib is {limits.memory_mib}; it must hold two messages of limits.max_message_mib "

@@ -39,6 +39,8 @@ TLS_SHUTDOWN_S = 2.0
 """Seconds from the end of a connection until a client that does not say goodbye in TLS is cut off."""
 FAREWELL_S = 0.5
 """Seconds in which what was being answered may notice that its socket is gone."""
+GOODBYE_S = 2.0
+"""Seconds in which clients are asked to connect again, once the loop stands still."""
 RECONNECT = "this replica is leaving: connect again, another one answers"
 LOST_S = 60
 """Seconds after which a robot that lost its power or its network is given up."""
@@ -170,14 +172,23 @@ class SocketServer:
         self._shared.close()
 
     def _stalled(self) -> None:
+        assert self._on_stall is not None
+        # In a thread: what the loop holds while it stands still, such as the lock of a log, may hold this up as well.
+        farewell = threading.Thread(target=self._say_goodbye, name="farewell", daemon=True)
+        farewell.start()
+        farewell.join(GOODBYE_S)
+        self._on_stall()
+
+    def _say_goodbye(self) -> None:
+        for connection in self._shared.connections():
+            with contextlib.suppress(
+                Exception
+            ):  # what is just ending does not keep the others from hearing it
+                connection.say_goodbye()
         log.critical(
             "the loop of the sockets has stood still for %g s (limits.stalled_after_s)",
             self._shared.limits.stalled_after_s,
         )
-        for connection in self._shared.connections():
-            connection.say_goodbye()
-        assert self._on_stall is not None
-        self._on_stall()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
