@@ -1,6 +1,6 @@
 """The platform on an autoscaling cluster that loses machines, on this one: `make demo-cluster`.
 
-    python cluster/demo.py [--folder FOLDER] [--port 6379] [--dashboard-port 8265]
+    python cluster/demo.py [--folder FOLDER] [--port 6379] [--dashboard-port 8265] [--stages ingest,pretrain,serve]
 
 Everything runs as supervised jobs (jobs/supervise.py) on the cluster of local.py. Decode nodes come and go with an
 ingest; both pretrainings run in parallel; one decode node, one train node and the head are killed while they work; then
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -20,13 +21,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import numpy as np
+import psutil
 
 sys.path.append(str(Path(__file__).resolve().parent))
+from demo_corpus import rows_of_manifest, write_corpus
 from demo_watch import (
     Progress,
     Timeline,
@@ -40,12 +43,17 @@ from demo_watch import (
 from local import LocalCluster, default_folder, token_environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-VIDEOS, DIFFERENT_VIDEOS, FPS = 320, 8, 30
-STEPS = {"gfdm": 160, "gidm": 480}
+VIDEOS = 200
+STEPS = {"gfdm": 160, "gidm": 600}
 BATCH = 4
 CHECKPOINT_EVERY = 10
-TASKS, EPISODES = ("button-press-v3", "door-close-v3"), 6
-TIMEOUT_S = 600.0
+TASKS = ("button-press-v3", "door-close-v3")
+EVALUATIONS = {"fleet": (3, 6, 40), "lone": (1, 2, 500)}
+"""Simulators, episodes per task, and steps per episode. The lone one still runs when the fleet's replica goes."""
+TIMEOUT_S = 1200.0
+"""For each thing that is waited for. Long: other work on the machine is no failure."""
+INTERRUPTED = 130
+"""Exit code of a supervisor whose job was stopped."""
 
 
 class Demo:
@@ -53,7 +61,7 @@ class Demo:
 
     Args:
         cluster: may be up already.
-        folder: receives everything; emptied before.
+        folder: receives everything.
         policy_port: of the served policy.
     """
 
@@ -61,32 +69,39 @@ class Demo:
         self.cluster, self.folder, self.policy_port = cluster, folder, policy_port
         self.rows: list[tuple[str, str]] = []
         self.nodes: Timeline
-        self.jobs: list[subprocess.Popen[bytes]] = []
+        self.jobs: dict[str, subprocess.Popen[bytes]] = {}
 
     def note(self, what: str, result: str) -> None:
         """Adds a row to the table."""
         self.rows.append((what, result))
         print(f"{what}: {result}", flush=True)
 
-    def start(self, name: str, job: str, *overrides: str) -> subprocess.Popen[bytes]:
+    def start(self, name: str, job: str, *overrides: str) -> None:
         """Starts a supervised job. Its log is NAME.log."""
         command = [
             sys.executable, str(REPOSITORY / "jobs" / "supervise.py"), "--address", self.cluster.url,
             "--working-dir", str(REPOSITORY), job, *overrides,
         ]  # fmt: skip
         with (self.folder / f"{name}.log").open("w") as log:
-            started = subprocess.Popen(command, stdout=log, stderr=log)
-        self.jobs.append(started)
-        return started
+            self.jobs[name] = subprocess.Popen(command, stdout=log, stderr=log)
 
-    def finish(self, name: str, job: subprocess.Popen[bytes]) -> None:
-        """Waits for the end of a supervised job. Raises: AssertionError when it did not succeed."""
-        log = self.folder / f"{name}.log"
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            job.wait(TIMEOUT_S)
-        assert job.returncode == 0, (
-            f"{name} ended with {job.returncode}; the end of {log}:\n{log.read_text()[-3000:]}"
-        )
+    def until(self, what: str, condition: Callable[[], bool]) -> None:
+        """Waits. Raises: AssertionError when a job fails meanwhile; TimeoutError naming `what`."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            for name, job in self.jobs.items():
+                if job.poll():
+                    log = self.folder / f"{name}.log"
+                    raise AssertionError(
+                        f"{name} ended with {job.returncode}; the end of {log}:\n{log.read_text()[-3000:]}"
+                    )
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {TIMEOUT_S:.0f} s for {what}; the logs are in {self.folder}")
+            time.sleep(0.1)
+
+    def finish(self, *names: str) -> None:
+        """Waits for the end of supervised jobs. Raises: as `until`."""
+        self.until(f"the end of {', '.join(names)}", lambda: all(self.jobs[n].poll() == 0 for n in names))
 
     def gone(self, node_type: str, since: float) -> float:
         """Waits until no node of a type is left. Returns: seconds from `since` to then."""
@@ -97,59 +112,29 @@ class Demo:
         return (self.nodes.last_above(node_type, 0, 0.0) or since) - since
 
 
-def write_corpus(folder: Path) -> None:
-    """Writes videos of a square that moves over a gradient; several names share a file's content."""
-    from defi_platform.data.writers.h264 import encode_h264
-
-    folder.mkdir(parents=True)
-    height, width, count = 240, 320, 10 * FPS
-    y, x = np.mgrid[0:height, 0:width]
-    for number in range(DIFFERENT_VIDEOS):
-        ground = np.stack([x * 255 // width, y * 255 // height, (x + y + 40 * number) % 256], -1) // 2
-        frames = []
-        for t in range(count):
-            frame = ground.astype(np.uint8)
-            left, top = (3 * t + 40 * number) % (width - 40), 60 + 10 * number
-            frame[top : top + 40, left : left + 40] = (250, 200, 30 * number)
-            frames.append(frame)
-        (folder / f"video_{number:04d}.mp4").write_bytes(encode_h264(frames, FPS))
-    for number in range(DIFFERENT_VIDEOS, VIDEOS):
-        os.link(folder / f"video_{number % DIFFERENT_VIDEOS:04d}.mp4", folder / f"video_{number:04d}.mp4")
-
-
-def rows_of_manifest(folder: Path) -> list[dict[str, Any]]:
-    """All rows of a manifest, in its own order."""
-    import pyarrow.parquet as pq
-
-    (file,) = (folder / "corpora" / "videos").glob("videos-*.parquet")
-    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
-    return rows
-
-
 def ingest(demo: Demo) -> None:
     """Ingests the corpus twice: once undisturbed, and once with a decode node that is killed."""
+    write_corpus(demo.folder / "videos", VIDEOS)
     tables = {}
     for name in ("undisturbed", "killed"):
         manifest = demo.folder / f"manifest_{name}"
-        progress = Progress(lambda manifest=manifest: opened_blocks(manifest, "videos"))  # type: ignore[misc]
+        opened = functools.partial(opened_blocks, manifest, "videos")
         began = time.monotonic()
-        job = demo.start(
+        demo.start(
             f"ingest_{name}", "ingest_videos", f"data.corpora.videos.path={demo.folder / 'videos'}",
             "data.corpora.videos.filters.scores=true", f"data.manifest={manifest}",
         )  # fmt: skip
         if name == "killed":
-            progress.until("opened files on two nodes", lambda: demo.nodes.now()["decode"] == 2, TIMEOUT_S)
-            progress.until(
-                "opened files", lambda manifest=manifest: opened_blocks(manifest, "videos") >= 4, TIMEOUT_S
-            )  # type: ignore[misc]
-            with progress.longest_pause() as pause:
+            demo.until("two decode nodes", lambda: demo.nodes.now()["decode"] == 2)
+            demo.until("opened files", lambda opened=opened: opened() >= 4)  # type: ignore[misc]
+            with Progress(opened).longest_pause() as pause:
                 kill(next(iter(demo.cluster.node_processes("decode").values())))
-                demo.finish(f"ingest_{name}", job)
+                demo.finish(f"ingest_{name}")
             demo.note(
                 "ingest, a decode node gets SIGKILL: longest time without opened files", f"{pause[0]:.1f} s"
             )
         else:
-            demo.finish(f"ingest_{name}", job)
+            demo.finish(f"ingest_{name}")
         ended = time.monotonic()
         tables[name] = rows_of_manifest(manifest)
         demo.note(f"ingest of {VIDEOS} videos, {name}: from the command to its end", f"{ended - began:.0f} s")
@@ -171,44 +156,45 @@ def pretrain(demo: Demo) -> None:
     """Pretrains GFDM and GIDM in parallel; kills a train node and the head while they work."""
     runs = {kind: demo.folder / kind for kind in STEPS}
     began = time.monotonic()
-    jobs = {kind: demo.start(kind, f"pretrain_{kind}", *training(demo, kind)) for kind in STEPS}
-    both = Progress(lambda: sum(trained_step(run) for run in runs.values()))
+    for kind in STEPS:
+        demo.start(kind, f"pretrain_{kind}", *training(demo, kind))
 
     def checkpoints_of_all(steps: int) -> Callable[[], bool]:
         targets = {run: min(trained_step(run) + steps, STEPS[kind]) for kind, run in runs.items()}
         return lambda: all(checkpoint_step(run) >= target for run, target in targets.items())
 
-    both.until("first checkpoints", checkpoints_of_all(CHECKPOINT_EVERY), TIMEOUT_S)
+    demo.until("first checkpoints", checkpoints_of_all(CHECKPOINT_EVERY))
     seen = demo.nodes.now()
     assert seen["train"] == 2, f"both should run in parallel on two train nodes: {seen}"
     demo.note("pretrainings: both have a checkpoint after", f"{time.monotonic() - began:.0f} s")
 
     def cost(what: str, inflict: Callable[[], None]) -> None:
         """The longest time without a new step of the run that lost most, until all are beyond where they were."""
-        watched = {kind: Progress(lambda run=run: trained_step(run)) for kind, run in runs.items()}  # type: ignore[misc]
-        before = {kind: one.measure() for kind, one in watched.items()}
-        done = [kind for kind, step in before.items() if step >= STEPS[kind]]
+        watched = {
+            kind: Progress(functools.partial(trained_step, run), STEPS[kind]) for kind, run in runs.items()
+        }
+        done = [kind for kind, one in watched.items() if one.measure() >= STEPS[kind]]
         assert not done, f"{done} was over before {what}: it has too few steps"
         with contextlib.ExitStack() as stack:
             pauses = {kind: stack.enter_context(one.longest_pause()) for kind, one in watched.items()}
             inflict()
-            both.until(
+            # Of steps until now some may be from workers that did not notice at once.
+            targets = {kind: min(one.measure() + 1, STEPS[kind]) for kind, one in watched.items()}
+            demo.until(
                 f"new steps after {what}",
-                lambda: all(
-                    one.measure() >= min(before[kind] + 2, STEPS[kind]) for kind, one in watched.items()
-                ),
-                TIMEOUT_S,
+                lambda: all(one.measure() >= targets[kind] for kind, one in watched.items()),
             )
         longest = ", ".join(f"{kind} {pause[0]:.0f} s" for kind, pause in pauses.items())
         demo.note(f"pretrainings, {what}: longest time without a new step", longest)
-        both.until("checkpoints before the next failure", checkpoints_of_all(1), TIMEOUT_S)
 
-    cost("a train node gets SIGKILL", lambda: kill(next(iter(demo.cluster.node_processes("train").values()))))
+    # The head first: both lose as much by it. A run that loses its node is overtaken by the other, which may end meanwhile.
     cost("the head gets SIGKILL and is started again", lambda: lose_head(demo))
-    for kind, job in jobs.items():
-        demo.finish(kind, job)
-        check_run(runs[kind], kind)
+    demo.until("checkpoints before the next failure", checkpoints_of_all(1))
+    cost("a train node gets SIGKILL", lambda: kill(next(iter(demo.cluster.node_processes("train").values()))))
+    demo.finish(*STEPS)
     ended = time.monotonic()
+    for kind, run in runs.items():
+        check_run(run, kind)
     demo.note("pretrainings: from the commands to the end of both", f"{ended - began:.0f} s")
     demo.note("  train nodes are gone within", f"{demo.gone('train', ended):.0f} s")
     steps = " and ".join(f"{steps}" for steps in STEPS.values())
@@ -248,15 +234,17 @@ def check_run(run: Path, kind: str) -> None:
     assert not wrong, f"{kind}: steps that are missing (-1) or there twice (1): {wrong}"
 
 
-def kill(process: Any) -> None:
-    """Ends a raylet as the loss of its machine would: it has no time for anything."""
-    process.kill()
+def kill(process: psutil.Process) -> None:
+    """Ends a raylet and all that runs on it as the loss of its machine would: nothing has time for anything."""
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 def lose_head(demo: Demo) -> None:
     """Kills every process of the head, then starts the cluster again, as whoever runs it would."""
     for process in demo.cluster.head_processes().values():
-        process.kill()
+        kill(process)
     time.sleep(5)
     began = time.monotonic()
     assert demo.cluster.up(), "the head was not dead"
@@ -266,6 +254,7 @@ def lose_head(demo: Demo) -> None:
 def serve(demo: Demo) -> None:
     """Serves a policy to simulators; the second replica comes and goes while an episode runs."""
     import torch
+    from ray.job_submission import JobStatus, JobSubmissionClient
 
     from defi_models import presets
     from defi_models.policy import DeFIPolicy
@@ -273,26 +262,21 @@ def serve(demo: Demo) -> None:
     torch.manual_seed(0)
     policy = DeFIPolicy(presets.policy("nano", cameras=["workspace"])).save_pretrained(demo.folder / "policy")
     began = time.monotonic()
-    server = demo.start(
+    demo.start(
         "serve", "serve_policy", f"policy={policy}", f"port={demo.policy_port}", "replicas.min=1", "replicas.max=2",
         "threads=1", "max_batch_size=8", "scaling.target_in_flight=1.5", "scaling.downscale_delay_s=10",
     )  # fmt: skip
     replicas = Timeline(lambda: count_replicas(demo.cluster.url))
-    waiting = Progress(lambda: len(list(demo.folder.glob("*/episodes/*_*_*.json"))))
-    waiting.until("the first replica", lambda: replicas.now()["RUNNING"] == 1, TIMEOUT_S)
+    demo.until("the first replica", lambda: replicas.now()["RUNNING"] == 1)
     demo.note("served policy: first replica after", f"{time.monotonic() - began:.0f} s")
     began = time.monotonic()
-    fleets = {"fleet": (3, EPISODES, 40), "lone": (1, 2, 500)}
-    evaluations = {
-        name: demo.start(
+    for name, (workers, episodes, steps) in EVALUATIONS.items():
+        demo.start(
             name, "evaluate_policy", f"url=ws://127.0.0.1:{demo.policy_port}", f"tasks=[{','.join(TASKS)}]",
-            "arms=[policy]", f"episodes_per_task={episodes}", f"max_steps={steps}", f"workers={workers}",
-            "execute_steps=1", "video_every=0", f"output={demo.folder / name}",
-        )
-        for name, (workers, episodes, steps) in fleets.items()
-    }  # fmt: skip
-    for name, evaluation in evaluations.items():
-        demo.finish(name, evaluation)
+            "arms=[policy]", f"episodes_per_task={episodes}", f"max_steps={steps}",
+            f"workers={workers}", "execute_steps=1", "video_every=0", f"output={demo.folder / name}",
+        )  # fmt: skip
+    demo.finish(*EVALUATIONS)
     ended = time.monotonic()
     second = replicas.first("RUNNING", 2, began)
     assert second, f"there never was a second replica: {replicas.points[-3:]}"
@@ -303,14 +287,23 @@ def serve(demo: Demo) -> None:
     through = [row for row, (start, end) in episodes_of(demo.folder / "lone") if start < last + unix < end]
     assert last < ended and through, "no episode was running when the second replica went"
     demo.note("  second replica gone after", f"{last - began:.0f} s, {len(through)} episode(s) in flight")
-    for name, (_, episodes, _) in fleets.items():
+    for name, (_, episodes, _) in EVALUATIONS.items():
         units = Counter((row["task"], row["seed"]) for row, _ in episodes_of(demo.folder / name))
         assert len(units) == units.total() == episodes * len(TASKS), f"{name}: episodes were lost: {units}"
-    total = sum(episodes * len(TASKS) for _, episodes, _ in fleets.values())
+    total = sum(episodes * len(TASKS) for _, episodes, _ in EVALUATIONS.values())
     demo.note(f"  {total} episodes in {ended - began:.0f} s", "none lost")
     replicas.close()
-    server.send_signal(signal.SIGINT)
-    server.wait(60)
+    began = time.monotonic()
+    client = JobSubmissionClient(demo.cluster.url)
+    for job in client.list_jobs():
+        if job.status == JobStatus.RUNNING and job.submission_id:
+            client.stop_job(job.submission_id)
+    code = demo.jobs.pop("serve").wait(TIMEOUT_S)
+    assert code == INTERRUPTED, f"the supervisor of a stopped job ended with {code}"
+    demo.note(
+        "  `ray job stop` has ended the served policy and its supervisor after",
+        f"{time.monotonic() - began:.0f} s",
+    )
 
 
 def episodes_of(output: Path) -> Iterator[tuple[dict[str, Any], tuple[float, float]]]:
@@ -321,8 +314,18 @@ def episodes_of(output: Path) -> Iterator[tuple[dict[str, Any], tuple[float, flo
         yield row, (end - row["wall_s"], end)
 
 
-def run(demo: Demo) -> None:
-    """Runs all stages, and ends what they started in any case."""
+STAGES = {"ingest": ingest, "pretrain": pretrain, "serve": serve}
+"""In their order; `pretrain` reads what `ingest` has left in the folder, `serve` needs neither."""
+OUTPUTS = {
+    "ingest": ("videos", "manifest_undisturbed", "manifest_killed"),
+    "pretrain": tuple(STEPS),
+    "serve": ("policy", *EVALUATIONS),
+}
+"""What a stage leaves in the folder."""
+
+
+def run(demo: Demo, stages: Sequence[str]) -> None:
+    """Runs stages, and ends what they started in any case."""
     began = time.monotonic()
     demo.cluster.down()
     assert demo.cluster.up()
@@ -332,35 +335,54 @@ def run(demo: Demo) -> None:
             time.sleep(0.5)
         assert sum(demo.nodes.now()[name] for name in ("decode", "train")) == 0, demo.nodes.now()
         demo.note("the head alone is up after", f"{time.monotonic() - began:.0f} s")
-        write_corpus(demo.folder / "videos")
-        ingest(demo)
-        pretrain(demo)
-        serve(demo)
+        for stage in stages:
+            STAGES[stage](demo)
     finally:
-        for job in demo.jobs:
+        for job in demo.jobs.values():
             job.kill()
         demo.nodes.close()
         demo.cluster.down()
     demo.note("all of it", f"{(time.monotonic() - began) / 60:.1f} min")
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Ends the demo. Raises: KeyboardInterrupt."""
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Runs the demo. Returns: the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=default_folder(), help="a short path; emptied before")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=default_folder(),
+        help="a short path; what the stages leave in it is removed before",
+    )
     parser.add_argument("--port", type=int, default=6379, help="of the head")
     parser.add_argument("--dashboard-port", type=int, default=8265, help="of the dashboard")
     parser.add_argument("--policy-port", type=int, default=8000, help="of the served policy")
+    parser.add_argument(
+        "--stages", default=",".join(STAGES), help="without `ingest` its manifest of an earlier demo is used"
+    )
     arguments = parser.parse_args()
+    stages = [stage for stage in STAGES if stage in arguments.stages.split(",")]
+    if not stages or len(stages) < len(arguments.stages.split(",")):
+        parser.error(f"--stages {arguments.stages}: choose from {', '.join(STAGES)}")
     folder = arguments.folder.resolve()
     cluster = LocalCluster(folder / "cluster", arguments.port, arguments.dashboard_port)
     work = folder / "demo"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    for output in [name for stage in stages for name in OUTPUTS[stage]]:
+        shutil.rmtree(work / output, ignore_errors=True)
+    if "pretrain" in stages and "ingest" not in stages and not (work / "manifest_killed").exists():
+        parser.error(f"--stages {arguments.stages}: {work} has no manifest; run the stage `ingest` too")
+    work.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)  # its cluster is to end with it, also as a shell's background job
     os.environ |= token_environment() | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
     demo = Demo(cluster, work, arguments.policy_port)
     try:
-        run(demo)
+        run(demo, stages)
     finally:
         table = "".join(f"| {what.strip()} | {result} |\n" for what, result in demo.rows)
         (work / "times.md").write_text(f"| what | measured |\n|---|---|\n{table}")

@@ -103,18 +103,11 @@ class Progress:
 
     Args:
         measure: returns a number that grows.
+        end: its last value, after which nothing more is expected; None: it has none.
     """
 
-    def __init__(self, measure: Callable[[], int]):
-        self.measure = measure
-
-    def until(self, what: str, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Waits. Raises: TimeoutError naming `what` after `timeout_s` seconds."""
-        deadline = time.monotonic() + timeout_s
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {timeout_s:.0f} s for {what}; progress is {self.measure()}")
-            time.sleep(0.1)
+    def __init__(self, measure: Callable[[], int], end: int | None = None):
+        self.measure, self._end = measure, end
 
     @contextmanager
     def longest_pause(self) -> Iterator[list[float]]:
@@ -123,10 +116,11 @@ class Progress:
 
         def poll() -> None:
             best, since = self.measure(), time.monotonic()
-            while not ended.wait(0.1):
-                if (now := self.measure()) > best:
-                    best, since = now, time.monotonic()
+            while (self._end is None or best < self._end) and not ended.wait(0.1):
+                now = self.measure()
                 pause[0] = max(pause[0], time.monotonic() - since)
+                if now > best:
+                    best, since = now, time.monotonic()
 
         poller = threading.Thread(target=poll, daemon=True)
         poller.start()

@@ -247,6 +247,14 @@ def test_a_missing_value_is_named_with_the_way_to_set_it(tmp_path: Path) -> None
         load_config(PretrainConfig, tmp_path / "empty.yaml")
 
 
+def test_an_evaluation_that_serves_no_policy_needs_none() -> None:
+    arguments = ["output=/x", "tasks=[drawer-close-v3]"]
+    for unserved in ("url=ws://host:8000", "arms=[random,expert]"):
+        assert parse_arguments(EvaluateConfig, [*arguments, unserved]).output == "/x"
+    with pytest.raises(ConfigError, match=r"'serve\.policy' has no value"):
+        parse_arguments(EvaluateConfig, arguments)
+
+
 def test_a_missing_file_names_its_neighbour(files: Path) -> None:
     with pytest.raises(ConfigError, match=r"rum\.yaml does not exist.*Did you mean 'run\.yaml'"):
         load_config(PretrainConfig, files / "rum.yaml")

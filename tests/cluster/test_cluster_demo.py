@@ -68,3 +68,27 @@ def test_the_longest_pause_is_the_time_without_anything_new() -> None:
         done = 1
         time.sleep(0.3)
     assert pause[0] > 0.45
+
+
+def test_nothing_more_is_expected_of_what_has_reached_its_end() -> None:
+    with Progress(lambda: 5, end=5).longest_pause() as pause:
+        time.sleep(0.4)
+    assert pause[0] == 0.0
+
+
+def test_a_failed_job_ends_the_wait_for_anything(tmp_path: Path) -> None:
+    waiting = demo.Demo(demo.LocalCluster(tmp_path), tmp_path, 8000)
+    (tmp_path / "fleet.log").write_text("ConfigError: a key has no value")
+    waiting.jobs["fleet"] = subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+    with pytest.raises(AssertionError, match=r"fleet ended with 2.*\n.*a key has no value"):
+        waiting.until("what never comes", lambda: False)
+
+
+@pytest.mark.parametrize("stages", ["", "ingest,serv", "pretrain"])
+def test_stages_that_cannot_run_are_refused(
+    tmp_path: Path, stages: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py", "--folder", str(tmp_path), "--stages", stages])
+    with pytest.raises(SystemExit):
+        demo.main()
+    assert f"--stages {stages}: " in capsys.readouterr().err

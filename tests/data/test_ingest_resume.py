@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from corpora import spoil, write_video
+from ray import exceptions
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
 from test_ingest import configured
 
 from defi_platform import storage
 from defi_platform.config import DataConfig
+from defi_platform.data.ingest import probe_actors
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.ingest.probe_actors import Prober, ProbeRequest
 from defi_platform.data.ingest.probe_results import ProbeResult
 from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.manifest.quarantine import read_quarantine
 from defi_platform.data.manifest.table import Manifest
+from defi_platform.errors import TRY_AGAIN, UserError
 
 NAMES = [f"{letter}.mp4" for letter in "abcde"]
 
@@ -169,3 +176,33 @@ def test_a_file_of_another_version_is_opened_again_and_its_old_result_dropped(
     assert opened == ["b.mp4"] and {row["video_id"]: row["num_frames"] for row in rows}["b.mp4"] == 33
     (results,) = (tmp_path / "m" / "corpora" / "c").glob("opened-*.parquet")
     assert pq.read_table(results).num_rows == len(NAMES)
+
+
+def test_actors_that_die_again_and_again_are_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    class LostPool:
+        def __init__(self, actors: list[object]):
+            self.has_free, self.has_next = (lambda: True), (lambda: True)
+
+        def submit(self, call: object, block: list[int]) -> None:
+            pass
+
+        def get_next_unordered(self) -> None:
+            raise ActorDiedError(
+                ActorDiedErrorContext(actor_id=bytes(16), error_message="No module named 'defi_platform'")
+            )
+
+    killed: list[object] = []
+    remote = SimpleNamespace(remote=lambda *arguments: "actor")
+    local = SimpleNamespace(
+        remote=lambda **options: lambda actor: remote,
+        util=SimpleNamespace(ActorPool=LostPool),
+        exceptions=exceptions,
+        kill=killed.append,
+    )
+    monkeypatch.setattr(probe_actors, "ray", local)
+    monkeypatch.setattr(probe_actors, "ray_session", lambda config: contextlib.nullcontext())
+    monkeypatch.setattr(probe_actors.roles, "capacity", lambda role, resource: 1.0)
+    with pytest.raises(UserError, match=r"died again and again: .*No module named .defi_platform.") as caught:
+        list(probe_actors.on_actors(Prober, (), range(20), 20))
+    assert caught.value.exit_code == TRY_AGAIN
+    assert killed == ["actor"]

@@ -22,6 +22,7 @@ from defi_platform.config import CorpusConfig, DataConfig, DecodeConfig
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.loader.sample_decoder import SampleDecoder
+from defi_platform.data.loader.shared_actors import start_shared_actors
 from defi_platform.data.loader.stream import local_batches, stream
 from defi_platform.data.manifest.quarantine import skipped
 from defi_platform.data.manifest.table import Manifest
@@ -129,8 +130,16 @@ def test_with_strict_a_bad_video_stops_the_stream_and_is_named(tmp_path: Path, r
     manifest = ingest(data)
     shutil.rmtree(tmp_path / "corpus")
     plan = Plan.of(manifest, data, ClipRule(frames=4), seed=0)
+    start_shared_actors()
+    shared = ray.util.list_named_actors(all_namespaces=True)
+    assert {"AutoscalingCoordinator", "ActorLocationTracker", "datasets_stats_actor"} <= {
+        actor["name"] for actor in shared
+    }
     with pytest.raises(ray.exceptions.RayError, match=r"a\.mp4.*missing"):
         list(stream(plan, data, Shard.single(0, 4, 4)))
+    # An actor that outlives the job and was started on a worker's node would keep an autoscaler from releasing it.
+    left = ray.util.list_named_actors(all_namespaces=True)
+    assert sorted(map(str, left)) == sorted(map(str, shared))
 
 
 def test_two_decode_actors_give_the_batches_of_none_though_one_is_killed_in_mid_stream(

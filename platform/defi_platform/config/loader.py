@@ -25,6 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from defi_models.errors import did_you_mean
 from defi_platform.config.data import CorpusConfig
 from defi_platform.config.data_checks import check_all
+from defi_platform.config.evaluate import EvaluateConfig
 from defi_platform.config.help import keys_help
 from defi_platform.errors import ConfigError
 
@@ -207,7 +208,11 @@ def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     for entries, name in list(_entries_without_use(schema, values)):
         del entries[name]
     try:
-        config = cast(Schema, OmegaConf.to_object(_merged(source, _structured(cast(type, schema)), values)))
+        merged = _merged(source, _structured(cast(type, schema)), values)
+        serves_nothing = schema is EvaluateConfig and (merged.url or "policy" not in merged.arms)
+        if serves_nothing and OmegaConf.is_missing(merged.serve, "policy"):
+            merged.serve.policy = ""
+        config = cast(Schema, OmegaConf.to_object(merged))
     except MissingMandatoryValue as error:
         raise ConfigError(
             f"{source}: '{error.full_key}' has no value; set it in the file or add {error.full_key}=VALUE."

@@ -21,7 +21,7 @@ from defi_platform.data.decode.video_readers import pyav_release
 from defi_platform.data.ingest.probe_results import ProbeResult, ResultBlocks, limit_of
 from defi_platform.data.rejection import TRANSIENT_REASON, BadVideo
 from defi_platform.data.sources.uri import parse
-from defi_platform.errors import CorpusError, UserError
+from defi_platform.errors import TRY_AGAIN, UserError
 from defi_platform.storage.remote import StorageUnavailable
 
 LARGEST_BLOCK = 256
@@ -43,6 +43,12 @@ UNOPENED = frozenset(
     {"missing", "empty", "not_video", "lfs_pointer", "storage", "bad_source", "no_text", "duplicate"}
 )
 """Reasons that are found before any decoder sees the file."""
+
+
+class ProbersLost(UserError):
+    """Probing actors that died more often than they are started again: of memory, of lost nodes, of a node's disk."""
+
+    exit_code = TRY_AGAIN
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def probe_files(
         answered: whether files of this corpus have been opened before.
         pool: that opens few files; None: one of its own.
 
-    Raises: StorageUnavailable when the store is down or refuses everything: then no file is to blame. CorpusError
+    Raises: StorageUnavailable when the store is down or refuses everything: then no file is to blame. ProbersLost
         when the probing processes die again and again.
     """
     if not count:
@@ -139,7 +145,7 @@ def on_actors(actor: Any, arguments: tuple[Any, ...], todo: Iterable[Any], count
         todo: the requests.
         count: how many there are.
 
-    Raises: CorpusError when the actors die again and again; what `probe` raises, if it is a UserError.
+    Raises: ProbersLost when the actors die again and again; what `probe` raises, if it is a UserError.
     """
     with ray_session(RayConfig()):
         cpus = max(1, int(roles.capacity(roles.DECODE, "CPU")))
@@ -166,8 +172,10 @@ def on_actors(actor: Any, arguments: tuple[Any, ...], todo: Iterable[Any], count
                 raise error.cause from None
             raise
         except ray.exceptions.RayActorError as error:
-            raise CorpusError(
-                f"a probing actor died again and again: {str(error).splitlines()[0]} "
+            # Without its ids and the places in Ray's code.
+            why = " ".join(line for line in str(error).splitlines() if not line[:1].isspace())
+            raise ProbersLost(
+                f"a probing actor died again and again: {why} "
                 "Start the ingest again (what was opened is kept), with more memory or fewer CPUs for it."
             ) from error
         finally:

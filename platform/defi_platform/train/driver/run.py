@@ -21,6 +21,7 @@ from defi_platform.config import RayConfig
 from defi_platform.config.data_checks import check_data, check_probe
 from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.loader import to_mapping, to_yaml
+from defi_platform.data.loader.shared_actors import start_shared_actors
 from defi_platform.errors import MEND, TRY_AGAIN, CheckpointError, ConfigError, UserError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.config_checks import (
@@ -103,6 +104,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
             )
             for recipe in pending:
                 recipe.prepare()
+            start_shared_actors()
             _run_all(pending)
         for recipe in pending:
             run = recipe.config.train
