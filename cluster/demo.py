@@ -40,7 +40,7 @@ from demo_watch import (
     train_rows,
     trained_step,
 )
-from local import LocalCluster, default_folder, token_environment
+from local import LocalCluster, LocalClusterError, default_folder, token_environment
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VIDEOS = 200
@@ -379,10 +379,13 @@ def main() -> int:
     work.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)  # its cluster is to end with it, also as a shell's background job
-    os.environ |= token_environment() | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
     demo = Demo(cluster, work, arguments.policy_port)
     try:
+        os.environ |= token_environment() | {"MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl")}
         run(demo, stages)
+    except LocalClusterError as error:
+        print(error, file=sys.stderr)
+        return 1
     finally:
         table = "".join(f"| {what.strip()} | {result} |\n" for what, result in demo.rows)
         (work / "times.md").write_text(f"| what | measured |\n|---|---|\n{table}")

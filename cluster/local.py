@@ -138,7 +138,7 @@ class LocalCluster:
     def _owns(self, process: psutil.Process) -> bool:
         # A worker's command is its title; one that has lost its raylet has only the variable.
         with contextlib.suppress(psutil.Error):
-            if re.search(rf"{re.escape(str(self.folder))}/(ray|n\d+)/session_", _command(process)):
+            if re.search(rf"{re.escape(str(self.folder))}/(ray|n\d+)/session_\d", _command(process)):
                 return True
             return process.environ().get(FOLDER_VARIABLE) == str(self.folder)
         return False
@@ -160,9 +160,8 @@ class LocalCluster:
     def node_processes(self, node_type: str) -> dict[str, psutil.Process]:
         """The raylets of the nodes of a type by node id, oldest first."""
         status = self.cluster_status()
-        ids = [
-            n.node_id for n in (*status.active_nodes, *status.idle_nodes) if n.ray_node_type_name == node_type
-        ]
+        nodes = (*status.active_nodes, *status.idle_nodes)
+        ids = [node.node_id for node in nodes if node.ray_node_type_name == node_type]
         raylets = [(p, _command(p)) for p in self.processes()]
         return {
             node: process
@@ -323,10 +322,12 @@ def head_labels() -> str:
 
 
 def token_environment() -> dict[str, str]:
-    """Variables with which Ray asks for a token and finds it; a token is made where the user has none."""
+    """Variables by which Ray asks for a token; one is made where the user names none. Raises: LocalClusterError."""
     if not os.environ.get("RAY_AUTH_TOKEN"):
-        path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-        if not path.exists():
+        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        if named and not Path(named).exists():
+            raise LocalClusterError(f"RAY_AUTH_TOKEN_PATH={named} is not there: write one or unset it.")
+        if not named and not (Path.home() / ".ray" / "auth_token").exists():
             subprocess.run(
                 [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"],
                 check=True,

@@ -118,17 +118,29 @@ def test_without_a_head_the_status_says_how_to_start_one(
     assert "Start one with `python cluster/local.py up`" in capsys.readouterr().err
 
 
+def test_a_token_file_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "absent"))
+    assert local.main(["status", "--folder", str(tmp_path)]) == 1
+    assert f"RAY_AUTH_TOKEN_PATH={tmp_path / 'absent'} is not there" in capsys.readouterr().err
+
+
 def test_what_a_dead_head_has_left_is_found_and_ended_and_nothing_else(tmp_path: Path) -> None:
     sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
     named = subprocess.Popen([*sleep, f"{tmp_path}/a/ray/session_1/logs"])
     marked = subprocess.Popen(sleep, env=os.environ | {local.FOLDER_VARIABLE: str(tmp_path / "a")})
     other = subprocess.Popen([*sleep, f"{tmp_path}/ab/ray/session_1/logs"])
+    reader = subprocess.Popen(
+        [*sleep, f"{tmp_path}/a/ray/session_latest/logs/monitor.log"]
+    )  # named by `status`
     try:
         assert LocalCluster(tmp_path / "a").down() == 2
         assert not psutil.pid_exists(named.pid) and not psutil.pid_exists(marked.pid)
-        assert other.poll() is None
+        assert other.poll() is None and reader.poll() is None
     finally:
-        for process in (named, marked, other):
+        for process in (named, marked, other, reader):
             process.kill()
             process.wait()
 
