@@ -15,6 +15,7 @@ from corpora import write_video
 from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.ingest.pipeline import ingest
 from defi_platform.data.loader.robot_signals import SignalReader
+from defi_platform.data.sources import plain
 from defi_platform.data.sources.formats import format_of, listing, read_signals
 from defi_platform.data.sources.records import Note, RejectedRecord, VideoRecord
 from defi_platform.errors import CorpusError
@@ -68,6 +69,35 @@ def test_tables_are_read_as_people_write_them(tmp_path: Path, kind: str) -> None
     name, content = TABLES[kind]
     write(videos(tmp_path, *OPEN_CLOSE), {name: content})
     assert listed(tmp_path) == (OPEN_CLOSE, {}, [])
+
+
+@pytest.mark.parametrize(("rows", "characters"), [(1, 1 << 20), (3, 1 << 20), (1_000, 1)])
+def test_rows_are_looked_up_at_once_whatever_kinds_of_names_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int, characters: int
+) -> None:
+    monkeypatch.setattr(plain, "LOOKED_UP_ROWS", rows)
+    monkeypatch.setattr(plain, "LOOKED_UP_CHARACTERS", characters)
+    videos(
+        tmp_path,
+        "s/a.mp4",
+        "a.mp4",
+        "s/\u00e9.mp4",
+        "s/x/b.mp4",
+        "s/c'\"%.mp4",
+        "d\t.mp4",
+        "s/e.mp4",
+        "p/f.mp4",
+        "q/f.mp4",
+    )
+    table = 'video,text\na.mp4,1\ns/\u00e9.mp4,2\nb,3\n"c\'""%.mp4",4\n"d\t.mp4",5\n1,2,3\nf.mp4,6\nnone,7\n,8\n./e.mp4,9\n'
+    write(tmp_path, {"s/captions.csv": table})
+    texts, rejected, notes = listed(tmp_path)
+    assert texts == {
+        "s/a.mp4": "1", "a.mp4": "", "s/\u00e9.mp4": "2", "s/x/b.mp4": "3", "s/c'\"%.mp4": "4", "d\t.mp4": "5",
+        "s/e.mp4": "9", "p/f.mp4": "", "q/f.mp4": "",
+    }  # fmt: skip
+    assert set(rejected) == {"s/captions.csv:6", "s/captions.csv:9", "none"}
+    assert notes == [("ambiguous", "s/captions.csv:7"), ("unmatched", "s/captions.csv:8")]
 
 
 def test_ids_are_numbers_as_tables_write_them(tmp_path: Path) -> None:
