@@ -31,7 +31,8 @@ LAYERS = [
     {"defi_platform.serve"},
     {"defi_platform.evaluate"},
     {"defi_platform.encode_latents", "defi_platform.demo"},
-    {"defi_platform.preflight", "defi_platform.status", "defi_platform.supervise"},
+    {"defi_platform.supervise"},
+    {"defi_platform.preflight", "defi_platform.status"},
     {"defi_platform.command", "defi_platform.jobs"},
 ]
 """The folders and files of the product from the lowest layer to the highest. A module imports from its own folder and

@@ -254,10 +254,10 @@ def test_nodes_are_counted_by_role_and_dead_ones_too() -> None:
 def test_jobs_that_run_come_first_and_old_ones_are_counted() -> None:
     ended = [Job(f"old{n}", "x", "SUCCEEDED", "", NOW - 90, NOW - n) for n in range(25)]
     running = Job("now", "python jobs/pretrain.py", "RUNNING", "", NOW - 60, None)
-    failed = Job("bad", "x", "FAILED", "exit code 2\nsee the log", NOW - 30, NOW)
+    failed = Job("bad", "x", "FAILED", "last logs:\nValueError: no such corpus\nsee the log", NOW - 30, NOW)
     lines = job_lines([*ended, running, failed], NOW)
     assert lines[0] == "now  running  60 s  python jobs/pretrain.py"
-    assert "bad  failed  30 s  x: exit code 2 see the log" in lines
+    assert "bad  failed  30 s  x: ValueError: no such corpus" in lines
     assert lines[-1] == "and 6 older ones" and len(lines) == 22
 
 

@@ -18,8 +18,8 @@ from defi_platform.evaluate.rollouts import evaluate
 from defi_platform.serve.deployment.server import PolicyServer, deploy
 
 
-def save_policy(folder: Path) -> Path:
-    torch.manual_seed(0)
+def save_policy(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
     return DeFIPolicy(presets.policy("nano", cameras=["workspace"])).save_pretrained(folder)
 
 
@@ -76,7 +76,7 @@ def test_a_policy_that_looks_through_another_camera_is_one_clear_error(
 def test_an_evaluation_of_another_policy_is_not_mixed_into_it(
     server: PolicyServer, policy: Path, tmp_path: Path
 ) -> None:
-    other = save_policy(tmp_path / "other")
+    other = save_policy(tmp_path / "other", seed=1)
     # It notes what it evaluates before it finds no room to serve it.
     with pytest.raises(ServeError, match="which an evaluation does not replace"):
         evaluate(small(other, tmp_path / "first"))

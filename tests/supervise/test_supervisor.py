@@ -106,17 +106,15 @@ def test_a_run_whose_driver_and_then_head_die_is_submitted_again_until_it_is_com
     assert "complete after 3 attempt(s)" in said
 
 
-@pytest.mark.parametrize(
-    "ended",
-    [
-        Ended(Outcome.FAILED, MEND, "ConfigError: no such key"),
-        Ended(Outcome.FAILED, 1, "ModuleNotFoundError: No module named 'defi_platform'"),
-    ],
-)
-def test_an_error_that_the_user_has_to_mend_ends_it_at_once(
-    make: Callable[..., Cluster], ended: Ended
-) -> None:
-    cluster = make([(1, ended)])
+def test_an_image_without_a_package_is_tried_once_more(make: Callable[..., Cluster]) -> None:
+    absent = Ended(Outcome.FAILED, 1, "ModuleNotFoundError: No module named 'defi_platform'")
+    cluster = make([(1, absent), (1, absent)])
+    assert supervisor(cluster, Advancing(False)).run() == MEND
+    assert len(cluster.submitted) == 2
+
+
+def test_an_error_that_the_user_has_to_mend_ends_it_at_once(make: Callable[..., Cluster]) -> None:
+    cluster = make([(1, Ended(Outcome.FAILED, MEND, "ConfigError: no such key"))])
     assert supervisor(cluster, Advancing(True)).run() == MEND
     assert len(cluster.submitted) == 1
 

@@ -17,6 +17,7 @@ from defi_platform.serve.deployment.command import live_line
 from defi_platform.serve.listener import registry
 from defi_platform.serve.listener.actor import ask_all
 from defi_platform.status.run_status import duration
+from defi_platform.supervise.ray_jobs import last_line
 
 MAX_JOBS = 20
 """Ended jobs that are listed, the newest; the others are counted."""
@@ -38,9 +39,7 @@ class Job:
         """The job on one line."""
         lasted = duration((self.ended or now) - self.started)
         # Of a message the reason is enough; the rest of it is the job's log.
-        why = (
-            f": {one_line(Exception(self.message))[:200]}" if self.status == "FAILED" and self.message else ""
-        )
+        why = f": {last_line(self.message)}" if self.status == "FAILED" and self.message else ""
         return f"{self.name}  {self.status.lower()}  {lasted}  {self.command}{why}"
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from defi_platform.errors import MEND, TRY_AGAIN
 
-_NO_PLATFORM = "No module named 'defi_"
-"""In the last words of a job, of its driver or of a worker."""
+_NO_MODULE = "ModuleNotFoundError"
+"""In the last words of a job. Once it may come from code that was being unpacked, twice from the image."""
 
 INTERRUPTED = 130
 """Exit code of what the user has stopped."""
@@ -113,10 +113,11 @@ class AttemptPolicy:
             return GiveUp(INTERRUPTED, "it was stopped; the same command goes on from there")
         if ended.exit_code == MEND:
             return GiveUp(MEND, "another try would end in the same way; mend what the message names")
-        if _NO_PLATFORM in ended.message:
+        if _NO_MODULE in ended.message and self._failures and not progressed:
             return GiveUp(
                 MEND,
-                "the cluster's image lacks the platform; send the code along with --working-dir ., or build the image",
+                "the Python of the cluster's image lacks a package; build the image, start Ray with the right `python` "
+                "first in its PATH, or send the platform along with --working-dir .",
             )
         if progressed:
             self._failures.clear()

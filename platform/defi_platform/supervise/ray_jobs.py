@@ -144,7 +144,7 @@ class RayJobs:
             return request(self._connected())
         except AuthenticationError as error:
             raise UserError(
-                f"{self.address} refuses this token: {one_line(error)[:200]} Set RAY_AUTH_MODE=token and put the "
+                f"{self.address} refuses this token: {one_line(error).split(' Ensure ')[0][:300]} Set RAY_AUTH_MODE=token and put the "
                 "cluster's token into ~/.ray/auth_token, RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
             ) from error
         except _RequestFailed as error:
@@ -170,11 +170,11 @@ def _job(details: JobDetails) -> Job:
     if not details.status.is_terminal():
         return Job(submission_id, None, details.status is JobStatus.RUNNING, start_s)
     outcome = Outcome[str(details.status)]
-    message = "" if outcome is Outcome.SUCCEEDED else _last_line(details.message or "")
+    message = "" if outcome is Outcome.SUCCEEDED else last_line(details.message or "")
     return Job(submission_id, Ended(outcome, details.driver_exit_code, message), start_s=start_s)
 
 
-def _last_line(message: str) -> str:
+def last_line(message: str) -> str:
     """The line of a job's last words that names its error: the last one that is not about Ray's own end."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Failed|Unavailable)\b", line)]
