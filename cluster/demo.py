@@ -21,10 +21,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
@@ -36,6 +35,7 @@ from demo_watch import (
     checkpoint_step,
     count_nodes,
     count_replicas,
+    episodes_of,
     opened_blocks,
     train_rows,
     trained_step,
@@ -105,11 +105,18 @@ class Demo:
 
     def gone(self, node_type: str, since: float) -> float:
         """Waits until no node of a type is left. Returns: seconds from `since` to then."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while self.nodes.now()[node_type]:
             assert time.monotonic() < deadline, f"{node_type} nodes were not released: {self.nodes.now()}"
             time.sleep(0.5)
         return (self.nodes.last_above(node_type, 0, 0.0) or since) - since
+
+    def idle(self, node_type: str, since: float) -> str:
+        """Node-seconds without work of a type, of all that there were from `since` to now."""
+        idle, there = (
+            self.nodes.total_s(n, since, time.monotonic()) for n in (f"idle {node_type}", node_type)
+        )
+        return f"{idle:.0f} of {there:.0f} node-seconds"
 
 
 def ingest(demo: Demo) -> None:
@@ -144,9 +151,7 @@ def ingest(demo: Demo) -> None:
                 assert first, f"there were never {count} decode nodes"
                 demo.note(f"  decode node {count} joins after", f"{first - began:.0f} s")
             demo.note("  decode nodes are gone after its end within", f"{demo.gone('decode', ended):.0f} s")
-            idle = demo.nodes.total_s("idle decode", began, time.monotonic())
-            there = demo.nodes.total_s("decode", began, time.monotonic())
-            demo.note("  decode nodes were idle", f"{idle:.0f} of {there:.0f} node-seconds")
+            demo.note("  decode nodes were idle", demo.idle("decode", began))
     assert tables["killed"] == tables["undisturbed"], "the manifests differ"
     assert len(tables["killed"]) == VIDEOS
     demo.note("  both manifests", f"equal, {VIDEOS} rows")
@@ -197,6 +202,7 @@ def pretrain(demo: Demo) -> None:
         check_run(run, kind)
     demo.note("pretrainings: from the commands to the end of both", f"{ended - began:.0f} s")
     demo.note("  train nodes are gone within", f"{demo.gone('train', ended):.0f} s")
+    demo.note("  train nodes were idle", demo.idle("train", began))
     steps = " and ".join(f"{steps}" for steps in STEPS.values())
     demo.note("  end", f"steps {steps}, every sample learned from exactly once")
 
@@ -304,14 +310,6 @@ def serve(demo: Demo) -> None:
         "  `ray job stop` has ended the served policy and its supervisor after",
         f"{time.monotonic() - began:.0f} s",
     )
-
-
-def episodes_of(output: Path) -> Iterator[tuple[dict[str, Any], tuple[float, float]]]:
-    """Yields the row of each finished episode, and the Unix times between which it ran."""
-    for file in sorted((output / "episodes").glob("*_*_*.json")):
-        row = json.loads(file.read_text())
-        end = file.stat().st_mtime
-        yield row, (end - row["wall_s"], end)
 
 
 STAGES = {"ingest": ingest, "pretrain": pretrain, "serve": serve}

@@ -156,3 +156,11 @@ def checkpoint_step(run: Path) -> int:
 
     found = committed(str(run))
     return found[0].step if found else 0
+
+
+def episodes_of(output: Path) -> Iterator[tuple[dict[str, Any], tuple[float, float]]]:
+    """Yields the row of each finished episode, and the Unix times between which it ran."""
+    for file in sorted((output / "episodes").glob("*_*_*.json")):
+        row = json.loads(file.read_text())
+        end = file.stat().st_mtime
+        yield row, (end - row["wall_s"], end)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -31,6 +32,8 @@ from ray.autoscaler.v2.schema import (
     ResourceRequestByCount,
     ResourceUsage,
 )
+
+from defi_platform.cluster.local_nodes import LocalNodes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -116,6 +119,17 @@ def test_without_a_head_the_status_says_how_to_start_one(
         port = server.getsockname()[1]
     assert local.main(["status", "--folder", str(tmp_path), "--port", str(port)]) == 1
     assert "Start one with `python cluster/local.py up`" in capsys.readouterr().err
+
+
+def test_an_ended_node_leaves_its_logs_and_no_copy_of_the_code(tmp_path: Path) -> None:
+    for name in ("logs", "runtime_resources/working_dir_files"):
+        (tmp_path / name).mkdir(parents=True)
+    ended: list[dict[str, bool]] = []
+    node = SimpleNamespace(
+        kill_all_processes=lambda **how: ended.append(how), get_session_dir_path=lambda: str(tmp_path)
+    )
+    LocalNodes.__new__(LocalNodes)._terminate_node({"node": node})
+    assert ended and [path.name for path in tmp_path.iterdir()] == ["logs"]
 
 
 def test_a_token_file_that_is_not_there_is_named(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +50,8 @@ class LocalNodes(FakeMultiNodeProvider):
             )
             node = Node(params, head=False, shutdown_at_exit=False, spawn_reaper=False)
             self._nodes[node_id] = {"tags": {**tags, TAG_RAY_NODE_NAME: node_id}, "node": node}  # type: ignore[dict-item]
+
+    def _terminate_node(self, node: Any) -> None:
+        super()._terminate_node(node)  # type: ignore[no-untyped-call]
+        # Its copy of the jobs' code; the logs stay until the next start of the cluster.
+        shutil.rmtree(Path(node["node"].get_session_dir_path()) / "runtime_resources", ignore_errors=True)
