@@ -73,6 +73,18 @@ def test_whatever_else_a_job_prints_is_an_object_too(
     ]
 
 
+def test_a_line_that_never_ends_is_an_object_too(as_json: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with logs.job_log("pretrain"):
+        sys.stdout.write("10 %\r20 %\r")
+        sys.stdout.write("the last words")
+        begun = threading.Thread(target=lambda: sys.stderr.write("of a thread"))
+        begun.start()
+        begun.join()
+    out, err = capsys.readouterr()
+    assert [line["message"] for line in objects(out)] == ["10 %", "20 %", "the last words"]
+    assert [line["message"] for line in objects(err)] == ["of a thread"]
+
+
 def test_lines_of_workers_lose_rays_prefix_and_keep_what_it_says() -> None:
     stream = io.StringIO()
     lines = JsonLines(stream, "INFO")

@@ -130,9 +130,11 @@ def _check_gate(values: ClusterValues, gate: str, wanted: str | None) -> None:
 
 
 def _check_ray_up(values: ClusterValues) -> None:
-    if values.aws.ssh_from is None:
+    if values.aws.security_group is None:
         raise ConfigError(
-            "aws.ssh_from has no value; it is the block of addresses that may use ssh, such as 203.0.113.7/32."
+            "aws.security_group has no value; name the security group of the nodes (sg-...), which lets in ssh from "
+            "your addresses and everything from itself: Ray's own would let in ssh from everywhere. "
+            "docs/deployment.md has the commands that make one."
         )
     if values.aws.instance_profile is None:
         raise ConfigError(

@@ -1,14 +1,23 @@
-"""Cluster file of `ray up` for AWS: nodes from an image, tokens, spot workers, nothing open but ssh."""
+"""Cluster file of `ray up` for AWS: nodes from an image, tokens, spot workers, the security group of the values."""
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Any
 
 import yaml
 
 from rendering.values import ClusterValues, JobValues, NodeValues
-from rendering.work import arguments, environment, head_labels, node_labels, resources
+from rendering.work import (
+    GIB,
+    arguments,
+    environment,
+    head_labels,
+    node_labels,
+    object_store_bytes,
+    resources,
+)
 
 HEAD = "head"
 TOKEN = "~/.ray/auth_token"
@@ -32,7 +41,7 @@ def _cluster(values: ClusterValues) -> dict[str, Any]:
             "container_name": values.name,
             "pull_before_run": True,
             # As root in the container: ray up copies files into it and changes their owner.
-            "run_options": ["--user=root", "--ulimit=nofile=65536:65536", "--network=host"],
+            "run_options": ["--user=root", "--ulimit=nofile=65536:65536"],
         },
         "provider": {
             "type": "aws",
@@ -40,7 +49,6 @@ def _cluster(values: ClusterValues) -> dict[str, Any]:
             "availability_zone": aws.zones,
             "cache_stopped_nodes": False,
             "use_internal_ips": False,
-            "security_group": {"GroupName": f"{values.name}-ray", "IpPermissions": [_ssh(aws.ssh_from)]},
         },
         "auth": {"ssh_user": aws.ssh_user},
         "head_node_type": HEAD,
@@ -54,6 +62,7 @@ def _cluster(values: ClusterValues) -> dict[str, Any]:
         },
         # The head gives it on to the nodes. `ray get-auth-token --generate` makes one.
         "file_mounts": {TOKEN: TOKEN},
+        "initialization_commands": _pull_rights(values),
         # All that is needed is in the image.
         **{f"{part}setup_commands": [] for part in ("", "head_", "worker_")},
         "head_start_ray_commands": [
@@ -78,8 +87,13 @@ def _type(values: ClusterValues, node: NodeValues) -> dict[str, Any]:
         "idle_timeout_s": node.idle_s,
         "priority": node.preference,
         # Without memory: the operating system takes some of an instance's, and Ray sees how much is left.
-        "resources": {name: amount for name, amount in resources(node).items() if name != "memory"},
+        "resources": {
+            **{name: amount for name, amount in resources(node).items() if name != "memory"},
+            "object_store_memory": object_store_bytes(node),
+        },
         "labels": node_labels(node),
+        # DeepSpeed and NCCL use /dev/shm besides.
+        "docker": {"worker_run_options": [f"--shm-size={object_store_bytes(node) + 2 * GIB}b"]},
         "node_config": _machine(values, node.aws_type, node.disk_gib, spot=node.spot),
     }
 
@@ -91,6 +105,8 @@ def _machine(values: ClusterValues, kind: str, disk_gib: int, *, spot: bool) -> 
         "InstanceType": kind,
         "BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": disk}],
         "IamInstanceProfile": {"Name": aws.instance_profile},
+        # Groups that Ray makes by itself have port 22 open to everybody, whatever further rules they are given.
+        "SecurityGroupIds": [aws.security_group],
         # The credentials of an instance are out of reach for whoever can make it send a plain request.
         "MetadataOptions": {"HttpTokens": "required", "HttpPutResponseHopLimit": 2},
     }
@@ -112,5 +128,11 @@ def _supervised(values: ClusterValues, name: str, job: JobValues) -> str:
     return f"{_exported(values)}nohup {command} >>{log} 2>&1 </dev/null &"
 
 
-def _ssh(block: str | None) -> dict[str, Any]:
-    return {"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": block}]}
+def _pull_rights(values: ClusterValues) -> list[str]:
+    """Commands that let a machine pull the image: those of Amazon's registry go by the instance's role."""
+    registry = str(values.image.name).split("/")[0]
+    found = re.fullmatch(r"\d+\.dkr\.ecr\.([-a-z0-9]+)\.amazonaws\.com", registry)
+    if found is None:
+        return []
+    password = f"aws ecr get-login-password --region {found[1]}"
+    return [f"{password} | docker login --username AWS --password-stdin {registry}"]

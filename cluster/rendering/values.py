@@ -187,9 +187,9 @@ class AwsValues:
     machine_image: str | None = None
     """AMI with Docker and, for GPUs, NVIDIA's container toolkit; null: Ray's default for the region."""
     instance_profile: str | None = None
-    """Name of the instance profile of all nodes: may use the bucket and, for the head, start, tag and end instances."""
-    ssh_from: str | None = None
-    """CIDR block that may reach port 22; nothing else is open from outside."""
+    """Name of the instance profile of all nodes: bucket, image and, for the head, to start, tag and end instances."""
+    security_group: str | None = None
+    """ID of the security group of all nodes (sg-...): everything within itself, port 22 from where you are."""
 
 
 @dataclass

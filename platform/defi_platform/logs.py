@@ -110,6 +110,8 @@ def process_log() -> Iterator[None]:
         yield
     finally:
         for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, JsonLines):
+                stream.end_lines()
             stream.flush()
         # An exception that leaves the job is still to be reported as JSON, by the hook.
         if sys.exc_info()[0] is None:
@@ -131,8 +133,8 @@ class JsonLines(io.TextIOBase):
 
     def __init__(self, stream: TextIO, level: str) -> None:
         self._stream, self._level = stream, level
-        self._begun = threading.local()
-        """Of each thread: the line that has not ended yet."""
+        self._begun: dict[int, str] = {}
+        """Thread -> the line that it has not ended yet."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -149,17 +151,28 @@ class JsonLines(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Takes text in pieces of any length. Returns: its length."""
-        lines = (getattr(self._begun, "line", "") + text).split("\n")
-        self._begun.line = lines.pop()
-        whole = "".join(f"{self._object(line)}\n" for line in lines if line.strip())
-        if whole:
-            # In one piece, so that threads do not write into each other's lines.
-            self._stream.write(whole)
+        thread = threading.get_ident()
+        # A progress bar ends what it draws with a carriage return.
+        lines = (self._begun.pop(thread, "") + text).replace("\r", "\n").split("\n")
+        if lines[-1]:
+            self._begun[thread] = lines[-1]
+        self._write_lines(lines[:-1])
         return len(text)
+
+    def end_lines(self) -> None:
+        """Writes the lines that have not ended, at the end of a process or job."""
+        for thread in list(self._begun):
+            self._write_lines([self._begun.pop(thread, "")])
 
     def flush(self) -> None:
         """Flushes whole lines; one that has not ended waits for its end."""
         self._stream.flush()
+
+    def _write_lines(self, lines: list[str]) -> None:
+        whole = "".join(f"{self._object(line)}\n" for line in lines if line.strip())
+        if whole:
+            # In one piece, so that threads do not write into each other's lines.
+            self._stream.write(whole)
 
     def _object(self, line: str) -> str:
         if _is_object(line):

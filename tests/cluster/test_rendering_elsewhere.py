@@ -15,6 +15,8 @@ import pytest
 import render
 import yaml
 from botocore.validate import ParamValidator
+from ray.autoscaler._private.aws import config as aws_config
+from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.util import prepare_config, validate_config
 from rendered import SHELLCHECK, VALUES, files
 from rendering.checks import check
@@ -22,6 +24,9 @@ from rendering.values import ClusterValues
 
 from defi_platform.config.loader import load_config
 from defi_platform.errors import ConfigError
+
+
+VALUES_OF_TRAIN = load_config(ClusterValues, VALUES / "shared.yaml").nodes["train"]
 
 
 def shellcheck(script: str, *options: str) -> None:
@@ -44,7 +49,9 @@ def test_ray_up_accepts_its_file_and_knows_roles_sizes_and_spot_nodes(ray_up: di
     head = types[ray_up["head_node_type"]]
     assert head["resources"] == {"CPU": 0} and head["labels"]["defi.max.train.GPU"] == "20"
     assert types["train"]["labels"] == {"defi.role": "train"}
-    assert types["train"]["resources"] == {"CPU": 180, "GPU": 8}
+    store = int(VALUES_OF_TRAIN.memory_gib * VALUES_OF_TRAIN.object_store * 2**30)
+    assert types["train"]["resources"] == {"CPU": 180, "GPU": 8, "object_store_memory": store}
+    assert types["train"]["docker"]["worker_run_options"] == [f"--shm-size={store + 2 * 2**30}b"]
     spot = {name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]}
     assert spot == {"decode-spot"}
     assert all(kind["node_config"]["IamInstanceProfile"] == {"Name": "defi"} for kind in types.values())
@@ -63,10 +70,34 @@ def test_machines_are_described_as_ec2_takes_them(ray_up: dict[str, Any]) -> Non
         assert not report.has_errors(), report.generate_report()
 
 
-def test_ray_up_opens_nothing_but_ssh_and_asks_for_tokens(ray_up: dict[str, Any]) -> None:
-    (rule,) = ray_up["provider"]["security_group"]["IpPermissions"]
-    assert (rule["FromPort"], rule["ToPort"]) == (22, 22)
-    assert rule["IpRanges"] == [{"CidrIp": "203.0.113.7/32"}]
+def test_ray_makes_no_security_group_of_its_own(
+    ray_up: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Those have port 22 open to everybody, which rules of the file do not take away.
+    monkeypatch.setattr(aws_config, "_upsert_security_groups", lambda *_: pytest.fail("a group is made"))
+    aws_config._configure_security_group(ray_up)
+    groups = {
+        tuple(kind["node_config"]["SecurityGroupIds"]) for kind in ray_up["available_node_types"].values()
+    }
+    assert groups == {("sg-00000000000000000",)}
+
+
+def test_docker_is_given_each_option_once_and_may_pull_the_image(ray_up: dict[str, Any]) -> None:
+    options = [
+        *ray_up["docker"]["run_options"],
+        *ray_up["available_node_types"]["train"]["docker"]["worker_run_options"],
+    ]
+    image = ray_up["docker"]["image"]
+    command = docker_start_cmds("ubuntu", image, {}, "defi", options, "defi", "/root", "docker").split()
+    names = [re.sub("^--net=", "--network=", word).split("=")[0] for word in command if word[:2] == "--"]
+    assert len(names) == len(set(names)), "Docker refuses a network that is given twice"
+    (login,) = ray_up["initialization_commands"]
+    assert login.endswith(image.split("/")[0]) and "--region us-west-2" in login
+    (text,) = files("ray-up", "shared.yaml", "image.name=docker.io/me/defi").values()
+    assert yaml.safe_load(text)["initialization_commands"] == []
+
+
+def test_ray_up_asks_for_tokens(ray_up: dict[str, Any]) -> None:
     assert ray_up["file_mounts"] == {"~/.ray/auth_token": "~/.ray/auth_token"}
     starts = [*ray_up["head_start_ray_commands"], *ray_up["worker_start_ray_commands"]]
     for command in starts:
@@ -237,7 +268,7 @@ def test_slurm_s_time_limit_stops_a_job_at_a_checkpoint_and_queues_it_again(
         ("kuberay", ["kubernetes.feature_gates=[RayClusterMTSL]"], "did you mean 'RayClusterMTLS'"),
         ("kuberay", ["service.nodes=[decode]"], "no type has the role train"),
         ("ray-up", ["home=/shared"], "home is /shared; nodes of a cloud share no folder"),
-        ("ray-up", ["aws.ssh_from=null"], "aws.ssh_from has no value"),
+        ("ray-up", ["aws.security_group=null"], "aws.security_group has no value"),
         ("ray-up", ["nodes.train.aws_type=null"], "nodes.train.aws_type has no value"),
         ("skypilot", ["skypilot.nodes=null"], "skypilot.nodes has no value"),
         ("skypilot", ["nodes.train.accelerator=null"], "nodes.train.accelerator has no value"),
