@@ -71,10 +71,13 @@ def _write(files: dict[str, str], output: str | None) -> None:
         print("\n".join(f"# {name}\n{text}" if len(files) > 1 else text for name, text in files.items()))
         return
     folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text)
-        print(folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+            print(folder / name)
+    except OSError as error:
+        raise ConfigError(f"output={output}: {error}; name a folder that can be written to.") from error
 
 
 if __name__ == "__main__":

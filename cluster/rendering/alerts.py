@@ -23,10 +23,13 @@ class Alert:
     """What has happened and what helps; {{ $labels.NAME }} stands for a label."""
 
 
-def _increase(series: str, minutes: int, labels: str) -> str:
-    return f"sum by ({labels}) (increase({series}[{minutes}m])) > 0"
+def _increase(series: str, minutes: int, labels: str, more_than: int = 0) -> str:
+    # A count begins with its first event, in which `increase` sees none: there the count itself is what has happened.
+    begun = f"({series} unless {series} offset {minutes}m)"
+    return f"sum by ({labels}) ({begun} or increase({series}[{minutes}m])) > {more_than}"
 
 
+_STEP = catalogue.TRAIN_STEP.series
 _EVENTS = catalogue.TRAIN_EVENTS.series
 _REFUSED, _ANSWERED = catalogue.SERVE_REFUSALS.series, catalogue.SERVE_ANSWERS.series
 _SKIPPED, _SAMPLES = catalogue.DATA_SKIPPED_VIDEOS.series, catalogue.DATA_SAMPLES.series
@@ -34,7 +37,8 @@ _SKIPPED, _SAMPLES = catalogue.DATA_SKIPPED_VIDEOS.series, catalogue.DATA_SAMPLE
 ALERTS = (
     Alert(
         "DefiTrainingStandsStill",
-        f"max by (run) (changes({catalogue.TRAIN_STEP.series}[30m])) == 0",
+        # Not of a run that began meanwhile: its first update may take a while.
+        f"max by (run) (changes({_STEP}[30m])) == 0 and on (run) {_STEP} offset 30m",
         "5m",
         "critical",
         "{{ $labels.run }} has made no update for half an hour. `jobs/status.py` shows its phase; the logs of its "
@@ -88,7 +92,7 @@ ALERTS = (
     ),
     Alert(
         "DefiSimulatorsDie",
-        f"increase({catalogue.EVALUATE_REPEATED.series}[15m]) > 3",
+        _increase(catalogue.EVALUATE_REPEATED.series, 15, "", more_than=3),
         "0m",
         "warning",
         "Simulators die and their episodes are begun again: look at the memory of their nodes.",

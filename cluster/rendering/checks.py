@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from defi_models.errors import did_you_mean
+from defi_platform.config import ServeConfig
+from defi_platform.config.loader import find_config, load_config
 from defi_platform.errors import ConfigError
 from defi_platform.roles import DECODE, TRAIN
 from defi_platform.supervise.work import JOBS
@@ -17,7 +19,14 @@ LONGEST_NAME = 47
 GATES = ("GCSFaultToleranceEmbeddedStorage", "RayClusterMTLS", "RayClusterNetworkPolicy")
 """KubeRay 1.7's gates that are off by default and that values can make use of."""
 TARGETS_WITH_IMAGE = ("kuberay", "ray-up")
+TAKEN_JOBS = ("policy", "supervisor")
+"""Names of jobs that would be those of the service and of the supervisors' pods."""
+TAKEN_NODES = ("head", "headgroup")
+"""Names of types of node that are the head's own for `ray up` and KubeRay."""
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(^|_)(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
+_OWN_VARIABLES = re.compile(r"DEFI_HOME|RAY_(AUTH|REDIS|USE_TLS|TLS|ADDRESS).*|REDIS_.*")
 
 
 def check(values: ClusterValues, target: str) -> None:
@@ -32,6 +41,7 @@ def check(values: ClusterValues, target: str) -> None:
     _check_names(values)
     if not values.nodes:
         raise ConfigError("nodes is empty; name at least one type of node, such as nodes.train.")
+    _check_environment(values.env)
     for name, node in values.nodes.items():
         _check_node(f"nodes.{name}", node)
     for name, job in values.jobs.items():
@@ -46,13 +56,31 @@ def check(values: ClusterValues, target: str) -> None:
 
 
 def _check_names(values: ClusterValues) -> None:
-    names = {"name": values.name} | {f"jobs.{name}": f"{values.name}-{name}" for name in values.jobs}
+    names = {"name": values.name}
+    if values.service.policy is not None:
+        names["service"] = f"{values.name}-policy"
+    names |= {f"jobs.{name}": f"{values.name}-{name}" for name in values.jobs}
     names |= {f"nodes.{name}": name for name in values.nodes}
     for key, name in names.items():
         if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
             raise ConfigError(
                 f"{key}: '{name}' cannot be the name of an object on a cluster; use small letters, digits and "
                 f"hyphens, a letter first, {LONGEST_NAME} characters at most."
+            )
+    for kind, taken, mine in (("jobs", TAKEN_JOBS, values.jobs), ("nodes", TAKEN_NODES, values.nodes)):
+        for name in set(taken) & set(mine):
+            raise ConfigError(f"{kind}.{name}: that name is taken by the cluster itself; choose another.")
+
+
+def _check_environment(variables: dict[str, str]) -> None:
+    for name in variables:
+        if not _VARIABLE.fullmatch(name):
+            raise ConfigError(f"env: '{name}' cannot be the name of an environment variable.")
+        if _OWN_VARIABLES.fullmatch(name):
+            raise ConfigError(f"env.{name} is set by what is rendered; leave it out (home is DEFI_HOME).")
+        if _SECRET.search(name.upper()):
+            raise ConfigError(
+                f"env.{name} looks like a secret, and values hold none: name a secret of the cluster under secrets."
             )
 
 
@@ -76,6 +104,7 @@ def _check_job(key: str, job: JobValues, values: ClusterValues) -> None:
     if job.job not in JOBS or JOBS[job.job].is_service:
         known = sorted(name for name, work in JOBS.items() if not work.is_service)
         raise ConfigError(f"{key}.job: '{job.job}' is no job for a cluster.{did_you_mean(job.job, known)}")
+    _check_config(key, job)
     _check_nodes_exist(f"{key}.nodes", job.nodes, values)
     if job.shared and job.nodes:
         raise ConfigError(
@@ -85,6 +114,18 @@ def _check_job(key: str, job: JobValues, values: ClusterValues) -> None:
         raise ConfigError(f"{key}.retries is {job.retries}; it is 0 or more.")
     if job.deadline_h is not None and job.deadline_h <= 0:
         raise ConfigError(f"{key}.deadline_h is {job.deadline_h}; it is more than 0, or null.")
+
+
+def _check_config(key: str, job: JobValues) -> None:
+    try:
+        config = find_config(job.config) if job.config else None
+    except ConfigError:
+        return  # it lies in the image, where nobody can look now
+    work = JOBS[job.job]
+    try:
+        load_config(work.schema, config, [work.flags.get(override, override) for override in job.overrides])
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _check_nodes_exist(key: str, names: Iterable[str], values: ClusterValues) -> None:
@@ -117,8 +158,35 @@ def _check_kuberay(values: ClusterValues) -> None:
     _check_nodes_exist("service.nodes", service.nodes, values)
     if not any(values.nodes[name].role == TRAIN for name in service.nodes or values.nodes):
         raise ConfigError(f"service.nodes: no type has the role {TRAIN}, which replicas need.")
+    _check_service(values)
     if not 1 <= service.step_percent <= 100 or service.step_s < 1:
         raise ConfigError("service.step_percent is 1 to 100, service.step_s 1 or more.")
+
+
+def _check_service(values: ClusterValues) -> None:
+    for override in values.service.overrides:
+        key, equals, _ = override.partition("=")
+        if not equals:
+            raise ConfigError(f"service.overrides: '{override}' is no key=value.")
+        if key in ("policy", "host", "port", "security.tokens", "security.tls_cert", "security.tls_key"):
+            raise ConfigError(
+                f"service.overrides: {key} follows from service.policy, service.port, service.tls_secret and "
+                "secrets.policy_tokens; set it there."
+            )
+    try:
+        config = load_config(
+            ServeConfig, None, [f"policy={values.service.policy}", *values.service.overrides]
+        )
+    except ConfigError as error:
+        raise ConfigError(f"service.overrides: {error}") from error
+    kinds = [node for name, node in values.nodes.items() if name in (values.service.nodes or values.nodes)]
+    kinds = [node for node in kinds if node.role == TRAIN]
+    for resource, needed in (("cpus", config.replica_cpus), ("gpus", config.replica_gpus)):
+        if needed > max(getattr(node, resource) for node in kinds):
+            raise ConfigError(
+                f"service.overrides: a replica asks for {needed:g} {resource}, which no node of service.nodes with the "
+                f"role {TRAIN} has; lower replica_{resource}, or name larger nodes."
+            )
 
 
 def _check_gate(values: ClusterValues, gate: str, wanted: str | None) -> None:

@@ -78,15 +78,16 @@ import ray
 ray.init(log_to_driver=False, logging_level="error")
 print(sum(node["Alive"] for node in ray.nodes()))"""
 
+# Slurm from 22.05 on does not give `srun` the --cpus-per-task of the batch script.
 _HEAD = """\
-{labels}srun {group}--nodes=1 --ntasks=1 --nodelist="$head" \\
+{labels}srun {group}--nodes=1 --ntasks=1 --cpus-per-task={cpus} --nodelist="$head" \\
   ray start --head --node-ip-address="$address" --port=6379 --dashboard-host=127.0.0.1 \\
   {resources} --block &
 # shellcheck disable=SC2016
 timeout 300 bash -c 'until ray health-check --address "$RAY_ADDRESS" >/dev/null 2>&1; do sleep 2; done'"""
 
 _NODES = """\
-{labels}srun {group}--nodes={count} --ntasks={count} --ntasks-per-node=1 {exclude}\\
+{labels}srun {group}--nodes={count} --ntasks={count} --ntasks-per-node=1 --cpus-per-task={cpus} {exclude}\\
   ray start --address="$RAY_ADDRESS" {resources} --block &"""
 
 
@@ -156,11 +157,18 @@ def _starts(parts: list[tuple[NodeValues, int]]) -> str:
         store = round(node.memory_gib * node.object_store * GIB)
         resources = f"--num-cpus={node.cpus} --num-gpus={node.gpus} --object-store-memory={store}"
         if number == 0:
-            lines.append(_HEAD.format(group=group, labels=labels, resources=resources))
+            lines.append(_HEAD.format(group=group, labels=labels, cpus=node.cpus, resources=resources))
             count -= 1
         if count:
             exclude = '--exclude="$head" ' if number == 0 else ""
             lines.append(
-                _NODES.format(group=group, labels=labels, resources=resources, count=count, exclude=exclude)
+                _NODES.format(
+                    group=group,
+                    labels=labels,
+                    cpus=node.cpus,
+                    resources=resources,
+                    count=count,
+                    exclude=exclude,
+                )
             )
     return "\n".join(lines)

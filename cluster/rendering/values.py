@@ -22,7 +22,7 @@ class ImageValues:
 
 @dataclass
 class SecretValues:
-    """Names of secrets. Values hold no secret themselves; they exist in the cluster beforehand."""
+    """Names of secrets of Kubernetes. Values hold no secret themselves; they exist in the cluster beforehand."""
 
     ray_token: str | None = None
     """Secret with Ray's token under `auth_token`; null: KubeRay makes one for each cluster."""
@@ -59,7 +59,7 @@ class NodeValues:
     object_store: float = 0.3
     """Share of the memory for Ray's object store, which lies in /dev/shm."""
     disk_gib: int = 100
-    """GiB for spilled objects, checkpoints on their way to the bucket, and logs."""
+    """GiB for spilled objects, checkpoints on their way to the bucket, and logs; on Kubernetes its pod asks for as much."""
     disk_class: str | None = None
     """StorageClass of that disk on Kubernetes; null: the node's own disk (emptyDir)."""
     price: float | None = None
@@ -105,13 +105,13 @@ class JobValues:
     overrides: list[str] = field(default_factory=list)
     """Further dotted.key=value."""
     nodes: list[str] = field(default_factory=list)
-    """Types of node of its cluster; empty: all."""
+    """KubeRay: types of node of its cluster; empty: all."""
     shared: bool = False
-    """True: runs on the shared cluster; false: on a cluster of its own, which ends with it."""
+    """KubeRay, `ray up` (which has no other jobs): true: runs on the shared cluster; false: on one that ends with it."""
     retries: int = 20
-    """Times that it is started again after its driver or head died; each goes on at the last checkpoint."""
+    """KubeRay, Slurm: times that it is started again after its driver or head died; each goes on at the last checkpoint."""
     deadline_h: float | None = None
-    """Hours after which it is given up; null: never."""
+    """KubeRay: hours after which it is given up; null: never."""
 
 
 @dataclass

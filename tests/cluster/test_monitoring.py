@@ -129,6 +129,10 @@ tests:
       - {{series: 'ray_defi_serve_refusals_total{{policy_digest="d", reason="busy"}}', values: '0+1x70'}}
       - {{series: 'ray_defi_serve_answers_total{{policy_digest="d"}}', values: '0+9x70'}}
       - {{series: 'autoscaler_pending_nodes{{NodeType="train"}}', values: '1x70'}}
+      - {{series: 'ray_defi_train_step{{run="begins"}}', values: '_x50 0x20'}}
+      - {{series: 'ray_defi_train_events_total{{run="stuck", event="skipped"}}', values: '_x55 1x15'}}
+      - {{series: 'ray_defi_train_events_total{{run="fine", event="skipped"}}', values: '1x70'}}
+      - {{series: 'ray_defi_evaluate_repeated_episodes_total', values: '_x50 4x20'}}
     alert_rule_test:
       - {{eval_time: 60m, alertname: DefiTrainingStandsStill, exp_alerts: [{stuck}]}}
       - {{eval_time: 60m, alertname: DefiTrainingWaitsForData, exp_alerts: [{waits}]}}
@@ -136,6 +140,10 @@ tests:
       - {{eval_time: 60m, alertname: DefiNodesDoNotCome, exp_alerts: [{pending}]}}
       - {{eval_time: 60m, alertname: DefiStoreDoesNotAnswer, exp_alerts: []}}
       - {{eval_time: 30m, alertname: DefiTrainingStandsStill, exp_alerts: []}}
+      - {{eval_time: 58m, alertname: DefiUpdatesSkipped, exp_alerts: [{skipped}]}}
+      - {{eval_time: 70m, alertname: DefiUpdatesSkipped, exp_alerts: []}}
+      - {{eval_time: 58m, alertname: DefiSimulatorsDie, exp_alerts: [{die}]}}
+      - {{eval_time: 70m, alertname: DefiSimulatorsDie, exp_alerts: []}}
 """
 
 
@@ -161,6 +169,8 @@ def test_alerts_fire_for_what_they_name_and_for_nothing_else(tmp_path: Path) -> 
         stuck=expected("DefiTrainingStandsStill", run="stuck"),
         waits=expected("DefiTrainingWaitsForData", run="stuck"),
         overloaded=expected("DefiPolicyOverloaded", policy_digest="d"),
+        skipped=expected("DefiUpdatesSkipped", run="stuck"),
+        die=expected("DefiSimulatorsDie"),
         pending=expected("DefiNodesDoNotCome", NodeType="train"),
     )
     (tmp_path / "cases.yml").write_text(cases)

@@ -25,7 +25,6 @@ from rendering.values import ClusterValues
 from defi_platform.config.loader import load_config
 from defi_platform.errors import ConfigError
 
-
 VALUES_OF_TRAIN = load_config(ClusterValues, VALUES / "shared.yaml").nodes["train"]
 
 
@@ -168,7 +167,7 @@ def test_slurm_scripts_are_sound_and_ask_for_both_kinds_of_node() -> None:
         assert """RAY_OVERRIDE_LABELS='{"defi.role": "decode"}' srun --het-group=1 --nodes=2""" in second
     alike = files("slurm", "slurm.yaml", "slurm.nodes.train=3", "slurm.nodes.decode=0")["slurm-ingest.sh"]
     assert "hetjob" not in alike and "RAY_OVERRIDE_LABELS" not in alike, "no roles where all nodes are alike"
-    assert 'srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --exclude="$head"' in alike
+    assert 'srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=64 --exclude="$head"' in alike
 
 
 def run_slurm(
@@ -233,7 +232,7 @@ def test_slurm_queues_a_job_again_unless_it_is_complete_or_somebody_has_to_act(
     assert ("scontrol requeue 7" in calls) == again
     assert "defi ingest_videos --config datasets/videos/ingest_videos.yaml" in calls
     head = next(call for call in calls if "ray start --head" in call)
-    assert "--nodelist=localhost" in head and "--num-gpus=8" in head
+    assert "--nodelist=localhost" in head and "--cpus-per-task=64" in head and "--num-gpus=8" in head
 
 
 def test_slurm_s_time_limit_stops_a_job_at_a_checkpoint_and_queues_it_again(
@@ -267,6 +266,18 @@ def test_slurm_s_time_limit_stops_a_job_at_a_checkpoint_and_queues_it_again(
         ("kuberay", ["gcs.redis_address=null"], "gcs.redis_address has no value"),
         ("kuberay", ["kubernetes.feature_gates=[RayClusterMTSL]"], "did you mean 'RayClusterMTLS'"),
         ("kuberay", ["service.nodes=[decode]"], "no type has the role train"),
+        ("kuberay", ["env.RAY_AUTH_MODE=disabled"], "env.RAY_AUTH_MODE is set by what is rendered"),
+        ("ray-up", ["env.DEFI_HOME=s3://other"], "env.DEFI_HOME is set by what is rendered"),
+        ("kuberay", ["env.WANDB_API_KEY=abc"], "env.WANDB_API_KEY looks like a secret"),
+        ("slurm", ["env.aws_secret_access_key=abc"], "looks like a secret"),
+        ("ray-up", ["nodes.head=${nodes.train}"], "nodes.head: that name is taken"),
+        ("kuberay", ["jobs.policy.job=pretrain"], "jobs.policy: that name is taken"),
+        ("kuberay", ["name=" + "x" * 44], "service: '" + "x" * 44 + "-policy'"),
+        ("kuberay", ["jobs.pretrain.overrides=[gfdm.train.stepz=1]"], "did you mean 'gfdm.train.steps'"),
+        ("slurm", ["jobs.ingest.overrides=[--strict,data.decode.processes=none]"], "jobs.ingest: "),
+        ("kuberay", ["service.overrides=[replica_gpu=1]"], "did you mean 'replica_gpus'"),
+        ("kuberay", ["service.overrides=[port=9000]"], "service.overrides: port follows from"),
+        ("kuberay", ["service.overrides=[replica_gpus=2]"], "a replica asks for 2 gpus"),
         ("ray-up", ["home=/shared"], "home is /shared; nodes of a cloud share no folder"),
         ("ray-up", ["aws.security_group=null"], "aws.security_group has no value"),
         ("ray-up", ["nodes.train.aws_type=null"], "nodes.train.aws_type has no value"),
@@ -312,5 +323,7 @@ def test_the_command_writes_files_or_says_what_it_can_write(
     assert (tmp_path / "dashboard.json").is_file()
     assert render.main(["table"]) == 0
     assert "| metric |" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"output=.*: .*a folder that can be written to"):
+        render.main(["grafana", f"output={tmp_path / 'dashboard.json'}"])
     with pytest.raises(ConfigError, match=r"'helm' is nothing .* kuberay, ray-up"):
         render.main(["helm"])

@@ -17,6 +17,7 @@ from ray.serve.schema import ServeDeploySchema
 from rendered import (
     RAY_KINDS,
     SHELLCHECK,
+    VALUES,
     cluster_of,
     objects,
     of_kind,
@@ -24,10 +25,11 @@ from rendered import (
     validate,
 )
 from rendering.monitoring import POD_PORTS
+from rendering.values import ClusterValues
 from rendering.work import RAY_VERSION
 
 from defi_platform.config import ServeConfig
-from defi_platform.config.loader import from_mapping
+from defi_platform.config.loader import from_mapping, load_config
 from defi_platform.errors import MEND
 from defi_platform.serve.app import nested
 from defi_platform.supervise.command import _parser
@@ -91,12 +93,36 @@ def test_ray_s_autoscaler_reads_sizes_labels_and_limits(variant: tuple[str, ...]
                 there = sum(kind["max_workers"] * kind["resources"].get(resource, 0) for kind in mine)
                 assert most.get(f"defi.max.{role}.{resource}", 0) == there
         if "decode-spot" in types:
-            assert types["decode-spot"]["resources"] == {"CPU": 30, "memory": 56 * 2**30}
+            assert types["decode-spot"]["resources"] == {"CPU": 30, "memory": 52 * 2**30}
             assert types["decode-spot"]["priority"] > types["decode"]["priority"], "spot nodes come first"
             assert types["decode-spot"]["labels"]["ray.io/market-type"] == "spot"
         if "train" in types:
             assert types["train"]["resources"]["GPU"] == 8
             assert types["train"]["idle_timeout_s"] == 300
+
+
+# CPUs and GiB of the machines that the values name.
+MACHINES = {
+    "m7i.xlarge": (4, 16),
+    "c7i.8xlarge": (32, 64),
+    "p5.48xlarge": (192, 2048),
+    "g6.4xlarge": (16, 64),
+    "nvidia-h100-80gb": (208, 1872e9 / 2**30),
+}
+
+
+@pytest.mark.parametrize("config", ["aws.yaml", "gke.yaml"])
+def test_pods_fit_on_the_machines_that_are_meant_for_them(config: str) -> None:
+    values = load_config(ClusterValues, VALUES / config)
+    for node in (*values.nodes.values(), values.head):
+        machine = node.node_selector.get("cloud.google.com/gke-accelerator", node.aws_type)
+        if machine not in MACHINES:
+            continue
+        cpus, gib = MACHINES[machine]
+        beside = 0.2 if node is values.head else 0.0  # the autoscaler
+        assert node.cpus + beside <= cpus * 0.97 - 0.2
+        # Karpenter's estimate of a machine's memory is 7.5 % less; then Kubernetes and its daemons.
+        assert node.memory_gib + 2.5 * beside <= gib * 0.925 - min(4.0, 0.02 * gib + 0.8)
 
 
 @ALL
@@ -148,6 +174,21 @@ def test_every_job_is_one_that_exists_and_its_config_fits(variant: tuple[str, ..
             assert options.address == "http://defi-head-svc:8265" and options.job in JOBS
             rest = [options.job, *options.arguments]
         job_configs(rest)
+
+
+@ALL
+def test_disks_are_asked_for_where_they_are_the_machine_s_own(variant: tuple[str, ...]) -> None:
+    for item in objects(*variant):
+        for pod in pods_of(item):
+            container, volumes = pod["spec"]["containers"][0], pod["spec"].get("volumes", [])
+            own = [v["emptyDir"] for v in volumes if "emptyDir" in v and "medium" not in v["emptyDir"]]
+            sizes = [int(v["sizeLimit"].removesuffix("Gi")) for v in own]
+            asked = container["resources"]["requests"].get("ephemeral-storage")
+            assert asked == (f"{max(sizes)}Gi" if sizes else None)
+        if item["kind"] in RAY_KINDS:
+            head = pods_of(item)[0]["spec"]
+            # KubeRay shares this folder with the autoscaler: by itself with a volume of any size.
+            assert {"name": "ray-logs", "mountPath": "/tmp/ray"} in head["containers"][0]["volumeMounts"]
 
 
 def test_a_job_s_cluster_is_lost_with_its_head_and_the_job_tried_again() -> None:

@@ -31,6 +31,8 @@ _LEAVE = (
     f"for _ in $(seq {DRAIN_S - 5}); do grep -aEqs '{BUSY}' /proc/[0-9]*/cmdline || break; sleep 1; done"
 )
 _DISK = "disk"
+LOGS = "ray-logs"
+"""KubeRay's name of the volume that the head and the autoscaler share."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ def head_pod(values: ClusterValues, instance: str, serving: Serving | None) -> d
     if serving:
         ports["serve"] = serving.port
     container = _container(values, "ray-head", head.cpus, head.memory_gib, ports, serving)
-    return _pod(values, instance, container, head, shm_bytes=2 * HEAD_OBJECT_STORE, serving=serving)
+    # Logs and shipped code. KubeRay shares the folder with the autoscaler, by this name, and would set no limit.
+    container["volumeMounts"].append({"name": LOGS, "mountPath": "/tmp/ray"})
+    pod = _pod(values, instance, container, head, shm_bytes=2 * HEAD_OBJECT_STORE, serving=serving)
+    pod["spec"]["volumes"].append({"name": LOGS, **_disk(head)})
+    return pod
 
 
 def worker_pod(
@@ -216,6 +222,9 @@ def _pod(
     serving: Serving | None,
 ) -> dict[str, Any]:
     secrets = serving.mounts if serving else []
+    if "emptyDir" in _disk(node):
+        # Otherwise the pod comes to a machine with less, and is evicted when it uses what it was promised.
+        container["resources"]["requests"]["ephemeral-storage"] = f"{node.disk_gib}Gi"
     volumes: list[dict[str, Any]] = [
         {"name": "shared-mem", "emptyDir": {"medium": "Memory", "sizeLimit": str(shm_bytes)}},
         {"name": _DISK, **_disk(node)},
