@@ -36,8 +36,9 @@ def listed(pool: DecoderPool, source: str, root: str, fps: float | None) -> Iter
         if isinstance(page, BadVideo):
             why = STOPS.get(page.reason, page.message)
             if not reading or refusal is not None:
+                detail = f" ({page.message})" if page.reason == "crash" else ""
                 raise CorpusError(
-                    f"{root} cannot be listed as {source}: reading its metadata {why}. "
+                    f"{root} cannot be listed as {source}: reading its metadata {why}{detail}. "
                     "Check the corpus's own metadata, or raise decode.timeout_s or decode.memory_mb."
                 )
             refusal = Refusal(f"reading it {why}")
