@@ -48,7 +48,7 @@ STEPS = {"gfdm": 160, "gidm": 600}
 BATCH = 4
 CHECKPOINT_EVERY = 10
 TASKS = ("button-press-v3", "door-close-v3")
-EVALUATIONS = {"fleet": (3, 6, 40), "lone": (1, 2, 500)}
+EVALUATIONS = {"fleet": (3, 8, 60), "lone": (1, 3, 500)}
 """Simulators, episodes per task, and steps per episode. The lone one still runs when the fleet's replica goes."""
 TIMEOUT_S = 1200.0
 """For each thing that is waited for. Long: other work on the machine is no failure."""
