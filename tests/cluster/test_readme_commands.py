@@ -115,7 +115,9 @@ def head(user: User) -> Iterator[None]:
     for start in ("ray get-auth-token", "ray start"):
         started = user.types(the_one("On a cluster", start))
         assert started.returncode == 0, started.stdout + started.stderr
-    decode = "ray start --address 127.0.0.1:6379 --num-cpus 2 --labels defi.role=decode"
+    # A folder of its own, as another machine has: in a shared one it would unpack a job's code under the running job.
+    folder = user.environment["RAY_TMPDIR"] + "/decode"
+    decode = f"ray start --address 127.0.0.1:6379 --num-cpus 2 --labels defi.role=decode --temp-dir {folder}"
     joined = user.types(decode)
     assert joined.returncode == 0, joined.stdout + joined.stderr
     yield
