@@ -51,7 +51,11 @@ def test_a_cluster_that_begins_to_listen_meanwhile_is_waited_for(free_port: int)
         assert not check_address(f"127.0.0.1:{free_port}")
 
 
-def test_a_cluster_that_listens_on_loopback_alone_is_joined_there(free_port: int) -> None:
+def test_a_cluster_that_listens_on_loopback_alone_is_joined_there(
+    free_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray takes the address of the node that this process is connected to, as other tests may have left it.
+    monkeypatch.setattr("ray._private.worker._global_node", None)
     with socket.socket() as server:
         server.bind(("127.0.0.1", free_port))
         server.listen()

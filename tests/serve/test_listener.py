@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -211,10 +212,17 @@ def test_an_observation_larger_than_a_packet_moves_with_its_socket() -> None:
         assert receiver.receive() is None
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose name leaves room for a Unix socket, which pytest's own may not."""
+    with tempfile.TemporaryDirectory(prefix="defi-") as folder:
+        yield Path(folder)
+
+
 def test_the_folder_of_the_unix_sockets_is_closed_to_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(short_folder))
     folder = socket_path(b"abc").parent
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o755)

@@ -123,5 +123,6 @@ def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path: Path) -> None:
 def test_every_recipe_of_the_registry_names_the_job_that_runs_it(repository: Path) -> None:
     assert list(RECIPES) == ["gfdm", "gidm", "policy"] and list(PRETRAININGS) == ["gfdm", "gidm"]
     for recipe in RECIPES.values():
-        job = (repository / "jobs" / recipe.job).read_text()
+        assert (repository / "jobs" / recipe.job).exists()
+        job = (repository / "platform" / "defi_platform" / "jobs" / recipe.job).read_text()
         assert f"parse_arguments({recipe.config_type.__name__}" in job
