@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
-	@echo "make demo-cluster  the platform on an autoscaling cluster of this machine that loses nodes and its head (about 25 minutes)"
+	@echo "make demo-cluster  the platform on an autoscaling cluster of this machine that loses nodes and its head (about 10 minutes)"
 	@echo "make test   all tests"
 	@echo "make lint   ruff and mypy"
 	@echo "make docs   the API reference, in build/docs"
