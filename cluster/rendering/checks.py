@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from defi_models.errors import did_you_mean
-from defi_platform.config import ServeConfig
+from defi_platform.config import JOB_CONFIGS, ServeConfig
 from defi_platform.config.loader import find_config, load_config
 from defi_platform.errors import ConfigError
 from defi_platform.roles import DECODE, TRAIN
@@ -121,9 +121,11 @@ def _check_config(key: str, job: JobValues) -> None:
         config = find_config(job.config) if job.config else None
     except ConfigError:
         return  # it lies in the image, where nobody can look now
-    work = JOBS[job.job]
+    flags = JOBS[job.job].flags
     try:
-        load_config(work.schema, config, [work.flags.get(override, override) for override in job.overrides])
+        load_config(
+            JOB_CONFIGS[job.job], config, [flags.get(override, override) for override in job.overrides]
+        )
     except ConfigError as error:
         raise ConfigError(f"{key}: {error}") from error
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from defi_platform.config import JOB_CONFIGS
 from defi_platform.config.loader import load_config
-from defi_platform.supervise.work import JOBS
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "cluster"))
 
@@ -32,4 +32,4 @@ def _load(arguments: tuple[str, ...]) -> Any:
     parser.add_argument("--config")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args(rest)
-    return load_config(JOBS[job].schema, options.config, options.overrides)
+    return load_config(JOB_CONFIGS[job], options.config, options.overrides)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from defi_platform import storage
-from defi_platform.config import EvaluateConfig, IngestConfig, PretrainConfig
+from defi_platform.config import JOB_CONFIGS, EvaluateConfig, IngestConfig, PretrainConfig
 from defi_platform.config.loader import load_config
 from defi_platform.supervise.work import JOBS, Place, WorkSeen
 
@@ -72,6 +72,6 @@ def test_each_supervised_job_is_parsed_as_its_own_command_line_is(name: str, rep
     """The table repeats the class and the flags of each job, since importing all jobs would be slow."""
     sources = [repository / "jobs" / f"{name}.py", repository / f"platform/defi_platform/jobs/{name}.py"]
     text = "".join(source.read_text() for source in sources if source.is_file())
-    assert f"parse_arguments({JOBS[name].schema.__name__}" in text
+    assert f"parse_arguments({JOB_CONFIGS[name].__name__}" in text
     for flag, override in JOBS[name].flags.items():
         assert f'"{flag}": "{override}"' in text

@@ -11,6 +11,7 @@ from defi_platform.config.data import (
 )
 from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig
 from defi_platform.config.jobs import (
+    JOB_CONFIGS,
     DemoConfig,
     EncodeConfig,
     ExportConfig,
@@ -30,6 +31,7 @@ from defi_platform.config.serve import (
 from defi_platform.config.train import ActionConfig, ModelConfig, ProbeConfig, TrackingConfig, TrainConfig
 
 __all__ = [
+    "JOB_CONFIGS",
     "ActionConfig",
     "CorpusConfig",
     "DataConfig",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
 from defi_platform.config.cluster import RayConfig
 from defi_platform.config.data import DataConfig
-from defi_platform.config.evaluate import EvaluateConfig, RecordConfig
+from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig
 from defi_platform.config.fields import PATH
+from defi_platform.config.serve import ServeConfig
 from defi_platform.config.train import ActionConfig, ModelConfig, TrackingConfig, TrainConfig
 
 
@@ -103,3 +105,20 @@ class DemoConfig:
     ray: RayConfig = field(default_factory=RayConfig)
     output: str = field(default=MISSING, metadata=PATH)
     """Folder of the stage records and the report."""
+
+
+JOB_CONFIGS: dict[str, type[Any]] = {
+    "pretrain": PretrainBothConfig,
+    "pretrain_gfdm": PretrainConfig,
+    "pretrain_gidm": PretrainConfig,
+    "finetune_policy": FinetuneConfig,
+    "encode_latents": EncodeConfig,
+    "ingest_videos": IngestConfig,
+    "serve_policy": ServeConfig,
+    "evaluate_policy": EvaluateConfig,
+    "record_demos": RecordConfig,
+    "inspect_corpus": InspectConfig,
+    "export_model": ExportConfig,
+    "demo": DemoConfig,
+}
+"""Job -> its config, in the order in which they are tried for a file that may be of any."""

@@ -10,13 +10,13 @@ from typing import Any
 from defi_platform import storage
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.requirements import check_demands, waits_for
-from defi_platform.config import RayConfig
+from defi_platform.config import JOB_CONFIGS, RayConfig
 from defi_platform.config.loader import load_config
 from defi_platform.errors import ConfigError
 from defi_platform.preflight.demands import demands_of
 from defi_platform.preflight.findings import has_failed, summary
 from defi_platform.preflight.folders import DEFAULT_MIB, Folder
-from defi_platform.preflight.job_needs import JOBS, folders, listens, load_any
+from defi_platform.preflight.job_needs import folders, listens, load_any
 from defi_platform.preflight.run import Needs, check, nodes
 
 
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="of that config, such as ray.address=auto"
     )
     parser.add_argument(
-        "--job", choices=sorted(JOBS), help="the job; default: the first whose config the file can be"
+        "--job", choices=sorted(JOB_CONFIGS), help="the job; default: the first whose config the file can be"
     )
     parser.add_argument(
         "--folder", action="append", default=[], metavar="URI", help="another folder to write to"

@@ -11,39 +11,15 @@ from omegaconf import MISSING
 
 from defi_platform import storage
 from defi_platform.config import (
-    DemoConfig,
-    EncodeConfig,
+    JOB_CONFIGS,
     EvaluateConfig,
-    ExportConfig,
-    FinetuneConfig,
-    IngestConfig,
-    InspectConfig,
-    PretrainBothConfig,
-    PretrainConfig,
     RayConfig,
-    RecordConfig,
     ServeConfig,
 )
 from defi_platform.config.fields import is_path
 from defi_platform.config.loader import load_config
 from defi_platform.errors import ConfigError
 from defi_platform.preflight.folders import Folder
-
-JOBS: dict[str, type] = {
-    "pretrain": PretrainBothConfig,
-    "pretrain_gfdm": PretrainConfig,
-    "pretrain_gidm": PretrainConfig,
-    "finetune_policy": FinetuneConfig,
-    "encode_latents": EncodeConfig,
-    "ingest_videos": IngestConfig,
-    "serve_policy": ServeConfig,
-    "evaluate_policy": EvaluateConfig,
-    "record_demos": RecordConfig,
-    "inspect_corpus": InspectConfig,
-    "export_model": ExportConfig,
-    "demo": DemoConfig,
-}
-"""Job -> its config, in the order in which they are tried for a file that may be of any."""
 
 WRITTEN = ("output", "manifest", "cache")
 """Names of the keys of folders that jobs write to."""
@@ -61,16 +37,16 @@ def load_any(path: str | None, overrides: Sequence[str], job: str | None = None)
     Raises: ConfigError when it fits none, with what is wrong for the job that is named like the file.
     """
     if job is not None:
-        if job not in JOBS:
-            raise ConfigError(f"there is no job '{job}'; choose one of {', '.join(JOBS)}.")
-        return job, load_config(JOBS[job], path, overrides)
+        if job not in JOB_CONFIGS:
+            raise ConfigError(f"there is no job '{job}'; choose one of {', '.join(JOB_CONFIGS)}.")
+        return job, load_config(JOB_CONFIGS[job], path, overrides)
     errors: dict[str, ConfigError] = {}
     stem = Path(path or "").stem
     # The longest name that the file's begins with comes first: pretrain_gfdm_table.yaml is one of pretrain_gfdm.
-    names = sorted(JOBS, key=lambda name: -len(name) if stem.startswith(name) else 0)
+    names = sorted(JOB_CONFIGS, key=lambda name: -len(name) if stem.startswith(name) else 0)
     for name in names:
         try:
-            return name, load_config(JOBS[name], path, overrides)
+            return name, load_config(JOB_CONFIGS[name], path, overrides)
         except ConfigError as error:
             errors[name] = error
     likely = names[0]

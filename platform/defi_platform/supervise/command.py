@@ -15,6 +15,7 @@ from types import FrameType
 
 from defi_models.errors import did_you_mean
 from defi_platform.cluster.shipped_code import RUNTIME_ENV, check_shipped_code, read_runtime_env
+from defi_platform.config import JOB_CONFIGS
 from defi_platform.config.loader import data_home, parse_arguments
 from defi_platform.errors import ConfigError
 from defi_platform.supervise.attempts import AttemptPolicy, Budget, Submission
@@ -44,7 +45,7 @@ def supervise(argv: Sequence[str] | None = None, description: str = "") -> int:
         # The job finds its config relative to that folder, so this process does too.
         os.chdir(_folder(options.working_dir))
     work = JOBS[name]
-    config = parse_arguments(work.schema, options.arguments, work.flags)
+    config = parse_arguments(JOB_CONFIGS[name], options.arguments, work.flags)
     # Imported late: Ray takes seconds, and --help and mistakes in the config should not.
     from defi_platform.supervise.ray_jobs import RayJobs
     from defi_platform.supervise.supervisor import Supervisor

@@ -17,12 +17,9 @@ from defi_platform.config import (
     DemoConfig,
     EncodeConfig,
     EvaluateConfig,
-    FinetuneConfig,
-    IngestConfig,
     PretrainBothConfig,
     PretrainConfig,
     RecordConfig,
-    ServeConfig,
 )
 from defi_platform.storage import StorageError
 
@@ -79,7 +76,6 @@ def _demonstrated(config: DemoConfig) -> Iterator[Place]:
 class JobWork:
     """A job as its supervisor sees it."""
 
-    schema: type[Any]
     places: Callable[[Any], Iterator[Place]]
     """Config -> folders that the job fills."""
     flags: Mapping[str, str] = field(default_factory=dict)
@@ -89,20 +85,19 @@ class JobWork:
 
 
 JOBS: dict[str, JobWork] = {
-    "demo": JobWork(DemoConfig, _demonstrated),
-    "encode_latents": JobWork(EncodeConfig, _encoded),
-    "evaluate_policy": JobWork(EvaluateConfig, _evaluated),
-    "finetune_policy": JobWork(FinetuneConfig, _trained),
+    "demo": JobWork(_demonstrated),
+    "encode_latents": JobWork(_encoded),
+    "evaluate_policy": JobWork(_evaluated),
+    "finetune_policy": JobWork(_trained),
     "ingest_videos": JobWork(
-        IngestConfig,
         lambda config: _ingested(config.data),
         {"--strict": "data.strict=true", "--retry-quarantined": "data.retry_quarantined=true"},
     ),
-    "pretrain": JobWork(PretrainBothConfig, _both),
-    "pretrain_gfdm": JobWork(PretrainConfig, _trained),
-    "pretrain_gidm": JobWork(PretrainConfig, _trained),
-    "record_demos": JobWork(RecordConfig, _recorded),
-    "serve_policy": JobWork(ServeConfig, lambda config: iter(()), is_service=True),
+    "pretrain": JobWork(_both),
+    "pretrain_gfdm": JobWork(_trained),
+    "pretrain_gidm": JobWork(_trained),
+    "record_demos": JobWork(_recorded),
+    "serve_policy": JobWork(lambda config: iter(()), is_service=True),
 }
 """The jobs that can be supervised: those that take long, by name."""
 
