@@ -61,7 +61,7 @@ class ActionSpec:
             float32 (K, A), clipped and with binary dimensions set.
         """
         prepared = np.array(actions, dtype=np.float32)
-        low, high = np.float32(self.low), np.float32(self.high)
+        low, high = np.asarray(self.low, np.float32), np.asarray(self.high, np.float32)
         if self.clip:
             prepared = np.clip(prepared, low, high)
         for index in self.binary:
