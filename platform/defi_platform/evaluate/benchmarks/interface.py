@@ -141,6 +141,12 @@ class Benchmark(ABC):
         """Says why a view cannot be rendered, or returns None; camera names are checked by the caller."""
         return None
 
+    @classmethod
+    def expert_can(cls, task: str) -> bool:
+        """Whether the script can do a task; without more said, that of a benchmark with `has_expert` can do all."""
+        del task
+        return cls.has_expert
+
     def __init__(self, view: View, options: Mapping[str, Any]):
         """Builds the simulator; a subclass calls this first.
 
