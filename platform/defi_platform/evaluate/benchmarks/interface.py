@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -77,6 +77,30 @@ class View:
     height: int
     width: int
     """Pixels."""
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """(height, width) of cameras that have another size than that."""
+
+    def size(self, camera: str) -> tuple[int, int]:
+        """(height, width) of a camera's images."""
+        height, width = self.sizes.get(camera, (self.height, self.width))
+        return height, width
+
+    def asked(self, cameras: Sequence[str] | None, height: int | None, width: int | None) -> View:
+        """This view as a default, with what a config asks for in its place.
+
+        Args:
+            cameras: None keeps those of this view.
+            height: pixels of every camera; None keeps what each has.
+            width: as `height`.
+        """
+        names = tuple(cameras if cameras is not None else self.cameras)
+        sizes = {name: self.size(name) for name in names if name in self.sizes}
+        return View(
+            names,
+            height or self.height,
+            width or self.width,
+            {name: (height or high, width or wide) for name, (high, wide) in sizes.items()},
+        )
 
 
 @dataclass(frozen=True)
