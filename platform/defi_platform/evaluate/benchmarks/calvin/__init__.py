@@ -1,0 +1,1 @@
+"""CALVIN ABC-D: 1000 sequences of five tasks each."""
