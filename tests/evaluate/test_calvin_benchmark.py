@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from defi_platform.data.sources.calvin.signals import SIGNAL_NAMES
+from defi_platform.errors import SimulatorError
 from defi_platform.evaluate.benchmarks.calvin import sequences
+from defi_platform.evaluate.benchmarks.calvin.benchmark import Calvin
+from defi_platform.evaluate.benchmarks.calvin.clones import clones
+from defi_platform.evaluate.benchmarks.interface import View
 
 OFFICIAL: list[dict[str, Any]] = json.loads((Path(__file__).parent / "calvin_sequences_20.json").read_text())
 """The first twenty sequences: start condition, tasks, and the scene's state by CALVIN's own function."""
@@ -50,3 +56,67 @@ def test_there_are_a_thousand_sequences() -> None:
         with pytest.raises(IndexError, match="CALVIN has 1000"):
             sequences.sequence(number)
     assert len(sequences.start_conditions()) == 192
+
+
+# ----------------------------------------------------------------------- the contract, without the simulator
+
+
+def test_actions_and_states_are_named_as_in_the_dataset() -> None:
+    assert (Calvin.action.names, Calvin.state_names) == (SIGNAL_NAMES.action, SIGNAL_NAMES.state)
+
+
+def test_recorded_frames_have_the_shapes_of_the_benchmarks_observations(shared_data: Path) -> None:
+    frames = sorted((shared_data / "calvin" / "validation").glob("episode_*.npz"))
+    assert len(frames) == 120
+    for path in frames[::17]:
+        with np.load(path) as frame:
+            for camera in Calvin.default_view.cameras:
+                assert frame[f"rgb_{camera}"].shape == (*Calvin.default_view.size(camera), 3)
+                assert frame[f"rgb_{camera}"].dtype == np.uint8
+            assert frame["robot_obs"].shape == (len(Calvin.state_names),)
+            assert frame["rel_actions"].shape == (Calvin.action.dim,)
+
+
+def test_recorded_actions_are_executed_as_they_are(shared_data: Path) -> None:
+    for path in sorted((shared_data / "calvin" / "validation").glob("episode_*.npz"))[::5]:
+        with np.load(path) as frame:
+            recorded = frame["rel_actions"][None]
+        np.testing.assert_array_equal(Calvin.action.prepared(recorded), recorded.astype(np.float32))
+
+
+def test_only_the_gripper_of_an_action_is_changed() -> None:
+    given = np.array(
+        [[3.0, -2.5, 0.1, 1.5, 0.0, -0.2, 0.3], [0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, -0.01]]
+    )
+    executed = Calvin.action.prepared(given)
+    np.testing.assert_array_equal(executed[:, :6], given[:, :6].astype(np.float32))
+    assert executed[:, 6].tolist() == [1.0, -1.0, -1.0]
+
+
+@pytest.mark.parametrize(("horizon", "steps"), [("official", 360), ("released", 720)])
+def test_the_horizon_is_an_option(horizon: str, steps: int) -> None:
+    (task,) = Calvin.tasks(Calvin.resolved_options({"horizon": horizon}))
+    assert task.horizon == steps
+    with pytest.raises(ValueError, match="calvin takes 'official', 'released'"):
+        Calvin.resolved_options({"horizon": 500})
+
+
+def test_images_keep_their_cameras_sizes_unless_one_is_asked_for() -> None:
+    default = Calvin.default_view
+    assert default.asked(None, None, None) == default
+    smaller = default.asked(None, 96, 96)
+    assert [smaller.size(camera) for camera in smaller.cameras] == [(96, 96), (96, 96)]
+    assert default.asked(["gripper"], None, None).size("gripper") == (84, 84)
+    assert Calvin.check_view(smaller) is None
+    assert "camera static is square" in str(Calvin.check_view(View(("static",), 96, 128)))
+
+
+def test_an_environment_without_clones_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(SimulatorError, match=r"install_benchmark\.py calvin clones\.calvin=FOLDER"):
+        clones(str(tmp_path))
+    named = {"clones": {"calvin": str(tmp_path), "calvin_env": "/nowhere"}}
+    (tmp_path / "complete.json").write_text(json.dumps(named))
+    with pytest.raises(
+        SimulatorError, match=r"calvin: .* is no clone of mees/calvin: it has no calvin_models"
+    ):
+        clones(str(tmp_path))
