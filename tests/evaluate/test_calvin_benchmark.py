@@ -15,6 +15,7 @@ from defi_platform.evaluate.benchmarks.calvin import sequences
 from defi_platform.evaluate.benchmarks.calvin.benchmark import Calvin
 from defi_platform.evaluate.benchmarks.calvin.clones import clones
 from defi_platform.evaluate.benchmarks.interface import View
+from defi_platform.evaluate.benchmarks.published import beside_published
 
 OFFICIAL: list[dict[str, Any]] = json.loads((Path(__file__).parent / "calvin_sequences_20.json").read_text())
 """The first twenty sequences: start condition, tasks, and the scene's state by CALVIN's own function."""
@@ -120,3 +121,18 @@ def test_an_environment_without_clones_names_the_command(tmp_path: Path) -> None
         SimulatorError, match=r"calvin: .* is no clone of mees/calvin: it has no calvin_models"
     ):
         clones(str(tmp_path))
+
+
+def test_published_figures_stand_beside_with_their_horizon() -> None:
+    rates = {str(k): {"rate": rate} for k, rate in enumerate((1.0, 0.75, 0.5, 0.25, 0.0), start=1)}
+    table = {"length": 5, "in_a_row": rates, "average_length": {"mean": 2.5}}
+    own, defi, *others = beside_published(table, 360, Calvin.published)
+    assert (own["average_length"], own["in_a_row"], own["comparable"]) == (
+        2.5,
+        (1.0, 0.75, 0.5, 0.25, 0.0),
+        True,
+    )
+    assert (defi["name"], defi["horizon"], defi["comparable"]) == ("DeFI", 720, False)
+    assert sum(defi["in_a_row"]) == pytest.approx(defi["average_length"], abs=0.005)
+    assert {row["comparable"] for row in others if row["horizon"] is None} == {None}
+    assert beside_published(table, 720, Calvin.published)[1]["comparable"] is True

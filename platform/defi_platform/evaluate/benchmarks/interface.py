@@ -17,6 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from defi_platform.evaluate.benchmarks.published import PublishedChains
+
 
 @dataclass(frozen=True)
 class Task:
@@ -147,6 +149,8 @@ class Benchmark(ABC):
     options: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
     """Settings of its own that decide outcomes, e.g. {"horizon": ("official", "released")}: name to the values
     it may have, the first being the default. An empty tuple leaves the value open."""
+    published: ClassVar[tuple[PublishedChains, ...]] = ()
+    """Figures of others, which results are shown beside."""
     seeds: ClassVar[int | None] = None
     """Number of official initial states per task (seed n is state n); None: seeds are unbounded."""
 

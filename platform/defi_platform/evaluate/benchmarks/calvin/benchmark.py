@@ -15,9 +15,22 @@ from numpy.typing import NDArray
 from defi_platform.evaluate.benchmarks.calvin import sequences
 from defi_platform.evaluate.benchmarks.calvin.clones import clones
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Benchmark, Step, Task, View
+from defi_platform.evaluate.benchmarks.published import PublishedChains
 
 HORIZONS = {"official": 360, "released": 720}
 """Control steps per subtask: CALVIN's own, and that of DeFI's released evaluator (after X-VLA)."""
+
+
+_PAPER = "arXiv 2604.16391"
+PUBLISHED = (
+    PublishedChains("DeFI", 4.51, (0.979, 0.942, 0.907, 0.870, 0.812), HORIZONS["released"], _PAPER),
+    PublishedChains("DeFI, static camera alone", 4.05, None, HORIZONS["released"], _PAPER),
+    PublishedChains("VPP", 4.33, source=_PAPER),
+    PublishedChains("Seer", 4.28, source=_PAPER),
+    PublishedChains("GR00T N1", 4.01, source=_PAPER),
+    PublishedChains("OpenVLA", 3.27, source=_PAPER),
+)
+"""As DeFI's paper reports them; for others than DeFI it does not say which horizon was used."""
 
 
 class Calvin(Benchmark):
@@ -47,6 +60,7 @@ class Calvin(Benchmark):
         "horizon": tuple(HORIZONS),
         "renderer": ("egl", "tiny"),
     }
+    published = PUBLISHED
     seeds = sequences.SEQUENCES
 
     @classmethod
