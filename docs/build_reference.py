@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("defi_models", "defi_platform")
+PACKAGES = ("defi_models", "defi_platform", "defi_client")
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT)]
 
 

@@ -47,7 +47,7 @@ path, environment, modules, answers = sys.path[:], dict(os.environ), set(sys.mod
 for job in jobs:
     # As in a process of its own, but for the packages that others install.
     for name in set(sys.modules) - modules:
-        if name.split(".")[0] in ("defi_platform", "defi_models", "source_tree"):
+        if name.split(".")[0] in ("defi_platform", "defi_models", "defi_client", "source_tree"):
             del sys.modules[name]
     os.environ.clear(), os.environ.update(environment)
     sys.path[:], sys.argv = [job.rpartition("/")[0], *path], [job, argument]
@@ -152,7 +152,7 @@ def test_a_job_reports_a_mistake_in_its_config_before_it_imports_for_seconds(
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the source tree whose platform package says on stderr that it was imported."""
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("jobs", "platform", "defi_models"):
+    for name in ("jobs", "platform", "defi_models", "defi_client"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     with (copy / "platform" / "defi_platform" / "__init__.py").open("a") as module:
         module.write("\nimport sys\nprint(f'imported {__file__}', file=sys.stderr)\n")

@@ -13,8 +13,15 @@ import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), *REPOSITORY.glob("*.md"), REPOSITORY / "benchmarks" / "RESULTS.md"])
-TOP = ("platform", "defi_models", "configs", "jobs", "cluster", "tests", "benchmarks", "docs")
+PAGES = sorted(
+    [
+        *DOCS.glob("*.md"),
+        *REPOSITORY.glob("*.md"),
+        REPOSITORY / "benchmarks" / "RESULTS.md",
+        REPOSITORY / "defi_client" / "README.md",
+    ]
+)
+TOP = ("platform", "defi_models", "defi_client", "configs", "jobs", "cluster", "tests", "benchmarks", "docs")
 
 
 def page_ids(page: Path) -> str:
@@ -78,7 +85,11 @@ def test_make_docs_builds_the_reference_of_both_packages(tmp_path: Path) -> None
     assert built.returncode == 0, built.stderr[-3000:]
     pages = {str(page.relative_to(tmp_path)) for page in tmp_path.rglob("*.html")}
     wanted = set()
-    for root, package in ((REPOSITORY / "platform", "defi_platform"), (REPOSITORY, "defi_models")):
+    for root, package in (
+        (REPOSITORY / "platform", "defi_platform"),
+        (REPOSITORY, "defi_models"),
+        (REPOSITORY, "defi_client"),
+    ):
         for file in (root / package).rglob("*.py"):
             module = file.parent if file.name == "__init__.py" else file
             wanted.add(str(module.relative_to(root).with_suffix(".html")))

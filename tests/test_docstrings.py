@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("platform", "defi_models")
+PACKAGES = ("platform", "defi_models", "defi_client")
 
 RELATIVE_CLAUSE = re.compile(r"(What|Which|Where|How|Who|Why|When)\b")
 """Openings that describe a thing without naming it: "What a corpus has" instead of "Listing of a corpus"."""

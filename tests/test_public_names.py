@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import defi_client
 import defi_models
 import defi_platform
 
@@ -40,3 +41,4 @@ def test_the_version_is_written_in_one_place(repository: Path) -> None:
     assert "version" not in settings["project"] and settings["project"]["dynamic"] == ["version"]
     assert settings["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "defi_models.__version__"}
     assert defi_platform.__version__ == defi_models.__version__
+    assert defi_client.__version__ == defi_models.__version__, "its wheel cannot read that of the models"

@@ -198,7 +198,7 @@ def installed(folder: Path, repository: Path) -> Path:
     """Python of a new virtual environment in which the platform is installed from a wheel; the other packages are those
     of this one."""
     source, environment = folder / "source", folder / "environment"
-    for name in ("platform", "defi_models", "configs"):
+    for name in ("platform", "defi_models", "defi_client", "configs"):
         shutil.copytree(repository / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(repository / name, source)
@@ -236,7 +236,7 @@ def test_one_config_runs_unchanged_in_four_ways(
     )
 
     # 3: submitted with its code, from a folder that also holds 1 GB of runs.
-    for name in ("platform", "defi_models", "configs", "jobs", "cluster"):
+    for name in ("platform", "defi_models", "defi_client", "configs", "jobs", "cluster"):
         shutil.copytree(repository / name, tmp_path / "checkout" / name, symlinks=True)
     for name in ("runs/model/model.safetensors", "data/video.mp4"):
         (tmp_path / "checkout" / name).parent.mkdir(parents=True)

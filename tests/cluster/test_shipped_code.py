@@ -50,7 +50,9 @@ def test_neither_runs_nor_data_nor_git_travel(checkout: Path) -> None:
 def test_this_repository_is_far_below_the_limit_and_holds_what_jobs_need() -> None:
     code = measure(REPOSITORY, excludes_of(REPOSITORY / "cluster/runtime_env.yaml"))
     assert code.bytes < 10 * 2**20
-    assert {"jobs", "platform/defi_platform", "defi_models", "configs/demo"} <= set(code.bytes_by_folder)
+    assert {"jobs", "platform/defi_platform", "defi_models", "defi_client", "configs/demo"} <= set(
+        code.bytes_by_folder
+    )
 
 
 def test_too_much_is_refused_before_it_is_sent_and_the_largest_folders_named(checkout: Path) -> None:

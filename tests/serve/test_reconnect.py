@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sleeping_policy import SleepingService, observation, replica, serving, until
 
+from defi_client import connection
 from defi_platform.errors import ConfigError, ServeError
-from defi_platform.evaluate import policy_client
 from defi_platform.evaluate.policy_client import PolicyClient, read_token
 
 
@@ -30,12 +30,10 @@ def test_it_connects_again_when_its_replica_leaves_and_loses_no_answer() -> None
 
 def test_it_waits_while_the_server_is_full_or_too_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(policy_client.time, "sleep", waits.append)
     with serving(rate=4.0) as place, PolicyClient(place.url) as client:
         for n in range(4):
             client.infer(observation(n))
-        event = threading.Event()
-        monkeypatch.setattr(policy_client.time, "sleep", lambda s: waits.append(s) or event.wait(s))
+        monkeypatch.setattr(client, "_pause", lambda s: waits.append(s) or time.sleep(s))
         assert client.infer(observation(9))[0][0, 0] == 9
         assert client.reconnections == 0 and 0 < max(waits) < 0.3
 
@@ -55,7 +53,7 @@ def test_the_time_to_reconnect_counts_from_the_loss() -> None:
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
 def test_a_server_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy_client, "SEND_TIMEOUT_S", 1)
+    monkeypatch.setattr(connection, "SEND_TIMEOUT_S", 1)
     with serving() as place, PolicyClient(place.url, reconnect_s=0) as client:
         place.server.loop.call_soon_threadsafe(time.sleep, 3)
         begun = time.monotonic()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from defi_platform.train.observability.code_version import code_version, source_digest
 
-PACKAGES = (Path("platform/defi_platform"), Path("defi_models"))
+PACKAGES = (Path("platform/defi_platform"), Path("defi_models"), Path("defi_client"))
 
 
 def copied(repository: Path, folder: Path) -> list[Path]:

@@ -38,12 +38,14 @@ def make_identity() -> Callable[[], dict[str, Any]]:
         try:
             from pathlib import Path
 
+            import defi_client
             import defi_models
             import defi_platform
             import defi_platform.preflight.probe
             from defi_platform.train.observability.code_version import source_digest
 
-            source = source_digest(Path(part.__path__[0]) for part in (defi_platform, defi_models))[:12]
+            parts = (defi_platform, defi_models, defi_client)
+            source = source_digest(Path(part.__path__[0]) for part in parts)[:12]
         except Exception as problem:  # noqa: BLE001 - whatever an image lacks
             error = f"{type(problem).__name__}: {problem}"
         return {

@@ -12,17 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgpack
-import numpy as np
-
+from defi_client import errors, wire
 from defi_platform.serve.protocols import messages
 from defi_platform.serve.protocols.messages import ProtocolError
 
 PROTOCOL = "openpi-websocket"
 
 __all__ = ["PROTOCOL", "ProtocolError", "pack", "unpack"]
-
-_DTYPE_KINDS = "biuf"
 
 
 def pack(message: Any) -> bytes:
@@ -32,10 +28,9 @@ def pack(message: Any) -> bytes:
         ProtocolError: it holds an object, structured, complex, text or time array, or a value msgpack does not know.
     """
     try:
-        packed: bytes = msgpack.packb(message, default=_pack_array)
-        return packed
-    except (TypeError, OverflowError) as error:
-        raise ProtocolError(f"this message cannot be sent: {error}.") from error
+        return wire.pack(message)
+    except errors.ProtocolError as error:
+        raise ProtocolError(str(error)) from error
 
 
 def unpack(data: bytes | bytearray | memoryview) -> Any:
@@ -48,16 +43,6 @@ def unpack(data: bytes | bytearray | memoryview) -> Any:
         ProtocolError: truncated, not msgpack, over the limits of `messages`, or with a bad array.
     """
     return messages.unpack(data, _unpack_array)
-
-
-def _pack_array(value: Any) -> Any:
-    if not isinstance(value, np.ndarray | np.generic):
-        raise ProtocolError(f"this message cannot be sent: msgpack has no form for a {type(value).__name__}.")
-    if value.dtype.kind not in _DTYPE_KINDS:
-        raise ProtocolError(f"arrays of dtype {value.dtype} are not sent; use a plain number dtype.")
-    if isinstance(value, np.generic):
-        return {b"__npgeneric__": True, b"data": value.item(), b"dtype": value.dtype.str}
-    return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": value.shape}
 
 
 def _unpack_array(entries: dict[Any, Any]) -> Any:

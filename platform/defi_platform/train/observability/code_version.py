@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import defi_client
 import defi_models
 import defi_platform
 
@@ -16,10 +17,10 @@ import defi_platform
 def code_version() -> dict[str, Any]:
     """Version of this code.
 
-    Returns: `version` of the package; `source`, the digest of both packages' code, which is known also where
+    Returns: `version` of the package; `source`, the digest of all packages' code, which is known also where
         `ray job submit` does not bring .git along; `commit` and `changed` (uncommitted edits), None outside of a checkout.
     """
-    packages = [Path(package.__path__[0]).resolve() for package in (defi_platform, defi_models)]
+    packages = [Path(package.__path__[0]).resolve() for package in (defi_platform, defi_models, defi_client)]
     root = packages[0].parents[1]
     found: dict[str, Any] = {
         "version": defi_platform.__version__,
