@@ -25,10 +25,10 @@ from defi_platform.errors import ConfigError
 from defi_platform.evaluate.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks import metaworld
 from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
-from defi_platform.evaluate.confidence import Rate, latency_quantiles, wilson
 from defi_platform.evaluate.policy_client import PolicyClient, check_metadata, check_same_policy, read_token
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
 from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
+from defi_platform.evaluate.statistics.intervals import Rate, latency_quantiles, wilson
 from defi_platform.evaluate.success_table import success_lines
 from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from defi_platform.evaluate.confidence import Rate
+from defi_platform.evaluate.statistics.intervals import Rate
 
 
 def success_rows(arms: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -13,7 +13,7 @@ def success_rows(arms: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
     Args:
         arms: policy under test -> {"tasks": {task: rate}, "pooled": rate}, as in an evaluation's summary.json;
-            a rate holds the fields of `confidence.Rate`.
+            a rate holds the fields of `intervals.Rate`.
     """
     tasks = next(iter(arms.values()))["tasks"]
     rows = [[task, *(str(Rate(**arm["tasks"][task])) for arm in arms.values())] for task in tasks]

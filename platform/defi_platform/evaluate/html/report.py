@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from defi_platform import storage
-from defi_platform.evaluate.confidence import Rate
 from defi_platform.evaluate.html import report_figures as figures
 from defi_platform.evaluate.html.page import Picture, Table, file_url, render
+from defi_platform.evaluate.statistics.intervals import Rate
 from defi_platform.evaluate.success_table import aligned, success_lines, success_rows
 from defi_platform.train.observability.metrics_log import read_metrics
 
