@@ -1,4 +1,4 @@
-"""CALVIN as a benchmark: its sequences and initial states, what it says of itself, and the real simulator."""
+"""CALVIN as a benchmark: its sequences and initial states, and what it says of itself without the simulator."""
 
 from __future__ import annotations
 
