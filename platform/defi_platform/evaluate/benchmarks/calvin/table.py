@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +35,7 @@ class PlayTable:
 
         Raises:
             ImportError: a package is absent.
-            SimulatorError: EGL does not work here.
+            SimulatorError: EGL is asked for and does not work here.
         """
         # Its git package looks for the git program when imported, to log a commit; nothing else needs that.
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -43,15 +44,11 @@ class PlayTable:
         module.get_git_commit_hash = lambda path: "not asked for"
         instantiate = importlib.import_module("hydra.utils").instantiate
         load = importlib.import_module("omegaconf").OmegaConf.load
-        try:
-            self._env = instantiate(
-                _settings(clones, view, egl=egl).env, show_gui=False, use_vr=False, use_scene_info=True
-            )
-        except SystemExit as error:  # what it does where bullet's EGL plugin does not load
-            raise SimulatorError(
-                "CALVIN's renderer EGL does not work on this machine; install it with: apt-get install -y "
-                "libegl1 libegl-mesa0, or set options.renderer=tiny, which renders other pictures"
-            ) from error
+        if egl:
+            _check_egl()
+        self._env = instantiate(
+            _settings(clones, view, egl=egl).env, show_gui=False, use_vr=False, use_scene_info=True
+        )
         # A step of the simulator renders all cameras, which is nine tenths of its time; here `pictures` does.
         self._cameras = {camera.name: camera for camera in self._env.cameras}
         self._env.cameras = []
@@ -104,6 +101,23 @@ class PlayTable:
         """Disconnects from bullet."""
         self._env.close()
         self._env.cid = -1  # it closes itself once more when it is collected
+
+
+def _check_egl() -> None:
+    """Loads bullet's EGL plugin in a process of its own, which it ends where there is no EGL."""
+    load = (
+        "import importlib.util as u, pybullet as p; p.connect(p.DIRECT); "
+        "raise SystemExit(p.loadPlugin(u.find_spec('eglRenderer').origin, '_eglRendererPlugin') < 0)"
+    )
+    tried = subprocess.run(
+        [sys.executable, "-c", load], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if tried.returncode:
+        said = (tried.stdout.strip().splitlines() or ["it says nothing"])[-1]
+        raise SimulatorError(
+            f"CALVIN's renderer EGL does not work on this machine ({said.strip()}). Install it with: apt-get install -y "
+            "libegl1 libegl-mesa0; or set options.renderer=tiny, which renders other pictures"
+        )
 
 
 def _settings(clones: Clones, view: View, *, egl: bool) -> Any:
