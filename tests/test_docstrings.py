@@ -22,7 +22,7 @@ PRIVATE_WORDS = re.compile(r"\b(verdicts?|claims?|spool|told|beside training|the
 validation and ingress."""
 
 ORDINARY_USES = {
-    ("metaworld_tasks.py", ' the door",'): "the instruction of a Meta-World task",
+    ("tasks.py", ' the door",'): "the instruction of a Meta-World task",
 }
 """(file, words) -> reason why they stay."""
 

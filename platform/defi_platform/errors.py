@@ -38,6 +38,23 @@ class SimulatorError(UserError):
     """A simulator or its rendering that cannot run on this machine."""
 
 
+class SimulatorFault(UserError):
+    """A simulator that hung, died or broke in an episode; a fresh process may well run the same episode to its end.
+
+    `kind` is hang, abort, memory, render, protocol or error.
+    """
+
+    exit_code = TRY_AGAIN
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
+
+
 class ServeError(UserError):
     """A policy server that cannot start or cannot be reached."""
 

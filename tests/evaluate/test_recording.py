@@ -19,7 +19,8 @@ import pytest
 from defi_platform import storage
 from defi_platform.config import RayConfig, RecordConfig
 from defi_platform.errors import ConfigError, SimulatorError
-from defi_platform.evaluate.benchmarks.metaworld import Environment
+from defi_platform.evaluate.benchmarks.interface import View
+from defi_platform.evaluate.benchmarks.metaworld.benchmark import MetaWorld
 from defi_platform.evaluate.record import record
 
 BUTTON, COFFEE = "button-press-v3", "coffee-button-v3"
@@ -70,17 +71,18 @@ def test_labelled_actions_replay_the_recorded_frames_to_success(recorded: Path) 
     video = decord.VideoReader(str(labelled / "videos/observation.images.workspace/chunk-000/file-000.mp4"))
     start = round(row["videos/observation.images.workspace/from_timestamp"] * 80)
 
-    environment = Environment(episode["task"], "workspace", 64, 64)
-    state, solved = environment.reset(episode["seed"]), []
-    assert row["tasks"] == [environment.instruction] == ["press the button from the front"]
+    benchmark = MetaWorld(MetaWorld.default_view, {})
+    state, solved = benchmark.reset(episode["task"], episode["seed"]), []
+    assert row["tasks"] == ["press the button from the front"]
     for step, action in enumerate(actions):
         assert np.array_equal(state, states[step].astype(np.float32))
         if step % 16 == 0:
-            difference = video[start + step].asnumpy().astype(int) - environment.render()
+            difference = video[start + step].asnumpy().astype(int) - benchmark.render()["workspace"]
             assert np.abs(difference).mean() < 6, "the picture of that very step, but for compression"
-        state, success = environment.step(action)
-        solved.append(success)
-    environment.close()
+        result = benchmark.step(action.astype(np.float32))
+        state = result.state
+        solved.append(result.success)
+    benchmark.close()
     assert solved.index(True) == len(actions) - 1 - 3, "it ends hold_steps after the first success"
 
 
@@ -119,12 +121,12 @@ def test_failed_attempts_are_counted_and_replaced_by_the_next_seeds(
     tmp_path: Path, ray_cluster: None
 ) -> None:
     # How long the script needs depends on the seed, so a tight limit fails some of them.
-    environment = Environment(BUTTON, "workspace", 16, 16)
+    benchmark = MetaWorld(View(("workspace",), 16, 16), {})
     needed = {}
     for seed in range(40, 48):
-        environment.reset(seed)
-        needed[seed] = 1 + next(s for s in range(150) if environment.step(environment.expert_action())[1])
-    environment.close()
+        benchmark.reset(BUTTON, seed)
+        needed[seed] = 1 + next(s for s in range(150) if benchmark.step(benchmark.expert_action()).success)
+    benchmark.close()
     limit = sorted(needed.values())[5]
     solvable = [seed for seed, steps in needed.items() if steps <= limit]
     summary = record(
@@ -146,12 +148,12 @@ def test_noise_moves_the_hand_but_not_the_labels(tmp_path: Path, ray_cluster: No
     record(small(tmp_path / "c", tasks=[COFFEE], episodes_per_task=1, noise=0.3))
     columns = pq.read_table(tmp_path / "c/labelled/data/chunk-000/file-000.parquet").to_pydict()
     actions, states = np.array(columns["action"]), np.array(columns["observation.state"])
-    environment = Environment(COFFEE, "workspace", 16, 16)
-    state = environment.reset(40)
-    assert np.array_equal(actions[0].astype(np.float32), environment.expert_action())
+    benchmark = MetaWorld(View(("workspace",), 16, 16), {})
+    state = benchmark.reset(COFFEE, 40)
+    assert np.array_equal(actions[0].astype(np.float32), benchmark.expert_action())
     for action in actions[:10]:
-        state, _ = environment.step(action)
-    environment.close()
+        state = benchmark.step(action.astype(np.float32)).state
+    benchmark.close()
     assert np.abs(states[10] - state).max() > 1e-4, "what was carried out was not the label"
     assert np.abs(actions).max() <= 1.0
 

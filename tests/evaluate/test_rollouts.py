@@ -20,10 +20,10 @@ from websockets.sync.server import ServerConnection
 
 from defi_platform.config import EvaluateConfig, ServeConfig
 from defi_platform.errors import ConfigError, ServeError
-from defi_platform.evaluate.benchmarks.metaworld import Environment
+from defi_platform.evaluate.benchmarks.metaworld.benchmark import MetaWorld
+from defi_platform.evaluate.episode import request_seed
 from defi_platform.evaluate.policy_client import PolicyClient
 from defi_platform.evaluate.rollouts import evaluate
-from defi_platform.evaluate.simulator import request_seed
 
 COFFEE, BUTTON = "coffee-button-v3", "button-press-v3"
 CHUNK = 8
@@ -58,13 +58,13 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def script() -> np.ndarray:
     """What the expert does in the coffee task from seed 500, to be replayed by a policy server."""
-    environment = Environment(COFFEE, "workspace", 64, 64)
-    environment.reset(500)
+    benchmark = MetaWorld(MetaWorld.default_view, {})
+    benchmark.reset(COFFEE, 500)
     actions, solved = [], False
     while not solved:
-        actions.append(environment.expert_action())
-        _, solved = environment.step(actions[-1])
-    environment.close()
+        actions.append(benchmark.expert_action())
+        solved = benchmark.step(actions[-1]).success
+    benchmark.close()
     return np.stack(actions)
 
 
@@ -109,15 +109,15 @@ def test_observations_are_what_a_robot_would_send(
 ) -> None:
     _, server, _ = evaluated
     first = server.observations[0]
-    environment = Environment(COFFEE, "workspace", 64, 64)
-    state = environment.reset(500)
+    benchmark = MetaWorld(MetaWorld.default_view, {})
+    state = benchmark.reset(COFFEE, 500)
     assert set(first) == {"observation/images/workspace", "observation/state", "prompt", "seed"}
-    assert np.array_equal(first["observation/images/workspace"], environment.render())
+    assert np.array_equal(first["observation/images/workspace"], benchmark.render()["workspace"])
     assert np.array_equal(first["observation/state"], state)
     assert first["prompt"] == "press the button of the coffee machine"
     seeds = [observation["seed"] for observation in server.observations]
     assert seeds == [request_seed(500, COFFEE, CHUNK * n) for n in range(len(seeds))]
-    environment.close()
+    benchmark.close()
 
 
 def test_each_request_is_timed_once_and_each_chunk_carried_out_whole(
@@ -224,8 +224,8 @@ def test_a_connection_that_breaks_is_made_again_and_the_observation_sent_again()
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"action_dim": 7, "preset": "paper"}, r"\(preset paper\).*gives 7 action dims, Meta-World takes 4"),
-        ({"state_dim": 15}, "takes 15 state dims, Meta-World gives 4"),
+        ({"action_dim": 7, "preset": "paper"}, r"\(preset paper\).*gives 7 action dims, metaworld takes 4"),
+        ({"state_dim": 15}, "takes 15 state dims, metaworld gives 4"),
         ({"cameras": ["static", "gripper"]}, "looks through static, gripper, the evaluation .*'workspace'"),
         ({"chunk": 4}, "chunks of 4 actions, execute_steps is 6"),
     ],
@@ -270,7 +270,7 @@ def test_nobody_at_the_url_is_one_clear_error(tmp_path: Path, ray_cluster: None)
         ({"url": "127.0.0.1:8000"}, "ws://host:port"),
         ({"arms": ["policy", "human"]}, "choose from policy, random, expert"),
         ({"tasks": ["coffee-v3"]}, "Did you mean 'coffee-"),
-        ({"camera": "top"}, "no camera 'top'"),
+        ({"cameras": ["top"]}, "no camera 'top'"),
         ({"execute_steps": 0}, "execute_steps is 0"),
         ({"episodes_per_task": 0}, "episodes_per_task is 0"),
     ],

@@ -68,7 +68,7 @@ def test_a_policy_that_looks_through_another_camera_is_one_clear_error(
     server: PolicyServer, policy: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigError, match=r"preset nano.* looks through workspace"):
-        evaluate(replace(small(policy, tmp_path / "run", server.url), camera="corner2"))
+        evaluate(replace(small(policy, tmp_path / "run", server.url), cameras=["corner2"]))
     assert not (tmp_path / "run/summary.json").exists()
 
 

@@ -9,7 +9,7 @@ from defi_platform.config.data import (
     SamplingConfig,
     WindowConfig,
 )
-from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig
+from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig, SimulatorConfig
 from defi_platform.config.jobs import (
     JOB_CONFIGS,
     DemoConfig,
@@ -57,6 +57,7 @@ __all__ = [
     "SecurityConfig",
     "ServeConfig",
     "SessionConfig",
+    "SimulatorConfig",
     "TrackingConfig",
     "TrainConfig",
     "WindowConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -10,6 +11,25 @@ from defi_platform.config.cluster import RayConfig
 from defi_platform.config.data import DataConfig
 from defi_platform.config.fields import PATH
 from defi_platform.config.serve import ServeConfig
+
+
+@dataclass
+class SimulatorConfig:
+    """The process that a simulator runs in."""
+
+    python: str | None = field(default=None, metadata=PATH)
+    """Interpreter that has the simulator's packages; null: this one, or the benchmark's own in `environments`."""
+    environments: str | None = field(default=None, metadata=PATH)
+    """Folder of virtual environments, one per benchmark (jobs/install_benchmark.py); null: `environments` beside the
+    output."""
+    step_timeout_s: float = 60.0
+    """Seconds in which a step or a picture must be finished; after them the process is killed as hung."""
+    reset_timeout_s: float = 300.0
+    """Seconds for the start of the process, and for the start of an episode."""
+    memory_gb: float = 8.0
+    """Memory of the process, in 10^9 bytes, above which it is killed."""
+    retries: int = 3
+    """Times that an episode is run again after its simulator failed."""
 
 
 @dataclass
@@ -54,26 +74,35 @@ class EvaluateConfig:
     """ws://host:port (wss:// for TLS) of a policy that is already served; null: serve one for the evaluation."""
     token_file: str | None = field(default=None, metadata=PATH)
     """File with the token that the server asks for (serve.security.tokens); null: none."""
+    benchmark: str = "metaworld"
+    """Its name, or module:Class of one from outside."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the benchmark's own."""
     tasks: list[str] = MISSING
-    """Meta-World tasks, e.g. [drawer-close-v3]."""
+    """Tasks, e.g. [drawer-close-v3], and groups of them by name, e.g. [MT10]; [all] for all."""
     arms: list[str] = field(default_factory=lambda: ["policy", "random", "expert"])
     """Policies to compare: policy | random | expert."""
     episodes_per_task: int = 10
     """Episodes per task and arm."""
     seed: int = 10_000
     """First seed of the initial states; every arm gets the same ones. Choose it apart from the recording's seeds."""
-    max_steps: int = 150
-    """Simulator steps after which an episode counts as failed."""
-    camera: str = "workspace"
-    """Camera of Meta-World, as in the recording."""
-    height: int = 64
-    """Pixels, even."""
-    width: int = 64
-    """Pixels, even."""
+    max_steps: int | None = None
+    """Simulator steps after which a task, or subtask of a chain, counts as failed; null: as the benchmark says."""
+    cameras: list[str] | None = None
+    """Cameras of the benchmark that the policy looks through, as in the recording; null: the benchmark's default."""
+    height: int | None = None
+    """Pixels, even where videos are written; null: the benchmark's default."""
+    width: int | None = None
+    """Pixels, even where videos are written; null: the benchmark's default."""
+    policy_name: str | None = None
+    """Name of the policy, where its server does not identify it."""
+    policy_cameras: dict[str, str] = field(default_factory=dict)
+    """Camera of the benchmark -> the name by which the policy knows it, where they differ."""
     execute_steps: int | None = None
     """Actions of a chunk that are executed before the next observation is sent; null: as many as the policy says."""
     video_every: int = 2
     """Simulator steps per frame of the episode videos; 0 writes none."""
+    simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     workers: int = 2
     """Simulator processes."""
     output: str = field(default=MISSING, metadata=PATH)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def check_metadata(
     *,
     source: str,
     benchmark: str,
-    camera: str,
+    cameras: Sequence[str],
     state_dim: int,
     action_dim: int,
     execute_steps: int | None,
@@ -123,7 +123,7 @@ def check_metadata(
         metadata: the server's greeting.
         source: url or folder of the policy, for the message.
         benchmark: its name, for the message.
-        camera: whose images the policy will get.
+        cameras: whose images the policy will get, by the names it is sent.
         state_dim: of the benchmark's state.
         action_dim: of the benchmark's actions.
         execute_steps: actions executed of each chunk; None for all.
@@ -136,15 +136,16 @@ def check_metadata(
         wrong.append(f"it gives {metadata['action_dim']} action dims, {benchmark} takes {action_dim}")
     if metadata.get("state_dim", state_dim) not in (0, state_dim):
         wrong.append(f"it takes {metadata['state_dim']} state dims, {benchmark} gives {state_dim}")
-    cameras = list(metadata.get("cameras", [camera]))
-    if cameras not in ([camera], ["*"]):
-        wrong.append(f"it looks through {', '.join(map(str, cameras))}, the evaluation through '{camera}'")
+    wanted = list(map(str, metadata.get("cameras", cameras)))
+    if sorted(wanted) != sorted(cameras) and not (wanted == ["*"] and len(cameras) == 1):
+        shown = ", ".join(f"'{camera}'" for camera in cameras)
+        wrong.append(f"it looks through {', '.join(wanted)}, the evaluation through {shown}")
     chunk = metadata.get("chunk")
     if execute_steps is not None and chunk is not None and execute_steps > chunk:
         wrong.append(f"it gives chunks of {chunk} actions, execute_steps is {execute_steps}")
     if wrong:
         raise ConfigError(
             f"the policy at {source} (preset {metadata.get('preset', 'unknown')}) does not fit: "
-            f"{'; '.join(wrong)}. Serve a policy fine-tuned for this benchmark, or set camera and "
-            "execute_steps to what it has."
+            f"{'; '.join(wrong)}. Serve a policy fine-tuned for this benchmark, or set cameras, "
+            "policy_cameras and execute_steps to what it has."
         )

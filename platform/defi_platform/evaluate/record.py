@@ -26,15 +26,18 @@ from defi_platform.data.writers.h264 import encode_h264
 from defi_platform.data.writers.lerobot import Camera, Episode, LeRobotWriter, Stats, Vector, frame_stats
 from defi_platform.errors import ConfigError, SimulatorError
 from defi_platform.evaluate.actor_pool import ActorPool
-from defi_platform.evaluate.benchmarks import metaworld
-from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
+from defi_platform.evaluate.benchmarks.interface import View
+from defi_platform.evaluate.benchmarks.metaworld.benchmark import MetaWorld
+from defi_platform.evaluate.benchmarks.registry import selected_tasks, selected_view
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
+from defi_platform.evaluate.simulation.process import SimulatorProcess
 from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
 
 SUMMARY = "recording.json"
 _ATTEMPTS = ".attempts"
-_VECTORS = [Vector("action", metaworld.ACTION_NAMES), Vector("observation.state", metaworld.STATE_NAMES)]
+_FPS = round(MetaWorld.control_hz)
+_VECTORS = [Vector("action", MetaWorld.action.names), Vector("observation.state", MetaWorld.state_names)]
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,11 @@ def record(config: RecordConfig) -> RecordSummary:
 
 
 class _Recorder:
-    """Runs the expert, one episode per call; keeps the environment of the task it is at."""
+    """Runs the expert, one episode per call, in a simulator's process of its own."""
 
     def __init__(self, config: RecordConfig):
         self._config = config
-        self._environment: metaworld.Environment | None = None
+        self._process: SimulatorProcess | None = None
 
     def ready(self) -> None:
         """Returns once the process is up."""
@@ -117,49 +120,44 @@ class _Recorder:
         Returns:
             The packed episode; one without frames when the expert failed.
         """
-        config = self._config
-        if self._environment is None or self._environment.task != attempt.task:
-            if self._environment is not None:
-                self._environment.close()
-            self._environment = metaworld.Environment(
-                attempt.task, config.camera, config.height, config.width
-            )
-        return _pack(_run_expert(self._environment, attempt, config))
+        if self._process is None:
+            self._process = SimulatorProcess(MetaWorld.name, _view(self._config), {})
+        return _pack(_run_expert(self._process, attempt, self._config))
 
 
-def _run_expert(environment: metaworld.Environment, attempt: Attempt, config: RecordConfig) -> Episode:
+def _run_expert(simulator: SimulatorProcess, attempt: Attempt, config: RecordConfig) -> Episode:
     """One episode, ended `hold_steps` after the first success.
 
     With noise, the noisy action is executed but the expert's clean one is the label: the states then
     stray from the expert's path and the labels lead back to it, which is what a cloned policy needs.
     """
-    noise = np.random.default_rng([attempt.seed, *attempt.task.encode()])
-    state = environment.reset(attempt.seed)
-    frames, states, actions = [], [], []
-    solved_at: int | None = None
-    for step in range(config.max_steps + config.hold_steps):
-        if solved_at is None and step >= config.max_steps:
-            break
-        if solved_at is not None and step > solved_at + config.hold_steps:
-            break
-        action = environment.expert_action()
-        frames.append(environment.render())
-        states.append(state)
-        actions.append(action)
-        executed = action + noise.normal(0.0, config.noise, action.shape) if config.noise else action
-        state, success = environment.step(executed)
-        if success and solved_at is None:
-            solved_at = step
-    if solved_at is None:
-        return Episode(environment.instruction, {}, {}, length=0)
-    pixels = np.stack(frames)
+    most = config.max_steps + config.hold_steps
+    random = np.random.default_rng([attempt.seed, *attempt.task.encode()])
+    noise = random.normal(0.0, config.noise, (most, MetaWorld.action.dim)) if config.noise else None
+    (task,), state = simulator.reset(attempt.task, attempt.seed)
+    parts = [simulator.expert(config.max_steps, noise=noise, frame_every=1)]
+    done = len(parts[0].steps)
+    if not parts[0].steps[-1].success:
+        return Episode(task.instruction, {}, {}, length=0)
+    if config.hold_steps:
+        held = None if noise is None else noise[done:]
+        parts.append(simulator.expert(config.hold_steps, noise=held, frame_every=1, through=True))
+    frames = [frame[config.camera] for part in parts for frame in part.frames]
+    states = [state, *(step.state for part in parts for step in part.steps)][:-1]
     return Episode(
-        text=environment.instruction,
-        videos={config.camera: encode_h264(frames, metaworld.FPS)},
-        video_stats={config.camera: frame_stats(pixels)},
+        text=task.instruction,
+        videos={config.camera: encode_h264(frames, _FPS)},
+        video_stats={config.camera: frame_stats(np.stack(frames))},
         length=len(frames),
-        vectors={"action": np.stack(actions), "observation.state": np.stack(states)},
+        vectors={
+            "action": np.concatenate([part.proposed for part in parts]),
+            "observation.state": np.stack(states),
+        },
     )
+
+
+def _view(config: RecordConfig) -> View:
+    return selected_view(MetaWorld, [config.camera], (config.height, config.width), videos=True)
 
 
 def _fill(config: RecordConfig, attempts: _Attempts) -> None:
@@ -198,14 +196,13 @@ def _fill(config: RecordConfig, attempts: _Attempts) -> None:
 def _publish(config: RecordConfig, attempts: _Attempts, output: str, start: float) -> RecordSummary:
     """Writes both datasets, each appearing whole."""
     cameras = [Camera(config.camera, config.height, config.width)]
-    robot = "sawyer"
     frames = labelled = 0
     for name, vectors in (("video", []), ("labelled", _VECTORS)):
         per_task = config.episodes_per_task if name == "video" else config.labelled_per_task
         if per_task == 0:
             continue
         with storage.committed_folder(storage.join(output, name)) as folder:
-            writer = LeRobotWriter(folder, metaworld.FPS, cameras, vectors, robot)
+            writer = LeRobotWriter(folder, _FPS, cameras, vectors, MetaWorld.robot)
             sources = []
             for task in config.tasks:
                 for seed in attempts.succeeded(task)[:per_task]:
@@ -216,7 +213,7 @@ def _publish(config: RecordConfig, attempts: _Attempts, output: str, start: floa
                     labelled += name == "labelled"
             writer.finish()
             # Next to LeRobot's own files: the settings that reproduce this dataset.
-            details = {"benchmark": metaworld.NAME, "fps": metaworld.FPS, **attempts.settings}
+            details = {"benchmark": MetaWorld.name, "fps": _FPS, **attempts.settings}
             (folder / "meta" / SUMMARY).write_text(json.dumps({**details, "episodes": sources}, indent=1))
     return RecordSummary(
         output=output,
@@ -318,8 +315,8 @@ def _settings(config: RecordConfig) -> dict[str, Any]:
 
 
 def _check(config: RecordConfig) -> None:
-    check_tasks(config.tasks, "tasks")
-    metaworld.check_camera(config.camera, config.height, config.width, "camera")
+    selected_tasks(MetaWorld, {}, config.tasks)
+    _view(config)
     for name, least in (
         ("episodes_per_task", 1),
         ("labelled_per_task", 0),

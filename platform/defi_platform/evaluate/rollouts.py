@@ -11,7 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -21,13 +21,18 @@ from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EvaluateConfig
 from defi_platform.config.loader import to_mapping
-from defi_platform.errors import ConfigError
+from defi_platform.errors import ConfigError, SimulatorError
 from defi_platform.evaluate.actor_pool import ActorPool
-from defi_platform.evaluate.benchmarks import metaworld
-from defi_platform.evaluate.benchmarks.metaworld_tasks import check_tasks
+from defi_platform.evaluate.benchmarks.registry import (
+    benchmark_class,
+    selected_options,
+    selected_tasks,
+    selected_view,
+)
+from defi_platform.evaluate.episode import Outcome, Rollout
 from defi_platform.evaluate.policy_client import PolicyClient, check_metadata, check_same_policy, read_token
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
-from defi_platform.evaluate.simulator import ARMS, Outcome, Rollout, Simulator
+from defi_platform.evaluate.simulator import ARMS, Simulator
 from defi_platform.evaluate.statistics.intervals import Rate, latency_quantiles, wilson
 from defi_platform.evaluate.success_table import success_lines
 from defi_platform.metrics import catalogue
@@ -64,13 +69,13 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Runs the rollouts that `config` asks for and that are not there yet; serves the policy if need be.
 
     Raises:
-        ConfigError: a task, arm or camera is unknown, the policy does not fit, or the output holds another
+        ConfigError: the benchmark, a task, arm or camera is unknown, the policy does not fit, or the output holds another
             evaluation.
         CheckpointError: the policy folder is not complete.
         ServeError: the policy cannot be served or does not answer.
-        SimulatorError: the simulator cannot run.
+        SimulatorError: the simulator cannot run, or fails in one episode again and again.
     """
-    _check(config)
+    config = _checked(config)
     start = time.monotonic()
     output = storage.absolute(config.output)
     settings = _settings(config)
@@ -148,13 +153,14 @@ def _policy(config: EvaluateConfig, missing: list[Rollout]) -> Iterator[tuple[st
 
 
 def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], source: str) -> None:
+    benchmark = benchmark_class(config.benchmark)
     check_metadata(
         metadata,
         source=source,
-        benchmark="Meta-World",
-        camera=config.camera,
-        state_dim=metaworld.STATE_DIM,
-        action_dim=metaworld.ACTION_DIM,
+        benchmark=config.benchmark,
+        cameras=[config.policy_cameras.get(camera, camera) for camera in config.cameras or ()],
+        state_dim=len(benchmark.state_names),
+        action_dim=benchmark.action.dim,
         execute_steps=config.execute_steps,
     )
 
@@ -171,6 +177,12 @@ def _run(
     done = dict.fromkeys(config.arms, 0)
     with Progress("evaluate", "episodes", total, initial=total - len(missing)) as progress:
         for unit, outcome in pool.results():
+            if outcome.row["success"] is None:
+                last = outcome.row["simulator_errors"][-1]
+                raise SimulatorError(
+                    f"{unit}: the simulator failed {len(outcome.row['simulator_errors'])} times, the last: "
+                    f"{last['kind']}: {last['message']}."
+                )
             episodes.add(unit, outcome)
             _count(config.output, outcome.row)
             done[unit.arm] += 1
@@ -245,7 +257,17 @@ def _rate(rows: list[dict[str, Any]]) -> Rate:
 
 def _settings(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that decide an episode's outcome besides (arm, task, seed), the policy's content included."""
-    not_deciding = ("ray", "serve", "token_file", "workers", "output", "tasks", "arms", "episodes_per_task")
+    not_deciding = (
+        "ray",
+        "serve",
+        "token_file",
+        "simulator",
+        "workers",
+        "output",
+        "tasks",
+        "arms",
+        "episodes_per_task",
+    )
     settings = {key: value for key, value in to_mapping(config).items() if key not in not_deciding}
     if "policy" in config.arms and not config.url:
         folder = storage.absolute(config.serve.policy)
@@ -254,15 +276,46 @@ def _settings(config: EvaluateConfig) -> dict[str, Any]:
     return settings
 
 
-def _check(config: EvaluateConfig) -> None:
-    check_tasks(config.tasks, "tasks")
-    metaworld.check_camera(config.camera, config.height, config.width, "camera")
+def _checked(config: EvaluateConfig) -> EvaluateConfig:
+    """The config with every task, option and the view named."""
+    benchmark = benchmark_class(config.benchmark)
+    options = selected_options(benchmark, config.options)
+    tasks = selected_tasks(benchmark, options, config.tasks)
+    size = (config.height, config.width)
+    view = selected_view(benchmark, config.cameras, size, videos=config.video_every > 0)
     unknown = [arm for arm in config.arms if arm not in ARMS]
     if unknown or not config.arms or len(set(config.arms)) < len(config.arms):
         raise ConfigError(f"arms is {config.arms}; choose from {', '.join(ARMS)}, each once.")
-    least = {"episodes_per_task": 1, "max_steps": 1, "video_every": 0, "workers": 1, "seed": 0}
+    if "expert" in config.arms and not benchmark.has_expert:
+        raise ConfigError(f"arms is {config.arms}; {config.benchmark} has no expert, leave it out.")
+    least = {"episodes_per_task": 1, "video_every": 0, "workers": 1, "seed": 0}
     for name, value in least.items():
         if getattr(config, name) < value:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be {value} or more.")
-    if config.execute_steps is not None and config.execute_steps < 1:
-        raise ConfigError(f"execute_steps is {config.execute_steps}; it must be 1 or more.")
+    for name in ("execute_steps", "max_steps"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be 1 or more.")
+    _check_simulator(config)
+    last = config.seed + config.episodes_per_task
+    if benchmark.seeds is not None and last > benchmark.seeds:
+        raise ConfigError(
+            f"seed {config.seed} and episodes_per_task {config.episodes_per_task} ask for initial states up to "
+            f"{last - 1}; {config.benchmark} has {benchmark.seeds} per task, from 0 to {benchmark.seeds - 1}."
+        )
+    return replace(
+        config,
+        tasks=[task.name for task in tasks],
+        options=options,
+        cameras=list(view.cameras),
+        height=view.height,
+        width=view.width,
+    )
+
+
+def _check_simulator(config: EvaluateConfig) -> None:
+    simulator = config.simulator
+    for name in ("step_timeout_s", "reset_timeout_s", "memory_gb"):
+        if not getattr(simulator, name) > 0:
+            raise ConfigError(f"simulator.{name} is {getattr(simulator, name)}; it must be more than 0.")
+    if simulator.retries < 0:
+        raise ConfigError(f"simulator.retries is {simulator.retries}; it must be 0 or more.")

@@ -1,1 +1,1 @@
-"""Simulators, one module each, which alone imports it: actions go in, images, states and success come out."""
+"""Benchmarks, one folder each, which alone imports its simulator; the interface that all of them have."""

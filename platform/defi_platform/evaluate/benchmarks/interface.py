@@ -143,6 +143,8 @@ class Benchmark(ABC):
     state_names: ClassVar[tuple[str, ...]]
     action: ClassVar[ActionSpec]
     control_hz: ClassVar[float]
+    robot: ClassVar[str] = ""
+    """As datasets call it; empty: the benchmark's name."""
     has_expert: ClassVar[bool] = False
     pooled_by: ClassVar[str] = "episodes"
     """How a rate over tasks is pooled: "episodes" (all alike) or "tasks" (mean of the tasks' rates)."""
@@ -184,7 +186,7 @@ class Benchmark(ABC):
 
         Raises:
             ImportError: the simulator's packages are not installed.
-            RuntimeError: it cannot run or render here; the message says why and what to do.
+            SimulatorError: it cannot run or render here; the message says why and what to do.
         """
         self.view = view
         self.given = options
@@ -216,7 +218,10 @@ class Benchmark(ABC):
 
     @abstractmethod
     def render(self) -> dict[str, NDArray[np.uint8]]:
-        """Renders the present state from every camera of the view: uint8 (H, W, 3), upright."""
+        """Renders the present state from every camera of the view: uint8 (H, W, 3), upright.
+
+        A picture that is zero everywhere is taken for that of a lost rendering context.
+        """
 
     def expert_action(self) -> NDArray[np.float32]:
         """The action (A,) of the benchmark's own script in the present state; see `has_expert`."""

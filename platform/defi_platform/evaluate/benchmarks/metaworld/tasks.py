@@ -1,11 +1,9 @@
-"""The instruction of each Meta-World task, as a person would say it. Needs no simulator."""
+"""The tasks of Meta-World, their groups, and the instruction of each as a person would say it."""
 
 from __future__ import annotations
 
 import re
-
-from defi_models.errors import did_you_mean
-from defi_platform.errors import ConfigError
+from collections.abc import Iterable
 
 # The fifty tasks of MT50. Sentences are ours: Meta-World names its tasks but does not word them.
 _SENTENCES = {
@@ -64,6 +62,9 @@ _SENTENCES = {
 TASKS = tuple(f"{name}-v3" for name in _SENTENCES)
 """Names as Meta-World 3 spells them."""
 
+HORIZON = 500
+"""Meta-World's own `max_path_length`, in steps."""
+
 
 def instruction(task: str) -> str:
     """The sentence that a policy gets as its prompt; derived from the name where none is written."""
@@ -71,20 +72,49 @@ def instruction(task: str) -> str:
     return _SENTENCES.get(name, name.replace("-", " "))
 
 
-def check_tasks(tasks: list[str], key: str) -> None:
-    """Checks the names of tasks.
+_MT10 = (
+    "reach",
+    "push",
+    "pick-place",
+    "door-open",
+    "drawer-open",
+    "drawer-close",
+    "button-press-topdown",
+    "peg-insert-side",
+    "window-open",
+    "window-close",
+)
+_ML10_TRAIN = (
+    "reach",
+    "push",
+    "pick-place",
+    "door-open",
+    "drawer-close",
+    "button-press-topdown",
+    "peg-insert-side",
+    "window-open",
+    "sweep",
+    "basketball",
+)
+_ML10_TEST = ("drawer-open", "door-close", "shelf-place", "sweep-into", "lever-pull")
+_ML45_TEST = ("bin-picking", "box-close", "hand-insert", "door-lock", "door-unlock")
 
-    Args:
-        tasks: names as in TASKS.
-        key: of the configuration, for the message.
 
-    Raises:
-        ConfigError: the list is empty, a name is unknown (with the nearest) or stands there twice.
+def splits() -> dict[str, tuple[str, ...]]:
+    """Meta-World's own groups of tasks, by name.
+
+    MT1 and ML1 are of one task each. What ML1 calls train and test are initial states of that task: here, seeds.
     """
-    if not tasks:
-        raise ConfigError(f"{key} is empty; name at least one Meta-World task, e.g. 'drawer-close-v3'.")
-    for task in tasks:
-        if task not in TASKS:
-            raise ConfigError(f"{key}: Meta-World has no task '{task}'.{did_you_mean(task, TASKS)}")
-        if tasks.count(task) > 1:
-            raise ConfigError(f"{key} names '{task}' twice; name each task once.")
+
+    def full(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(f"{name}-v3" for name in names)
+
+    return {
+        "MT10": full(_MT10),
+        "MT50": TASKS,
+        "ML10/train": full(_ML10_TRAIN),
+        "ML10/test": full(_ML10_TEST),
+        "ML45/train": tuple(task for task in TASKS if task not in full(_ML45_TEST)),
+        "ML45/test": full(_ML45_TEST),
+        **{f"{group}/{task}": (task,) for group in ("MT1", "ML1") for task in TASKS},
+    }

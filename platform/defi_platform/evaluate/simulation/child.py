@@ -1,0 +1,208 @@
+"""The simulator's side of its process: one benchmark, called by the process that owns this one.
+
+Pictures go into memory that both processes share, at offsets that follow from the view; the first eight bytes of
+that memory count the steps and pictures made, by which the owner tells a slow call from one that hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import fcntl
+import mmap
+import os
+import resource
+import signal
+import socket
+import traceback
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defi_platform.errors import SimulatorError, SimulatorFault, one_line
+from defi_platform.evaluate.benchmarks.interface import Benchmark, Step, View
+from defi_platform.evaluate.benchmarks.registry import benchmark_class
+from defi_platform.evaluate.simulation import wire
+
+PICTURES_AT = 64
+"""Offset of the first picture in the shared memory."""
+_F_SETSIG = 10  # of fcntl.h; Python's module does not name it
+_OUT_OF_MEMORY_FIRST = "500"
+
+
+def serve(connection: int, lifeline: int, memory: int) -> None:
+    """Answers calls until the owner closes the connection.
+
+    Args:
+        connection: file descriptor of a stream socket.
+        lifeline: of a pipe whose other end the owner holds and never writes to.
+        memory: of the shared memory.
+    """
+    for descriptor in (connection, lifeline, memory):
+        os.set_inheritable(descriptor, False)
+    _die_with(lifeline)
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write(_OUT_OF_MEMORY_FIRST)  # rather than the worker that reports it
+    simulator = _Simulator(mmap.mmap(memory, 0))
+    buffer = bytearray()
+    with socket.socket(fileno=connection) as owner:
+        while True:
+            request = wire.unpack(buffer)
+            if request is None:
+                received = owner.recv(1 << 16)
+                if not received:
+                    break
+                buffer += received
+                continue
+            owner.sendall(wire.pack(simulator.answer(request)))
+    simulator.close()
+
+
+def _die_with(lifeline: int) -> None:
+    """Has the kernel kill this process and its children when the owner's end of the pipe closes.
+
+    Not by a thread, which would wait for ever beside native code that hangs with the interpreter's lock.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(lifeline, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+class _Simulator:
+    """The benchmark, the present state's pictures, and what is being done, for the message of an error."""
+
+    def __init__(self, memory: mmap.mmap):
+        self._memory = memory
+        self._progress: NDArray[np.uint64] = np.frombuffer(memory, np.uint64, 1)
+        self._pictures: dict[str, NDArray[np.uint8]] | None = None
+        self._rendering = False
+        self._benchmark: Benchmark | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Carries out a call; an error is an answer too."""
+        self._rendering = False
+        call = request.pop("call")
+        try:
+            if call == "open":
+                return self._open(**request)
+            result: dict[str, Any] = getattr(self, f"_{call}")(self._opened, **request)
+            return result
+        except SimulatorError as error:
+            return {"unavailable": str(error), "module": None}
+        except SimulatorFault as error:
+            return {"fault": error.kind, "message": error.message}
+        except MemoryError as error:
+            return {"fault": "memory", "message": one_line(error)}
+        except Exception as error:  # noqa: BLE001 (a simulator's errors are of any type)
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            return {
+                "fault": "render" if self._rendering else "error",
+                "message": f"{type(error).__name__}: {one_line(error)} "
+                f"({os.path.basename(place.filename)}, line {place.lineno}, in {place.name})",
+            }
+
+    def close(self) -> None:
+        if self._benchmark is not None:
+            self._benchmark.close()
+
+    @property
+    def _opened(self) -> Benchmark:
+        assert self._benchmark is not None
+        return self._benchmark
+
+    def _open(
+        self, benchmark: str, cameras: list[str], size: list[int], options: dict[str, Any]
+    ) -> dict[str, Any]:
+        view = View(tuple(cameras), size[0], size[1])
+        try:
+            self._benchmark = benchmark_class(benchmark)(view, options)
+        except ImportError as error:
+            return {
+                "unavailable": one_line(error),
+                "module": error.name if isinstance(error, ModuleNotFoundError) else None,
+            }
+        return {"protocol": self._benchmark.protocol()}
+
+    def _reset(self, benchmark: Benchmark, task: str, seed: int) -> dict[str, Any]:
+        self._pictures = None
+        state = benchmark.reset(task, seed)
+        chain = [[part.name, part.instruction, part.horizon] for part in benchmark.chain(task, seed)]
+        return {"chain": chain, "state": _vector(state)}
+
+    def _begin(self, benchmark: Benchmark, index: int) -> dict[str, Any]:
+        benchmark.begin(index)
+        return {}
+
+    def _observe(self, benchmark: Benchmark) -> dict[str, Any]:
+        self._show(benchmark, 0)
+        return {}
+
+    def _advance(
+        self,
+        benchmark: Benchmark,
+        actions: NDArray[np.floating] | None,
+        noise: NDArray[np.floating] | None,
+        count: int,
+        first_step: int,
+        frame_every: int,
+        through: bool,
+    ) -> dict[str, Any]:
+        """Steps with given actions, or with the expert's where there are none."""
+        steps: list[Step] = []
+        proposed, executed = [], []
+        frames = 0
+        for index in range(count):
+            if frame_every and (first_step + index) % frame_every == 0:
+                self._show(benchmark, frames)
+                frames += 1
+            action = benchmark.expert_action() if actions is None else actions[index]
+            noisy = action if noise is None else action + noise[index]
+            proposed.append(_vector(action))
+            executed.append(benchmark.action.prepared(np.asarray(noisy)[None])[0])
+            steps.append(benchmark.step(executed[-1]))
+            self._pictures = None
+            self._progress[0] += 1
+            if steps[-1].done or (steps[-1].success and not through):
+                break
+        return {
+            "frames": frames,
+            "proposed": np.stack(proposed),
+            "executed": np.stack(executed),
+            "states": np.stack([_vector(step.state) for step in steps]),
+            "success": np.array([step.success for step in steps], bool),
+            "reward": np.array([step.reward for step in steps], np.float64),
+            "done": np.array([step.done for step in steps], bool),
+        }
+
+    def _show(self, benchmark: Benchmark, slot: int) -> None:
+        """Copies the present state's pictures into a slot of the shared memory; renders at most once per state."""
+        view = benchmark.view
+        shape = (view.height, view.width, 3)
+        if self._pictures is None:
+            self._rendering = True
+            self._pictures = benchmark.render()
+            for camera in view.cameras:
+                _check_picture(self._pictures.get(camera), camera, shape)
+            self._rendering = False
+        size = int(np.prod(shape))
+        for index, camera in enumerate(view.cameras):
+            offset = PICTURES_AT + (slot * len(view.cameras) + index) * size
+            np.frombuffer(self._memory, np.uint8, size, offset).reshape(shape)[:] = self._pictures[camera]
+        self._progress[0] += 1
+
+
+def _vector(values: Any) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)
+
+
+def _check_picture(picture: Any, camera: str, shape: tuple[int, int, int]) -> None:
+    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != shape:
+        found = (
+            f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        )
+        raise SimulatorFault("render", f"camera {camera} gives {found} in the place of uint8 {shape}")
+    if not picture.any():
+        raise SimulatorFault("render", f"camera {camera} gives zeros only: its rendering context is lost")

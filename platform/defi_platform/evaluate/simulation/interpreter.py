@@ -1,0 +1,62 @@
+"""Which Python runs a benchmark's simulator, and how one gets its packages."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from defi_platform import storage
+from defi_platform.config import SimulatorConfig
+from defi_platform.errors import SimulatorError
+from defi_platform.evaluate.benchmarks.registry import registration
+
+
+def environments_folder(simulator: SimulatorConfig, output: str) -> Path:
+    """Folder of the benchmarks' virtual environments, one of the benchmark's name each.
+
+    Args:
+        simulator: its config.
+        output: of the run, beside which they are looked for where the config names no folder.
+    """
+    if simulator.environments is not None:
+        return Path(simulator.environments)
+    place = storage.absolute(output)
+    return (Path.cwd() if "://" in place else Path(place).parent) / "environments"
+
+
+def interpreter(benchmark: str, simulator: SimulatorConfig, output: str) -> str:
+    """The Python that has a benchmark's packages.
+
+    Args:
+        benchmark: its name, or module:Class.
+        simulator: its config.
+        output: of the run.
+
+    Raises:
+        SimulatorError: the benchmark needs an environment of its own, and there is none.
+    """
+    if simulator.python is not None:
+        return simulator.python
+    where = registration(benchmark)
+    if where.environment is None:
+        return sys.executable
+    folder = environments_folder(simulator, output)
+    own = folder / where.environment / "bin" / "python"
+    if own.exists():
+        return str(own)
+    if where.extra is not None:
+        return sys.executable
+    raise SimulatorError(
+        f"{benchmark} is not installed: there is no {own}. {installation(benchmark)}, or set simulator.python to an "
+        "interpreter that has it."
+    )
+
+
+def installation(benchmark: str) -> str:
+    """What to do where a benchmark's packages are absent; the start of a sentence."""
+    where = registration(benchmark)
+    if where.extra is not None:
+        return f"Install it with: pip install 'defi-platform[{where.extra}]'"
+    if where.environment is not None:
+        return f"Install it with: python jobs/install_benchmark.py {benchmark}"
+    return "Install its packages, or set simulator.python to an interpreter that has them"
