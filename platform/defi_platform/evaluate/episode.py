@@ -80,7 +80,7 @@ class Scene:
         self.simulator.begin(index)
 
     def observe(self) -> Observation:
-        """What a policy gets to see now."""
+        """Pictures and state, for a policy."""
         return self.simulator.observe(self.state)
 
     def sent(self, observation: Mapping[str, Any]) -> None:
@@ -323,4 +323,8 @@ def request_seed(seed: int, task: str, step: int) -> int:
 
 
 def _side_by_side(images: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    return np.concatenate(list(images.values()), axis=1)
+    """One picture of all cameras; black below those that are less high than others."""
+    highest = max(len(image) for image in images.values())
+    return np.concatenate(
+        [np.pad(image, ((0, highest - len(image)), (0, 0), (0, 0))) for image in images.values()], axis=1
+    )

@@ -23,6 +23,7 @@ from defi_platform.config import EvaluateConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError, SimulatorError
 from defi_platform.evaluate.actor_pool import ActorPool
+from defi_platform.evaluate.benchmarks.interface import View
 from defi_platform.evaluate.benchmarks.registry import (
     benchmark_class,
     selected_options,
@@ -267,8 +268,13 @@ def _settings(config: EvaluateConfig) -> dict[str, Any]:
         "tasks",
         "arms",
         "episodes_per_task",
+        "cameras",
+        "height",
+        "width",
     )
     settings = {key: value for key, value in to_mapping(config).items() if key not in not_deciding}
+    view = _view(config)
+    settings["view"] = {camera: list(view.size(camera)) for camera in view.cameras}
     if "policy" in config.arms and not config.url:
         folder = storage.absolute(config.serve.policy)
         if storage.is_folder(folder):  # if not, serving it says what is wrong
@@ -281,13 +287,15 @@ def _checked(config: EvaluateConfig) -> EvaluateConfig:
     benchmark = benchmark_class(config.benchmark)
     options = selected_options(benchmark, config.options)
     tasks = selected_tasks(benchmark, options, config.tasks)
-    size = (config.height, config.width)
-    view = selected_view(benchmark, config.cameras, size, videos=config.video_every > 0)
+    view = _view(config)
     unknown = [arm for arm in config.arms if arm not in ARMS]
     if unknown or not config.arms or len(set(config.arms)) < len(config.arms):
         raise ConfigError(f"arms is {config.arms}; choose from {', '.join(ARMS)}, each once.")
-    if "expert" in config.arms and not benchmark.has_expert:
-        raise ConfigError(f"arms is {config.arms}; {config.benchmark} has no expert, leave it out.")
+    if "expert" in config.arms and (without := [t.name for t in tasks if not benchmark.expert_can(t.name)]):
+        raise ConfigError(
+            f"arms is {config.arms}; {config.benchmark} has no expert for {', '.join(without[:5])}"
+            f"{' and others' if len(without) > 5 else ''}, leave it or them out."
+        )
     least = {"episodes_per_task": 1, "video_every": 0, "workers": 1, "seed": 0}
     for name, value in least.items():
         if getattr(config, name) < value:
@@ -307,9 +315,13 @@ def _checked(config: EvaluateConfig) -> EvaluateConfig:
         tasks=[task.name for task in tasks],
         options=options,
         cameras=list(view.cameras),
-        height=view.height,
-        width=view.width,
     )
+
+
+def _view(config: EvaluateConfig) -> View:
+    size = (config.height, config.width)
+    benchmark = benchmark_class(config.benchmark)
+    return selected_view(benchmark, config.cameras, size, videos=config.video_every > 0)
 
 
 def _check_simulator(config: EvaluateConfig) -> None:

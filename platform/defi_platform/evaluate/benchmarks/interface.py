@@ -73,7 +73,7 @@ class ActionSpec:
 
 @dataclass(frozen=True)
 class View:
-    """What the simulator shows: cameras and the size of their images."""
+    """The cameras of a simulator that are looked through, and the size of their images."""
 
     cameras: tuple[str, ...]
     height: int
@@ -107,7 +107,7 @@ class View:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy gets to see."""
+    """Pictures and state, as a policy gets them."""
 
     images: dict[str, NDArray[np.uint8]]
     """By camera: uint8 (H, W, 3), upright."""
@@ -194,7 +194,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def protocol(self) -> dict[str, Any]:
-        """What decides an outcome beside task and seed: versions, settling steps, renderer; JSON values."""
+        """Everything that decides an outcome beside task and seed: versions, settling steps, renderer; JSON values."""
 
     def chain(self, task: str, seed: int) -> tuple[Task, ...]:
         """The subtasks of an episode in order; the task alone where a benchmark has no chains."""
@@ -253,7 +253,7 @@ class Benchmark(ABC):
 
 @dataclass(frozen=True)
 class Registration:
-    """Where a benchmark's class is and how its packages get onto a machine."""
+    """Place of a benchmark's class, and how its packages get onto a machine."""
 
     where: str
     """module:Class."""

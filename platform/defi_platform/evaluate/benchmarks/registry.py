@@ -1,4 +1,4 @@
-"""Which benchmarks there are, and what a config names of them: tasks, options, cameras. Needs no simulator."""
+"""The benchmarks there are, and what a config names of them: tasks, options, cameras. Needs no simulator."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ REGISTERED: dict[str, Registration] = {
     "metaworld": Registration(
         f"{_FOLDER}.metaworld.benchmark:MetaWorld", extra="sim", needs=("metaworld", "mujoco")
     ),
+    "fetch": Registration(f"{_FOLDER}.fetch.fetch:Fetch", extra="fetch", needs=("gymnasium_robotics",)),
+    "calvin": Registration(
+        f"{_FOLDER}.calvin.benchmark:Calvin", environment="calvin", needs=("calvin_env", "pybullet")
+    ),
 }
 """By the name that a config says."""
 
@@ -24,7 +28,7 @@ ALL = "all"
 
 
 def registration(name: str) -> Registration:
-    """Where a benchmark is, by its name or as module:Class.
+    """Place and installation of a benchmark, by its name or as module:Class.
 
     Raises:
         ConfigError: there is no such benchmark.
@@ -125,10 +129,7 @@ def selected_view(
     Raises:
         ConfigError: there is no such camera, or no images of this size.
     """
-    default = benchmark.default_view
-    names = default.cameras if cameras is None else tuple(cameras)
-    height = default.height if size[0] is None else size[0]
-    width = default.width if size[1] is None else size[1]
+    names = benchmark.default_view.cameras if cameras is None else tuple(cameras)
     if not names or len(set(names)) < len(names):
         raise ConfigError(f"cameras is {list(names)}; name one or more, each once.")
     for name in names:
@@ -136,14 +137,15 @@ def selected_view(
             raise ConfigError(
                 f"cameras: {benchmark.name} has no camera '{name}'. There is: {', '.join(benchmark.cameras)}."
             )
-    if videos and (height < 16 or width < 16 or height % 2 or width % 2):
-        raise ConfigError(
-            f"cameras: frames of {height} x {width} cannot be stored as H.264 yuv420p; "
-            "height and width must be even and at least 16."
-        )
-    if height < 1 or width < 1:
-        raise ConfigError(f"height and width are {height} and {width}; they must be 1 or more.")
-    view = View(names, height, width)
+    view = benchmark.default_view.asked(names, *size)
+    for height, width in map(view.size, names):
+        if height < 1 or width < 1:
+            raise ConfigError(f"height and width are {height} and {width}; they must be 1 or more.")
+        if videos and (height < 16 or width < 16 or height % 2 or width % 2):
+            raise ConfigError(
+                f"cameras: frames of {height} x {width} cannot be stored as H.264 yuv420p; "
+                "height and width must be even and at least 16."
+            )
     if wrong := benchmark.check_view(view):
         raise ConfigError(f"cameras: {wrong}.")
     return view

@@ -1,7 +1,7 @@
 """The simulator's side of its process: one benchmark, called by the process that owns this one.
 
-Pictures go into memory that both processes share, at offsets that follow from the view; the first eight bytes of
-that memory count the steps and pictures made, by which the owner tells a slow call from one that hangs.
+Pictures go into memory that both processes share, and so does the count of steps and pictures, by which the owner
+tells a slow call from one that hangs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
-import mmap
 import os
 import resource
 import signal
@@ -24,9 +23,8 @@ from defi_platform.errors import SimulatorError, SimulatorFault, one_line
 from defi_platform.evaluate.benchmarks.interface import Benchmark, Step, View
 from defi_platform.evaluate.benchmarks.registry import benchmark_class
 from defi_platform.evaluate.simulation import wire
+from defi_platform.evaluate.simulation.pictures import SharedPictures
 
-PICTURES_AT = 64
-"""Offset of the first picture in the shared memory."""
 _F_SETSIG = 10  # of fcntl.h; Python's module does not name it
 _OUT_OF_MEMORY_FIRST = "500"
 
@@ -46,7 +44,7 @@ def serve(connection: int, lifeline: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
         score.write(_OUT_OF_MEMORY_FIRST)  # rather than the worker that reports it
-    simulator = _Simulator(mmap.mmap(memory, 0))
+    simulator = _Simulator(memory)
     buffer = bytearray()
     with socket.socket(fileno=connection) as owner:
         while True:
@@ -74,9 +72,9 @@ def _die_with(lifeline: int) -> None:
 class _Simulator:
     """The benchmark, the present state's pictures, and what is being done, for the message of an error."""
 
-    def __init__(self, memory: mmap.mmap):
+    def __init__(self, memory: int):
         self._memory = memory
-        self._progress: NDArray[np.uint64] = np.frombuffer(memory, np.uint64, 1)
+        self._shared: SharedPictures | None = None
         self._pictures: dict[str, NDArray[np.uint8]] | None = None
         self._rendering = False
         self._benchmark: Benchmark | None = None
@@ -113,12 +111,12 @@ class _Simulator:
         assert self._benchmark is not None
         return self._benchmark
 
-    def _open(
-        self, benchmark: str, cameras: list[str], size: list[int], options: dict[str, Any]
-    ) -> dict[str, Any]:
-        view = View(tuple(cameras), size[0], size[1])
+    def _open(self, benchmark: str, view: list[Any], options: dict[str, Any]) -> dict[str, Any]:
+        cameras, height, width, sizes = view
+        self._view = View(tuple(cameras), height, width, {name: tuple(size) for name, size in sizes.items()})
+        self._shared = SharedPictures(self._memory, self._view)
         try:
-            self._benchmark = benchmark_class(benchmark)(view, options)
+            self._benchmark = benchmark_class(benchmark)(self._view, options)
         except ImportError as error:
             return {
                 "unavailable": one_line(error),
@@ -151,6 +149,7 @@ class _Simulator:
         through: bool,
     ) -> dict[str, Any]:
         """Steps with given actions, or with the expert's where there are none."""
+        assert self._shared is not None
         steps: list[Step] = []
         proposed, executed = [], []
         frames = 0
@@ -164,7 +163,7 @@ class _Simulator:
             executed.append(benchmark.action.prepared(np.asarray(noisy)[None])[0])
             steps.append(benchmark.step(executed[-1]))
             self._pictures = None
-            self._progress[0] += 1
+            self._shared.advance()
             if steps[-1].done or (steps[-1].success and not through):
                 break
         return {
@@ -179,30 +178,22 @@ class _Simulator:
 
     def _show(self, benchmark: Benchmark, slot: int) -> None:
         """Copies the present state's pictures into a slot of the shared memory; renders at most once per state."""
-        view = benchmark.view
-        shape = (view.height, view.width, 3)
+        assert self._shared is not None
         if self._pictures is None:
             self._rendering = True
             self._pictures = benchmark.render()
-            for camera in view.cameras:
-                _check_picture(self._pictures.get(camera), camera, shape)
             self._rendering = False
-        size = int(np.prod(shape))
-        for index, camera in enumerate(view.cameras):
-            offset = PICTURES_AT + (slot * len(view.cameras) + index) * size
-            np.frombuffer(self._memory, np.uint8, size, offset).reshape(shape)[:] = self._pictures[camera]
-        self._progress[0] += 1
+        try:
+            self._shared.put(slot, self._pictures)
+        except ValueError as error:
+            raise SimulatorFault("render", str(error)) from error
+        for camera in self._view.cameras:
+            if not self._pictures[camera].any():
+                raise SimulatorFault(
+                    "render", f"camera {camera} gives zeros only: its rendering context is lost"
+                )
+        self._shared.advance()
 
 
 def _vector(values: Any) -> NDArray[np.float32]:
     return np.asarray(values, np.float32)
-
-
-def _check_picture(picture: Any, camera: str, shape: tuple[int, int, int]) -> None:
-    if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape != shape:
-        found = (
-            f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
-        )
-        raise SimulatorFault("render", f"camera {camera} gives {found} in the place of uint8 {shape}")
-    if not picture.any():
-        raise SimulatorFault("render", f"camera {camera} gives zeros only: its rendering context is lost")

@@ -1,4 +1,4 @@
-"""Which Python runs a benchmark's simulator, and how one gets its packages."""
+"""The Python of a benchmark's simulator, and how one gets its packages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def interpreter(benchmark: str, simulator: SimulatorConfig, output: str) -> str:
 
 
 def installation(benchmark: str) -> str:
-    """What to do where a benchmark's packages are absent; the start of a sentence."""
+    """The remedy where a benchmark's packages are absent; the start of a sentence."""
     where = registration(benchmark)
     if where.extra is not None:
         return f"Install it with: pip install 'defi-platform[{where.extra}]'"

@@ -1,4 +1,4 @@
-"""What travels between a simulator's process and its owner: msgpack in frames with a length, arrays included.
+"""Messages between a simulator's process and its owner: msgpack in frames with a length, arrays included.
 
 No pickle: either side may have another Python. Images do not travel here; they lie in memory that both share.
 """
