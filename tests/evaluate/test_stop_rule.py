@@ -67,7 +67,7 @@ def test_the_answer_depends_on_the_finished_beginning_alone_and_stays() -> None:
 
 
 def test_the_interval_that_holds_at_all_times_is_wider_than_wilsons() -> None:
-    from defi_platform.evaluate.confidence import wilson
+    from defi_platform.evaluate.statistics.intervals import wilson
 
     for successes, episodes in ((0, 20), (7, 20), (20, 20), (140, 200)):
         low, high = interval(successes, episodes)

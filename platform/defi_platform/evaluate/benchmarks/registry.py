@@ -16,6 +16,9 @@ REGISTERED: dict[str, Registration] = {
     "metaworld": Registration(
         f"{_FOLDER}.metaworld.benchmark:MetaWorld", extra="sim", needs=("metaworld", "mujoco")
     ),
+    "libero": Registration(
+        f"{_FOLDER}.libero.benchmark:Libero", extra="libero", needs=("libero", "robosuite")
+    ),
     "fetch": Registration(f"{_FOLDER}.fetch.fetch:Fetch", extra="fetch", needs=("gymnasium_robotics",)),
     "calvin": Registration(
         f"{_FOLDER}.calvin.benchmark:Calvin", environment="calvin", needs=("calvin_env", "pybullet")
