@@ -6,18 +6,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defi_platform.evaluate.statistics.intervals import Rate
+from defi_platform.evaluate.statistics.pooling import ALL_TASKS
 
 
 def success_rows(arms: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """One row per task, the pooled rate last: the task, then each policy's rate and 95 % interval.
+    """One row per task, then one per group of tasks that is pooled: the name, each policy's rate and 95 % interval.
 
     Args:
-        arms: policy under test -> {"tasks": {task: rate}, "pooled": rate}, as in an evaluation's summary.json;
-            a rate holds the fields of `intervals.Rate`.
+        arms: policy under test -> its scores, as in an evaluation's summary.json (`results.summary.arm_scores`);
+            episodes that were left out are named in the cells that lack them.
     """
-    tasks = next(iter(arms.values()))["tasks"]
-    rows = [[task, *(str(Rate(**arm["tasks"][task])) for arm in arms.values())] for task in tasks]
-    return [*rows, ["all tasks", *(str(Rate(**arm["pooled"])) for arm in arms.values())]]
+    scores = list(arms.values())
+    rows = [
+        [task, *(_cell(one["tasks"][task], one.get("left_out", {}).get(task, 0)) for one in scores)]
+        for task in scores[0]["tasks"]
+    ]
+    # Evaluations of earlier versions have one pooled rate.
+    groups = [one.get("groups") or {ALL_TASKS: one["pooled"]} for one in scores]
+    for name in groups[0]:
+        rows.append([name, *(_cell(one[name], 0) for one in groups)])
+    return rows
+
+
+def _cell(rate: Mapping[str, Any] | None, left_out: int) -> str:
+    text = str(Rate(**rate)) if rate else "no outcome"
+    return f"{text}, {left_out} left out" if left_out else text
 
 
 def success_lines(arms: Mapping[str, Mapping[str, Any]]) -> list[str]:

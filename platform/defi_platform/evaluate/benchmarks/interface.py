@@ -153,6 +153,8 @@ class Benchmark(ABC):
     it may have, the first being the default. An empty tuple leaves the value open."""
     published: ClassVar[tuple[PublishedChains, ...]] = ()
     """Figures of others, which results are shown beside."""
+    chain_length: ClassVar[int] = 1
+    """Subtasks of an episode, see `chain`."""
     seeds: ClassVar[int | None] = None
     """Number of official initial states per task (seed n is state n); None: seeds are unbounded."""
 
@@ -164,6 +166,11 @@ class Benchmark(ABC):
     @classmethod
     def splits(cls) -> Mapping[str, Sequence[str]]:
         """Named groups of tasks, e.g. {"ML10/test": (...)}; a config may name one in the place of a task."""
+        return {}
+
+    @classmethod
+    def groups(cls) -> Mapping[str, Sequence[str]]:
+        """Groups of tasks whose rates are never pooled with each other's, in order; none: all tasks are one group."""
         return {}
 
     @classmethod

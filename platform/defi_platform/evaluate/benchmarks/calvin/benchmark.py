@@ -61,6 +61,7 @@ class Calvin(Benchmark):
         "renderer": ("egl", "tiny"),
     }
     published = PUBLISHED
+    chain_length = 5
     seeds = sequences.SEQUENCES
 
     @classmethod
