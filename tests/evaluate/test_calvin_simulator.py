@@ -10,6 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from defi_platform.errors import SimulatorError
+from defi_platform.evaluate.benchmarks.calvin.benchmark import Calvin
+from defi_platform.evaluate.benchmarks.calvin.sequences import sequence
+from defi_platform.evaluate.simulation.process import SimulatorProcess
+
 
 @pytest.fixture(scope="module")
 def calvins_python() -> str:
@@ -47,3 +52,40 @@ def test_recorded_actions_solve_the_recorded_tasks_by_calvins_oracle(
         assert answer["other_task"] is False
         assert answer["hand_drift"] < 0.001  # metres, after all of the recorded actions
         assert min(answer["decibels"].values()) > 45  # they were recorded with the same renderer
+
+
+def episode(simulator: SimulatorProcess, number: int) -> list[bytes]:
+    """Pictures and states of sixty steps of a sequence under random actions."""
+    chain, state = simulator.reset("long_horizon", number)
+    assert [subtask.name for subtask in chain] == list(sequence(number))
+    assert chain[0].horizon == 360
+    simulator.begin(0)
+    random = np.random.default_rng(number)
+    seen = [state.tobytes()]
+    for first in range(0, 60, 10):
+        seen += [image.tobytes() for image in simulator.observe(state).images.values()]
+        did = simulator.advance(np.repeat(random.uniform(-1, 1, (1, 7)), 10, axis=0), first_step=first)
+        state = did.steps[-1].state
+        seen.append(state.tobytes())
+    return seen
+
+
+def test_an_episode_is_the_same_in_another_process_and_after_another_episode(calvins_python: str) -> None:
+    options = Calvin.resolved_options({"renderer": "tiny"})
+    runs = []
+    for before in ((5,), ()):
+        with SimulatorProcess("calvin", Calvin.default_view, options, calvins_python) as simulator:
+            for number in before:
+                episode(simulator, number)
+            runs.append(episode(simulator, 9))
+            assert simulator.protocol["renderer"] == "tiny"
+    assert runs[0] == runs[1]
+
+
+def test_a_machine_without_egl_is_told_what_to_do(
+    calvins_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EGL_VISIBLE_DEVICES", "99")
+    options = Calvin.resolved_options({"renderer": "egl"})
+    with pytest.raises(SimulatorError, match=r"libegl1 libegl-mesa0; or set options\.renderer=tiny"):
+        SimulatorProcess("calvin", Calvin.default_view, options, calvins_python)
