@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from defi_platform.config import EvaluateConfig
+from defi_platform.config.loader import load_config
 from defi_platform.data.sources.calvin.signals import SIGNAL_NAMES
 from defi_platform.errors import SimulatorError
 from defi_platform.evaluate.benchmarks.calvin import sequences
@@ -16,6 +18,12 @@ from defi_platform.evaluate.benchmarks.calvin.benchmark import Calvin
 from defi_platform.evaluate.benchmarks.calvin.clones import clones
 from defi_platform.evaluate.benchmarks.interface import View
 from defi_platform.evaluate.benchmarks.published import beside_published
+from defi_platform.evaluate.benchmarks.registry import (
+    benchmark_class,
+    selected_options,
+    selected_tasks,
+    selected_view,
+)
 
 OFFICIAL: list[dict[str, Any]] = json.loads((Path(__file__).parent / "calvin_sequences_20.json").read_text())
 """The first twenty sequences: start condition, tasks, and the scene's state by CALVIN's own function."""
@@ -136,3 +144,16 @@ def test_published_figures_stand_beside_with_their_horizon() -> None:
     assert sum(defi["in_a_row"]) == pytest.approx(defi["average_length"], abs=0.005)
     assert {row["comparable"] for row in others if row["horizon"] is None} == {None}
     assert beside_published(table, 720, Calvin.published)[1]["comparable"] is True
+
+
+@pytest.mark.parametrize(("name", "horizon"), [("calvin", 360), ("calvin_released", 720)])
+def test_the_configs_ask_for_all_sequences_under_their_horizon(
+    name: str, horizon: int, repository: Path
+) -> None:
+    config = load_config(EvaluateConfig, repository / "configs" / "eval" / f"{name}.yaml")
+    options = selected_options(benchmark_class(config.benchmark), config.options)
+    (task,) = selected_tasks(Calvin, options, config.tasks)
+    assert (task.horizon, options["renderer"], config.max_steps) == (horizon, "egl", None)
+    assert (config.seed, config.episodes_per_task) == (0, Calvin.seeds)
+    view = selected_view(Calvin, config.cameras, (config.height, config.width), videos=True)
+    assert view == Calvin.default_view

@@ -56,6 +56,7 @@ class Calvin(Benchmark):
     """`rel_actions`: 1 is 2 cm or 0.05 rad. The simulator takes larger ones as they are, but only -1 (close) or 1
     for the gripper."""
     control_hz = 30.0
+    robot = "franka_panda"
     options: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "horizon": tuple(HORIZONS),
         "renderer": ("egl", "tiny"),
