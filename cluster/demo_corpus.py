@@ -13,7 +13,7 @@ DIFFERENT_VIDEOS, FPS = 8, 30
 
 def write_corpus(folder: Path, videos: int) -> None:
     """Writes videos of a square that moves over a gradient; several names share a file's content."""
-    from defi_platform.data.writers.h264 import encode_h264
+    from defi_client.recording.h264 import encode_h264
 
     folder.mkdir(parents=True)
     height, width, count = 240, 320, 10 * FPS

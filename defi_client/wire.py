@@ -55,7 +55,8 @@ def _pack_array(value: Any) -> Any:
 
 def _unpack_array(entries: dict[Any, Any]) -> Any:
     if b"__ndarray__" in entries:
-        return np.frombuffer(entries[b"data"], _number_dtype(entries)).reshape(entries[b"shape"])
+        dtype = _number_dtype(entries)
+        return np.frombuffer(entries[b"data"], dtype).reshape(entries[b"shape"])
     if b"__npgeneric__" in entries:
         return _number_dtype(entries).type(entries[b"data"])
     return entries

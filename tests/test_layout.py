@@ -23,7 +23,7 @@ LAYERS = [
     {"defi_platform.cluster", "defi_platform.progress"},
     {"defi_platform.data.rejection", "defi_platform.data.tables"},
     {"defi_platform.data.manifest"},
-    {"defi_platform.data.sources", "defi_platform.data.sampling", "defi_platform.data.writers"},
+    {"defi_platform.data.sources", "defi_platform.data.sampling"},
     {"defi_platform.data.decode"},
     {"defi_platform.data.ingest", "defi_platform.data.latents"},
     {"defi_platform.data.loader"},

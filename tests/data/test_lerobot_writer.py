@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from defi_platform.data.writers import lerobot as lerobot_writer
-from defi_platform.data.writers.h264 import Mp4Joiner, encode_h264
-from defi_platform.data.writers.lerobot import (
+from defi_client.recording import lerobot as lerobot_writer
+from defi_client.recording.h264 import Mp4Joiner, encode_h264
+from defi_client.recording.lerobot import (
     QUANTILES,
     Camera,
     Episode,

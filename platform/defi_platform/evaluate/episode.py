@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from defi_platform.data.writers.h264 import encode_h264
+from defi_client.recording.h264 import encode_h264
 from defi_platform.errors import ServeError
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Observation, Task
 from defi_platform.evaluate.policy_client import PolicyClient, check_same_policy

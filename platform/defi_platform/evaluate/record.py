@@ -17,13 +17,13 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from defi_client.recording.h264 import encode_h264
+from defi_client.recording.lerobot import Camera, Episode, LeRobotWriter, Stats, Vector, frame_stats
 from defi_platform import roles, storage
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RecordConfig
 from defi_platform.config.loader import to_mapping
-from defi_platform.data.writers.h264 import encode_h264
-from defi_platform.data.writers.lerobot import Camera, Episode, LeRobotWriter, Stats, Vector, frame_stats
 from defi_platform.errors import ConfigError, SimulatorError
 from defi_platform.evaluate.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks.interface import View

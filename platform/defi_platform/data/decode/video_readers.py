@@ -1,6 +1,6 @@
 """Reader of video files: frames by their number, exactly as sequential decoding counts them.
 
-The probe opens files through this module; `writers/h264` is the only other one that imports PyAV. It runs inside decoder
+The probe opens files through this module; `defi_client.recording.h264` is the only other one that imports PyAV. It runs inside decoder
 processes that may be killed at any moment, so it imports neither Ray nor torch. H height, W width; pictures are RGB uint8.
 """
 

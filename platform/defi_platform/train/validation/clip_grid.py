@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from defi_platform.data.writers.h264 import encode_h264
+from defi_client.recording.h264 import encode_h264
 
 GAP = 2
 """White pixels between frames."""

@@ -11,22 +11,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from defi_platform.data.writers.h264 import GOP, Mp4Joiner
+from defi_client.recording.h264 import GOP, Mp4Joiner
 
 FILES_PER_CHUNK = 1000
 DATA_FILE_MB = 100
 VIDEO_FILE_MB = 200
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 
-Stats = dict[str, NDArray[Any]]
+Stats = Dict[str, NDArray[Any]]
 """min, max, mean, std, count and q01 to q99 of one feature; (d,) each, for images (3, 1, 1), count (1,)."""
 
 
@@ -84,7 +83,7 @@ def vector_stats(values: NDArray[Any]) -> Stats:
         "mean": values.mean(axis=0),
         "std": values.std(axis=0),
         "count": np.array([len(values)]),
-        **dict(zip(QUANTILES, quantiles, strict=True)),
+        **dict(zip(QUANTILES, quantiles)),
     }
 
 
@@ -182,10 +181,7 @@ class LeRobotWriter:
             joiner.close()
         meta = self._folder / "meta"
         meta.mkdir(parents=True, exist_ok=True)
-        tasks = pd.DataFrame(
-            {"task_index": list(self._tasks.values())}, index=pd.Index(list(self._tasks), name="task")
-        )
-        tasks.to_parquet(meta / "tasks.parquet")
+        pq.write_table(_tasks_table(self._tasks), meta / "tasks.parquet")
         self._write_episodes(meta / "episodes" / "chunk-000" / "file-000.parquet")
         pooled = {key: pooled_stats([stats[key] for stats in self._stats]) for key in self._stats[0]}
         for key, values in self._vector_values.items():
@@ -229,7 +225,7 @@ class LeRobotWriter:
 
     def _write_episodes(self, path: Path) -> None:
         rows = []
-        for row, stats in zip(self._episodes, self._stats, strict=True):
+        for row, stats in zip(self._episodes, self._stats):
             flat = {f"stats/{k}/{n}": v.tolist() for k, s in stats.items() for n, v in s.items()}
             rows.append({**row, **flat, **_position("meta/episodes", 0)})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,6 +274,22 @@ class LeRobotWriter:
             "video_path": "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
             "features": features,
         }
+
+
+def _tasks_table(tasks: dict[str, int]) -> pa.Table:
+    """The texts and their numbers; LeRobot reads the texts as the index of a pandas table, so they are marked as such."""
+    table = pa.table({"task_index": list(tasks.values()), "task": list(tasks)})
+    columns = [
+        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
+        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"},
+    ]
+    marks = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [{**column, "metadata": None} for column in columns],
+        "pandas_version": "1.0",
+    }
+    return table.replace_schema_metadata({"pandas": json.dumps(marks)})
 
 
 def _position(prefix: str, number: int) -> dict[str, int]:

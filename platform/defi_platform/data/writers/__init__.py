@@ -1,1 +1,0 @@
-"""Writers: recorded frames and signals go in, H.264 video and LeRobot datasets come out."""
