@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from policy_server import policy_server
+from websockets.sync.server import ServerConnection
 
 from defi_platform.errors import SimulatorError
 from defi_platform.evaluate.benchmarks.calvin.benchmark import Calvin
 from defi_platform.evaluate.benchmarks.calvin.sequences import sequence
+from defi_platform.evaluate.episode import Rollout, ServedPolicy, run_episode
+from defi_platform.evaluate.policy_client import PolicyClient
 from defi_platform.evaluate.simulation.process import SimulatorProcess
 
 
@@ -89,3 +95,41 @@ def test_a_machine_without_egl_is_told_what_to_do(
     options = Calvin.resolved_options({"renderer": "egl"})
     with pytest.raises(SimulatorError, match=r"libegl1 libegl-mesa0; or set options\.renderer=tiny"):
         SimulatorProcess("calvin", Calvin.default_view, options, calvins_python)
+
+
+def test_actions_that_solve_a_subtask_do_so_through_a_server_and_the_next_one_is_asked_for(
+    calvins_python: str,
+) -> None:
+    """Sequence 23's first task is solved at the 24th step by these actions when CALVIN is driven by hand."""
+    random = np.random.default_rng(23)
+
+    def answer(observation: dict[str, Any], socket: ServerConnection) -> dict[str, Any]:
+        return {"actions": np.repeat(random.uniform(-1, 1, (1, 7)), 10, axis=0).astype(np.float32)}
+
+    rollout = Rollout("policy", "long_horizon", 23)
+    options = Calvin.resolved_options({"renderer": "tiny"})
+    with (
+        policy_server(answer) as server,
+        SimulatorProcess("calvin", Calvin.default_view, options, calvins_python) as simulator,
+        contextlib.closing(PolicyClient(server.url)) as client,
+    ):
+        policy = ServedPolicy(
+            client, rollout, action=Calvin.action, cameras={}, execute_steps=10, digest=None
+        )
+        outcome = run_episode(simulator, policy, rollout, max_steps=30, frame_every=0, control_hz=30)
+    subtasks = [
+        (part["name"], part["success"], part["steps"], part["instruction"])
+        for part in outcome.row["subtasks"]
+    ]
+    assert subtasks == [
+        ("turn_on_led", True, 24, "press the button to turn on the led light"),
+        ("move_slider_left", False, 30, "push the sliding door to the left side"),
+    ]
+    assert (outcome.row["solved"], outcome.row["success"]) == (1, False)
+    asked = [observation["prompt"] for observation in server.observations]
+    assert asked == [subtasks[0][3]] * 3 + [subtasks[1][3]] * 3
+    first = server.observations[0]
+    assert first["observation/state"].shape == (15,)
+    assert first["observation/images/static"].shape == (200, 200, 3)
+    assert first["observation/images/gripper"].shape == (84, 84, 3)
+    assert set(outcome.steps["executed"][:, 6].tolist()) <= {-1.0, 1.0}
