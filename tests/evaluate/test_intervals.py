@@ -125,3 +125,10 @@ def test_chains_are_scored_by_how_many_are_solved_in_a_row() -> None:
     opened = found["subtasks"]["open"]
     assert (opened["successes"], opened["episodes"]) == (4, 6), "once and again in a chain"
     assert found["subtasks"]["place"]["episodes"] == 1, "a subtask that was never reached is no try"
+
+
+@pytest.mark.parametrize(("solved", "low", "high"), [(5, 2.19, 5.0), (0, 0.0, 2.81), (2, 0.88, 3.68)])
+def test_a_few_chains_of_one_length_leave_the_average_open(solved: int, low: float, high: float) -> None:
+    average = chain_table([chain(solved)] * 3, length=5)["average_length"]
+    assert average["mean"] == solved
+    assert (average["low"], average["high"]) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))

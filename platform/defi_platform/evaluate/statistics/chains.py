@@ -26,10 +26,11 @@ def chain_table(rows: Sequence[Mapping[str, Any]], length: int) -> dict[str, Any
     for row in rows:
         for subtask in row["subtasks"]:
             tries.setdefault(subtask["name"], []).append(bool(subtask["success"]))
-    low, high = _mean_interval(solved)
+    in_a_row = {str(k): _rate([one >= k for one in solved]) for k in range(1, length + 1)}
+    low, high = _mean_interval(solved, list(in_a_row.values()))
     return {
         "length": length,
-        "in_a_row": {str(k): _rate([one >= k for one in solved]) for k in range(1, length + 1)},
+        "in_a_row": in_a_row,
         "average_length": {"mean": float(np.mean(solved)), "low": low, "high": high},
         "subtasks": {name: _rate(tries[name]) for name in sorted(tries)},
     }
@@ -40,9 +41,15 @@ def _rate(outcomes: Sequence[bool]) -> dict[str, Any]:
     return found.as_mapping()
 
 
-def _mean_interval(solved: Sequence[int]) -> tuple[float, float]:
-    """Percentile bootstrap of the mean, through the counts of each length: 1000 sequences cost milliseconds."""
+def _mean_interval(solved: Sequence[int], rates: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Percentile bootstrap of the mean, through the counts of each length: 1000 sequences cost milliseconds.
+
+    Episodes that are all of one length say nothing to a bootstrap, whose interval would be a point. The mean is the
+    sum of the rates of 1, 2, ... in a row, so the sums of their bounds take its place there.
+    """
     values, counts = np.unique(solved, return_counts=True)
+    if len(values) == 1:
+        return float(sum(rate["low"] for rate in rates)), float(sum(rate["high"] for rate in rates))
     draws = np.random.default_rng(0).multinomial(len(solved), counts / len(solved), size=9999) @ values
     low, high = np.quantile(draws / len(solved), [0.025, 0.975])
     return float(low), float(high)
