@@ -10,8 +10,8 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from defi_platform.errors import SimulatorError
-from defi_platform.evaluate import actor_pool
-from defi_platform.evaluate.actor_pool import ActorPool
+from defi_platform.evaluate.fleet import actor_pool
+from defi_platform.evaluate.fleet.actor_pool import ActorPool
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RecordConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError, SimulatorError
-from defi_platform.evaluate.actor_pool import ActorPool
+from defi_platform.evaluate.fleet.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks.interface import View
 from defi_platform.evaluate.benchmarks.metaworld.benchmark import MetaWorld
 from defi_platform.evaluate.benchmarks.registry import selected_tasks, selected_view

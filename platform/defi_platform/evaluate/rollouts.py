@@ -1,8 +1,8 @@
 """Closed-loop evaluation: simulator workers against a served policy, a random one and the expert.
 
 Every policy under test starts from the same seeded initial states. The policy is not in this process: workers send it
-observations over the websocket protocol a robot would use. An episode is one file, named by (arm, task,
-seed), written when it is over: an interrupted evaluation resumes, and a lost episode is run again.
+observations over the websocket protocol a robot would use. Finished episodes are kept in a store (`evaluate.store`), in which
+an interrupted evaluation is resumed and to which several drivers may add at once.
 """
 
 from __future__ import annotations
@@ -11,37 +11,28 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import ray
-
-from defi_platform import roles, storage
+from defi_platform import logs, storage
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EvaluateConfig
-from defi_platform.config.loader import to_mapping
-from defi_platform.errors import ConfigError, SimulatorError
-from defi_platform.evaluate.actor_pool import ActorPool
-from defi_platform.evaluate.benchmarks.interface import View
-from defi_platform.evaluate.benchmarks.registry import (
-    benchmark_class,
-    selected_options,
-    selected_tasks,
-    selected_view,
-)
-from defi_platform.evaluate.episode import Outcome, Rollout
-from defi_platform.evaluate.policy_client import PolicyClient, check_metadata, check_same_policy, read_token
-from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
-from defi_platform.evaluate.simulator import ARMS, Simulator
+from defi_platform.errors import SimulatorError
+from defi_platform.evaluate.asked import asked, blocks, check_fits, checked, settings, stop_rule
+from defi_platform.evaluate.episode import Rollout
+from defi_platform.evaluate.fleet.run import Fleet
+from defi_platform.evaluate.fleet.shared_units import SharedUnits
+from defi_platform.evaluate.policy_client import PolicyClient, read_token
 from defi_platform.evaluate.statistics.intervals import Rate, latency_quantiles, wilson
+from defi_platform.evaluate.store.episodes import EpisodeStore
+from defi_platform.evaluate.store.identity import policy_identity
+from defi_platform.evaluate.store.leases import Leases
 from defi_platform.evaluate.success_table import success_lines
-from defi_platform.metrics import catalogue
-from defi_platform.progress import Progress
 
 SUMMARY = "summary.json"
 RESULTS = "results.jsonl"
-_EPISODES = "episodes"
 
 
 @dataclass(frozen=True)
@@ -50,17 +41,32 @@ class EvaluationResult:
 
     output: str
     details: dict[str, Any]
-    """arms {arm: {tasks {task: rate}, pooled rate}}, latency_ms, example_episodes, settings, wall_s."""
+    """arms {arm: {tasks {task: rate}, pooled rate}}, latency_ms, example_episodes, settings, left_out, stopped, wall_s."""
     reused: bool = False
 
     def summary(self) -> str:
-        """A table of success rates with 95 % intervals."""
+        """A table of success rates with 95 % intervals, and what it lacks."""
         lines = success_lines(self.details["arms"])
         latency = self.details["latency_ms"]
         if latency["count"]:
             lines.append(
                 f"latency of {latency['count']} requests: p50 {latency['p50']:.0f} ms, "
                 f"p95 {latency['p95']:.0f} ms"
+            )
+        lines += [
+            f"left out: {unit['arm']} {unit['task']} seed {unit['seed']}, whose simulator failed {unit['tries']} times, "
+            f"the last {unit['kind']}: {unit['message']}"
+            for unit in self.details["left_out"]
+        ]
+        if errors := self.details["simulator_errors"]:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in errors.items())
+            lines.append(f"simulator errors, none of them a failure of a policy: {kinds}")
+        if stopped := self.details["stopped"]:
+            lines.append(
+                f"sequential test after {stopped['episodes']} episodes: the policy's rate is "
+                f"{stopped['found'] or 'not decided between'} {'' if stopped['found'] else [stopped['p0'], stopped['p1']]} "
+                f"(errors {stopped['alpha']:g} and {stopped['beta']:g}; interval valid in spite of the early end "
+                f"{100 * stopped['low']:.0f}-{100 * stopped['high']:.0f} %)"
             )
         state = "evaluated before, reused" if self.reused else f"{self.details['wall_s']:.0f} s"
         return "\n".join([*lines, f"{self.output} ({state})"])
@@ -70,162 +76,141 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """Runs the rollouts that `config` asks for and that are not there yet; serves the policy if need be.
 
     Raises:
-        ConfigError: the benchmark, a task, arm or camera is unknown, the policy does not fit, or the output holds another
+        ConfigError: a setting cannot be, the policy does not fit or cannot be identified, or the output holds another
             evaluation.
         CheckpointError: the policy folder is not complete.
         ServeError: the policy cannot be served or does not answer.
-        SimulatorError: the simulator cannot run, or fails in one episode again and again.
+        SimulatorError: the simulator cannot run.
     """
-    config = _checked(config)
+    config = checked(config)
     start = time.monotonic()
     output = storage.absolute(config.output)
-    settings = _settings(config)
-    asked = {
-        "tasks": list(config.tasks),
-        "arms": list(config.arms),
-        "episodes_per_task": config.episodes_per_task,
-    }
-    finished = storage.join(output, SUMMARY)
-    if storage.exists(finished):
-        details = json.loads(storage.read_text(finished))
-        ensure_same_settings(settings, details["settings"], "an evaluation", output)
-        if details["asked"] == asked:
-            return EvaluationResult(output, details, reused=True)
-        storage.delete(finished)  # more is asked for now: it is whole again when that is done
-    bind_settings(storage.join(output, _EPISODES), settings, "an evaluation", output)
-    episodes = _EpisodeStore(output)
-    served: dict[str, Any] = {}
-    with ray_session(config.ray):
-        register_run(output)
-        missing = [unit for unit in _units(config) if unit not in episodes.rows]
-        if missing:
-            with _policy(config, missing) as (url, served):
-                digest = served.get("policy_digest")
-                for row in episodes.rows.values():
-                    check_same_policy(digest, row.get("policy_digest"), url)
-                _run(config, url, digest, missing, episodes)
-    details = {
-        **_scores(config, [episodes.rows[unit] for unit in _units(config)]),
-        "policy": served,
-        "asked": asked,
-        "settings": settings,
-        "skipped": {},
-        "wall_s": round(time.monotonic() - start, 1),
-    }
-    rows = (json.dumps(episodes.rows[unit]) + "\n" for unit in _units(config))
-    storage.write_text(storage.join(output, RESULTS), "".join(rows))
-    storage.write_text(finished, json.dumps(details, indent=1))
-    return EvaluationResult(output, details)
+    deciding = settings(config)
+    EpisodeStore(output, deciding)  # refuses an output of other settings before the policy is looked at
+    greeting, identity = _identified(config)
+    store = EpisodeStore(output, deciding, identity)
+    if (finished := _finished(config, output, deciding, identity)) is not None:
+        return finished
+    store.refresh()
+    with Leases(output) as leases:
+        units = SharedUnits(
+            store,
+            leases,
+            blocks(config),
+            retries=config.simulator.retries,
+            rule=stop_rule(config.stop_rule),
+            workers=config.workers,
+        )
+        everything = [unit for block in blocks(config) for unit in block]
+        missing = [unit for unit in everything if units.is_open(unit)]
+        there = [unit for unit in everything if units.row(unit) is not None]
+        if missing and not units.is_enough():
+            with ray_session(config.ray):
+                register_run(output)
+                with _policy(config, missing, greeting) as (url, greeting):
+                    Fleet(config, store, units).run(url, greeting.get("policy_digest"), missing, there)
+    return _published(config, output, store, units, greeting, time.monotonic() - start)
 
 
-# --------------------------------------------------------------------------- running
+# --------------------------------------------------------------------------- the policy
 
 
-def _units(config: EvaluateConfig) -> Iterator[Rollout]:
-    """Every configured episode; the policies under test of one initial state next to each other."""
-    for task in config.tasks:
-        for offset in range(config.episodes_per_task):
-            for arm in config.arms:
-                yield Rollout(arm, task, config.seed + offset)
+def _identified(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """(greeting as far as it is known before serving, identity) of the policy; both empty without the arm "policy"."""
+    if "policy" not in config.arms:
+        return {}, None
+    if config.url:
+        with PolicyClient(config.url, reconnect_s=0, token=read_token(config.token_file)) as client:
+            greeting = client.metadata
+        check_fits(config, greeting, config.url)
+        return greeting, policy_identity(greeting, config.policy_name, config.url)
+    # Imported here: an evaluation by url does not load the models.
+    from defi_platform.serve.deployment.policy_digest import policy_digest
+    from defi_platform.serve.policy_folder import policy_spec
+
+    folder = config.serve.policy
+    with storage.local_copy(folder) as local:
+        greeting = {**policy_spec(Path(local)).metadata(), "policy_digest": policy_digest(str(local))}
+    check_fits(config, greeting, folder)
+    return greeting, policy_identity(greeting, config.policy_name, folder)
 
 
 @contextlib.contextmanager
-def _policy(config: EvaluateConfig, missing: list[Rollout]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _policy(
+    config: EvaluateConfig, missing: list[Rollout], greeting: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields (url, greeting) of the policy: the one at config.url, or one served here for the time being.
 
-    Both are empty when none of the missing episodes needs it.
+    The url is empty when none of the missing episodes needs it.
     """
-    if not any(unit.arm == "policy" for unit in missing):
-        yield "", {}
-        return
-    if config.url:
-        with PolicyClient(config.url, reconnect_s=0, token=read_token(config.token_file)) as client:
-            metadata = client.metadata
-        _check_fits(config, metadata, config.url)
-        yield config.url, metadata
+    if config.url or not any(unit.arm == "policy" for unit in missing):
+        yield config.url or "", greeting
         return
     # Imported here: a worker that needs only the simulator does not load the models.
     from defi_platform.serve.deployment.server import deploy
 
-    print(f"serving {config.serve.policy}", flush=True)
+    logs.say(f"serving {config.serve.policy}")
     with deploy(config.serve, guest=True) as server:
-        _check_fits(config, server.metadata, config.serve.policy)
         yield server.url, server.metadata
 
 
-def _check_fits(config: EvaluateConfig, metadata: dict[str, Any], source: str) -> None:
-    benchmark = benchmark_class(config.benchmark)
-    check_metadata(
-        metadata,
-        source=source,
-        benchmark=config.benchmark,
-        cameras=[config.policy_cameras.get(camera, camera) for camera in config.cameras or ()],
-        state_dim=len(benchmark.state_names),
-        action_dim=benchmark.action.dim,
-        execute_steps=config.execute_steps,
-    )
+# --------------------------------------------------------------------------- results
 
 
-def _run(
-    config: EvaluateConfig, url: str, digest: str | None, missing: list[Rollout], episodes: _EpisodeStore
-) -> None:
-    worker: Any = ray.remote(num_cpus=1, **roles.options(roles.DECODE))(Simulator)
-    pool: ActorPool[Rollout] = ActorPool(lambda: worker.remote(config, url, digest), config.workers)
-    for unit in missing:
-        pool.submit(unit)
-    total = len(list(_units(config)))
-    solved = dict.fromkeys(config.arms, 0)
-    done = dict.fromkeys(config.arms, 0)
-    with Progress("evaluate", "episodes", total, initial=total - len(missing)) as progress:
-        for unit, outcome in pool.results():
-            if outcome.row["success"] is None:
-                last = outcome.row["simulator_errors"][-1]
-                raise SimulatorError(
-                    f"{unit}: the simulator failed {len(outcome.row['simulator_errors'])} times, the last: "
-                    f"{last['kind']}: {last['message']}."
-                )
-            episodes.add(unit, outcome)
-            _count(config.output, outcome.row)
-            done[unit.arm] += 1
-            solved[unit.arm] += outcome.row["success"]
-            progress.step(note=" ".join(f"{arm} {solved[arm]}/{done[arm]}" for arm in config.arms))
+def _finished(
+    config: EvaluateConfig, output: str, deciding: dict[str, Any], identity: dict[str, Any] | None
+) -> EvaluationResult | None:
+    """The result that is there already, of the same settings, policy and units."""
+    path = storage.join(output, SUMMARY)
+    if not storage.exists(path):
+        return None
+    details = json.loads(storage.read_text(path))
+    now = json.loads(json.dumps([asked(config), deciding, identity]))
+    if [details.get("asked"), details.get("settings"), details.get("identity")] != now:
+        return None
+    retried = any(unit["tries"] <= config.simulator.retries for unit in details["left_out"])
+    return None if retried else EvaluationResult(output, details, reused=True)
 
 
-def _count(run: str, row: dict[str, Any]) -> None:
-    """Counts a finished episode in the metrics."""
-    arm, outcome = row["arm"], "success" if row["success"] else "failure"
-    catalogue.EVALUATE_EPISODES.add(run=run, arm=arm, outcome=outcome)
-    catalogue.EVALUATE_STEPS.add(row["steps"], run=run, arm=arm)
-    catalogue.EVALUATE_EPISODE_SECONDS.observe(row["wall_s"], run=run, arm=arm)
-    for milliseconds in row["latency_ms"]:
-        catalogue.EVALUATE_REQUEST_SECONDS.observe(milliseconds / 1000, run=run)
+def _published(
+    config: EvaluateConfig,
+    output: str,
+    store: EpisodeStore,
+    units: SharedUnits,
+    greeting: dict[str, Any],
+    wall_s: float,
+) -> EvaluationResult:
+    table = units.table()
+    rows = [row for unit in table if (row := units.row(unit)) is not None]
+    if not rows:
+        raise SimulatorError(f"{output}: every episode was left out; its faults are in {output}/faults.")
+    decision, rule = units.decision(), stop_rule(config.stop_rule)
+    details = {
+        **_scores(config, rows),
+        "policy": greeting,
+        "identity": policy_identity(greeting, config.policy_name, "") if greeting else None,
+        "asked": asked(config),
+        "settings": settings(config),
+        "left_out": [_left_out(unit, store.faults[units.name(unit)]) for unit in table if units.is_left_out(unit)],
+        "simulator_errors": _kinds([fault for unit in table for fault in store.faults.get(units.name(unit), [])]),
+        "stopped": decision.as_mapping(rule) if decision and rule else None,
+        "skipped": {},
+        "wall_s": round(wall_s, 1),
+    }
+    lines = (json.dumps(row) + "\n" for row in rows)
+    storage.write_text(storage.join(output, RESULTS), "".join(lines))
+    storage.write_text(storage.join(output, SUMMARY), json.dumps(details, indent=1))
+    return EvaluationResult(output, details)
 
 
-# --------------------------------------------------------------------------- the store of episodes
+def _left_out(unit: Rollout, faults: list[dict[str, Any]]) -> dict[str, Any]:
+    last = faults[-1]
+    return {**vars(unit), "tries": len(faults), "kind": last["kind"], "message": last["message"]}
 
 
-class _EpisodeStore:
-    """The finished episodes of an evaluation: one JSON file each, and its video."""
-
-    def __init__(self, output: str):
-        self._output = output
-        self.rows: dict[Rollout, dict[str, Any]] = {}
-        folder = storage.join(output, _EPISODES)
-        for name in storage.names(folder):
-            if name.endswith(".json") and name.count("_") == 2:
-                row = json.loads(storage.read_text(storage.join(folder, name)))
-                self.rows[Rollout(row["arm"], row["task"], row["seed"])] = row
-
-    def add(self, unit: Rollout, outcome: Outcome) -> None:
-        """Stores an episode; the row comes last, so that a finished episode has its video."""
-        row = dict(outcome.row)
-        row["video"] = None
-        if outcome.video:
-            row["video"] = f"videos/{unit.arm}/{unit.task}/{unit.seed}.mp4"
-            storage.write_bytes(storage.join(self._output, row["video"]), outcome.video)
-        name = f"{unit.arm}_{unit.task}_{unit.seed}.json"
-        storage.write_text(storage.join(self._output, _EPISODES, name), json.dumps(row))
-        self.rows[unit] = row
+def _kinds(faults: list[dict[str, Any]]) -> dict[str, int]:
+    kinds = [fault["kind"] for fault in faults]
+    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
 def _scores(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -251,83 +236,3 @@ def _scores(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, Any
 
 def _rate(rows: list[dict[str, Any]]) -> Rate:
     return wilson(sum(row["success"] for row in rows), len(rows))
-
-
-# --------------------------------------------------------------------------- checks
-
-
-def _settings(config: EvaluateConfig) -> dict[str, Any]:
-    """The settings that decide an episode's outcome besides (arm, task, seed), the policy's content included."""
-    not_deciding = (
-        "ray",
-        "serve",
-        "token_file",
-        "simulator",
-        "workers",
-        "output",
-        "tasks",
-        "arms",
-        "episodes_per_task",
-        "cameras",
-        "height",
-        "width",
-    )
-    settings = {key: value for key, value in to_mapping(config).items() if key not in not_deciding}
-    view = _view(config)
-    settings["view"] = {camera: list(view.size(camera)) for camera in view.cameras}
-    if "policy" in config.arms and not config.url:
-        folder = storage.absolute(config.serve.policy)
-        if storage.is_folder(folder):  # if not, serving it says what is wrong
-            settings["policy"] = {entry.name: entry.version for entry in storage.walk(folder)}
-    return settings
-
-
-def _checked(config: EvaluateConfig) -> EvaluateConfig:
-    """The config with every task, option and the view named."""
-    benchmark = benchmark_class(config.benchmark)
-    options = selected_options(benchmark, config.options)
-    tasks = selected_tasks(benchmark, options, config.tasks)
-    view = _view(config)
-    unknown = [arm for arm in config.arms if arm not in ARMS]
-    if unknown or not config.arms or len(set(config.arms)) < len(config.arms):
-        raise ConfigError(f"arms is {config.arms}; choose from {', '.join(ARMS)}, each once.")
-    if "expert" in config.arms and (without := [t.name for t in tasks if not benchmark.expert_can(t.name)]):
-        raise ConfigError(
-            f"arms is {config.arms}; {config.benchmark} has no expert for {', '.join(without[:5])}"
-            f"{' and others' if len(without) > 5 else ''}, leave it or them out."
-        )
-    least = {"episodes_per_task": 1, "video_every": 0, "workers": 1, "seed": 0}
-    for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be {value} or more.")
-    for name in ("execute_steps", "max_steps"):
-        if getattr(config, name) is not None and getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be 1 or more.")
-    _check_simulator(config)
-    last = config.seed + config.episodes_per_task
-    if benchmark.seeds is not None and last > benchmark.seeds:
-        raise ConfigError(
-            f"seed {config.seed} and episodes_per_task {config.episodes_per_task} ask for initial states up to "
-            f"{last - 1}; {config.benchmark} has {benchmark.seeds} per task, from 0 to {benchmark.seeds - 1}."
-        )
-    return replace(
-        config,
-        tasks=[task.name for task in tasks],
-        options=options,
-        cameras=list(view.cameras),
-    )
-
-
-def _view(config: EvaluateConfig) -> View:
-    size = (config.height, config.width)
-    benchmark = benchmark_class(config.benchmark)
-    return selected_view(benchmark, config.cameras, size, videos=config.video_every > 0)
-
-
-def _check_simulator(config: EvaluateConfig) -> None:
-    simulator = config.simulator
-    for name in ("step_timeout_s", "reset_timeout_s", "memory_gb"):
-        if not getattr(simulator, name) > 0:
-            raise ConfigError(f"simulator.{name} is {getattr(simulator, name)}; it must be more than 0.")
-    if simulator.retries < 0:
-        raise ConfigError(f"simulator.retries is {simulator.retries}; it must be 0 or more.")

@@ -295,6 +295,13 @@ EVALUATE_REPEATED = Counter(
     unit="episodes",
     panel="Episodes begun again",
 )
+EVALUATE_SIMULATOR_ERRORS = Counter(
+    name="defi_evaluate_simulator_errors_total",
+    help="Tries of episodes that the simulator did not survive, by kind: hang, abort, memory, render, protocol, error, worker.",
+    unit="tries",
+    labels=("run", "kind"),
+    panel="Simulator errors",
+)
 EVALUATE_RECORDED = Counter(
     name="defi_evaluate_recorded_episodes_total",
     help="Demonstrations recorded by outcome: kept or failed.",

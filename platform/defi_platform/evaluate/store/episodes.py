@@ -103,6 +103,12 @@ class EpisodeStore:
         for match, content in self._new(EPISODES, _ROW, lambda m: m[1] not in self.rows):
             self.rows[match[1]] = content
 
+    def look_up(self, unit: str) -> dict[str, Any] | None:
+        """The row of an episode, by whomever it was finished and however recently; None where there is none."""
+        if unit not in self.rows and not storage.exists(self._path(EPISODES, f"{unit}.json")):
+            return None
+        return self._stored(unit)
+
     def add(self, finished: Finished) -> dict[str, Any]:
         """Stores an episode, unless it is there.
 
@@ -115,9 +121,8 @@ class EpisodeStore:
         row = dict(finished.row)
         arm, task, seed = row["arm"], row["task"], row["seed"]
         unit = row["unit"] = self.unit(arm, task, seed)
-        path = self._path(EPISODES, f"{unit}.json")
-        if storage.exists(path):
-            return self._stored(unit)
+        if (there := self.look_up(unit)) is not None:
+            return there
         bind(self._output, SETTINGS, self._settings)
         if arm == _ARM_OF_THE_POLICY:
             assert self._policy is not None, "episodes of a policy need its identity"
@@ -133,7 +138,7 @@ class EpisodeStore:
             content = hashlib.sha256(finished.steps).hexdigest()[:16]
             row["steps_file"] = f"{STEPS}/{unit}-{content}.parquet"
             create_bytes(self._path(row["steps_file"]), finished.steps)
-        create_bytes(path, json.dumps(row).encode())
+        create_bytes(self._path(EPISODES, f"{unit}.json"), json.dumps(row).encode())
         return self._stored(unit)
 
     def add_fault(self, arm: str, task: str, seed: int, fault: Mapping[str, Any]) -> int:
