@@ -41,15 +41,17 @@ class SimulatorError(UserError):
 class SimulatorFault(UserError):
     """A simulator that hung, died or broke in an episode; a fresh process may well run the same episode to its end.
 
-    `kind` is hang, abort, memory, render, protocol or error.
+    `kind` is hang, abort, memory, render, protocol or error; worker for a rollout worker that died itself.
     """
 
     exit_code = TRY_AGAIN
 
-    def __init__(self, kind: str, message: str):
-        super().__init__(kind, message)
+    def __init__(self, kind: str, message: str, place: str = ""):
+        super().__init__(kind, message, place)
         self.kind = kind
         self.message = message
+        self.place = place
+        """Host, where it is known."""
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.message}"

@@ -33,6 +33,7 @@ def small(output: Path, url: str | None, **changes: object) -> EvaluateConfig:
     config = EvaluateConfig(
         serve=ServeConfig(policy="unused"),
         url=url,
+        policy_name="the test's",
         tasks=[COFFEE],
         arms=["policy", "random", "expert"],
         episodes_per_task=1,
@@ -173,7 +174,8 @@ def test_an_interrupted_evaluation_runs_only_what_is_missing(tmp_path: Path, ray
         )
         before = evaluate(config).details
         (tmp_path / "summary.json").unlink()
-        (tmp_path / f"episodes/policy_{BUTTON}_500.json").unlink()
+        lost = next(row for row in rows_of(tmp_path) if row["task"] == BUTTON)
+        (tmp_path / f"episodes/{lost['unit']}.json").unlink()
         server.observations.clear()
         again = evaluate(config)
         assert {observation["prompt"] for observation in server.observations} == {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from defi_platform.evaluate import rollouts
+from defi_platform.evaluate.fleet.run import count
 from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
 from defi_platform.storage.outage import retry_storage
@@ -42,8 +42,8 @@ def test_updates_of_a_run_are_counted_since_the_last_row(recorded_metrics: Value
 
 def test_episodes_are_counted_by_outcome_and_requests_by_their_time(recorded_metrics: Values) -> None:
     row = {"arm": "policy", "success": True, "steps": 90, "wall_s": 4.0, "latency_ms": [20.0, 30.0]}
-    rollouts._count("runs/e", row)
-    rollouts._count("runs/e", {**row, "arm": "expert", "success": False, "latency_ms": []})
+    count("runs/e", row)
+    count("runs/e", {**row, "arm": "expert", "success": False, "latency_ms": []})
     assert recorded_metrics == {
         ("defi_evaluate_episodes_total", "runs/e", "policy", "success"): 1,
         ("defi_evaluate_episodes_total", "runs/e", "expert", "failure"): 1,

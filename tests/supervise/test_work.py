@@ -45,10 +45,11 @@ def test_the_names_are_those_of_the_product() -> None:
     from defi_platform.data.ingest.probe_results import ResultBlocks
     from defi_platform.data.latents.cache import SHARDS
     from defi_platform.data.manifest.commit_marker import corpus_folder
-    from defi_platform.evaluate import record, rollouts
+    from defi_platform.evaluate import record
+    from defi_platform.evaluate.store import episodes
     from defi_platform.train.checkpoint import format as checkpoints
 
-    assert (SHARDS, record._ATTEMPTS, rollouts._EPISODES) == ("shards", ".attempts", "episodes")
+    assert (SHARDS, record._ATTEMPTS, episodes.EPISODES) == ("shards", ".attempts", "episodes")
     assert corpus_folder("m", "videos") == "m/corpora/videos"
     assert ResultBlocks("f")._folder == "f/probed"
     assert checkpoints.FOLDER == "checkpoints"

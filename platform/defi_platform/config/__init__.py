@@ -9,7 +9,13 @@ from defi_platform.config.data import (
     SamplingConfig,
     WindowConfig,
 )
-from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig, SimulatorConfig
+from defi_platform.config.evaluate import (
+    EvaluateConfig,
+    InspectConfig,
+    RecordConfig,
+    SimulatorConfig,
+    StopRuleConfig,
+)
 from defi_platform.config.jobs import (
     JOB_CONFIGS,
     DemoConfig,
@@ -58,6 +64,7 @@ __all__ = [
     "ServeConfig",
     "SessionConfig",
     "SimulatorConfig",
+    "StopRuleConfig",
     "TrackingConfig",
     "TrainConfig",
     "WindowConfig",

@@ -29,7 +29,7 @@ class SimulatorConfig:
     memory_gb: float = 8.0
     """Memory of the process, in 10^9 bytes, above which it is killed."""
     retries: int = 3
-    """Times that an episode is run again after its simulator failed."""
+    """Times that an episode is run again after its simulator failed; then it is left out, and the table says so."""
 
 
 @dataclass
@@ -61,6 +61,20 @@ class RecordConfig:
     """Simulator processes."""
     output: str = field(default=MISSING, metadata=PATH)
     """Folder that receives `video/` (frames and text only) and `labelled/` (with actions)."""
+
+
+@dataclass
+class StopRuleConfig:
+    """A sequential test of the policy's success rate, whose answer ends the evaluation; off while p0 and p1 are null."""
+
+    p0: float | None = None
+    """The answer "at most p0" may end it."""
+    p1: float | None = None
+    """The answer "at least p1" may end it; more than p0."""
+    alpha: float = 0.05
+    """Probability, at most, of the answer "at least p1" where the rate is p0 or less; at any number of looks."""
+    beta: float = 0.05
+    """Probability, at most, of the answer "at most p0" where the rate is p1 or more."""
 
 
 @dataclass
@@ -103,8 +117,9 @@ class EvaluateConfig:
     video_every: int = 2
     """Simulator steps per frame of the episode videos; 0 writes none."""
     simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
+    stop_rule: StopRuleConfig = field(default_factory=StopRuleConfig)
     workers: int = 2
-    """Simulator processes."""
+    """Simulator processes; episodes are the same with any number."""
     output: str = field(default=MISSING, metadata=PATH)
     """Folder that receives results, episode videos and the report."""
 

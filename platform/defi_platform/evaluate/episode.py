@@ -36,7 +36,7 @@ class Outcome:
     """The result of a rollout."""
 
     row: dict[str, Any]
-    """JSON values: benchmark, arm, task, seed, success (None: its simulator kept failing), solved (subtasks in a
+    """JSON values: benchmark, arm, task, seed, success, solved (subtasks in a
     row), subtasks [{name, instruction, success, steps}], steps, reward, wall_s, latency_ms (one per request of the
     policy), simulator_errors [{kind, message, place}], initial_state, policy_digest, host."""
     video: bytes
@@ -44,6 +44,8 @@ class Outcome:
     steps: dict[str, NDArray[Any]] = field(default_factory=dict)
     """n entries each: step, subtask, observation_sha256 (hex; empty between requests), action (n, A) as the policy
     gave it, executed (n, A), reward, success (of the subtask, in the state after the step)."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """Of the benchmark, where the episode ran."""
 
 
 class Scene:

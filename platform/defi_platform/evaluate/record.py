@@ -25,10 +25,10 @@ from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RecordConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError, SimulatorError
-from defi_platform.evaluate.fleet.actor_pool import ActorPool
 from defi_platform.evaluate.benchmarks.interface import View
 from defi_platform.evaluate.benchmarks.metaworld.benchmark import MetaWorld
 from defi_platform.evaluate.benchmarks.registry import selected_tasks, selected_view
+from defi_platform.evaluate.fleet.actor_pool import ActorPool
 from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
 from defi_platform.evaluate.simulation.process import SimulatorProcess
 from defi_platform.metrics import catalogue

@@ -12,7 +12,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from defi_platform import logs, storage
@@ -126,12 +125,9 @@ def _identified(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any] 
         return greeting, policy_identity(greeting, config.policy_name, config.url)
     # Imported here: an evaluation by url does not load the models.
     from defi_platform.serve.deployment.policy_digest import policy_digest
-    from defi_platform.serve.policy_folder import policy_spec
 
     folder = config.serve.policy
-    with storage.local_copy(folder) as local:
-        greeting = {**policy_spec(Path(local)).metadata(), "policy_digest": policy_digest(str(local))}
-    check_fits(config, greeting, folder)
+    greeting = {"policy_digest": policy_digest(folder)}
     return greeting, policy_identity(greeting, config.policy_name, folder)
 
 
@@ -151,6 +147,7 @@ def _policy(
 
     logs.say(f"serving {config.serve.policy}")
     with deploy(config.serve, guest=True) as server:
+        check_fits(config, server.metadata, config.serve.policy)
         yield server.url, server.metadata
 
 
@@ -191,8 +188,12 @@ def _published(
         "identity": policy_identity(greeting, config.policy_name, "") if greeting else None,
         "asked": asked(config),
         "settings": settings(config),
-        "left_out": [_left_out(unit, store.faults[units.name(unit)]) for unit in table if units.is_left_out(unit)],
-        "simulator_errors": _kinds([fault for unit in table for fault in store.faults.get(units.name(unit), [])]),
+        "left_out": [
+            _left_out(unit, store.faults[units.name(unit)]) for unit in table if units.is_left_out(unit)
+        ],
+        "simulator_errors": _kinds(
+            [fault for unit in table for fault in store.faults.get(units.name(unit), [])]
+        ),
         "stopped": decision.as_mapping(rule) if decision and rule else None,
         "skipped": {},
         "wall_s": round(wall_s, 1),
@@ -235,4 +236,6 @@ def _scores(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, Any
 
 
 def _rate(rows: list[dict[str, Any]]) -> Rate:
+    if not rows:  # all were left out, or the rule needed none
+        return Rate(0, 0, 0.0, 0.0, 1.0)
     return wilson(sum(row["success"] for row in rows), len(rows))

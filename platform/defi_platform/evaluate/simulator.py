@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from typing import Any
+from dataclasses import replace
 
 from defi_platform.config import EvaluateConfig
 from defi_platform.errors import SimulatorFault
@@ -21,6 +22,9 @@ from defi_platform.evaluate.policy_client import PolicyClient, read_token
 from defi_platform.evaluate.simulation.interpreter import interpreter
 from defi_platform.evaluate.simulation.process import SimulatorProcess
 
+ONE_THREAD = ("LP_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Environment variables of software rendering and numerics: a worker asks Ray for one CPU, and so does its simulator."""
+
 ARMS = ("policy", "random", "expert")
 """The policies that can be put to the test."""
 
@@ -36,6 +40,8 @@ class Simulator:
             url: of the policy server; only the "policy" arm calls it.
             policy_digest: of the policy that is evaluated; None where its server names none.
         """
+        for variable in ONE_THREAD:
+            os.environ.setdefault(variable, "1")
         self._config = config
         self._url = url
         self._policy_digest = policy_digest
@@ -47,41 +53,32 @@ class Simulator:
         """Returns once the process is up."""
 
     def work(self, rollout: Rollout) -> Outcome:
-        """Runs one episode, again where its simulator fails; `success` is None where it does to the last.
+        """Runs one episode.
 
         Raises:
+            SimulatorFault: the simulator did not survive it; the next one gets a fresh process.
             SimulatorError: the simulator cannot run here.
             ServeError: the policy does not answer, or another one does.
         """
-        config, errors = self._config, list[dict[str, Any]]()
-        for _ in range(1 + config.simulator.retries):
-            try:
-                outcome = run_episode(
-                    self._simulator(),
-                    self._arm(rollout),
-                    rollout,
-                    max_steps=config.max_steps,
-                    frame_every=config.video_every,
-                    control_hz=self._benchmark.control_hz,
-                )
-            except SimulatorFault as fault:
+        config = self._config
+        try:
+            process = self._simulator()
+            outcome = run_episode(
+                process,
+                self._arm(rollout),
+                rollout,
+                max_steps=config.max_steps,
+                frame_every=config.video_every,
+                control_hz=self._benchmark.control_hz,
+            )
+        except SimulatorFault as fault:
+            if self._process is not None:
+                self._process.close()
                 self._process = None
-                errors.append({"kind": fault.kind, "message": fault.message, "place": socket.gethostname()})
-                continue
-            outcome.row["simulator_errors"] = errors
-            if rollout.arm == "policy":
-                outcome.row["policy_digest"] = self._policy_digest
-            return outcome
-        lost = {
-            "benchmark": config.benchmark,
-            "arm": rollout.arm,
-            "task": rollout.task,
-            "seed": rollout.seed,
-            "success": None,
-            "simulator_errors": errors,
-            "host": socket.gethostname(),
-        }
-        return Outcome(lost, b"")
+            raise SimulatorFault(fault.kind, fault.message, socket.gethostname()) from fault
+        if rollout.arm == "policy":
+            outcome.row["policy_digest"] = self._policy_digest
+        return replace(outcome, protocol=process.protocol)
 
     def _simulator(self) -> SimulatorProcess:
         if self._process is None:

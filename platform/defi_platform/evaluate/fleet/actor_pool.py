@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
@@ -88,7 +88,7 @@ class ActorPool(Generic[Unit]):
         """Adds a unit; also while `results` is being read."""
         self._queue.append(unit)
 
-    def results(self) -> Iterator[tuple[Unit, Any]]:
+    def results(self) -> Generator[tuple[Unit, Any], None, None]:
         """Runs the queue to its end, then kills the actors.
 
         Yields:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from typing import Any
 
 import ray
@@ -116,7 +115,9 @@ class Fleet:
         catalogue.EVALUATE_SIMULATOR_ERRORS.add(run=self._config.output, kind=fault.kind)
         again = failed <= retries
         then = f"tried again ({failed} of {retries})" if again else f"left out after {failed} tries"
-        logs.say(f"{unit.arm} {unit.task} seed {unit.seed}: simulator {fault}; {then}", run=self._config.output)
+        logs.say(
+            f"{unit.arm} {unit.task} seed {unit.seed}: simulator {fault}; {then}", run=self._config.output
+        )
         if not again:
             self._lost += 1
             if not self._ran and self._lost >= MOST_LOST:
@@ -147,5 +148,3 @@ def count(run: str, row: dict[str, Any]) -> None:
     catalogue.EVALUATE_EPISODE_SECONDS.observe(row["wall_s"], run=run, arm=arm)
     for milliseconds in row["latency_ms"]:
         catalogue.EVALUATE_REQUEST_SECONDS.observe(milliseconds / 1000, run=run)
-
-

@@ -24,6 +24,8 @@ class Rate:
         return asdict(self)
 
     def __str__(self) -> str:
+        if not self.episodes:
+            return "no episode"
         return f"{100 * self.rate:.0f} % ({100 * self.low:.0f}-{100 * self.high:.0f})"
 
 
