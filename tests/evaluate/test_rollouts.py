@@ -306,5 +306,8 @@ def test_a_server_that_gets_another_policy_does_not_get_into_the_same_evaluation
         with pytest.raises(ServeError, match="two policies: two answered where one is evaluated"):
             evaluate(config)
         metadata["policy_digest"] = "two"
-        with pytest.raises(ServeError, match="two policies: one answered where two is evaluated"):
+        with pytest.raises(ConfigError, match=r"another policy \(digest: one there, two here\)"):
             evaluate(config)
+        metadata.clear()
+        with pytest.raises(ConfigError, match=r"names no policy_digest.* policy_name=NAME"):
+            evaluate(replace(config, policy_name=None))

@@ -1,4 +1,4 @@
-"""What an evaluation's config asks for: checked, with every default named, its units in order, its deciding settings."""
+"""The config of an evaluation, checked and with every default named; its units in order and its deciding settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def settings(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def asked(config: EvaluateConfig) -> dict[str, Any]:
-    """What a summary is of: the units and the rule that may end them early, as JSON values."""
+    """Extent of a summary: the units and the rule that may end them early, as JSON values."""
     rule = stop_rule(config.stop_rule)
     return {
         "tasks": list(config.tasks),
