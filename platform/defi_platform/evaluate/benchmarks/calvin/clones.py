@@ -70,7 +70,9 @@ def clones(prefix: str = sys.prefix) -> Clones:
         named = json.loads(file.read_text())["clones"]
         found = Clones(Path(named["calvin"]), Path(named["calvin_env"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SimulatorError(f"{file} names no clones of CALVIN ({one_line(error)}). {FIX}") from error
+        raise SimulatorError(
+            f"the environment {prefix} does not say where the clones of CALVIN are ({one_line(error)}). {FIX}"
+        ) from error
     if problem := lacks(found):
         raise SimulatorError(f"{problem}. {FIX}")
     return found

@@ -82,10 +82,8 @@ def _tasks() -> Iterator[tuple[str, SequenceTask]]:
         rule = Rule({"slider": other, "grasped": 0}, {"slider": side})
         yield f"move_slider_{side}", SequenceTask("slider", (rule,))
     for verb, old, new in (("open", "closed", "open"), ("close", "open", "closed")):
-        yield (
-            f"{verb}_drawer",
-            SequenceTask("drawer", (Rule({"drawer": old, "grasped": 0}, {"drawer": new}),)),
-        )
+        rule = Rule({"drawer": old, "grasped": 0}, {"drawer": new})
+        yield f"{verb}_drawer", SequenceTask("drawer", (rule,))
     for colour in COLOURS:
         # A block in the cabinet can be reached where the door is on the other side.
         behind = (_lift(colour, "slider_left", slider="right"), _lift(colour, "slider_right", slider="left"))
@@ -97,14 +95,6 @@ def _tasks() -> Iterator[tuple[str, SequenceTask]]:
     yield "place_in_slider", SequenceTask("place", tuple(into_slider))
     into_drawer = (_place(colour, "drawer", drawer="open") for colour in COLOURS)
     yield "place_in_drawer", SequenceTask("place", tuple(into_drawer))
-    pushes = []
-    for colour in COLOURS:
-        others = {_block(other): SHELVES for other in COLOURS if other != colour}
-        alone = Rule(
-            {_block(colour): "table", **others, "drawer": "open", "grasped": 0},
-            {_block(colour): "drawer", "grasped": 0},
-        )
-        pushes.append(alone)
     pairs = list(itertools.permutations(COLOURS, 2))
     stacks = tuple(
         Rule(
@@ -126,6 +116,14 @@ def _tasks() -> Iterator[tuple[str, SequenceTask]]:
         for word, lit in (("on", 1), ("off", 0)):
             rule = Rule({lamp: 1 - lit, "grasped": 0}, {lamp: lit})
             yield f"turn_{word}_{lamp}", SequenceTask("lamps", (rule,))
+    pushes = []
+    for colour in COLOURS:
+        others = {_block(other): SHELVES for other in COLOURS if other != colour}
+        alone = Rule(
+            {_block(colour): "table", **others, "drawer": "open", "grasped": 0},
+            {_block(colour): "drawer", "grasped": 0},
+        )
+        pushes.append(alone)
     yield "push_into_drawer", SequenceTask("push into drawer", tuple(pushes))
 
 
