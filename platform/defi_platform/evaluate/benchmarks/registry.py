@@ -19,6 +19,7 @@ REGISTERED: dict[str, Registration] = {
     "libero": Registration(
         f"{_FOLDER}.libero.benchmark:Libero", extra="libero", needs=("libero", "robosuite")
     ),
+    "pusht": Registration(f"{_FOLDER}.pusht.pusht:PushT", extra="pusht", needs=("gym_pusht",)),
     "fetch": Registration(f"{_FOLDER}.fetch.fetch:Fetch", extra="fetch", needs=("gymnasium_robotics",)),
     "calvin": Registration(
         f"{_FOLDER}.calvin.benchmark:Calvin", environment="calvin", needs=("calvin_env", "pybullet")

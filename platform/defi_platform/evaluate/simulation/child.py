@@ -98,7 +98,7 @@ class _Simulator:
             place = traceback.extract_tb(error.__traceback__)[-1]
             return {
                 "fault": "render" if self._rendering else "error",
-                "message": f"{type(error).__name__}: {one_line(error)} "
+                "message": f"{type(error).__name__}: {_words(error)} "
                 f"({os.path.basename(place.filename)}, line {place.lineno}, in {place.name})",
             }
 
@@ -193,6 +193,14 @@ class _Simulator:
                     "render", f"camera {camera} gives zeros only: its rendering context is lost"
                 )
         self._shared.advance()
+
+
+def _words(error: Exception) -> str:
+    """The error's message; PyOpenGL's have none that can be printed once the context is lost."""
+    try:
+        return one_line(error)
+    except Exception:  # noqa: BLE001
+        return "no message"
 
 
 def _vector(values: Any) -> NDArray[np.float32]:

@@ -283,6 +283,12 @@ class SimulatorProcess:
             )
         if code == -signal.SIGKILL:
             self._fail("memory", "killed from outside, as the system does when memory runs out")
+        if code >= 0 and self.doing == "open":  # not by a signal: it would end so again
+            self.close()
+            raise SimulatorError(
+                f"{self.benchmark} cannot be started with {self._python}: it ends with exit code {code}"
+                f"{self._last_words('abort')}. {installation(self.benchmark)}."
+            )
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         self._fail("abort", f"the process ended {how}")
 

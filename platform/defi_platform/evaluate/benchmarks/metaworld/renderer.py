@@ -96,6 +96,9 @@ class Renderer:
         self._update(data, eye)  # places the camera
         self._model.geom_group[:] = np.where(self._in_view(data), self._groups, self._HIDDEN_GROUP)
         self._update(data, eye)
+        self._pixels[:] = (
+            0  # reading from a lost context changes nothing: the last picture would be taken for this one
+        )
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)
         # OpenGL's rows go upwards; a camera mounted upside down has them the right way, but mirrored.
