@@ -248,7 +248,7 @@ def test_a_refused_observation_ends_the_job_with_the_servers_words(tmp_path: Pat
         evaluate(small(tmp_path, server.url, arms=["policy"]))
 
 
-@pytest.mark.parametrize("actions", [np.full((CHUNK, 4), np.nan, np.float32), np.zeros(4, np.float32)])
+@pytest.mark.parametrize("actions", [np.full((CHUNK, 4), np.nan, np.float32), np.zeros((0, 4), np.float32)])
 def test_actions_that_cannot_be_carried_out_are_refused(actions: np.ndarray) -> None:
     with (
         policy_server(lambda *_: {"actions": actions}) as server,
