@@ -42,8 +42,8 @@ class FeatureDecoder(nn.Module):
         """Transformer blocks."""
         heads: int = 12
         """Attention heads."""
-        dropout: float = 0.1
-        """In the feed-forward layers."""
+        dropout: float = 0.0
+        """In the feed-forward layers; the release has none."""
 
     def __init__(self, config: Config, dim: int, feature_dim: int) -> None:
         super().__init__()

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,17 +18,17 @@ from defi_models.encoders.t5_text import T5Text
 from defi_models.errors import ConfigurationError, InputError, ModelFolderError, did_you_mean
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM, build_gidm_text
+from defi_models.inputs.acting import Acting
 from defi_models.inputs.action_contract import ActionContract
 from defi_models.inputs.checks import check_finite, check_tensor, check_texts, require
-from defi_models.inputs.normalization import FieldStatistics, Normalizer, Statistics
+from defi_models.inputs.normalization import Normalizer, Statistics
 from defi_models.layers.activation_checkpointing import set_recompute
 from defi_models.layers.adapter import Perception, PolicyAdapter
+from defi_models.pretrained import side_files
 from defi_models.pretrained.folder import ModelFolder
 from defi_models.rng import Generators, check_generators, normal
 
 TRAINABLE = ("adapter", "gidm+adapter", "gfdm+adapter", "all")
-STATISTICS_FILE = "statistics.json"
-CONTRACT_FILE = "actions.json"
 
 
 class DeFIPolicy(ModelFolder, nn.Module):
@@ -104,6 +103,10 @@ class DeFIPolicy(ModelFolder, nn.Module):
         self._statistics: Statistics | None = None
         self.contract = ActionContract()
         """The meaning of the actions; it is saved with the policy and changes nothing that the network computes."""
+        self.acting = Acting(steps=head.sampling_steps, sigma_min=head.sigma_min)
+        """The settings of `act`, saved with the policy; `set_acting` checks them."""
+        self.acting_in_folder = True
+        """False for a policy from a folder without settings of acting: it acts as it did when they were not saved."""
         self.trainable = "gidm+adapter"
         self.set_trainable(self.trainable)
 
@@ -166,6 +169,16 @@ class DeFIPolicy(ModelFolder, nn.Module):
                 )
             self.proprio_normalizer.set_statistics(statistics.proprio)
         self._statistics = statistics
+
+    def set_acting(self, acting: Acting) -> None:
+        """Sets how the policy acts; it is saved with the policy.
+
+        Raises:
+            ConfigurationError: When a setting does not fit the policy.
+        """
+        head, statistics = self.adapter.head.config, self._statistics
+        acting.check(head.action_dim, head.sigma_max, statistics.action if statistics else None)
+        self.acting = acting
 
     def set_trainable(self, choice: str) -> None:
         """Chooses the parts that train.
@@ -247,10 +260,12 @@ class DeFIPolicy(ModelFolder, nn.Module):
         _, context = self._encode_observation(images, text, proprio, generator)
         head = self.adapter.head.config
         start = normal((len(context), head.chunk, head.action_dim), generator, context.device)
-        sampled = self.adapter.head.sample(context, start * head.sigma_max)
+        sigmas = self.adapter.head.sigmas(start.device, self.acting.steps, self.acting.sigma_min)
+        sampled = self.adapter.head.sample(context, start * head.sigma_max, sigmas)
         if training:
             self.train()
-        return self.action_normalizer.denormalize(sampled)
+        ranges = self._statistics.action if self._statistics else None
+        return self.acting.applied(self.action_normalizer.denormalize(sampled), ranges)
 
     def set_recompute(self, enabled: bool) -> None:
         """Gradient checkpointing: less memory, one more forward pass."""
@@ -328,31 +343,24 @@ class DeFIPolicy(ModelFolder, nn.Module):
         return self._statistics
 
     def side_files(self) -> dict[str, str]:
-        """The meaning of the actions and the statistics as JSON, for a reader of the folder."""
-        files = {CONTRACT_FILE: json.dumps(self.contract.as_mapping(), indent=2) + "\n"}
-        if self._statistics is not None:
-            files[STATISTICS_FILE] = json.dumps(asdict(self._statistics), indent=2) + "\n"
-        return files
+        """The meaning of the actions, the settings of acting and the statistics as JSON, for a reader of the folder."""
+        return side_files.as_texts(self.contract, self.acting, self._statistics)
 
     def read_side_files(self, folder: Path) -> None:
-        """Reads both back, each where it is there; the numbers that the network uses are in the weight file.
+        """Reads them back, each where it is there; the numbers that normalise are in the weight file.
 
         Raises:
-            ModelFolderError: When a file is damaged.
+            ModelFolderError: When a file is damaged, or its settings do not fit the policy.
         """
-        path = folder / CONTRACT_FILE
-        if path.is_file():
+        self.contract = side_files.read_contract(folder) or self.contract
+        self._statistics = side_files.read_statistics(folder)
+        acting = side_files.read_acting(folder)
+        self.acting_in_folder = acting is not None
+        if acting is not None:
             try:
-                self.contract = ActionContract.from_mapping(json.loads(path.read_text()))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ModelFolderError(f"{path} does not hold the meaning of actions: {error}") from error
-        path = folder / STATISTICS_FILE
-        if not path.is_file():
-            return
-        try:
-            self._statistics = statistics_from_mapping(json.loads(path.read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise ModelFolderError(f"{path} does not hold action statistics: {error}") from error
+                self.set_acting(acting)
+            except ConfigurationError as error:
+                raise ModelFolderError(f"{folder / side_files.ACTING_FILE}: {error}") from error
 
     def _check_observation(self, batch: Mapping[str, Any]) -> tuple[Tensor, Sequence[str], Tensor | None]:
         """Images, text and, where the policy reads it, proprioception of a batch."""
@@ -383,16 +391,3 @@ class DeFIPolicy(ModelFolder, nn.Module):
             assert self.proprio_normalizer is not None
             proprio = self.proprio_normalizer.normalize(proprio).to(self.dtype)
         return perception, self.adapter.context(perception, goal, proprio)
-
-
-def statistics_from_mapping(values: Mapping[str, Any]) -> Statistics:
-    """Statistics from the mapping that `dataclasses.asdict` makes of them.
-
-    Raises:
-        KeyError: When a field is missing.
-        TypeError: When a field is unknown or no mapping.
-    """
-    proprio = values.get("proprio")
-    return Statistics(
-        action=FieldStatistics(**values["action"]), proprio=FieldStatistics(**proprio) if proprio else None
-    )

@@ -22,6 +22,10 @@ from defi_models.pretrained.configuration import override
 
 Config = TypeVar("Config")
 
+_SHORT_RUNS = 0.02
+"""Standard deviation of fresh embeddings in nano and small, whose runs are a thousandth as long: at the published 1 the
+features would be a whisper beside them. Their heads start as PyTorch starts linear layers, for the same reason."""
+
 
 def gfdm(preset: str, **overrides: Any) -> GFDM.Config:
     """A GFDM config.
@@ -105,9 +109,17 @@ def _nano_policy() -> DeFIPolicy.Config:
         patch_dim=gidm_config.patches.dim,
         adapter=PolicyAdapter.Config(
             frame_pair=(0, 3),
+            embedding_std=_SHORT_RUNS,
             latent_actions=gidm_config.encoder,
             video_former=VideoFormer.Config(
-                dim=96, depth=2, heads=4, head_dim=24, frames=8, queries_per_frame=8, spatial_positions=True
+                dim=96,
+                depth=2,
+                heads=4,
+                head_dim=24,
+                frames=8,
+                queries_per_frame=8,
+                embedding_std=_SHORT_RUNS,
+                spatial_positions=True,
             ),
             head=ActionHead.Config(
                 action_dim=4,
@@ -120,6 +132,7 @@ def _nano_policy() -> DeFIPolicy.Config:
                 attention_dropout=0.0,
                 residual_dropout=0.0,
                 mlp_dropout=0.0,
+                weight_std=None,
                 action_positions=True,
             ),
         ),
@@ -163,9 +176,12 @@ def _small_policy() -> DeFIPolicy.Config:
         gidm_text=gidm_config.text,
         patch_dim=gidm_config.patches.dim,
         adapter=PolicyAdapter.Config(
+            embedding_std=_SHORT_RUNS,
             latent_actions=gidm_config.encoder,
-            video_former=VideoFormer.Config(dim=384, depth=4, heads=8, head_dim=48, spatial_positions=True),
-            head=ActionHead.Config(attention_dropout=0.1, action_positions=True),
+            video_former=VideoFormer.Config(
+                dim=384, depth=4, heads=8, head_dim=48, embedding_std=_SHORT_RUNS, spatial_positions=True
+            ),
+            head=ActionHead.Config(attention_dropout=0.1, weight_std=None, action_positions=True),
         ),
         normalization="min_max",
     )

@@ -109,6 +109,8 @@ class ActionHead(nn.Module):
         """On the output of attention."""
         mlp_dropout: float = 0.05
         """On the output of the MLP."""
+        weight_std: float | None = 0.02
+        """Standard deviation of fresh weights of linear layers, their biases start at 0; None: PyTorch's own."""
         causal_cross_attention: bool = False
         """Reproduce the released decoder, whose cross-attention is causal too (top-left aligned): action i
         sees only the first i + 1 context tokens. The released weights need it; new ones do better without."""
@@ -117,7 +119,7 @@ class ActionHead(nn.Module):
         sigma_data: float = 0.5
         """Standard deviation of normalised actions."""
         sigma_min: float = 0.001
-        """Smallest noise level, in training and sampling."""
+        """Smallest noise level of training; acting has its own, where nothing is said the same."""
         sigma_max: float = 80.0
         """Largest noise level, in training and sampling."""
         train_sigma_location: float = math.log(0.5)
@@ -145,6 +147,12 @@ class ActionHead(nn.Module):
         self.action_blocks = nn.ModuleList(ActionBlock(config) for _ in range(config.action_blocks))
         self.action_norm = nn.LayerNorm(dim, bias=False)
         self.action_out = nn.Linear(dim, config.action_dim)
+        if config.weight_std is not None:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=config.weight_std)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
 
     def context(self, goal: Tensor, video: Tensor, latent_actions: Tensor, proprio: Tensor | None) -> Tensor:
         """Encodes what the actions depend on, once for all denoising steps.
@@ -266,22 +274,36 @@ class ActionHead(nn.Module):
         output: Tensor = self((c_in * noisy).to(context.dtype), sigma, context)
         return c_out * output.float() + c_skip * noisy
 
-    def sigmas(self, device: torch.device) -> Tensor:
-        """Noise levels of sampling, float32 (sampling_steps + 1,), the last one 0."""
-        config = self.config
-        return log_spaced_sigmas(config.sampling_steps, config.sigma_min, config.sigma_max, device)
+    def sigmas(
+        self, device: torch.device, steps: int | None = None, sigma_min: float | None = None
+    ) -> Tensor:
+        """Noise levels of sampling.
 
-    def sample(self, context: Tensor, start: Tensor) -> Tensor:
+        Args:
+            device: where the result lies.
+            steps: denoising steps; None: the config's.
+            sigma_min: level of the last step; None: the config's.
+
+        Returns:
+            float32 (steps + 1,), falling, the last one 0.
+        """
+        config = self.config
+        low = config.sigma_min if sigma_min is None else sigma_min
+        return log_spaced_sigmas(steps or config.sampling_steps, low, config.sigma_max, device)
+
+    def sample(self, context: Tensor, start: Tensor, sigmas: Tensor | None = None) -> Tensor:
         """Normalised actions, by DDIM.
 
         Args:
             context: (B, M, D), as `context` encodes it.
             start: float32 (B, H, A), noise already times sigma_max.
+            sigmas: float32 (steps + 1,), noise levels; None: the config's.
 
         Returns:
             float32 (B, H, A).
         """
-        return ddim(lambda x, sigma: self.denoise(x, sigma, context), start, self.sigmas(start.device))
+        levels = self.sigmas(start.device) if sigmas is None else sigmas
+        return ddim(lambda x, sigma: self.denoise(x, sigma, context), start, levels)
 
     def _sigma_features(self, sigma: Tensor) -> Tensor:
         half = self.config.dim // 2

@@ -19,13 +19,15 @@ from defi_models.layers.video_former import VideoFormer
 class FeatureProjector(nn.Module):
     """GFDM features of two frames of the first view, projected to GIDM's patch features."""
 
-    def __init__(self, feature_dim: int, patch_dim: int, frame_pair: tuple[int, int]) -> None:
+    def __init__(
+        self, feature_dim: int, patch_dim: int, frame_pair: tuple[int, int], embedding_std: float
+    ) -> None:
         super().__init__()
         self.frame_pair = frame_pair
         self.projection = nn.Sequential(
             nn.Linear(feature_dim, patch_dim), nn.GELU(), nn.Linear(patch_dim, patch_dim)
         )
-        self.time_embedding = nn.Parameter(torch.randn(2, 1, patch_dim) * 0.02)
+        self.time_embedding = nn.Parameter(torch.randn(2, 1, patch_dim) * embedding_std)
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, T, L, C) of the first view -> (B, 2, L, patch_dim)."""
@@ -56,6 +58,8 @@ class PolicyAdapter(nn.Module):
 
         frame_pair: tuple[int, int] = (0, 5)
         """Frames of the predicted clip that GIDM compares."""
+        embedding_std: float = 1.0
+        """Standard deviation of the fresh time embedding of these frames."""
         latent_actions: LatentActionEncoder.Config = field(default_factory=LatentActionEncoder.Config)
         """GIDM's encoder."""
         video_former: VideoFormer.Config = field(default_factory=VideoFormer.Config)
@@ -92,7 +96,7 @@ class PolicyAdapter(nn.Module):
                 f"frame_pair {config.frame_pair} lies outside a clip of {config.video_former.frames} frames."
             )
         self.config = config
-        self.projector = FeatureProjector(feature_dim, patch_dim, config.frame_pair)
+        self.projector = FeatureProjector(feature_dim, patch_dim, config.frame_pair, config.embedding_std)
         self.latent_actions = LatentActionEncoder(config.latent_actions, patch_dim, text_dim)
         self.video_former = VideoFormer(
             config.video_former, feature_dim=feature_dim, tokens_per_frame=tokens_per_frame

@@ -48,8 +48,8 @@ class LatentActionEncoder(nn.Module):
         """Transformer blocks."""
         heads: int = 12
         """Attention heads."""
-        dropout: float = 0.1
-        """In the feed-forward layers."""
+        dropout: float = 0.0
+        """In the feed-forward layers; the release has none."""
         latent_dim: int = 128
         """Width of a latent action token."""
         tokens: int = 4
@@ -67,7 +67,7 @@ class LatentActionEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
-        self.queries = nn.Parameter(torch.randn(config.tokens, feature_dim) * 0.02)
+        self.queries = nn.Parameter(torch.empty(config.tokens, feature_dim).uniform_(-1, 1))
         self.text_projection = nn.Linear(text_dim, config.dim)
         self.stem = Stem(feature_dim, config.dim)
         self.blocks = nn.ModuleList(

@@ -67,6 +67,8 @@ class VideoFormer(nn.Module):
         """Frames of the predicted clip."""
         queries_per_frame: int = 14
         """Learnable queries, so tokens, per frame."""
+        embedding_std: float = 1.0
+        """Standard deviation of fresh time embeddings and queries."""
         spatial_positions: bool = False
         """A learnable position per token of a frame (all views); released weights have none."""
 
@@ -76,11 +78,12 @@ class VideoFormer(nn.Module):
         self.recompute = False
         dim = config.dim
         self.projection = nn.Sequential(nn.Linear(feature_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
-        self.time_embedding = nn.Parameter(torch.randn(config.frames, 1, dim) * 0.02)
+        self.time_embedding = nn.Parameter(torch.randn(config.frames, 1, dim) * config.embedding_std)
         self.position_embedding = None
         if config.spatial_positions:
             self.position_embedding = nn.Parameter(torch.randn(tokens_per_frame, dim) * 0.02)
-        self.queries = nn.Parameter(torch.randn(config.frames, config.queries_per_frame, dim) * 0.02)
+        queries = torch.randn(config.frames, config.queries_per_frame, dim)
+        self.queries = nn.Parameter(queries * config.embedding_std)
         self.layers = nn.ModuleList(
             VideoFormerLayer(dim, config.heads, config.head_dim) for _ in range(config.depth)
         )

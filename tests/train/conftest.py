@@ -35,6 +35,7 @@ def run_config() -> Callable[..., PretrainConfig]:
             "learning_rate": 1e-2,
             # Validation losses are the average's, so that a run that loses it is found out.
             "ema_decay": 0.9,
+            "export_weights": "average",
             "threads": 1,
             # Five workers at once, and room for decoders, on the four logical CPUs of the tests' Ray.
             "resources_per_worker": {"CPU": 0.7},

@@ -113,6 +113,7 @@ def settings(runs: Path, name: str, **changes: int) -> PretrainConfig:
             micro_batch=2,
             zero_stage=2,
             ema_decay=0.9,
+            export_weights="average",
             # Room for all workers at once, and for decoders, on four logical CPUs.
             resources_per_worker={"CPU": 0.5},
             validation_batches=1,

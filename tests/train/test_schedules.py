@@ -12,12 +12,14 @@ def test_a_rate_never_leaves_the_range_up_to_its_peak(schedule: str) -> None:
     assert min(rates) >= 0
 
 
-def test_tri_stage_rises_for_two_percent_holds_for_eight_and_falls_to_a_hundredth() -> None:
-    rates = [learning_rate("tri_stage", 1.0, step, 50_000) for step in (0, 999, 1000, 4999, 5000, 49_999)]
-    assert rates[0] == pytest.approx(0.01)
-    assert rates[1] == pytest.approx(1.0, abs=2e-3)
-    assert rates[2:5] == [1.0, 1.0, 1.0]
-    assert rates[5] == pytest.approx(0.01, rel=1e-3)
+def test_the_released_schedule_as_written_is_a_cosine_after_two_and_eight_percent() -> None:
+    places = {0: 1e-5, 500: 5.5e-5, 1000: 1e-4, 4999: 1e-4, 5000: 1e-4, 27_500: 5e-5, 50_000: 1e-10}
+    for step, rate in places.items():
+        assert learning_rate("as_written", 1e-4, step, 50_000) == pytest.approx(rate, rel=1e-5), step
+
+
+def test_the_released_schedule_as_run_is_the_peak_throughout() -> None:
+    assert {learning_rate("as_run", 1e-4, step, 50_000) for step in (0, 1, 5000, 27_500, 49_999)} == {1e-4}
 
 
 def test_cosine_ends_near_zero_after_a_linear_warmup() -> None:

@@ -34,10 +34,19 @@ from defi_platform.config.serve import (
     ServeConfig,
     SessionConfig,
 )
-from defi_platform.config.train import ActionConfig, ModelConfig, ProbeConfig, TrackingConfig, TrainConfig
+from defi_platform.config.train import (
+    ActingConfig,
+    ActionConfig,
+    ModelConfig,
+    ProbeConfig,
+    ServedActingConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 
 __all__ = [
     "JOB_CONFIGS",
+    "ActingConfig",
     "ActionConfig",
     "CorpusConfig",
     "DataConfig",
@@ -62,6 +71,7 @@ __all__ = [
     "SamplingConfig",
     "SecurityConfig",
     "ServeConfig",
+    "ServedActingConfig",
     "SessionConfig",
     "SimulatorConfig",
     "StopRuleConfig",

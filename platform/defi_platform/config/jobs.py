@@ -12,7 +12,7 @@ from defi_platform.config.data import DataConfig
 from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig
 from defi_platform.config.fields import PATH
 from defi_platform.config.serve import ServeConfig
-from defi_platform.config.train import ActionConfig, ModelConfig, TrackingConfig, TrainConfig
+from defi_platform.config.train import ActingConfig, ActionConfig, ModelConfig, TrackingConfig, TrainConfig
 
 
 @dataclass
@@ -82,6 +82,7 @@ class FinetuneConfig(PretrainConfig):
     trainable: str = "gidm+adapter"
     """adapter | gidm+adapter | gfdm+adapter | all; parts of the policy that train."""
     actions: ActionConfig = field(default_factory=ActionConfig)
+    acting: ActingConfig = field(default_factory=ActingConfig)
 
 
 @dataclass
@@ -92,6 +93,10 @@ class ExportConfig:
     """Run folder of a training, complete or not."""
     output: str | None = field(default=None, metadata=PATH)
     """Model folder; null: `model` in the run folder, where a complete run puts it."""
+    weights: str | None = None
+    """raw | average; null: train.export_weights of the run, and the average for older runs that keep one."""
+    acting: ActingConfig = field(default_factory=ActingConfig)
+    """Of a policy. null: as the run says."""
 
 
 @dataclass

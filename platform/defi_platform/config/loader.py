@@ -117,7 +117,9 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
             raise ConfigError(
                 f"{key}=null takes nothing away.{did_you_mean(name, sorted(map(str, there or ())))}"
             )
-    return _checked(schema, _merged(source, from_file, changes), source)
+    own = cast(dict[Any, Any], OmegaConf.to_container(changes))
+    values = _overridden(cast(dict[Any, Any], OmegaConf.to_container(from_file)), own)
+    return _checked(schema, OmegaConf.create(values), source)
 
 
 def from_mapping(schema: type[Schema], values: Any, source: str) -> Schema:
@@ -187,7 +189,8 @@ def _extended(own: dict[Any, Any], folder: Path) -> dict[Any, Any]:
 
 
 def _overridden(base: dict[Any, Any], own: dict[Any, Any]) -> dict[Any, Any]:
-    values = dict(base)
+    # A mapping that names all entries anew has their order: of cameras, it is the order of a policy's views.
+    values = {key: base.get(key) for key in own} if own.keys() >= base.keys() else dict(base)
     for key, value in own.items():
         nested = isinstance(value, dict) and isinstance(base.get(key), dict)
         values[key] = _overridden(base[key], value) if nested else value

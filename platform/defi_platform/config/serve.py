@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from defi_platform.config.cluster import RayConfig
 from defi_platform.config.fields import PATH
+from defi_platform.config.train import ServedActingConfig
 from defi_platform.errors import ConfigError
 
 
@@ -159,6 +160,7 @@ class ServeConfig:
     threads: int | None = None
     """Torch threads per replica; null: torch's default."""
     model: InferenceConfig = field(default_factory=InferenceConfig)
+    acting: ServedActingConfig = field(default_factory=ServedActingConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
     session: SessionConfig = field(default_factory=SessionConfig)

@@ -69,9 +69,11 @@ class TrainConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     """AdamW's two decay rates."""
     schedule: str = "constant"
-    """constant | cosine | tri_stage; shape of the learning rate over the steps."""
+    """constant | cosine | as_written | as_run; shape of the learning rate over the steps. The last two are the policy's
+    released fine-tuning: the schedule of its code (2 % rising from a tenth of the peak, 8 % at it, cosine to 1e-6 of it),
+    and what its script does (the peak throughout)."""
     warmup_steps: int = 0
-    """Steps of linear warm-up; tri_stage has its own."""
+    """Steps of linear warm-up, of constant and cosine."""
     clip_grad_norm: float = 1.0
     """Largest global norm of the gradients; 0 turns clipping off."""
     zero_stage: int = field(default=1, metadata=RESUME_FREE)
@@ -85,8 +87,10 @@ class TrainConfig:
     compile: bool = field(default=False, metadata=RESUME_FREE)
     """torch.compile of the parts that train."""
     ema_decay: float | None = None
-    """Decay of the exponential moving average of the weights used for validation and export, e.g. 0.9999; early on it
-    is min(decay, (1 + n) / (10 + n)) after n updates. null or 0: no average."""
+    """Decay of the exponential moving average of the weights, e.g. 0.9999; early on it is min(decay, (1 + n) / (10 + n))
+    after n updates. null or 0: no average."""
+    export_weights: str = field(default="raw", metadata=RESUME_FREE)
+    """raw | average; weights that are validated and exported. average needs ema_decay."""
     max_skipped_in_a_row: int | None = field(default=None, metadata=RESUME_FREE)
     """Consecutive updates that may be skipped because the gradient is not finite, before the run stops. null: 3, and 50
     under fp16, whose loss scaling skips some by design."""
@@ -144,6 +148,47 @@ class ActionConfig:
     """Actions per second; null: the frames per second of the corpus."""
     execute_steps: int | None = None
     """Actions of a chunk to carry out before the next observation is sent; null: all of them."""
+
+
+@dataclass
+class ActingConfig:
+    """Settings of acting, kept in the policy's folder and part of its digest.
+
+    null: as the folder says; at the fine-tuning, 10 steps down to the sigma_min of training and actions as they are.
+    """
+
+    steps: int | None = None
+    """Denoising steps."""
+    sigma_min: float | None = None
+    """Noise level of the last denoising step; the released evaluation has 1.0, its training 0.001."""
+    clip: str | None = None
+    """none | statistics | limits; range to which actions are clipped: that of the training data, or limits_low to
+    limits_high."""
+    limits_low: list[float] | None = None
+    """One per entry of an action, raw units."""
+    limits_high: list[float] | None = None
+    """One per entry of an action, raw units."""
+    gripper: str | None = None
+    """none | binary; binary: gripper entries above gripper_threshold become gripper_above, the others gripper_below."""
+    gripper_entries: list[int] | None = None
+    """Positions within an action; null: the last one, -1."""
+    gripper_threshold: float | None = None
+    """Raw units; null: 0."""
+    gripper_below: float | None = None
+    """Raw units; null: -1."""
+    gripper_above: float | None = None
+    """Raw units; null: 1."""
+
+
+@dataclass
+class ServedActingConfig(ActingConfig):
+    """Settings of acting in place of those of the served folder; null: as the folder says.
+
+    Other settings make it another policy, with a digest of its own.
+    """
+
+    execute_steps: int | None = None
+    """Actions of a chunk that clients are asked to carry out before the next observation."""
 
 
 @dataclass

@@ -55,7 +55,7 @@ def build_app(args: dict[str, Any]) -> Application:
     try:
         config = from_mapping(ServeConfig, nested(args), "serve run")
         check_before_start(config)
-        digest = policy_digest(config.policy)
+        digest = policy_digest(config.policy, config.acting)
         if command is not None and command.info_name == "run":
             start_serve_for_command(command.params)
         name = str(command.params.get("name") or DEFAULT_NAME) if command is not None else DEFAULT_NAME

@@ -62,6 +62,8 @@ class PolicySpec:
     """Meaning of the actions (`policy_folder.action_terms`): names, units, kind, gripper, control_hz, execute_steps, and
     their range in the training data as min and max; each may be "unknown"."""
 
+    acting: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of acting, `defi_models.inputs.acting.Acting` as plain values."""
     action_scale: tuple[float, ...] | None = None
     """Raw units of each action per unit of the policy's head, as the normaliser gives them; None: not known."""
 
@@ -76,6 +78,7 @@ class PolicySpec:
             "action_dim": self.action_dim,
             "chunk": self.chunk,
             "action": dict(self.action),
+            "acting": dict(self.acting),
             "policy": self.policy,
         }
 

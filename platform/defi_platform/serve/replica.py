@@ -75,7 +75,7 @@ class PolicyReplica:
 
         config = settings.config
         with storage.local_copy(config.policy) as local:
-            found = policy_digest(str(local))
+            found = policy_digest(str(local), config.acting)
             if found != settings.digest:
                 raise CheckpointError(
                     f"policy folder {config.policy} has changed since it was deployed (digest {found[:8]}, deployed "
@@ -88,6 +88,7 @@ class PolicyReplica:
                 threads=config.threads,
                 max_batch_size=config.max_batch_size,
                 settings=config.model,
+                acting=config.acting,
             )
         service = ActionService(
             forward, forward.spec, settings.digest, ServiceSettings.of(config), warm_up=forward.warm_up

@@ -13,9 +13,10 @@ from defi_platform.config import TrainConfig
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import ConfigError
 from defi_platform.storage import StorageError
-from defi_platform.train.engine.lr_schedule import SCHEDULES
+from defi_platform.train.engine.lr_schedule import RELEASED, SCHEDULES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+EXPORTED = ("raw", "average")
 
 
 def check_train_config(train: TrainConfig, part: str = "train") -> None:
@@ -28,7 +29,17 @@ def check_train_config(train: TrainConfig, part: str = "train") -> None:
     Raises: ConfigError naming both values and the fix.
     """
     _choice(part, "precision", train.precision, PRECISIONS)
+    if train.schedule == "tri_stage":
+        raise ConfigError(
+            f"{part}.schedule=tri_stage was not what the release did and is gone. Set {part}.schedule=as_written (the "
+            "schedule of the released code) or as_run (what its script does: the peak throughout)."
+        )
     _choice(part, "schedule", train.schedule, SCHEDULES)
+    if train.schedule in RELEASED and train.warmup_steps:
+        raise ConfigError(
+            f"{part}.warmup_steps={train.warmup_steps} with {part}.schedule={train.schedule}, which does not use it. "
+            f"Set {part}.warmup_steps=0."
+        )
     for name in ("steps", "global_batch", "micro_batch", "num_workers"):
         _at_least(part, name, getattr(train, name), 1)
     for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "validation_batches"):
@@ -68,6 +79,12 @@ def check_train_config(train: TrainConfig, part: str = "train") -> None:
     if train.ema_decay is not None and not 0 <= train.ema_decay < 1:
         raise ConfigError(
             f"{part}.ema_decay is {train.ema_decay}; a number in [0, 1) is expected, e.g. 0.9999, or null for none."
+        )
+    _choice(part, "export_weights", train.export_weights, EXPORTED)
+    if train.export_weights == "average" and not train.ema_decay:
+        raise ConfigError(
+            f"{part}.export_weights=average, but no average is kept. Set {part}.ema_decay, e.g. 0.9999, or "
+            f"{part}.export_weights=raw."
         )
     if train.max_skipped_in_a_row is not None:
         _at_least(part, "max_skipped_in_a_row", train.max_skipped_in_a_row, 1)

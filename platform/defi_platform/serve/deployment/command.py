@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from defi_models.inputs.action_contract import UNKNOWN
+from defi_models.pretrained.side_files import acting_from_mapping
 from defi_platform.cluster import ray_session
 from defi_platform.config import ServeConfig
 from defi_platform.config.serve import replica_range
@@ -98,6 +99,7 @@ def _how_to_call(server: PolicyServer, config: ServeConfig) -> str:
         f"  # float32 ({about['chunk']}, {about['action_dim']})\n"
         f"  observation: {{{', '.join(keys)}}}\n"
         f"  actions: {_action_line(about['action'])}\n"
+        f"  acts with {acting_from_mapping(about['acting']).text()}\n"
         f"  {server.http_url}/healthz  {server.http_url}/metadata\n"
         "Ctrl-C stops."
     )

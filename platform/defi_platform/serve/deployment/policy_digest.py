@@ -7,27 +7,36 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from defi_platform import storage
+from defi_platform.config import ServedActingConfig
 from defi_platform.errors import CheckpointError
+from defi_platform.serve.acting import acting_of, differences, with_config
 
 CHUNK_BYTES = 32 * 2**20
 _THREADS = 4
 _CARD = "README.md"
 
 
-def policy_digest(folder: str) -> str:
-    """SHA-256, as 64 hex digits, of the names and contents of a policy folder's files.
+def policy_digest(folder: str, acting: ServedActingConfig | None = None) -> str:
+    """SHA-256, as 64 hex digits, of the names and contents of a policy folder's files, and of settings over them.
 
     The card (README.md) and hidden files do not count: nothing is loaded from them. Files are hashed in chunks of
     CHUNK_BYTES side by side, so that gigabytes of weights take seconds.
 
     Args:
         folder: local or remote; a remote one is downloaded for it.
+        acting: settings in place of the folder's; those that differ from them are part of the digest.
 
     Raises:
         CheckpointError: a file cannot be read.
+        ConfigError: a setting cannot be.
     """
     with storage.local_copy(folder) as local:
-        return folder_digest(Path(local))
+        found = folder_digest(Path(local))
+        if acting is None or acting == ServedActingConfig():
+            return found
+        own = acting_of(Path(local))
+        other = differences(own, with_config(own, acting))
+        return hashlib.sha256(f"{found}:{other}".encode()).hexdigest() if other else found
 
 
 def folder_digest(folder: Path) -> str:

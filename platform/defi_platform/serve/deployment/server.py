@@ -146,7 +146,7 @@ def deploy(config: ServeConfig, *, guest: bool = False) -> PolicyServer:
             replicas do not come up.
     """
     check_before_start(config)
-    digest = policy_digest(config.policy)
+    digest = policy_digest(config.policy, config.acting)
     # Serve announces each of its steps; a job's output is for what the job says.
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     standing = find_standing()

@@ -21,6 +21,7 @@ from defi_platform.cluster.requirements import Demand
 from defi_platform.config import ServeConfig
 from defi_platform.config.serve import replica_range
 from defi_platform.errors import CheckpointError, ServeError
+from defi_platform.serve.acting import acting_of, with_config
 from defi_platform.serve.connections.checks import check_connections
 from defi_platform.serve.inference.checks import check_inference
 from defi_platform.serve.observation import camera_names
@@ -51,6 +52,14 @@ def check_before_start(config: ServeConfig) -> None:
         except (KeyError, TypeError):
             return  # of another version: what reads all of it says which field does not fit
         check_against_policy(wires, cameras, action_dim)
+        own = acting_of(storage.local_path(config.policy))
+        with_config(own, config.acting)
+        if not own.said:
+            print(
+                f"policy folder {config.policy} does not say how it acts (an older version wrote it); it acts as it did: "
+                f"{own.text()}. acting.* changes it, and exporting it again writes it down.",
+                flush=True,
+            )
 
 
 def replica_demand(config: ServeConfig) -> Demand:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from defi_models.policy import DeFIPolicy
-from defi_platform.config import InferenceConfig
+from defi_platform.config import InferenceConfig, ServedActingConfig
 from defi_platform.errors import ServeError
 from defi_platform.serve.inference.forward_thread import WarmUp
 from defi_platform.serve.observation import Observation, PolicySpec
@@ -37,6 +37,7 @@ class PolicyForward:
         threads: int | None = None,
         max_batch_size: int = 64,
         settings: InferenceConfig | None = None,
+        acting: ServedActingConfig | None = None,
         shape: int | None = None,
     ) -> None:
         """Loads the policy.
@@ -48,10 +49,12 @@ class PolicyForward:
             threads: of PyTorch; its own choice when None.
             max_batch_size: observations per pass, at most.
             settings: precision, compilation, determinism, cached prompts.
+            acting: settings of acting in place of the folder's.
             shape: the one size of every pass; None: see `InferenceConfig.deterministic`.
 
         Raises:
             CheckpointError: the folder holds no complete policy.
+            ConfigError: settings of acting do not fit it.
         """
         settings = settings or InferenceConfig()
         if threads is not None:
@@ -60,7 +63,7 @@ class PolicyForward:
         if settings.deterministic:
             _fix_kernels()
             shape = shape or (max_batch_size if gpu else 1)
-        policy = load_policy(folder).to(self._device, getattr(torch, settings.dtype)).eval()
+        policy = load_policy(folder, acting).to(self._device, getattr(torch, settings.dtype)).eval()
         policy.hold_texts(settings.prompt_cache)
         self.spec: PolicySpec = policy_spec(policy, name or folder)
         """The policy's inputs and outputs."""

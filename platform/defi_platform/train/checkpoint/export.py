@@ -36,15 +36,20 @@ def export_model(recipe: Recipe, target: str) -> nn.Module:
 
 
 def load_model(recipe: Recipe, checkpoint: checkpoints.Checkpoint) -> nn.Module:
-    """Builds the model on CPU with the fp32 master weights of a checkpoint, or with their EMA where the run has one.
+    """Builds the model on CPU with the fp32 weights of a checkpoint, raw or averaged as `train.export_weights` says.
 
     Returns: the model, in evaluation mode.
-    Raises: CheckpointError when the checkpoint is damaged or of another model.
+    Raises: CheckpointError when the checkpoint is damaged, of another model or without the average that is asked for.
     """
     torch.manual_seed(seed_of(recipe.config.train.seed, "weights"))
     model = recipe.build()
     with checkpoints.Reader(checkpoint) as reader, torch.no_grad():
-        kind = "ema" if reader.names("ema") else "param"
+        kind = "ema" if recipe.config.train.export_weights == "average" else "param"
+        if kind == "ema" and not reader.names("ema"):
+            raise CheckpointError(
+                f"{checkpoint.uri} has no average of the weights, which train.export_weights=average asks for. "
+                "Export the raw ones (weights=raw), or train with train.ema_decay."
+            )
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(reader.read(kind, name, parameter.shape))

@@ -111,6 +111,12 @@ def _workers(train: TrainConfig) -> list[str]:
 
 def _length(train: TrainConfig, cost: Cost | None) -> list[str]:
     lines = [f"steps: {train.steps:,}, samples: {train.steps * train.global_batch:,}"]
+    if train.ema_decay:
+        averaged = train.export_weights == "average"
+        lines.append(
+            "weights to validate and export: "
+            + ("their average" if averaged else "raw; an average is kept too (train.export_weights=average)")
+        )
     seconds, how = step_seconds(train, cost)
     if seconds is None:
         lines.append(f"hours: not known, {how}")

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
+from typing import Any, cast
+
 from omegaconf import OmegaConf
 
 from defi_platform import storage
-from defi_platform.config import ExportConfig
+from defi_platform.config import ExportConfig, FinetuneConfig
 from defi_platform.config.loader import from_mapping
 from defi_platform.config.paths import absolute_paths
-from defi_platform.errors import CheckpointError
+from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import export_model
+from defi_platform.train.config_checks import EXPORTED
 from defi_platform.train.driver.run import CONFIG
 from defi_platform.train.recipes.registry import RECIPES
 from defi_platform.train.worker.run_results import MODEL
@@ -20,8 +24,11 @@ def export_run(config: ExportConfig) -> str:
     """Exports the newest checkpoint of a run, complete or not, from the run folder alone.
 
     Returns: the model folder.
-    Raises: CheckpointError when the folder is no run folder or has no checkpoint.
+    Raises: CheckpointError when the folder is no run folder, or has no checkpoint or not the weights that are asked for.
+        ConfigError.
     """
+    if config.weights not in (None, *EXPORTED):
+        raise ConfigError(f"weights is '{config.weights}'; choose {', '.join(EXPORTED)} or null.")
     config = absolute_paths(config)
     settings = storage.join(config.run, CONFIG)
     found = checkpoints.committed(config.run)
@@ -32,10 +39,26 @@ def export_run(config: ExportConfig) -> str:
     kind = found[0].position.model["kind"]
     if kind not in RECIPES:
         raise CheckpointError(f"{config.run} holds a run of kind '{kind}'; there is: {', '.join(RECIPES)}.")
-    values = OmegaConf.to_container(OmegaConf.create(storage.read_text(settings)))
+    values = _of_run(settings, config.weights)
     recipe = RECIPES[kind](from_mapping(RECIPES[kind].config_type, values, settings))
+    changes = {name: value for name, value in asdict(config.acting).items() if value is not None}
+    if changes:
+        if not isinstance(recipe.config, FinetuneConfig):
+            raise ConfigError(
+                f"acting.{next(iter(changes))} is of a policy; {config.run} holds a '{kind}' run."
+            )
+        recipe.config.acting = replace(recipe.config.acting, **changes)
     # The run folder may have been moved since.
     recipe.config.train.output = config.run
     target = config.output or storage.join(config.run, MODEL)
     export_model(recipe, target)
     return target
+
+
+def _of_run(settings: str, weights: str | None) -> dict[str, Any]:
+    """The configuration of a run, exporting other weights where some are asked for."""
+    values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(storage.read_text(settings))))
+    train = values.get("train") or {}
+    if weights is None and "export_weights" not in train:  # written when a run with an average exported that
+        weights = "average" if train.get("ema_decay") else "raw"
+    return values if weights is None else values | {"train": train | {"export_weights": weights}}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from defi_models.errors import ConfigurationError
+from defi_models.inputs.acting import Acting
 from defi_models.inputs.action_contract import ActionContract
+from defi_models.pretrained.side_files import acting_with
 from defi_platform.config import FinetuneConfig
 from defi_platform.config.data import drawn_corpora
 from defi_platform.data.loader.action_contract import common, configured, contract_of
@@ -90,6 +94,8 @@ class PolicyRecipe(VideoRecipe):
         policy.contract = self._contract(plan)
         if policy.config.normalization != "none":
             policy.set_statistics(_as_model_statistics(plan))
+        with _acting_errors():
+            policy.set_acting(self._acting(policy.acting))
         return policy
 
     def prepare(self) -> None:
@@ -115,6 +121,11 @@ class PolicyRecipe(VideoRecipe):
         head = self._model_config().adapter.head
         if self._sizes is not None:
             configured(ActionContract(), self.config.actions, head.action_dim, head.chunk)
+        statistics_come = self._model_config().normalization != "none"
+        acting = self._acting(Acting(steps=head.sampling_steps, sigma_min=head.sigma_min))
+        if self._sizes is not None and not (acting.clip == "statistics" and statistics_come):
+            with _acting_errors():
+                acting.check(head.action_dim, head.sigma_max, None)
         if self.config.dry_run:
             self._check_pictures(folder_config(GFDM, self.config.gfdm))
 
@@ -137,6 +148,12 @@ class PolicyRecipe(VideoRecipe):
         config = self._preset_config()
         return config if self._sizes is None else with_sizes(config, self.config.model, self._sizes)
 
+    def _acting(self, usual: Acting) -> Acting:
+        """Settings of acting: the usual ones, with the configuration over them."""
+        changes = {name: value for name, value in asdict(self.config.acting).items() if value is not None}
+        with _acting_errors():
+            return acting_with(usual, changes)
+
     def _check_pictures(self, gfdm: GFDM.Config) -> None:
         for name in ("height", "width"):
             self.check_size(name, getattr(gfdm, name), getattr(self.config.data, name), name)
@@ -151,6 +168,15 @@ class PolicyRecipe(VideoRecipe):
         head = self._model_config().adapter.head
         contract = configured(common(list(said.values())), self.config.actions, head.action_dim, head.chunk)
         return replace(contract, state=state_layout(plan))
+
+
+@contextlib.contextmanager
+def _acting_errors() -> Iterator[None]:
+    """Errors of `acting` name their key themselves."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _as_model_statistics(plan: Plan) -> Statistics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def held_out_batches(recipe: Recipe, first: int, last: int) -> list[dict[str, An
 
 
 class Validator:
-    """Computes the validation loss over all ranks, with the EMA of the weights where there is one.
+    """Computes the validation loss over all ranks, with the weights that are exported.
 
     Args:
         recipe: of the run.
@@ -87,7 +88,8 @@ class Validator:
         first, last = shares[self._communicator.rank]
         sums: dict[str, Tensor] = {}
         counts: Tensor | None = None
-        with self._engine.ema_weights():
+        averaged = self._train.export_weights == "average"
+        with self._engine.ema_weights() if averaged else nullcontext():
             self._engine.module.eval()
             for number in range(max(stop - start for start, stop in shares)):
                 # Under ZeRO 3 every rank has to take part in every forward pass, so a rank that has run out
