@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from defi_platform.config.cluster import RayConfig
 from defi_platform.config.data import DataConfig
 from defi_platform.config.fields import PATH
-from defi_platform.config.serve import ServeConfig
+from defi_platform.config.serve import ObservationKeysConfig, ServeConfig
 
 
 @dataclass
@@ -140,3 +140,36 @@ class InspectConfig:
     """Frames of each of those videos."""
     output: str = field(default=MISSING, metadata=PATH)
     """Folder that receives corpora.html."""
+
+
+@dataclass
+class OfflineConfig:
+    """Actions of a policy held against recorded ones, without a simulator (jobs/evaluate_offline.py)."""
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+    """The policy to serve for the evaluation; unused when `url` is set."""
+    url: str | None = None
+    """ws://host:port (wss:// for TLS) of a policy that is already served; null: serve one for the evaluation."""
+    token_file: str | None = field(default=None, metadata=PATH)
+    """File with the token that the server asks for (serve.security.tokens); null: none."""
+    policy_name: str | None = None
+    """Name of the policy, where its server does not identify it."""
+    observation_keys: ObservationKeysConfig = field(default_factory=ObservationKeysConfig)
+    """Keys under which a foreign server expects images, state and prompt; unset: ours."""
+    dataset: str = field(default=MISSING, metadata=PATH)
+    """Folder of a LeRobot v2.1 or v3.0 dataset with actions: local, s3:// or any fsspec URL."""
+    episodes: list[int] | None = None
+    """Numbers of the episodes to evaluate on; null: those that a training with `holdout` leaves out."""
+    holdout: float = 0.1
+    """data.holdout of the policy's training, where it learned from this dataset."""
+    max_episodes: int | None = None
+    """Episodes at most, the first of them; null: all."""
+    every: int = 10
+    """Steps from one observation to the next."""
+    policy_cameras: dict[str, str] = field(default_factory=dict)
+    """Camera of the dataset -> the name by which the policy knows it; empty: all of them, by their own names."""
+    seed: int = 10_000
+    """From which the seeds of requests follow."""
+    output: str = field(default=MISSING, metadata=PATH)
+    """Folder that receives offline.json and the predicted actions."""

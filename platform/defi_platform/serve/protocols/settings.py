@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from defi_models.errors import did_you_mean
-from defi_platform.config import ServeConfig
+from defi_platform.config import ObservationKeysConfig, ServeConfig
 from defi_platform.errors import ConfigError
 from defi_platform.serve.observation import OPTIONAL_KEYS
 from defi_platform.serve.observation_keys import CAMERA, NAMES, OWN, ObservationKeys
@@ -24,7 +24,7 @@ def wire_settings(config: ServeConfig) -> WireSettings:
     Raises:
         ConfigError: a value is out of its range, or a name is unknown.
     """
-    return WireSettings(session=_session(config), keys=_keys(config), actions=_actions(config))
+    return WireSettings(session=_session(config), keys=observation_keys(config.observation_keys), actions=_actions(config))
 
 
 def check_against_policy(settings: WireSettings, cameras: Sequence[str], action_dim: int) -> None:
@@ -83,8 +83,12 @@ def _session(config: ServeConfig) -> SessionOptions:
     )
 
 
-def _keys(config: ServeConfig) -> ObservationKeys | None:
-    said = config.observation_keys
+def observation_keys(said: ObservationKeysConfig) -> ObservationKeys | None:
+    """The keys that a config names; None where it leaves them to the protocol.
+
+    Raises:
+        ConfigError: a name is unknown, or keys get in each other's way.
+    """
     if said.names is not None and said.names not in NAMES:
         raise ConfigError(
             f"observation_keys.names is '{said.names}', which is not known.{did_you_mean(said.names, NAMES)}"

@@ -1,0 +1,1 @@
+"""Offline evaluation: the actions that a policy gives for recorded observations, held against those recorded."""
