@@ -21,7 +21,9 @@ from defi_platform.config import (
     FinetuneConfig,
     IngestConfig,
     InspectConfig,
+    InstallConfig,
     ModelConfig,
+    OfflineConfig,
     PretrainBothConfig,
     PretrainConfig,
     RecordConfig,
@@ -76,6 +78,8 @@ SCHEMAS = {
     "serve_policy": ServeConfig,
     "export_model": ExportConfig,
     "evaluate_policy": EvaluateConfig,
+    "evaluate_offline": OfflineConfig,
+    "install_benchmark": InstallConfig,
     "demo": DemoConfig,
 }
 

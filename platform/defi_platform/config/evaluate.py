@@ -173,3 +173,17 @@ class OfflineConfig:
     """From which the seeds of requests follow."""
     output: str = field(default=MISSING, metadata=PATH)
     """Folder that receives offline.json and the predicted actions."""
+
+
+@dataclass
+class InstallConfig:
+    """Installation of a benchmark's simulator (jobs/install_benchmark.py)."""
+
+    benchmark: str = MISSING
+    """Its name; may stand alone on the command line."""
+    python: str | None = None
+    """Interpreter that its environment is made of: a path or command; null: the first that its packages run on."""
+    environments: str = field(default="${home:}/environments", metadata=PATH)
+    """Folder of virtual environments, one per benchmark, as `simulator.environments` of an evaluation."""
+    clones: dict[str, str] = field(default_factory=dict)
+    """Name -> folder of a repository's clone, for packages that are on no index; the job says which it needs."""

@@ -9,7 +9,13 @@ from omegaconf import MISSING
 
 from defi_platform.config.cluster import RayConfig
 from defi_platform.config.data import DataConfig
-from defi_platform.config.evaluate import EvaluateConfig, InspectConfig, RecordConfig
+from defi_platform.config.evaluate import (
+    EvaluateConfig,
+    InspectConfig,
+    InstallConfig,
+    OfflineConfig,
+    RecordConfig,
+)
 from defi_platform.config.fields import PATH
 from defi_platform.config.serve import ServeConfig
 from defi_platform.config.train import ActingConfig, ActionConfig, ModelConfig, TrackingConfig, TrainConfig
@@ -121,8 +127,10 @@ JOB_CONFIGS: dict[str, type[Any]] = {
     "ingest_videos": IngestConfig,
     "serve_policy": ServeConfig,
     "evaluate_policy": EvaluateConfig,
+    "evaluate_offline": OfflineConfig,
     "record_demos": RecordConfig,
     "inspect_corpus": InspectConfig,
+    "install_benchmark": InstallConfig,
     "export_model": ExportConfig,
     "demo": DemoConfig,
 }

@@ -25,7 +25,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from defi_models.errors import did_you_mean
 from defi_platform.config.data import CorpusConfig
 from defi_platform.config.data_checks import check_all
-from defi_platform.config.evaluate import EvaluateConfig
+from defi_platform.config.evaluate import EvaluateConfig, OfflineConfig
 from defi_platform.config.help import keys_help
 from defi_platform.errors import ConfigError
 
@@ -212,7 +212,9 @@ def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
         del entries[name]
     try:
         merged = _merged(source, _structured(cast(type, schema)), values)
-        serves_nothing = schema is EvaluateConfig and (merged.url or "policy" not in merged.arms)
+        serves_nothing = (schema is EvaluateConfig and (merged.url or "policy" not in merged.arms)) or (
+            schema is OfflineConfig and merged.url
+        )
         if serves_nothing and OmegaConf.is_missing(merged.serve, "policy"):
             merged.serve.policy = ""
         config = cast(Schema, OmegaConf.to_object(merged))

@@ -58,9 +58,7 @@ class Dataset:
         """
         positions = np.array([hash_position(episode.name) for episode in self.episodes], np.uint64)
         return tuple(
-            episode
-            for episode, held in zip(self.episodes, held_out(positions, share), strict=True)
-            if held
+            episode for episode, held in zip(self.episodes, held_out(positions, share), strict=True) if held
         )
 
     def named(self, numbers: Sequence[int]) -> tuple[Episode, ...]:

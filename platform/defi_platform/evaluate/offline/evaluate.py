@@ -100,16 +100,18 @@ def evaluate_offline(config: OfflineConfig) -> OfflineResult:
 
 @contextlib.contextmanager
 def _client(config: OfflineConfig) -> Iterator[PolicyClient]:
-    if config.url:
-        with PolicyClient(config.url, token=read_token(config.token_file)) as client:
-            yield client
-        return
-    # Imported here: with a url no models are needed.
-    from defi_platform.serve.deployment.server import deploy
+    token = read_token(config.token_file)
+    with contextlib.ExitStack() as stack:
+        url = config.url
+        if not url:
+            # Imported here: with a url no models are needed.
+            from defi_platform.serve.deployment.server import deploy
 
-    with ray_session(config.ray), deploy(config.serve, guest=True) as server:
-        with PolicyClient(server.url, token=read_token(config.token_file)) as client:
-            yield client
+            stack.enter_context(ray_session(config.ray))
+            url = stack.enter_context(deploy(config.serve, guest=True)).url
+        client = PolicyClient(url, token=token)
+        stack.enter_context(client)
+        yield client
 
 
 class _Asker:
@@ -287,7 +289,7 @@ def _cameras(config: OfflineConfig, dataset: Dataset, greeting: Mapping[str, Any
 
 
 def _settings(config: OfflineConfig, dataset: Dataset, chosen: Sequence[Episode]) -> dict[str, Any]:
-    """What decides an answer."""
+    """Settings that decide an answer."""
     return {
         "dataset": dataset.root,
         "every": config.every,

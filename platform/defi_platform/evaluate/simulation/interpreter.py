@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from defi_platform import storage
 from defi_platform.config import SimulatorConfig
 from defi_platform.errors import SimulatorError
 from defi_platform.evaluate.benchmarks.registry import registration
+from defi_platform.evaluate.installation.environment import Environment
+
+_CHECKOUT = Path(__file__).resolve().parents[4]
 
 
 def environments_folder(simulator: SimulatorConfig, output: str) -> Path:
@@ -41,22 +45,31 @@ def interpreter(benchmark: str, simulator: SimulatorConfig, output: str) -> str:
     if where.environment is None:
         return sys.executable
     folder = environments_folder(simulator, output)
-    own = folder / where.environment / "bin" / "python"
-    if own.exists():
-        return str(own)
+    own = Environment(folder, where.environment)
+    if own.is_complete():
+        return str(own.python)
     if where.extra is not None:
         return sys.executable
     raise SimulatorError(
-        f"{benchmark} is not installed: there is no {own}. {installation(benchmark)}, or set simulator.python to an "
-        "interpreter that has it."
+        f"{benchmark} is not installed: there is no complete environment in {own.path}. {installation(benchmark)}, or "
+        "set simulator.python to an interpreter that has it."
     )
+
+
+def missing_modules(benchmark: str) -> list[str]:
+    """Modules of a benchmark's simulator that this interpreter does not have."""
+    return [name for name in registration(benchmark).needs if importlib.util.find_spec(name) is None]
 
 
 def installation(benchmark: str) -> str:
     """The remedy where a benchmark's packages are absent; the start of a sentence."""
     where = registration(benchmark)
     if where.extra is not None:
-        return f"Install it with: pip install 'defi-platform[{where.extra}]'"
+        if (_CHECKOUT / "pyproject.toml").is_file():
+            what = f"-c {_CHECKOUT}/constraints.txt -e '{_CHECKOUT}[{where.extra}]'"
+        else:
+            what = f"'defi-platform[{where.extra}]'"
+        return f"Install it with: {sys.executable} -m pip install {what}"
     if where.environment is not None:
         return f"Install it with: python jobs/install_benchmark.py {benchmark}"
     return "Install its packages, or set simulator.python to an interpreter that has them"

@@ -24,7 +24,9 @@ def wire_settings(config: ServeConfig) -> WireSettings:
     Raises:
         ConfigError: a value is out of its range, or a name is unknown.
     """
-    return WireSettings(session=_session(config), keys=observation_keys(config.observation_keys), actions=_actions(config))
+    return WireSettings(
+        session=_session(config), keys=observation_keys(config.observation_keys), actions=_actions(config)
+    )
 
 
 def check_against_policy(settings: WireSettings, cameras: Sequence[str], action_dim: int) -> None:

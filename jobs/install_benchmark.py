@@ -1,0 +1,11 @@
+"""Install a benchmark's simulator where the evaluation looks for it."""
+
+import sys
+
+import source_tree  # noqa: F401 - first, so that the packages are those of this checkout
+
+from defi_platform.errors import exit_code
+from defi_platform.jobs.install_benchmark import main
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
