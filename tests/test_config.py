@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from defi_platform.config import (
+    CompareConfig,
     DataConfig,
     DemoConfig,
     EncodeConfig,
@@ -80,6 +81,7 @@ SCHEMAS = {
     "evaluate_policy": EvaluateConfig,
     "evaluate_offline": OfflineConfig,
     "install_benchmark": InstallConfig,
+    "compare_evaluations": CompareConfig,
     "demo": DemoConfig,
 }
 

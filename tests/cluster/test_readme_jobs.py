@@ -20,9 +20,10 @@ from defi_models.pretrained.folder import make_header
 from defi_platform.config import ServeConfig
 from defi_platform.config.loader import load_config
 
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("data", "train")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("data", "train", "evaluate")]
 from corpora import write_lerobot, write_video
 from in_process import fit_here
+from made_evaluations import episode, evaluated
 
 pytestmark = pytest.mark.slow
 
@@ -86,6 +87,15 @@ def test_the_jobs_around_corpora(run: Run, tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "runs" / "videos" / "manifest" / "corpora" / "videos" / "committed.json").exists()
     assert json.loads((tmp_path / "cached" / "summary.json").read_text())["cache"]["samples_read"] > 0
     assert "gidm" in capsys.readouterr().out and not (tmp_path / "runs" / "demo" / "gfdm").exists()
+
+
+def test_evaluations_are_compared_as_written(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, success in (("demo", False), ("other", True)):
+        evaluated(tmp_path / "runs" / name / "evaluation", [episode("cube", n, success) for n in range(6)])
+    run(the_one("Step by step", "python jobs/compare_evaluations.py"))
+    assert "+100 (" in capsys.readouterr().out
 
 
 def test_the_way_from_ones_own_videos_to_a_policy(run: Run, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_an_episode_whose_simulator_failed_is_no_failure_of_the_policy(tmp_path:
     assert (policy["pooled"]["successes"], policy["pooled"]["episodes"]) == (4, 7)
     assert summary["simulator_errors"] == {"abort": 2}
     assert summary["left_out"] == [
-        {"arm": "policy", "task": "ball", "seed": 3, "errors": ["abort: signal 6"] * 2}
+        {"arm": "policy", "task": "ball", "seed": 3, "tries": 2, "kind": "abort", "message": "signal 6"}
     ]
     lines = success_lines(summary["arms"])
     assert "33 % (6-79), 1 left out" in lines[2]

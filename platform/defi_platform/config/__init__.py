@@ -10,6 +10,7 @@ from defi_platform.config.data import (
     WindowConfig,
 )
 from defi_platform.config.evaluate import (
+    CompareConfig,
     EvaluateConfig,
     InspectConfig,
     InstallConfig,
@@ -50,6 +51,7 @@ __all__ = [
     "JOB_CONFIGS",
     "ActingConfig",
     "ActionConfig",
+    "CompareConfig",
     "CorpusConfig",
     "DataConfig",
     "DecodeConfig",

@@ -125,6 +125,26 @@ class EvaluateConfig:
 
 
 @dataclass
+class CompareConfig:
+    """Comparison of evaluations on the initial states that all policies met (jobs/compare_evaluations.py)."""
+
+    outputs: list[str] = MISSING
+    """Folders of two or more evaluations; each is compared with the first. On the command line: just their paths."""
+    arms: list[str] | None = None
+    """Policy under test of each output; null: `policy` of all. An output may be named twice, with two arms."""
+    ignore: list[str] = field(default_factory=list)
+    """Parts of the protocol that may differ because they are what is compared, e.g. [execute_steps, view.height]."""
+    confidence: float = 0.95
+    """Level of the intervals; 1 minus it is that of the tests."""
+    power: float = 0.8
+    """Probability with which the smallest visible difference would be found."""
+    json: bool = False
+    """Print JSON instead of tables; on the command line: --json."""
+    fail_if_worse: bool = False
+    """Exit with code 1 when a policy is significantly worse than the first; on the command line: --fail-if-worse."""
+
+
+@dataclass
 class InspectConfig:
     """One HTML page about the corpora (jobs/inspect_corpus.py)."""
 

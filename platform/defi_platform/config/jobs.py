@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from defi_platform.config.cluster import RayConfig
 from defi_platform.config.data import DataConfig
 from defi_platform.config.evaluate import (
+    CompareConfig,
     EvaluateConfig,
     InspectConfig,
     InstallConfig,
@@ -128,6 +129,7 @@ JOB_CONFIGS: dict[str, type[Any]] = {
     "serve_policy": ServeConfig,
     "evaluate_policy": EvaluateConfig,
     "evaluate_offline": OfflineConfig,
+    "compare_evaluations": CompareConfig,
     "record_demos": RecordConfig,
     "inspect_corpus": InspectConfig,
     "install_benchmark": InstallConfig,

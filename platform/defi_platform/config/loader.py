@@ -13,7 +13,9 @@ import argparse
 import copy
 import dataclasses
 import functools
+import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -70,6 +72,7 @@ def parse_arguments(
     argv: Sequence[str] | None = None,
     flags: Mapping[str, str] | None = None,
     description: str | None = None,
+    positional: str | None = None,
 ) -> Schema:
     """Parses a job's command line: `--config FILE` and any number of `dotted.key=value`.
 
@@ -78,18 +81,34 @@ def parse_arguments(
         argv: arguments; None: those of the process.
         flags: further options, each with the override that it stands for.
         description: of the job, for --help; None: the docstring of `schema`.
+        positional: key of a list that takes every argument which is no override; None: there are no such arguments.
 
     Returns: the checked config.
     Raises: ConfigError for a file that is absent or damaged, an unknown key, a wrong type, a missing value.
     """
     parser = _Parser(schema, (description or schema.__doc__ or "").strip())
     parser.add_argument("--config", metavar="FILE", help="YAML file; see configs/, which the package has too")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides: train.steps=10")
+    if positional:
+        parser.add_argument(
+            "overrides",
+            nargs="*",
+            metavar=f"{positional.upper()} | key=value",
+            help="paths and dotted overrides",
+        )
+    else:
+        parser.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="dotted overrides: train.steps=10"
+        )
     for flag, override in (flags or {}).items():
         parser.add_argument(flag, dest="flag_overrides", action="append_const", const=override, help=override)
     arguments = parser.parse_intermixed_args(argv)
-    from_flags = getattr(arguments, "flag_overrides", None) or []
-    return load_config(schema, arguments.config, [*arguments.overrides, *from_flags])
+    overrides = [*arguments.overrides, *(getattr(arguments, "flag_overrides", None) or [])]
+    if positional:
+        # A path that looks like an override is written as ./a=b.
+        plain = [item for item in overrides if not re.match(r"[A-Za-z_][\w.]*=", item)]
+        if plain:
+            overrides = [f"{positional}={json.dumps(plain)}", *(one for one in overrides if one not in plain)]
+    return load_config(schema, arguments.config, overrides)
 
 
 def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequence[str] = ()) -> Schema:

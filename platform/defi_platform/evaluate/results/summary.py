@@ -38,7 +38,7 @@ def summarise(
 
     Returns:
         "arms" {arm: see `arm_scores`}, "latency_ms", "example_episodes" (of the first seed, with a video),
-        "simulator_errors" {kind: count}, "left_out" [{arm, task, seed, errors}], "chains" {arm: chain_table} and
+        "simulator_errors" {kind: count}, "left_out" [{arm, task, seed, tries, kind, message}], "chains" {arm: chain_table} and
         "published" where an episode is a chain of tasks.
     """
     tasks = list(protocol["horizons"])
@@ -54,12 +54,7 @@ def summarise(
         "simulator_errors": dict(
             Counter(error["kind"] for row in rows for error in row["simulator_errors"]).most_common()
         ),
-        "left_out": [
-            {key: row[key] for key in ("arm", "task", "seed")}
-            | {"errors": [f"{one['kind']}: {one['message']}" for one in row["simulator_errors"]]}
-            for row in rows
-            if left_out(row)
-        ],
+        "left_out": [_left_out(row) for row in rows if left_out(row)],
     }
     if benchmark.chain_length > 1:
         of_arm = {arm: [row for row in counted if row["arm"] == arm] for arm in arms}
@@ -70,6 +65,16 @@ def summarise(
             horizon = max(protocol["horizons"].values())
             found["published"] = beside_published(found["chains"]["policy"], horizon, benchmark.published)
     return found
+
+
+def _left_out(row: Mapping[str, Any]) -> dict[str, Any]:
+    last = row["simulator_errors"][-1]
+    return {
+        **{key: row[key] for key in ("arm", "task", "seed")},
+        "tries": len(row["simulator_errors"]),
+        "kind": last["kind"],
+        "message": last["message"],
+    }
 
 
 def arm_scores(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], grouping: Grouping) -> dict[str, Any]:
