@@ -155,5 +155,8 @@ def test_the_configs_ask_for_all_sequences_under_their_horizon(
     (task,) = selected_tasks(Calvin, options, config.tasks)
     assert (task.horizon, options["renderer"], config.max_steps) == (horizon, "egl", None)
     assert (config.seed, config.episodes_per_task) == (0, Calvin.seeds)
+    assert config.execute_steps == 10
+    acting = (config.serve.acting.steps, config.serve.acting.sigma_min)
+    assert acting == ((10, 1.0) if name == "calvin_released" else (None, None))
     view = selected_view(Calvin, config.cameras, (config.height, config.width), videos=True)
     assert view == Calvin.default_view
