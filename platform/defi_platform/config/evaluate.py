@@ -110,6 +110,8 @@ class EvaluateConfig:
     """Pixels, even where videos are written; null: the benchmark's default."""
     policy_name: str | None = None
     """Name of the policy, where its server does not identify it."""
+    observation_keys: ObservationKeysConfig = field(default_factory=ObservationKeysConfig)
+    """Keys under which a foreign server expects images, state and prompt; unset: ours."""
     policy_cameras: dict[str, str] = field(default_factory=dict)
     """Camera of the benchmark -> the name by which the policy knows it, where they differ."""
     execute_steps: int | None = None

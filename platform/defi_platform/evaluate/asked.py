@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +17,10 @@ from defi_platform.evaluate.benchmarks.registry import (
 )
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.stop_rule import StopRule
-from defi_platform.evaluate.policy_client import check_metadata
+from defi_platform.evaluate.policy_observation import client_keys
 from defi_platform.evaluate.simulator import ARMS
 
-_DECIDING = ("benchmark", "options", "policy_cameras", "execute_steps", "max_steps")
+_DECIDING = ("benchmark", "options", "policy_cameras", "execute_steps", "max_steps", "observation_keys")
 
 
 def settings(config: EvaluateConfig) -> dict[str, Any]:
@@ -79,27 +78,6 @@ def stop_rule(config: StopRuleConfig) -> StopRule | None:
     return StopRule(config.p0, config.p1, config.alpha, config.beta)
 
 
-def check_fits(config: EvaluateConfig, greeting: dict[str, Any], source: str) -> None:
-    """Checks that a policy can drive the benchmark; see `check_metadata`.
-
-    Args:
-        config: checked.
-        greeting: of its server.
-        source: url or folder, for the message.
-    """
-    benchmark = benchmark_class(config.benchmark)
-    cameras: Sequence[str] = config.cameras or ()
-    check_metadata(
-        greeting,
-        source=source,
-        benchmark=config.benchmark,
-        cameras=[config.policy_cameras.get(camera, camera) for camera in cameras],
-        state_dim=len(benchmark.state_names),
-        action_dim=benchmark.action.dim,
-        execute_steps=config.execute_steps,
-    )
-
-
 def checked(config: EvaluateConfig) -> EvaluateConfig:
     """The config with every task, option and camera named.
 
@@ -127,6 +105,12 @@ def checked(config: EvaluateConfig) -> EvaluateConfig:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be 1 or more.")
     if config.stop_rule.p0 is not None and "policy" not in config.arms:
         raise ConfigError(f"stop_rule is a test of the policy, and arms is {config.arms}; add policy.")
+    for camera in config.policy_cameras:
+        if camera not in view.cameras:
+            raise ConfigError(
+                f"policy_cameras names '{camera}'; the evaluation looks through {', '.join(view.cameras)} (cameras)."
+            )
+    client_keys(config.observation_keys)
     _check_simulator(config)
     stop_rule(config.stop_rule)
     last = config.seed + config.episodes_per_task

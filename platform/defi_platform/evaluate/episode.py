@@ -16,7 +16,9 @@ from defi_client.recording.h264 import encode_h264
 from defi_platform.errors import ServeError
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Observation, Task
 from defi_platform.evaluate.policy_client import PolicyClient, check_same_policy
+from defi_platform.evaluate.policy_observation import policy_observation
 from defi_platform.evaluate.simulation.process import Advance, SimulatorProcess
+from defi_platform.serve.observation_keys import OWN, ObservationKeys
 
 _STRIDE = 50
 """Steps per call of arms that look at no pictures."""
@@ -194,6 +196,7 @@ class ServedPolicy:
         rollout: Rollout,
         *,
         action: ActionSpec,
+        keys: ObservationKeys = OWN,
         cameras: Mapping[str, str],
         execute_steps: int | None,
         digest: str | None,
@@ -204,6 +207,7 @@ class ServedPolicy:
             client: connection to the server.
             rollout: the episode.
             action: the benchmark's action space.
+            keys: under which the server expects an observation's parts.
             cameras: camera of the benchmark -> name by which the policy knows it.
             execute_steps: actions executed of each chunk; None for all.
             digest: of the policy that is evaluated; None where its server names none.
@@ -212,6 +216,7 @@ class ServedPolicy:
         self._client = client
         self._rollout = rollout
         self._action = action
+        self._keys = keys
         self._cameras = cameras
         self._execute_steps = execute_steps
         self._digest = digest
@@ -223,15 +228,13 @@ class ServedPolicy:
             ServeError: there is no answer, one of another policy, or one of another action space.
         """
         seen = scene.observe()
-        observation: dict[str, Any] = {
-            f"observation/images/{self._cameras.get(camera, camera)}": image
-            for camera, image in seen.images.items()
-        }
-        observation |= {
-            "observation/state": seen.state,
-            "prompt": scene.subtask.instruction,
-            "seed": request_seed(self._rollout.seed, self._rollout.task, scene.step),
-        }
+        observation = policy_observation(
+            self._keys,
+            {self._cameras.get(camera, camera): image for camera, image in seen.images.items()},
+            seen.state,
+            prompt=scene.subtask.instruction,
+            seed=request_seed(self._rollout.seed, self._rollout.task, scene.step),
+        )
         start = time.perf_counter()
         actions, answer = self._client.infer(observation)
         self.latency_ms.append((time.perf_counter() - start) * 1e3)

@@ -19,11 +19,14 @@ from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EvaluateConfig
 from defi_platform.errors import SimulatorError
-from defi_platform.evaluate.asked import asked, blocks, check_fits, checked, settings, stop_rule
+from defi_platform.evaluate.asked import asked, blocks, checked, settings, stop_rule
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.run import Fleet
 from defi_platform.evaluate.fleet.shared_units import SharedUnits
 from defi_platform.evaluate.policy_client import PolicyClient, read_token
+from defi_platform.evaluate.policy_fit import check_answer, check_fits
+from defi_platform.evaluate.recorded_seeds import check_seeds
+from defi_platform.evaluate.simulation.interpreter import check_installed
 from defi_platform.evaluate.statistics.intervals import Rate, latency_quantiles, wilson
 from defi_platform.evaluate.store.episodes import EpisodeStore
 from defi_platform.evaluate.store.identity import policy_identity
@@ -104,6 +107,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
         missing = [unit for unit in everything if units.is_open(unit)]
         there = [unit for unit in everything if units.row(unit) is not None]
         if missing and not units.is_enough():
+            check_installed(config)
             with ray_session(config.ray):
                 register_run(output)
                 with _policy(config, missing, greeting) as (url, greeting):
@@ -119,14 +123,18 @@ def _identified(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any] 
     if "policy" not in config.arms:
         return {}, None
     if config.url:
-        with PolicyClient(config.url, reconnect_s=0, token=read_token(config.token_file)) as client:
+        client = PolicyClient(config.url, reconnect_s=0, token=read_token(config.token_file))
+        with client:
             greeting = client.metadata
-        check_fits(config, greeting, config.url)
-        return greeting, policy_identity(greeting, config.policy_name, config.url)
+            check_fits(config, greeting, config.url)
+            identity = policy_identity(greeting, config.policy_name, config.url)
+            check_answer(config, client)
+        return greeting, identity
     # Imported here: an evaluation by url does not load the models.
     from defi_platform.serve.deployment.policy_digest import policy_digest
 
     folder = config.serve.policy
+    check_seeds(folder, config.benchmark, config.tasks, config.seed, config.episodes_per_task)
     greeting = {"policy_digest": policy_digest(folder)}
     return greeting, policy_identity(greeting, config.policy_name, folder)
 

@@ -19,6 +19,7 @@ from defi_platform.evaluate.episode import (
     run_episode,
 )
 from defi_platform.evaluate.policy_client import PolicyClient, read_token
+from defi_platform.evaluate.policy_observation import client_keys
 from defi_platform.evaluate.simulation.interpreter import interpreter
 from defi_platform.evaluate.simulation.process import SimulatorProcess
 
@@ -110,6 +111,7 @@ class Simulator:
             self._client,
             rollout,
             action=self._benchmark.action,
+            keys=client_keys(self._config.observation_keys),
             cameras=self._config.policy_cameras,
             execute_steps=asked,
             digest=self._policy_digest,

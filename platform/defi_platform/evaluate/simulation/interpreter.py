@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 from defi_platform import storage
-from defi_platform.config import SimulatorConfig
+from defi_platform.config import EvaluateConfig, SimulatorConfig
 from defi_platform.errors import SimulatorError
 from defi_platform.evaluate.benchmarks.registry import registration
 from defi_platform.evaluate.installation.environment import Environment
@@ -54,6 +55,25 @@ def interpreter(benchmark: str, simulator: SimulatorConfig, output: str) -> str:
         f"{benchmark} is not installed: there is no complete environment in {own.path}. {installation(benchmark)}, or "
         "set simulator.python to an interpreter that has it."
     )
+
+
+def check_installed(config: EvaluateConfig) -> None:
+    """Checks, before a Ray is started on this machine, that its simulators could run; a cluster's nodes say it themselves.
+
+    Args:
+        config: of an evaluation.
+
+    Raises:
+        SimulatorError: the benchmark is not installed here; says the one command.
+    """
+    if config.ray.address is not None or "RAY_ADDRESS" in os.environ:
+        return
+    python = interpreter(config.benchmark, config.simulator, config.output)
+    missing = missing_modules(config.benchmark) if python == sys.executable else []
+    if missing:
+        raise SimulatorError(
+            f"{config.benchmark} is not installed here (no module '{missing[0]}'). {installation(config.benchmark)}."
+        )
 
 
 def missing_modules(benchmark: str) -> list[str]:

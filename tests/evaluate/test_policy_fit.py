@@ -1,0 +1,215 @@
+"""Policies that do not fit, found before a simulator or Ray is started; servers of other projects among them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import policy_server as policy_servers
+import pytest
+from policy_server import policy_server
+from websockets.sync.client import connect
+
+from defi_platform.config import EvaluateConfig, ObservationKeysConfig, ServeConfig
+from defi_platform.errors import ConfigError, ServeError, SimulatorError
+from defi_platform.evaluate import rollouts
+from defi_platform.evaluate.benchmarks import registry
+from defi_platform.evaluate.benchmarks.interface import Registration
+from defi_platform.evaluate.rollouts import evaluate
+from defi_platform.evaluate.simulator import Simulator
+
+
+@pytest.fixture(autouse=True)
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation that gets as far as Ray is not what these tests are about."""
+
+    def refuse(config: Any) -> None:
+        raise AssertionError("Ray was to be started")
+
+    monkeypatch.setattr(rollouts, "ray_session", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+
+
+def asked(output: Path, url: str | None = None, **changes: Any) -> EvaluateConfig:
+    config = EvaluateConfig(
+        serve=ServeConfig(policy="unused"),
+        url=url,
+        policy_name="somebody's",
+        benchmark="fetch",
+        tasks=["reach"],
+        arms=["policy"],
+        episodes_per_task=2,
+        height=32,
+        width=32,
+        video_every=0,
+        output=str(output),
+    )
+    return replace(config, **changes)
+
+
+@contextmanager
+def foreign_server(actions: np.ndarray) -> Iterator[Any]:
+    """A server that greets as openpi's does: without a word about its policy."""
+    answers = {"actions": actions}
+    with policy_server(lambda *_: answers) as server:
+        yield server
+
+
+@pytest.fixture
+def wordless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy_servers, "METADATA", {})
+
+
+@pytest.mark.parametrize(
+    ("actions", "changes", "message"),
+    [
+        (np.zeros((8, 7)), {}, r"gives 7 action dims, fetch takes 4 \(delta_x, delta_y, delta_z, gripper\)"),
+        (np.zeros((3, 4)), {"execute_steps": 5}, "gives chunks of 3 actions, execute_steps is 5"),
+    ],
+)
+def test_a_server_that_says_nothing_is_asked_once(
+    wordless: None, actions: np.ndarray, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with foreign_server(actions) as server:
+        with pytest.raises(ConfigError, match=message):
+            evaluate(asked(tmp_path / "run", server.url, **changes))
+        assert len(server.observations) == 1
+        sent = server.observations[0]
+    assert sent["observation/images/workspace"].shape == (32, 32, 3)
+    assert sent["observation/state"].shape == (7,) and sent["prompt"] == "move the hand to the red dot"
+
+
+def test_empty_chunks_are_refused_before_anything_starts(wordless: None, tmp_path: Path) -> None:
+    with (
+        foreign_server(np.zeros((0, 4))) as server,
+        pytest.raises(ServeError, match="without usable actions"),
+    ):
+        evaluate(asked(tmp_path / "run", server.url))
+
+
+def test_it_is_asked_under_its_own_keys_and_cameras(wordless: None, tmp_path: Path) -> None:
+    with foreign_server(np.zeros((8, 7))) as server:
+        config = asked(
+            tmp_path / "run",
+            server.url,
+            cameras=["workspace", "side"],
+            observation_keys=ObservationKeysConfig(names="libero"),
+            policy_cameras={"workspace": "image", "side": "wrist_image"},
+        )
+        with pytest.raises(ConfigError, match="7 action dims"):
+            evaluate(config)
+    keys = {"observation/image", "observation/wrist_image", "observation/state", "prompt", "seed"}
+    assert set(server.observations[0]) == keys
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"benchmark": "fetsh"}, "none of the name 'fetsh'. Did you mean 'fetch'"),
+        ({"tasks": ["pick-and-plce"]}, "no task 'pick-and-plce'. Did you mean 'pick-and-place'"),
+        ({"tasks": ["reach", "reach"]}, "names 'reach' twice"),
+        ({"tasks": []}, "tasks is empty"),
+        ({"episodes_per_task": 0}, "episodes_per_task is 0"),
+        ({"policy_cameras": {"top": "image"}}, r"names 'top'; the evaluation looks through workspace"),
+        ({"observation_keys": ObservationKeysConfig(names="droid")}, "Name one: observation_keys.state"),
+        ({"options": {"success": "sometimes"}}, "success is 'sometimes'"),
+    ],
+)
+def test_mistakes_in_the_config_are_found_first(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluate(asked(tmp_path / "run", "ws://127.0.0.1:1", **changes))
+
+
+def test_a_benchmark_that_is_not_installed_is_said_with_the_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = registry.REGISTERED["fetch"].where
+    absent = Registration(where, extra="fetch", needs=("module_that_nobody_has",))
+    monkeypatch.setitem(registry.REGISTERED, "fetch", absent)
+    config = asked(tmp_path / "run", arms=["random"])
+    with pytest.raises(SimulatorError, match=r"no module 'module_that_nobody_has'.*pip install .*\[fetch\]"):
+        evaluate(config)
+    monkeypatch.setitem(registry.REGISTERED, "fetch", Registration(where, environment="calvin"))
+    with pytest.raises(SimulatorError, match=r"no complete environment .*jobs/install_benchmark.py fetch"):
+        evaluate(config)
+
+
+def test_seeds_that_the_policy_was_trained_on_are_refused(tmp_path: Path) -> None:
+    meta = tmp_path / "recording/labelled/meta"
+    meta.mkdir(parents=True)
+    episodes = [{"task": "reach", "seed": seed, "length": 9} for seed in (0, 1, 4)]
+    (meta / "recording.json").write_text(json.dumps({"benchmark": "fetch", "episodes": episodes}))
+    (tmp_path / "run/model").mkdir(parents=True)
+    corpora = f"data: {{corpora: {{robots: {{path: {tmp_path}/recording/labelled}}}}}}\n"
+    (tmp_path / "run/config.yaml").write_text(corpora)
+    config = asked(tmp_path / "out", seed=3, serve=ServeConfig(policy=str(tmp_path / "run/model")))
+    with pytest.raises(
+        ConfigError, match=r"of 1 of the 2 initial states of reach \(seeds from 4\).*Set seed=5"
+    ):
+        evaluate(config)
+    for fits in ({"seed": 5}, {"tasks": ["push"]}):
+        with pytest.raises(AssertionError, match="Ray was to be started"):
+            evaluate(replace(config, **fits))
+
+
+OPENPI = os.environ.get("PEER_OPENPI")
+
+
+@pytest.mark.skipif(not OPENPI, reason="needs PEER_OPENPI, a checkout of openpi")
+def test_our_worker_evaluates_openpis_own_server(tmp_path: Path) -> None:
+    """The server of openpi's checkout, which names images as its LIBERO policies do."""
+    file = Path(str(OPENPI)) / "src/openpi/serving/websocket_policy_server.py"
+    spec = importlib.util.spec_from_file_location("websocket_policy_server", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class Towards:
+        """Moves the hand to the goal, which the state names."""
+
+        def infer(self, seen: dict[str, Any]) -> dict[str, Any]:
+            assert seen["observation/image"].shape == (32, 32, 3) and seen["prompt"]
+            state = seen["observation/state"]
+            return {"actions": np.tile(np.append(10 * (state[4:] - state[:3]), 0.0), (2, 1)).clip(-1, 1)}
+
+    with connect_when_up(module.WebsocketPolicyServer(Towards(), "127.0.0.1", free_port())) as url:
+        config = asked(
+            tmp_path / "run",
+            url,
+            cameras=["workspace"],
+            observation_keys=ObservationKeysConfig(names="libero"),
+            policy_cameras={"workspace": "image"},
+        )
+        worker = Simulator(config, url)
+        rows = [worker.work(rollouts.Rollout("policy", "reach", seed)).row for seed in range(10)]
+    assert sum(row["success"] for row in rows) == 10
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def connect_when_up(server: Any) -> Iterator[str]:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"ws://127.0.0.1:{server._port}"
+    for _ in range(100):
+        try:
+            connect(url, proxy=None).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield url
