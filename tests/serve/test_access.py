@@ -21,6 +21,8 @@ from sleeping_policy import SleepingService, observation, replica, serving, unti
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from defi_client.connection import Connection
+from defi_client.errors import UnreachableError
 from defi_platform.config import LimitsConfig, SecurityConfig
 from defi_platform.errors import ConfigError
 from defi_platform.serve.connections.access import Access, AccessError, Bucket, read_tokens
@@ -180,6 +182,10 @@ def test_tls_serves_websockets_and_http_and_plain_clients_get_nowhere(tmp_path: 
             assert secure.getresponse().read() == b"/v1/act 3"
             with pytest.raises((OSError, http.client.HTTPException)):
                 post(place.port)
+            with Connection(url, ssl_context=trust) as client:
+                assert client.infer(observation(1))[0][0, 0] == 1
+            with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
+                Connection(url)
             other = replica(SleepingService())
             place.server.move(None, "answers", lambda sock, state: bool(other.adopt(sock, state)) or True)
             with pytest.raises(ConnectionClosed, match=r"1012.*connect again"):

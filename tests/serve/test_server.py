@@ -16,10 +16,14 @@ import ray
 import torch
 import websockets.exceptions
 import websockets.sync.client
+from kinematic_robot import KinematicRobot
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from ray import serve
 from robot_messages import observation
 
+from defi_client.connection import Connection
+from defi_client.control import Execution, run_episode
+from defi_client.limits import Limits
 from defi_models import presets
 from defi_models.policy import DeFIPolicy
 from defi_platform.config import ServeConfig
@@ -206,3 +210,14 @@ def test_a_taken_port_is_one_clear_error(ray_cluster: None, policy_folder: Path)
         port = taken.getsockname()[1]
         with pytest.raises(ServeError, match=f"127.0.0.1:{port}: the port is in use"):
             deploy(ServeConfig(policy=str(policy_folder), port=port))
+
+
+def test_a_robot_is_driven_at_its_rate_within_its_limits(server: PolicyServer) -> None:
+    robot = KinematicRobot(cameras=("front",))
+    limits = Limits(low=[-0.2] * 4, high=[0.2] * 4)
+    with Connection(server.url) as connection:
+        execution = Execution(rate_hz=20.0, ensemble=0.01)
+        result = run_episode(robot, connection, "go", max_steps=30, execution=execution, limits=limits)
+    assert result.steps == 30 and not result.refused and not result.lost
+    assert result.policies == [server.metadata["policy_digest"]]
+    assert np.abs(np.stack(robot.executed)).max() <= 0.2
