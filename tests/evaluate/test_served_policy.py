@@ -3,6 +3,7 @@ evaluation serves itself."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,15 +74,19 @@ def test_a_policy_that_looks_through_another_camera_is_one_clear_error(
 
 
 @pytest.mark.slow
-def test_an_evaluation_of_another_policy_is_not_mixed_into_it(
+def test_a_copy_of_the_policy_is_the_same_one_and_another_is_refused(
     server: PolicyServer, policy: Path, tmp_path: Path
 ) -> None:
+    evaluate(small(policy, tmp_path / "run", server.url))
+    copy = tmp_path / "copied" / "elsewhere"
+    shutil.copytree(policy, copy)
+    assert evaluate(small(copy, tmp_path / "run")).reused
     other = save_policy(tmp_path / "other", seed=1)
-    # It notes what it evaluates before it finds no room to serve it.
     with pytest.raises(ServeError, match="which an evaluation does not replace"):
-        evaluate(small(other, tmp_path / "first"))
-    with pytest.raises(ConfigError, match=r"other settings \(policy:"):
-        evaluate(small(policy, tmp_path / "first"))
+        evaluate(small(other, tmp_path / "new"))
+    assert not (tmp_path / "new/identity").exists(), "a failed first try binds nothing"
+    with pytest.raises(ConfigError, match=r"another policy \(digest:"):
+        evaluate(small(other, tmp_path / "run"))
 
 
 def test_a_policy_folder_that_is_not_there_is_one_clear_error(tmp_path: Path, ray_cluster: None) -> None:
