@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test lint docs bench bench-data bench-frames bench-train bench-failures bench-identical bench-serve clean
+.PHONY: help setup demo demo-cluster test lint docs bench bench-data bench-frames bench-train bench-failures bench-identical bench-serve bench-eval clean
 
 help:
 	@echo "make demo   pretrain, fine-tune, serve and evaluate a small policy on this machine (about 20 minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-train  our training loop next to bare PyTorch, and what the paper's runs need on many GPUs"
 	@echo "make bench-failures  what each failure costs a run on several raylets (about 5 minutes)"
 	@echo "make bench-serve  our server next to openpi's and vla-eval's, turn by turn (about 15 minutes; PEER_OPENPI=checkout)"
+	@echo "make bench-eval  an evaluation's episodes with one worker, two, killed drivers and two drivers, bit for bit (about 15 minutes)"
 	@echo "make bench-identical  losses of this checkout and of AGAINST=folder or revision, bit for bit (about 10 minutes)"
 	@echo "make setup  only install: .venv and the system libraries for rendering"
 	@echo "make clean  remove .venv (runs/ is kept)"
@@ -75,6 +76,9 @@ bench-failures: setup
 PEER_OPENPI ?=
 bench-serve: setup
 	$(BIN)/python benchmarks/serving.py $(if $(PEER_OPENPI),peer_openpi=$(PEER_OPENPI))
+
+bench-eval: setup
+	$(BIN)/python benchmarks/evaluation.py
 
 AGAINST ?= HEAD
 bench-identical: setup
