@@ -200,7 +200,7 @@ def test_simulators_that_hang_abort_leak_or_lose_their_context_are_named_counted
         tasks=["nothing", *faulty],
         arms=["expert"],
         episodes_per_task=1,
-        simulator=SimulatorConfig(retries=1, step_timeout_s=1, memory_gb=0.25),
+        simulator=SimulatorConfig(retries=1, step_timeout_s=5, memory_gb=0.25),
     )
     details = evaluate(config).details
     assert details["arms"]["expert"]["tasks"]["nothing"]["rate"] == 1.0

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 
 from defi_platform.config import EvaluateConfig
 from defi_platform.errors import SimulatorFault
+from defi_platform.evaluate.benchmarks.interface import Benchmark
 from defi_platform.evaluate.benchmarks.registry import benchmark_class, selected_options, selected_view
 from defi_platform.evaluate.episode import (
     Arm,
@@ -33,25 +37,41 @@ ARMS = ("policy", "random", "expert")
 class Simulator:
     """Runs rollouts one after the other; a Ray actor when evaluating."""
 
-    def __init__(self, config: EvaluateConfig, url: str, policy_digest: str | None = None):
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        url: str,
+        policy_digest: str | None = None,
+        search_path: Sequence[str] = (),
+    ):
         """Prepares a worker; process and connection are made when the first rollout needs them.
 
         Args:
             config: of the evaluation.
             url: of the policy server; only the "policy" arm calls it.
             policy_digest: of the policy that is evaluated; None where its server names none.
+            search_path: folders of modules, in which benchmarks from outside are found too.
         """
+        sys.path += [folder for folder in search_path if folder not in sys.path]
         for variable in ONE_THREAD:
             os.environ.setdefault(variable, "1")
         self._config = config
         self._url = url
         self._policy_digest = policy_digest
-        self._benchmark = benchmark_class(config.benchmark)
         self._process: SimulatorProcess | None = None
         self._client: PolicyClient | None = None
 
+    @cached_property
+    def _benchmark(self) -> type[Benchmark]:
+        return benchmark_class(self._config.benchmark)
+
     def ready(self) -> None:
-        """Returns once the process is up."""
+        """Returns once the worker's process is up.
+
+        Raises:
+            ConfigError: this machine has no such benchmark.
+        """
+        assert self._benchmark
 
     def work(self, rollout: Rollout) -> Outcome:
         """Runs one episode.

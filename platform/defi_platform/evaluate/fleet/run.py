@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import ray
@@ -56,7 +57,7 @@ class Fleet:
         worker: Any = ray.remote(num_cpus=1, **roles.options(roles.DECODE))(Simulator)
         self._say_if_crowded(len(missing))
         pool: ActorPool[Rollout] = ActorPool(
-            lambda: worker.remote(self._config, url, digest),
+            lambda: worker.remote(self._config, url, digest, sys.path),
             self._config.workers,
             choice=self._units,
             on_fault=self._on_fault,
