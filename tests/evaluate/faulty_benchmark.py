@@ -39,7 +39,7 @@ class Counter(Benchmark):
         return tuple(Task(name, f"do {name}", HORIZON) for name in names)
 
     def protocol(self) -> dict[str, Any]:
-        return {"python": sys.executable, "pid": os.getpid()}
+        return {"python": sys.executable}
 
     def chain(self, task: str, seed: int) -> tuple[Task, ...]:
         if task != "chain":
