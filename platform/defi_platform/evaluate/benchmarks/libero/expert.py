@@ -31,7 +31,7 @@ _TURN_GAIN = 2.0
 
 
 class Scene(Protocol):
-    """What a script knows of the simulation."""
+    """The simulation as a script knows it."""
 
     @property
     def hand(self) -> Vector:
@@ -135,7 +135,14 @@ def _about_x(angle: float) -> NDArray[np.float64]:
 
 
 def offset(place: Target, x: float = 0.0, y: float = 0.0, z: float = 0.0) -> Target:
-    """A place moved by so many metres."""
+    """A place moved by so many metres.
+
+    Args:
+        place: from which.
+        x: away from the robot.
+        y: to its left.
+        z: upwards.
+    """
     return lambda scene: place(scene) + np.array([x, y, z])
 
 
@@ -149,8 +156,13 @@ def site(name: str) -> Target:
     return lambda scene: scene.site(name)
 
 
+def hand(scene: Scene) -> Vector:
+    """Place of the hand itself: stay."""
+    return scene.hand
+
+
 def carried(name: str, to: Target) -> Target:
-    """Where the hand must be for the object that it holds to be at `to`."""
+    """Place of the hand at which the object that it holds is at `to`."""
     return lambda scene: scene.hand + to(scene) - scene.body(name)
 
 
@@ -165,5 +177,5 @@ def above(place: Target, height: float) -> Target:
 
 
 def at_height(height: float) -> Target:
-    """Where the hand is, at an absolute height."""
+    """Place of the hand, at an absolute height."""
     return above(lambda scene: scene.hand, height)
