@@ -106,8 +106,8 @@ def test_a_finished_recording_is_recognised_and_left_alone(recorded: Path) -> No
 
 
 def test_a_recording_with_other_settings_is_not_mixed_into_it(recorded: Path) -> None:
-    with pytest.raises(ConfigError, match=r"other settings \(camera: workspace there, corner2 here; seed"):
-        record(small(recorded, camera="corner2", seed=3))
+    with pytest.raises(ConfigError, match=r"other settings \(seed: 40 there, 3 here; view"):
+        record(small(recorded, cameras=["corner2"], seed=3))
 
 
 def test_the_number_of_workers_does_not_change_the_content(
@@ -164,7 +164,10 @@ def test_noise_moves_the_hand_but_not_the_labels(tmp_path: Path, ray_cluster: No
         ({"tasks": ["drawer-shut-v3"]}, "no task 'drawer-shut-v3'"),
         ({"tasks": []}, "tasks is empty"),
         ({"tasks": [BUTTON, BUTTON]}, "twice"),
-        ({"camera": "front"}, "no camera 'front'"),
+        ({"cameras": ["front"]}, "no camera 'front'"),
+        ({"benchmark": "metaworl"}, "none of the name 'metaworl'"),
+        ({"benchmark": "libero", "tasks": ["libero_goal"]}, "libero has no expert for libero_goal/"),
+        ({"benchmark": "libero", "tasks": ["libero_spatial"], "seed": 49}, "50 per task, from 0 to 49"),
         ({"height": 65}, "must be even"),
         ({"labelled_per_task": 3}, "labelled_per_task (3) is more than episodes_per_task (2)"),
         ({"episodes_per_task": 0}, "episodes_per_task is 0"),

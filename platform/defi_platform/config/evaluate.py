@@ -37,26 +37,31 @@ class RecordConfig:
     """Recording of a simulator's scripted experts as LeRobot v3.0 datasets (jobs/record_demos.py)."""
 
     ray: RayConfig = field(default_factory=RayConfig)
+    benchmark: str = "metaworld"
+    """One with an expert, by name, or module:Class of one from outside."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings of the benchmark's own."""
     tasks: list[str] = MISSING
-    """Meta-World tasks, e.g. [drawer-close-v3]."""
+    """Tasks, e.g. [drawer-close-v3], and groups of them by name, e.g. [MT10]."""
     episodes_per_task: int = 20
     """Successful episodes to record per task."""
     labelled_per_task: int = 5
     """Episodes per task that keep their actions and proprioception, in a separate dataset."""
     seed: int = 0
     """First seed of the initial states; episode n has seed + n."""
-    camera: str = "workspace"
-    """Camera of Meta-World; `workspace` shows the table and the arm."""
-    height: int = 64
-    """Pixels, even."""
-    width: int = 64
-    """Pixels, even."""
-    max_steps: int = 200
-    """Simulator steps after which an episode without success is dropped, counted and replaced."""
+    cameras: list[str] | None = None
+    """Cameras of the benchmark, one video each; null: the benchmark's default."""
+    height: int | None = None
+    """Pixels, even; null: the benchmark's default."""
+    width: int | None = None
+    """Pixels, even; null: the benchmark's default."""
+    max_steps: int | None = None
+    """Simulator steps after which an episode without success is dropped, counted and replaced; null: the task's horizon."""
     hold_steps: int = 8
     """Simulator steps recorded after the first success, so that a policy also learns to stay there."""
     noise: float = 0.0
     """Standard deviation of the Gaussian noise on the executed actions (in -1..1); labels are the expert's own actions."""
+    simulator: SimulatorConfig = field(default_factory=SimulatorConfig)
     workers: int = 2
     """Simulator processes."""
     output: str = field(default=MISSING, metadata=PATH)

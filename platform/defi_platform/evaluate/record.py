@@ -1,4 +1,4 @@
-"""Records a simulator's scripted experts as LeRobot v3.0 datasets: the corpus that anyone can make.
+"""Records the scripted experts of a benchmark as LeRobot v3.0 datasets: the corpus that anyone can make.
 
 Two datasets come of it: `video/` holds every episode's frames and instruction, `labelled/` the first few of
 each task with actions and proprioception. Both follow from the configuration alone: attempt i of a task
@@ -7,7 +7,6 @@ starts from seed + i, what fails is dropped, and a task's episodes are its first
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from dataclasses import dataclass
@@ -15,37 +14,32 @@ from typing import Any
 
 import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from defi_client.recording.h264 import encode_h264
-from defi_client.recording.lerobot import Camera, Episode, LeRobotWriter, Stats, Vector, frame_stats
+from defi_client.recording.lerobot import Camera, Episode, LeRobotWriter, Vector, frame_stats
 from defi_platform import roles, storage
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RecordConfig
 from defi_platform.config.loader import to_mapping
-from defi_platform.errors import ConfigError, SimulatorError
-from defi_platform.evaluate.benchmarks.interface import View
-from defi_platform.evaluate.benchmarks.metaworld.benchmark import MetaWorld
-from defi_platform.evaluate.benchmarks.registry import selected_tasks, selected_view
+from defi_platform.errors import ConfigError, SimulatorError, SimulatorFault
+from defi_platform.evaluate.attempts import Attempt, Attempts, packed_episode
+from defi_platform.evaluate.benchmarks.interface import Benchmark, Task, View
+from defi_platform.evaluate.benchmarks.registry import (
+    benchmark_class,
+    selected_options,
+    selected_tasks,
+    selected_view,
+)
 from defi_platform.evaluate.fleet.actor_pool import ActorPool
-from defi_platform.evaluate.resume_guard import bind_settings, ensure_same_settings
+from defi_platform.evaluate.resume_guard import ensure_same_settings
+from defi_platform.evaluate.simulation.interpreter import interpreter
 from defi_platform.evaluate.simulation.process import SimulatorProcess
 from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
 
 SUMMARY = "recording.json"
 _ATTEMPTS = ".attempts"
-_FPS = round(MetaWorld.control_hz)
-_VECTORS = [Vector("action", MetaWorld.action.names), Vector("observation.state", MetaWorld.state_names)]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One try of the expert: the unit of work."""
-
-    task: str
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -74,27 +68,53 @@ class RecordSummary:
         )
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a config asks for, looked up: the benchmark, its options, every task and the view."""
+
+    benchmark: type[Benchmark]
+    options: dict[str, Any]
+    tasks: tuple[Task, ...]
+    view: View
+
+    @property
+    def fps(self) -> int:
+        return round(self.benchmark.control_hz)
+
+    @property
+    def cameras(self) -> list[Camera]:
+        return [Camera(name, *self.view.size(name)) for name in self.view.cameras]
+
+    @property
+    def vectors(self) -> list[Vector]:
+        return [
+            Vector("action", self.benchmark.action.names),
+            Vector("observation.state", self.benchmark.state_names),
+        ]
+
+
 def record(config: RecordConfig) -> RecordSummary:
     """Records demonstrations, resumes an interrupted recording, or finds a finished one.
 
     Raises:
-        ConfigError: a task or camera is unknown, or the output holds another recording.
-        SimulatorError: Meta-World cannot run, or an expert keeps failing.
+        ConfigError: the benchmark, a task, option or camera is unknown, a task has no expert, or the output holds another
+            recording.
+        SimulatorError: the simulator cannot run, or an expert keeps failing.
     """
-    _check(config)
+    plan = _checked(config)
     start = time.monotonic()
     output = storage.absolute(config.output)
-    settings = _settings(config)
+    settings = _settings(config, plan)
     finished = storage.join(output, SUMMARY)
     if storage.exists(finished):
         content = json.loads(storage.read_text(finished))
         ensure_same_settings(settings, content["settings"], "a recording", output)
         return RecordSummary(**content["summary"], reused=True)
-    attempts = _Attempts(storage.join(output, _ATTEMPTS), settings, output)
+    attempts = Attempts(storage.join(output, _ATTEMPTS), settings, output)
     with ray_session(config.ray):
         register_run(output)
-        _fill(config, attempts)
-    summary = _publish(config, attempts, output, start)
+        _fill(config, plan, attempts)
+    summary = _publish(config, plan, attempts, start)
     content = {"settings": settings, "summary": {k: v for k, v in vars(summary).items() if k != "reused"}}
     storage.write_text(finished, json.dumps(content, indent=2))
     attempts.delete()
@@ -107,47 +127,73 @@ def record(config: RecordConfig) -> RecordSummary:
 class _Recorder:
     """Runs the expert, one episode per call, in a simulator's process of its own."""
 
-    def __init__(self, config: RecordConfig):
+    def __init__(self, config: RecordConfig, plan: _Plan):
         self._config = config
+        self._plan = plan
         self._process: SimulatorProcess | None = None
 
     def ready(self) -> None:
         """Returns once the process is up."""
 
     def work(self, attempt: Attempt) -> bytes:
-        """Runs one episode.
+        """Runs one episode, again where its simulator fails.
 
         Returns:
             The packed episode; one without frames when the expert failed.
+
+        Raises:
+            SimulatorError: the simulator cannot run here, or failed too often.
         """
+        failures: list[SimulatorFault] = []
+        while len(failures) <= self._config.simulator.retries:
+            try:
+                return packed_episode(_run_expert(self._simulator(), attempt, self._config, self._plan))
+            except SimulatorFault as fault:
+                self._process = None
+                failures.append(fault)
+        last = failures[-1]
+        raise SimulatorError(
+            f"{attempt}: the simulator failed {len(failures)} times, the last: {last.kind}: {last.message}."
+        )
+
+    def _simulator(self) -> SimulatorProcess:
         if self._process is None:
-            self._process = SimulatorProcess(MetaWorld.name, _view(self._config), {})
-        return _pack(_run_expert(self._process, attempt, self._config))
+            config, plan = self._config, self._plan
+            python = interpreter(config.benchmark, config.simulator, config.output)
+            self._process = SimulatorProcess(
+                config.benchmark, plan.view, plan.options, python, config.simulator
+            )
+        return self._process
 
 
-def _run_expert(simulator: SimulatorProcess, attempt: Attempt, config: RecordConfig) -> Episode:
+def _run_expert(simulator: SimulatorProcess, attempt: Attempt, config: RecordConfig, plan: _Plan) -> Episode:
     """One episode, ended `hold_steps` after the first success.
 
     With noise, the noisy action is executed but the expert's clean one is the label: the states then
     stray from the expert's path and the labels lead back to it, which is what a cloned policy needs.
     """
-    most = config.max_steps + config.hold_steps
+    chain, state = simulator.reset(attempt.task, attempt.seed)
+    if len(chain) != 1:
+        raise SimulatorError(f"{attempt}: it has {len(chain)} subtasks; only tasks of one can be recorded.")
+    most = config.max_steps or chain[0].horizon
     random = np.random.default_rng([attempt.seed, *attempt.task.encode()])
-    noise = random.normal(0.0, config.noise, (most, MetaWorld.action.dim)) if config.noise else None
-    (task,), state = simulator.reset(attempt.task, attempt.seed)
-    parts = [simulator.expert(config.max_steps, noise=noise, frame_every=1)]
+    shape = (most + config.hold_steps, plan.benchmark.action.dim)
+    noise = random.normal(0.0, config.noise, shape) if config.noise else None
+    simulator.begin(0)
+    parts = [simulator.expert(most, noise=noise, frame_every=1)]
     done = len(parts[0].steps)
     if not parts[0].steps[-1].success:
-        return Episode(task.instruction, {}, {}, length=0)
-    if config.hold_steps:
+        return Episode(chain[0].instruction, {}, {}, length=0)
+    if config.hold_steps and not parts[0].steps[-1].done:
         held = None if noise is None else noise[done:]
         parts.append(simulator.expert(config.hold_steps, noise=held, frame_every=1, through=True))
-    frames = [frame[config.camera] for part in parts for frame in part.frames]
+    frames = [frame for part in parts for frame in part.frames]
     states = [state, *(step.state for part in parts for step in part.steps)][:-1]
+    by_camera = {camera: [frame[camera] for frame in frames] for camera in plan.view.cameras}
     return Episode(
-        text=task.instruction,
-        videos={config.camera: encode_h264(frames, _FPS)},
-        video_stats={config.camera: frame_stats(np.stack(frames))},
+        text=chain[0].instruction,
+        videos={camera: encode_h264(pictures, plan.fps) for camera, pictures in by_camera.items()},
+        video_stats={camera: frame_stats(np.stack(pictures)) for camera, pictures in by_camera.items()},
         length=len(frames),
         vectors={
             "action": np.concatenate([part.proposed for part in parts]),
@@ -156,22 +202,18 @@ def _run_expert(simulator: SimulatorProcess, attempt: Attempt, config: RecordCon
     )
 
 
-def _view(config: RecordConfig) -> View:
-    return selected_view(MetaWorld, [config.camera], (config.height, config.width), videos=True)
-
-
-def _fill(config: RecordConfig, attempts: _Attempts) -> None:
+def _fill(config: RecordConfig, plan: _Plan, attempts: Attempts) -> None:
     """Runs attempts until every task has its episodes."""
     recorder: Any = ray.remote(num_cpus=1, **roles.options(roles.DECODE))(_Recorder)
-    pool: ActorPool[Attempt] = ActorPool(lambda: recorder.remote(config), config.workers)
-    wanted = config.episodes_per_task
-    for task in config.tasks:
+    pool: ActorPool[Attempt] = ActorPool(lambda: recorder.remote(config, plan), config.workers)
+    wanted, names = config.episodes_per_task, [task.name for task in plan.tasks]
+    for task in names:
         for offset in range(wanted + len(attempts.failed(task))):
             if not attempts.done(Attempt(task, config.seed + offset)):
-                pool.submit(Attempt(task, config.seed + offset))
-    present = sum(len(attempts.succeeded(task)) for task in config.tasks)
-    failed = sum(len(attempts.failed(task)) for task in config.tasks)
-    with Progress("record", "episodes", wanted * len(config.tasks), initial=present) as progress:
+                pool.submit(_existing(Attempt(task, config.seed + offset), config, plan, attempts))
+    present = sum(len(attempts.succeeded(task)) for task in names)
+    failed = sum(len(attempts.failed(task)) for task in names)
+    with Progress("record", "episodes", wanted * len(names), initial=present) as progress:
         progress.step(0, f"{failed} failed")
         for attempt, packed in pool.results():
             kept = attempts.add(attempt, packed)
@@ -184,147 +226,96 @@ def _fill(config: RecordConfig, attempts: _Attempts) -> None:
             progress.step(0, f"{failed} failed")
             failures = len(attempts.failed(attempt.task))
             if failures > max(5, 2 * wanted):
-                raise SimulatorError(
-                    f"{attempt.task}: the expert failed {failures} of "
-                    f"{failures + len(attempts.succeeded(attempt.task))} episodes; "
-                    f"raise max_steps ({config.max_steps}), lower noise ({config.noise}) or drop the task."
-                )
+                raise SimulatorError(f"{_tally(attempt.task, attempts)}; {_remedy(config)}.")
             # A task's attempts are numbered without gaps: M successes and F failures are seeds 0 to M+F-1.
-            pool.submit(Attempt(attempt.task, config.seed + wanted + failures - 1))
+            following = Attempt(attempt.task, config.seed + wanted + failures - 1)
+            pool.submit(_existing(following, config, plan, attempts))
 
 
-def _publish(config: RecordConfig, attempts: _Attempts, output: str, start: float) -> RecordSummary:
+def _existing(attempt: Attempt, config: RecordConfig, plan: _Plan, attempts: Attempts) -> Attempt:
+    """The attempt, where the benchmark has that initial state."""
+    if plan.benchmark.seeds is not None and attempt.seed >= plan.benchmark.seeds:
+        raise SimulatorError(
+            f"{_tally(attempt.task, attempts)}, and the {plan.benchmark.seeds} initial states of "
+            f"{config.benchmark} are used up; ask for fewer episodes_per_task, or {_remedy(config)}."
+        )
+    return attempt
+
+
+def _tally(task: str, attempts: Attempts) -> str:
+    failures, solved = len(attempts.failed(task)), len(attempts.succeeded(task))
+    return f"{task}: the expert failed {failures} of {failures + solved} episodes"
+
+
+def _remedy(config: RecordConfig) -> str:
+    limit = "the task's horizon" if config.max_steps is None else config.max_steps
+    return f"raise max_steps ({limit}), lower noise ({config.noise}) or drop the task"
+
+
+def _publish(config: RecordConfig, plan: _Plan, attempts: Attempts, start: float) -> RecordSummary:
     """Writes both datasets, each appearing whole."""
-    cameras = [Camera(config.camera, config.height, config.width)]
+    output, robot = storage.absolute(config.output), plan.benchmark.robot or plan.benchmark.name
     frames = labelled = 0
-    for name, vectors in (("video", []), ("labelled", _VECTORS)):
+    for name, vectors in (("video", []), ("labelled", plan.vectors)):
         per_task = config.episodes_per_task if name == "video" else config.labelled_per_task
         if per_task == 0:
             continue
         with storage.committed_folder(storage.join(output, name)) as folder:
-            writer = LeRobotWriter(folder, _FPS, cameras, vectors, MetaWorld.robot)
+            writer = LeRobotWriter(folder, plan.fps, plan.cameras, vectors, robot)
             sources = []
-            for task in config.tasks:
-                for seed in attempts.succeeded(task)[:per_task]:
-                    episode = attempts.episode(Attempt(task, seed))
+            for task in plan.tasks:
+                for seed in attempts.succeeded(task.name)[:per_task]:
+                    episode = attempts.episode(Attempt(task.name, seed))
                     writer.add(episode)
-                    sources.append({"task": task, "seed": seed, "length": episode.length})
+                    sources.append({"task": task.name, "seed": seed, "length": episode.length})
                     frames += episode.length if name == "video" else 0
                     labelled += name == "labelled"
             writer.finish()
             # Next to LeRobot's own files: the settings that reproduce this dataset.
-            details = {"benchmark": MetaWorld.name, "fps": _FPS, **attempts.settings}
+            details = {"fps": plan.fps, **attempts.settings}
             (folder / "meta" / SUMMARY).write_text(json.dumps({**details, "episodes": sources}, indent=1))
     return RecordSummary(
         output=output,
-        tasks=list(config.tasks),
-        episodes=config.episodes_per_task * len(config.tasks),
+        tasks=[task.name for task in plan.tasks],
+        episodes=config.episodes_per_task * len(plan.tasks),
         labelled_episodes=labelled,
         frames=frames,
-        failures={task: len(attempts.failed(task)) for task in config.tasks},
+        failures={task.name: len(attempts.failed(task.name)) for task in plan.tasks},
         wall_s=round(time.monotonic() - start, 1),
     )
-
-
-# --------------------------------------------------------------------------- the store of attempts
-
-
-class _Attempts:
-    """The finished attempts of a recording, one file each, so that an interrupted one can be resumed."""
-
-    def __init__(self, folder: str, settings: dict[str, Any], output: str):
-        self.settings = settings
-        self._folder = folder
-        self._lengths: dict[str, dict[int, int]] = {task: {} for task in settings["tasks"]}
-        bind_settings(folder, settings, "a recording", output)
-        for name in storage.names(folder):
-            if not name.endswith(".npz") or name.startswith("."):
-                continue
-            task, seed, length = name.removesuffix(".npz").split("_")
-            self._lengths[task][int(seed)] = int(length)
-
-    def done(self, attempt: Attempt) -> bool:
-        return attempt.seed in self._lengths[attempt.task]
-
-    def succeeded(self, task: str) -> list[int]:
-        """Seeds, ascending."""
-        return sorted(seed for seed, length in self._lengths[task].items() if length)
-
-    def failed(self, task: str) -> list[int]:
-        """Seeds, ascending."""
-        return sorted(seed for seed, length in self._lengths[task].items() if not length)
-
-    def add(self, attempt: Attempt, packed: bytes) -> bool:
-        """Stores an attempt.
-
-        Returns:
-            Whether it succeeded.
-        """
-        length = _unpack(packed).length
-        storage.write_bytes(self._path(attempt, length), packed)
-        self._lengths[attempt.task][attempt.seed] = length
-        return length > 0
-
-    def episode(self, attempt: Attempt) -> Episode:
-        return _unpack(storage.read_bytes(self._path(attempt, self._lengths[attempt.task][attempt.seed])))
-
-    def delete(self) -> None:
-        storage.delete(self._folder)
-
-    def _path(self, attempt: Attempt, length: int) -> str:
-        # The outcome is in the name, so that a resume needs a listing and no reading.
-        return storage.join(self._folder, f"{attempt.task}_{attempt.seed}_{length}.npz")
-
-
-def _pack(episode: Episode) -> bytes:
-    arrays: dict[str, Any] = {"text": np.array(episode.text), "length": np.array(episode.length)}
-    for camera, video in episode.videos.items():
-        arrays[f"video/{camera}"] = np.frombuffer(video, np.uint8)
-        for name, value in episode.video_stats[camera].items():
-            arrays[f"stats/{camera}/{name}"] = value
-    for key, values in episode.vectors.items():
-        arrays[f"vector/{key}"] = values
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
-
-
-def _unpack(packed: bytes) -> Episode:
-    videos: dict[str, bytes] = {}
-    stats: dict[str, Stats] = {}
-    vectors: dict[str, NDArray[np.float32]] = {}
-    with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
-        for name in arrays.files:
-            kind, _, rest = name.partition("/")
-            if kind == "video":
-                videos[rest] = arrays[name].tobytes()
-            elif kind == "stats":
-                camera, _, statistic = rest.partition("/")
-                stats.setdefault(camera, {})[statistic] = arrays[name]
-            elif kind == "vector":
-                vectors[rest] = arrays[name]
-        return Episode(str(arrays["text"]), videos, stats, int(arrays["length"]), vectors)
 
 
 # --------------------------------------------------------------------------- checks
 
 
-def _settings(config: RecordConfig) -> dict[str, Any]:
+def _settings(config: RecordConfig, plan: _Plan) -> dict[str, Any]:
     """The settings that decide the content: all but the resources and the output."""
-    return {k: v for k, v in to_mapping(config).items() if k not in ("ray", "workers", "output")}
+    resources = ("ray", "simulator", "workers", "output", "cameras", "height", "width")
+    return {
+        **{key: value for key, value in to_mapping(config).items() if key not in resources},
+        "options": plan.options,
+        "tasks": [task.name for task in plan.tasks],
+        "view": {camera: list(plan.view.size(camera)) for camera in plan.view.cameras},
+    }
 
 
-def _check(config: RecordConfig) -> None:
-    selected_tasks(MetaWorld, {}, config.tasks)
-    _view(config)
-    for name, least in (
-        ("episodes_per_task", 1),
-        ("labelled_per_task", 0),
-        ("max_steps", 1),
-        ("hold_steps", 0),
-    ):
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be {least} or more.")
+def _checked(config: RecordConfig) -> _Plan:
+    benchmark = benchmark_class(config.benchmark)
+    options = selected_options(benchmark, config.options)
+    tasks = selected_tasks(benchmark, options, config.tasks)
+    view = selected_view(benchmark, config.cameras, (config.height, config.width), videos=True)
+    if without := [task.name for task in tasks if not benchmark.expert_can(task.name)]:
+        raise ConfigError(
+            f"tasks: {config.benchmark} has no expert for {', '.join(without[:5])}"
+            f"{' and others' if len(without) > 5 else ''}, which can therefore not be recorded; leave "
+            f"{'them' if len(without) > 1 else 'it'} out."
+        )
+    least = {"episodes_per_task": 1, "labelled_per_task": 0, "hold_steps": 0, "seed": 0, "workers": 1}
+    for name, value in least.items():
+        if getattr(config, name) < value:
+            raise ConfigError(f"{name} is {getattr(config, name)}; it must be {value} or more.")
+    if config.max_steps is not None and config.max_steps < 1:
+        raise ConfigError(f"max_steps is {config.max_steps}; it must be 1 or more.")
     if config.labelled_per_task > config.episodes_per_task:
         raise ConfigError(
             f"labelled_per_task ({config.labelled_per_task}) is more than episodes_per_task "
@@ -332,3 +323,9 @@ def _check(config: RecordConfig) -> None:
         )
     if config.noise < 0:
         raise ConfigError(f"noise is {config.noise}; it is a standard deviation, 0 or more.")
+    if benchmark.seeds is not None and config.seed + config.episodes_per_task > benchmark.seeds:
+        raise ConfigError(
+            f"seed {config.seed} and episodes_per_task {config.episodes_per_task} ask for more initial states than "
+            f"{config.benchmark} has: {benchmark.seeds} per task, from 0 to {benchmark.seeds - 1}."
+        )
+    return _Plan(benchmark, options, tasks, view)

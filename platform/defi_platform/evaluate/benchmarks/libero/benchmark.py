@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from defi_platform.errors import one_line
+from defi_platform.errors import SimulatorError, one_line
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Benchmark, Step, Task, View
 from defi_platform.evaluate.benchmarks.libero import scripts, suites
 from defi_platform.evaluate.benchmarks.libero.expert import Script
@@ -31,7 +31,6 @@ SETTLING_STEPS = 10
 """Steps with the gripper open and nothing else asked, before an episode begins."""
 _OPEN_GRIPPER = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 _FIXTURE_SEED = 0
-_INSTALL = "install it with: pip install 'defi-platform[libero]'"
 _EGL_FIX = "install it with: apt-get install -y libegl1 libegl-mesa0"
 
 
@@ -66,6 +65,7 @@ class Libero(Benchmark):
     control_hz: ClassVar[float] = 20.0
     seeds: ClassVar[int | None] = 50
     has_expert: ClassVar[bool] = True
+    robot: ClassVar[str] = "panda"
 
     @classmethod
     def tasks(cls, options: Mapping[str, Any]) -> tuple[Task, ...]:
@@ -99,7 +99,7 @@ class Libero(Benchmark):
 
         Raises:
             ImportError: LIBERO is not installed.
-            RuntimeError: it cannot render here.
+            SimulatorError: it cannot render here.
         """
         super().__init__(view, options)
         os.environ.setdefault("MUJOCO_GL", "egl")
@@ -108,12 +108,10 @@ class Libero(Benchmark):
         try:
             from libero.libero import benchmark, get_libero_path
             from libero.libero.envs.env_wrapper import ControlEnv
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                f"LIBERO is not installed here (no module '{error.name}'); {_INSTALL}"
-            ) from error
+        except ModuleNotFoundError:
+            raise
         except (ImportError, AttributeError, RuntimeError, OSError) as error:
-            raise RuntimeError(
+            raise SimulatorError(
                 f"EGL cannot be loaded on this machine ({one_line(error)}); {_EGL_FIX}"
             ) from error
         self._libero, self._make, self._path_of = benchmark, ControlEnv, get_libero_path
@@ -207,7 +205,7 @@ class Libero(Benchmark):
                 ignore_done=True,  # the caller decides when an episode ends
             )
         except (ImportError, AttributeError) as error:
-            raise RuntimeError(
+            raise SimulatorError(
                 f"EGL cannot render on this machine ({one_line(error)}); {_EGL_FIX}"
             ) from error
         self._task = task

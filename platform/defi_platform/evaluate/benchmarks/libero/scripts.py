@@ -57,7 +57,8 @@ def by_rim(
 
     def edge(scene: Scene) -> Vector:
         around = np.array([-np.sin(yaw), np.cos(yaw), 0.0]) * side * rim.radius
-        return scene.body(rim.name) + around + np.array([0.0, 0.0, rim.height])
+        around[2] = rim.height
+        return np.asarray(scene.body(rim.name) + around)
 
     held = carried(rim.name, place)
     return (
