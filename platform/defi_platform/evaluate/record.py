@@ -70,7 +70,7 @@ class RecordSummary:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a config asks for, looked up: the benchmark, its options, every task and the view."""
+    """A config looked up: the benchmark, its options, every task and the view."""
 
     benchmark: type[Benchmark]
     options: dict[str, Any]

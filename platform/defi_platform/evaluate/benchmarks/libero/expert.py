@@ -28,6 +28,8 @@ _TURN = 0.5
 _GAIN = 4.0
 """How many times the remaining way an action asks for; the controller covers about a quarter of it in a step."""
 _TURN_GAIN = 2.0
+_REACH = 0.12
+"""Distance of the hand beyond which it does not hold an object."""
 
 
 class Scene(Protocol):
@@ -66,6 +68,8 @@ class Stage:
     """Turn about the x axis before that; -pi / 2: the hand points to the right (-y), finger over finger."""
     slow: float = 1.0
     """Greatest action, to move at a part of the full speed."""
+    holds: str | None = None
+    """Object that must have come along when the stage ends; if it was left behind, the script starts over."""
 
     def turn(self) -> NDArray[np.float64]:
         """Rotation matrix of both turns."""
@@ -87,7 +91,8 @@ class Script:
             self._first = scene.rotation.copy()
         stage = self._stages[self._at]
         while self._at < len(self._stages) - 1 and self._over(stage, scene, self._first):
-            self._at, self._steps = self._at + 1, 0
+            lost = stage.holds is not None and np.linalg.norm(scene.body(stage.holds) - scene.hand) > _REACH
+            self._at, self._steps = (0 if lost else self._at + 1), 0
             stage = self._stages[self._at]
         self._steps += 1
         move = np.clip(_GAIN * (stage.target(scene) - scene.hand) / _STEP, -stage.slow, stage.slow)
