@@ -64,6 +64,19 @@ def test_an_episode_depends_on_task_and_seed_alone(fetch: Fetch) -> None:
     assert trace(fetch, "push", 8) != first
 
 
+def test_looking_changes_nothing(fetch: Fetch) -> None:
+    def states(looks: bool) -> list[bytes]:
+        fetch.reset("slide", 20_001)
+        seen = []
+        for _ in range(20):
+            if looks:
+                fetch.render()
+            seen.append(fetch.step(fetch.expert_action()).state.tobytes())
+        return seen
+
+    assert states(looks=True) == states(looks=False)
+
+
 def test_pictures_are_upright_and_show_the_goal(fetch: Fetch) -> None:
     state = fetch.reset("reach", 3)
     images = fetch.render()

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 from hostile_messages import picture
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from replica_in_process import DIGEST, Served, served
+from replica_in_process import DIGEST, SPEC, Served, served
 from robot_messages import observation
 from vla_eval.benchmarks.base import Benchmark
 from vla_eval.connection import Connection
@@ -26,6 +28,7 @@ from vla_eval.runners.sync_runner import SyncEpisodeRunner
 
 from defi_platform.evaluate.policy_client import PolicyClient
 from defi_platform.serve.deployment.server import PolicyServer, _ask_health
+from defi_platform.serve.observation import Observation
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +121,33 @@ def test_vla_evals_own_runner_runs_whole_episodes(server: Served, image_format: 
         asyncio.run(fleet())
     finally:
         set_image_format(before)
+
+
+def test_vla_evals_own_command_evaluates_our_server_on_push_t(tmp_path: Path) -> None:
+    pytest.importorskip("gym_pusht", reason="needs gym-pusht, of the extra `dev`")
+    spec = replace(SPEC, state_dim=2, action_dim=2)
+
+    def to_the_middle(observations: Sequence[Observation]) -> list[np.ndarray]:
+        assert all(each.images[0].shape == (64, 64, 3) for each in observations)
+        return [np.full((spec.chunk, 2), 256, np.float32) for _ in observations]
+
+    with served(to_the_middle, spec=spec) as place:
+        (tmp_path / "pusht.yaml").write_text(
+            f"server: {{url: '{place.url}/vla-eval'}}\noutput_dir: {tmp_path}/results\n"
+            "benchmarks: [{benchmark: 'vla_eval_pusht:PushTOfVlaEval', episodes_per_task: 2, max_steps: 40}]\n"
+        )
+        command = [sys.executable, "-m", "vla_eval.cli.main", "run", "--no-docker", "--yes", "-c"]
+        here = Path(__file__).parent
+        said = subprocess.run(
+            [*command, str(tmp_path / "pusht.yaml")],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert said.returncode == 0, said.stderr[-2000:]
+    assert "PushTOfVlaEval: 100.0%" in said.stdout, said.stdout[-2000:] + said.stderr[-2000:]
 
 
 def test_the_curl_command_of_the_documentation_as_it_is_written(repository: Path, tmp_path: Path) -> None:
