@@ -8,13 +8,18 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from defi_platform.config import InstallConfig
 from defi_platform.errors import ConfigError, SimulatorError
+from defi_platform.evaluate.benchmarks import registry
+from defi_platform.evaluate.benchmarks.interface import Registration
 from defi_platform.evaluate.installation.environment import COMPLETE, Environment
 from defi_platform.evaluate.installation.package_list import FOLDER, PackageList, package_list
+from defi_platform.evaluate.simulation.install import install
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -59,7 +64,9 @@ def test_an_environment_is_made_once_and_again_when_its_list_changes(tmp_path: P
     environment = Environment(tmp_path / "environments", "toy")
     clones = {"toy_clone": str(tmp_path / "clone")}
     assert not environment.is_complete()
-    with pytest.raises(ConfigError, match=r"git clone .*example\.org/toy_clone && clones\.toy_clone=FOLDER"):
+    with pytest.raises(
+        ConfigError, match=r"git clone .*example\.org/toy_clone, then clones\.toy_clone=FOLDER"
+    ):
         environment.make(packages, None, {}, ())
     assert environment.make(packages, sys.executable, clones, ("toy_one", "toy_cloned"))
     assert said(environment, "import toy_one; print(toy_one.ANSWER)") == "toy_one"
@@ -89,6 +96,23 @@ def test_an_installation_that_fails_looks_unfinished_and_goes_on(tmp_path: Path)
     environment.python.unlink()
     assert not environment.is_complete(), "its interpreter is gone"
     assert (environment.path / COMPLETE).exists()
+
+
+def test_the_job_says_of_an_extra_whether_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = registry.REGISTERED["fetch"].where
+    monkeypatch.setitem(registry.REGISTERED, "fetch", Registration(where, extra="fetch", needs=("json",)))
+    config = InstallConfig(benchmark="fetch", environments=str(tmp_path))
+    assert install(config) == f"fetch is installed in {sys.executable}"
+    monkeypatch.setitem(registry.REGISTERED, "fetch", Registration(where, extra="fetch", needs=("absent_",)))
+    with pytest.raises(SimulatorError, match=r"no module 'absent_'.* -m pip install .*\[fetch\]"):
+        install(config)
+    with pytest.raises(ConfigError, match="python: fetch needs no interpreter of its own"):
+        install(replace(config, python="python3"))
+    with pytest.raises(ConfigError, match="Did you mean 'fetch'"):
+        install(replace(config, benchmark="fetsh"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_not_ours_is_left_alone(tmp_path: Path) -> None:

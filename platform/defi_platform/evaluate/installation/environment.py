@@ -196,7 +196,7 @@ def _checked_clones(packages: PackageList, clones: Mapping[str, str]) -> dict[st
             )
     missing = [clone for name, clone in asked.items() if name not in clones]
     if missing:
-        lines = [f"git clone --recurse-submodules {clone.url} && clones.{clone.name}=" for clone in missing]
+        lines = [f"git clone {clone.url}, then clones.{clone.name}=" for clone in missing]
         raise ConfigError(
             f"{packages.file.stem} needs clones of repositories that are on no package index. Make them, and name their "
             "folders:\n  " + "\n  ".join(f"{line}FOLDER" for line in lines)
