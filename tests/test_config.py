@@ -111,6 +111,27 @@ def test_a_file_wins_over_what_it_extends_and_the_command_line_over_both(files: 
     assert config.data.corpora["robots"].weight == 2.0
 
 
+def test_a_mapping_that_names_all_entries_anew_has_their_order(files: Path) -> None:
+    order = "{data: {corpora: {robots: {cameras: %s}}}, extends: %s}"
+    for name, cameras, base in (
+        ("static", "{static: 1, gripper: 1}", "run.yaml"),
+        ("gripper", "{gripper: 1, static: 1}", "static.yaml"),
+    ):
+        (files / f"{name}.yaml").write_text(order % (cameras, base))
+
+    def views(name: str, *overrides: str) -> list[str]:
+        config = load_config(
+            PretrainConfig, files / f"{name}.yaml", [f"data.corpora.robots.cameras{o}" for o in overrides]
+        )
+        return list(config.data.corpora["robots"].cameras)
+
+    assert views("static") == views("gripper", "={static: 1, gripper: 1}") == ["static", "gripper"]
+    assert views("gripper") == views("static", "={gripper: 1, static: 1}") == ["gripper", "static"]
+    assert views("static", ".gripper=0.5") == ["static", "gripper"], (
+        "one entry alone says nothing of the order"
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "named", "fix"),
     [

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from robot_messages import observation
 
-from defi_platform.config import ServeConfig, ServedActingConfig
+from defi_platform.config import EvaluateConfig, ServeConfig, ServedActingConfig
 from defi_platform.errors import ConfigError
+from defi_platform.evaluate import rollouts
 from defi_platform.serve.deployment.policy_digest import policy_digest
 from defi_platform.serve.deployment.startup_checks import check_before_start
 from defi_platform.serve.inference.forward import PolicyForward
@@ -90,3 +91,11 @@ def test_settings_that_do_not_fit_the_policy_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         PolicyForward(str(policy_folder), threads=1, acting=settings)
+
+
+def test_an_evaluation_with_other_settings_is_one_of_the_policy_that_is_served_for_it(
+    policy_folder: Path,
+) -> None:
+    served = ServeConfig(policy=str(policy_folder), acting=ServedActingConfig(sigma_min=1.0))
+    greeting, _ = rollouts._identified(EvaluateConfig(serve=served, tasks=[], output=""))
+    assert greeting["policy_digest"] == policy_digest(served.policy, served.acting)

@@ -21,8 +21,10 @@ from ranks import Ranks
 from defi_models import presets
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM
+from defi_models.inputs.acting import Acting
 from defi_models.policy import DeFIPolicy
 from defi_platform.config import (
+    ActingConfig,
     CorpusConfig,
     DataConfig,
     EncodeConfig,
@@ -232,6 +234,17 @@ def test_a_run_folder_alone_is_enough_to_export_its_newest_checkpoint(runs: Path
         target = export_run(ExportConfig(str(runs / kind), str(tmp_path / kind)))
         exported, own = (Path(folder) / "model.safetensors" for folder in (target, runs / kind / "model"))
         assert exported.read_bytes() == own.read_bytes()
+    acting = ActingConfig(sigma_min=1.0, gripper="binary")
+    raw = export_run(ExportConfig(str(runs / "policy"), str(tmp_path / "raw"), weights="raw", acting=acting))
+    assert (Path(raw) / "model.safetensors").read_bytes() != exported.read_bytes(), (
+        "the run exports its average"
+    )
+    assert DeFIPolicy.from_pretrained(raw).acting == Acting(sigma_min=1.0, gripper="binary")
+    assert DeFIPolicy.from_pretrained(target).acting == Acting()
+    with pytest.raises(ConfigError, match=r"acting\.sigma_min is of a policy.*'gidm' run"):
+        export_run(ExportConfig(str(runs / "gidm"), str(tmp_path / "gidm"), acting=acting))
+    with pytest.raises(ConfigError, match="weights is 'mean'; choose raw, average"):
+        export_run(ExportConfig(str(runs / "gidm"), weights="mean"))
     with pytest.raises(CheckpointError, match="Is it a run folder"):
         export_run(ExportConfig(str(tmp_path)))
 

@@ -135,7 +135,7 @@ def _identified(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any] 
 
     folder = config.serve.policy
     check_seeds(folder, config.benchmark, config.tasks, config.seed, config.episodes_per_task)
-    greeting = {"policy_digest": policy_digest(folder)}
+    greeting = {"policy_digest": policy_digest(folder, config.serve.acting)}
     return greeting, policy_identity(greeting, config.policy_name, folder)
 
 
