@@ -163,6 +163,8 @@ def test_a_size_that_contradicts_the_data_is_one_error_of_the_dry_run(ingested: 
         "data.corpora.calvin.state=[elbow]": r"state\[0\] is 'elbow', which the states do not have",
         "data.corpora.calvin.state=[15]": r"state\[0\] is 15; the states have entries 0 to 14",
         f"{head}.chunk=0": "model chunk is 0",
+        "acting.sigma_min=99": r"acting\.sigma_min is 99; the policy samples from 80",
+        "acting.clip=range": r"^acting\.clip is 'range'",
     }.items():
         with pytest.raises(UserError, match=message):
             dry_run(change)
