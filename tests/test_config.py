@@ -19,6 +19,7 @@ from defi_platform.config import (
     EncodeConfig,
     EvaluateConfig,
     ExportConfig,
+    ExportEvaluationConfig,
     FinetuneConfig,
     IngestConfig,
     InspectConfig,
@@ -82,6 +83,7 @@ SCHEMAS = {
     "evaluate_offline": OfflineConfig,
     "install_benchmark": InstallConfig,
     "compare_evaluations": CompareConfig,
+    "export_evaluation": ExportEvaluationConfig,
     "demo": DemoConfig,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -23,6 +22,7 @@ from defi_platform.errors import ConfigError, ServeError
 from defi_platform.evaluate.benchmarks.metaworld.benchmark import MetaWorld
 from defi_platform.evaluate.episode import request_seed
 from defi_platform.evaluate.policy_client import PolicyClient
+from defi_platform.evaluate.results.episodes import read_episodes
 from defi_platform.evaluate.rollouts import evaluate
 
 COFFEE, BUTTON = "coffee-button-v3", "button-press-v3"
@@ -53,7 +53,7 @@ def still(observation: dict[str, Any], connection: ServerConnection) -> dict[str
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+    return read_episodes(str(output))
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from defi_platform.config.data import (
 from defi_platform.config.evaluate import (
     CompareConfig,
     EvaluateConfig,
+    ExportEvaluationConfig,
     InspectConfig,
     InstallConfig,
     OfflineConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "EncodeConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "ExportEvaluationConfig",
     "FilterConfig",
     "FinetuneConfig",
     "InferenceConfig",

@@ -152,6 +152,28 @@ class CompareConfig:
 
 
 @dataclass
+class ExportEvaluationConfig:
+    """Results of an evaluation in the JSON layouts of vla-eval (jobs/export_evaluation.py)."""
+
+    evaluation: str = field(default=MISSING, metadata=PATH)
+    """Output folder of jobs/evaluate_policy.py."""
+    output: str = field(default=MISSING, metadata=PATH)
+    """JSON file to write."""
+    layout: str = "results"
+    """results | leaderboard: a results file of vla-eval, or an entry for its leaderboard.json."""
+    arm: str = "policy"
+    """Policy under test whose episodes are exported as results."""
+    model: str | None = None
+    """Key of the leaderboard's entry, such as a BibTeX key."""
+    display_name: str | None = None
+    """Of the method, for the leaderboard; null: as `model`."""
+    curated_by: str | None = None
+    """For the leaderboard: "@" and the name on GitHub of who stands for the entry."""
+    finetuned: bool = True
+    """For the leaderboard: trained on this benchmark's data; false: one checkpoint for all benchmarks."""
+
+
+@dataclass
 class InspectConfig:
     """One HTML page about the corpora (jobs/inspect_corpus.py)."""
 

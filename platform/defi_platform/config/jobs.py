@@ -12,6 +12,7 @@ from defi_platform.config.data import DataConfig
 from defi_platform.config.evaluate import (
     CompareConfig,
     EvaluateConfig,
+    ExportEvaluationConfig,
     InspectConfig,
     InstallConfig,
     OfflineConfig,
@@ -130,6 +131,7 @@ JOB_CONFIGS: dict[str, type[Any]] = {
     "evaluate_policy": EvaluateConfig,
     "evaluate_offline": OfflineConfig,
     "compare_evaluations": CompareConfig,
+    "export_evaluation": ExportEvaluationConfig,
     "record_demos": RecordConfig,
     "inspect_corpus": InspectConfig,
     "install_benchmark": InstallConfig,

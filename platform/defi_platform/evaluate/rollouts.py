@@ -8,6 +8,7 @@ an interrupted evaluation is resumed and to which several drivers may add at onc
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -20,21 +21,20 @@ from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EvaluateConfig
 from defi_platform.errors import SimulatorError
 from defi_platform.evaluate.asked import asked, blocks, checked, settings, stop_rule
+from defi_platform.evaluate.benchmarks.registry import benchmark_class, selected_view
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.run import Fleet
 from defi_platform.evaluate.fleet.shared_units import SharedUnits
 from defi_platform.evaluate.policy_client import PolicyClient, read_token
 from defi_platform.evaluate.policy_fit import check_answer, check_fits
 from defi_platform.evaluate.recorded_seeds import check_seeds
+from defi_platform.evaluate.results.evaluation import SUMMARY, write_results
+from defi_platform.evaluate.results.protocol import protocol_of
 from defi_platform.evaluate.simulation.interpreter import check_installed
-from defi_platform.evaluate.statistics.intervals import Rate, latency_quantiles, wilson
 from defi_platform.evaluate.store.episodes import EpisodeStore
-from defi_platform.evaluate.store.identity import policy_identity
+from defi_platform.evaluate.store.identity import PROTOCOL, policy_identity, stored
 from defi_platform.evaluate.store.leases import Leases
 from defi_platform.evaluate.success_table import success_lines
-
-SUMMARY = "summary.json"
-RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -185,65 +185,76 @@ def _published(
     greeting: dict[str, Any],
     wall_s: float,
 ) -> EvaluationResult:
-    table = units.table()
-    rows = [row for unit in table if (row := units.row(unit)) is not None]
-    if not rows:
+    benchmark, table = benchmark_class(config.benchmark), units.table()
+    rows = [row for unit in table if (row := _row(config, store, units, unit)) is not None]
+    if all(row["success"] is None for row in rows):
         raise SimulatorError(f"{output}: every episode was left out; its faults are in {output}/faults.")
     decision, rule = units.decision(), stop_rule(config.stop_rule)
-    details = {
-        **_scores(config, rows),
-        "policy": greeting,
-        "identity": policy_identity(greeting, config.policy_name, "") if greeting else None,
-        "asked": asked(config),
-        "settings": settings(config),
-        "left_out": [
-            _left_out(unit, store.faults[units.name(unit)]) for unit in table if units.is_left_out(unit)
-        ],
-        "simulator_errors": _kinds(
-            [fault for unit in table for fault in store.faults.get(units.name(unit), [])]
+    identity = policy_identity(greeting, config.policy_name, "") if greeting else None
+    protocol = protocol_of(
+        benchmark,
+        options=config.options,
+        view=selected_view(
+            benchmark, config.cameras, (config.height, config.width), videos=config.video_every > 0
         ),
-        "stopped": decision.as_mapping(rule) if decision and rule else None,
-        "skipped": {},
-        "wall_s": round(wall_s, 1),
-    }
-    lines = (json.dumps(row) + "\n" for row in rows)
-    storage.write_text(storage.join(output, RESULTS), "".join(lines))
-    storage.write_text(storage.join(output, SUMMARY), json.dumps(details, indent=1))
+        tasks=config.tasks,
+        max_steps=config.max_steps,
+        execute_steps=_executed(config, store, rows),
+        seeds=sorted({unit.seed for unit in table}),
+        simulator=stored(output, PROTOCOL),
+        policy={**(identity or {}), **({"name": config.policy_name} if config.policy_name else {})},
+        rows=rows,
+    )
+    details = write_results(
+        output,
+        rows,
+        ((row, store.steps(row)) for row in rows if row["success"] is not None),
+        arms=config.arms,
+        protocol=protocol,
+        benchmark=benchmark,
+        more={
+            "policy": greeting,
+            "identity": identity,
+            "asked": asked(config),
+            "settings": settings(config),
+            "stopped": decision.as_mapping(rule) if decision and rule else None,
+            "skipped": {},
+            "wall_s": round(wall_s, 1),
+        },
+    )
     return EvaluationResult(output, details)
 
 
-def _left_out(unit: Rollout, faults: list[dict[str, Any]]) -> dict[str, Any]:
-    last = faults[-1]
-    return {**vars(unit), "tries": len(faults), "kind": last["kind"], "message": last["message"]}
+def _row(
+    config: EvaluateConfig, store: EpisodeStore, units: SharedUnits, unit: Rollout
+) -> dict[str, Any] | None:
+    """The row of an episode with all its failed tries; without an outcome where it is left out, None where not run."""
+    faults = store.faults.get(units.name(unit), [])
+    if (row := units.row(unit)) is not None:
+        return {**row, "simulator_errors": faults or row["simulator_errors"]}
+    if not units.is_left_out(unit):
+        return None
+    lost = {"benchmark": config.benchmark, **vars(unit), "unit": units.name(unit)}
+    return {**lost, "success": None, "simulator_errors": faults}
 
 
-def _kinds(faults: list[dict[str, Any]]) -> dict[str, int]:
-    kinds = [fault["kind"] for fault in faults]
-    return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
-
-
-def _scores(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    arms: dict[str, Any] = {}
-    for arm in config.arms:
-        of_arm = [row for row in rows if row["arm"] == arm]
-        tasks = {task: _rate([row for row in of_arm if row["task"] == task]) for task in config.tasks}
-        arms[arm] = {
-            "tasks": {task: rate.as_mapping() for task, rate in tasks.items()},
-            "pooled": _rate(of_arm).as_mapping(),
-        }
-    examples = [
-        {key: row[key] for key in ("arm", "task", "seed", "success", "steps", "video")}
-        for row in rows
-        if row["seed"] == config.seed and row["video"]
-    ]
-    return {
-        "arms": arms,
-        "latency_ms": latency_quantiles([ms for row in rows for ms in row["latency_ms"]]),
-        "example_episodes": examples,
-    }
-
-
-def _rate(rows: list[dict[str, Any]]) -> Rate:
-    if not rows:  # all were left out, or the rule needed none
-        return Rate(0, 0, 0.0, 0.0, 1.0)
-    return wilson(sum(row["success"] for row in rows), len(rows))
+def _executed(config: EvaluateConfig, store: EpisodeStore, rows: list[dict[str, Any]]) -> int | None:
+    """Actions of a chunk that were executed: as configured, or as the steps show; None where no chunk ended."""
+    if config.execute_steps is not None:
+        return config.execute_steps
+    for row in rows:
+        # What is left of the last chunk of a subtask is not executed, so only a chunk with a successor tells.
+        if row["success"] is not None and len(row["latency_ms"]) > len(row["subtasks"]):
+            steps = store.steps(row)
+            if steps is None:
+                continue
+            sent = [
+                (step, subtask)
+                for step, subtask, digest in zip(
+                    *(steps[name].to_pylist() for name in ("step", "subtask", "observation_sha256")),
+                    strict=True,
+                )
+                if digest
+            ]
+            return next((later - step for (step, a), (later, b) in itertools.pairwise(sent) if a == b), None)
+    return None

@@ -36,9 +36,10 @@ SCHEMA = pa.schema(
         ("policy_digest", pa.string()),
         ("video", pa.string()),
         ("host", pa.string()),
+        ("unit", pa.string()),
     ]
 )
-"""`success` is null for an episode that was left out because its simulator kept failing."""
+"""`unit` names the episode's files in the store (`store.episodes`). `success` is null for an episode that was left out because its simulator kept failing."""
 
 
 def write_episodes(output: str, rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> None:

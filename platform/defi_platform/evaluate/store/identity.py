@@ -106,6 +106,18 @@ def bind(output: str, part: str, wanted: Mapping[str, Any]) -> None:
         check_bound(output, part, wanted)  # another driver may have been faster
 
 
+def stored(output: str, part: str) -> dict[str, Any]:
+    """One part of the identity that an output holds; {} where it holds none.
+
+    Args:
+        output: of the evaluation.
+        part: SETTINGS, POLICY or PROTOCOL.
+    """
+    path = _path(output, part)
+    found: dict[str, Any] = json.loads(storage.read_text(path)) if storage.exists(path) else {}
+    return found
+
+
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any], at: str = "") -> Iterator[str]:
     """Yields what differs between two mappings of JSON values, in words.
 

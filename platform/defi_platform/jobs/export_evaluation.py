@@ -1,0 +1,40 @@
+"""Export an evaluation in the JSON layouts of vla-eval: its results file, or an entry of its leaderboard."""
+
+import json
+import sys
+
+from defi_platform.config import ExportEvaluationConfig
+from defi_platform.config.loader import parse_arguments
+from defi_platform.errors import ConfigError, exit_code
+
+
+def main() -> int:
+    """Runs the job. Returns: the exit code."""
+    config = parse_arguments(ExportEvaluationConfig, description=__doc__)
+    if config.layout not in ("results", "leaderboard"):
+        raise ConfigError(f"layout is '{config.layout}'; it is results or leaderboard.")
+    if config.layout == "leaderboard" and not (config.model and config.curated_by):
+        raise ConfigError("an entry of the leaderboard needs model=KEY and curated_by='@NAME'.")
+    # Imported late: --help and mistakes in the config should not wait for it.
+    from defi_platform import storage
+    from defi_platform.evaluate.results.evaluation import read_evaluation
+    from defi_platform.evaluate.results.vla_eval import leaderboard_entry, results_file
+
+    evaluation = read_evaluation(config.evaluation)
+    if config.layout == "results":
+        content = results_file(evaluation, config.arm)
+    else:
+        content = leaderboard_entry(
+            evaluation,
+            model=str(config.model),
+            display_name=config.display_name or str(config.model),
+            curated_by=str(config.curated_by),
+            finetuned=config.finetuned,
+        )
+    storage.write_text(config.output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    print(f"{config.layout}: {config.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
