@@ -1,4 +1,4 @@
-"""Export an evaluation in the JSON layouts of vla-eval: its results file, or an entry of its leaderboard."""
+"""Export an evaluation: vla-eval's results file, an entry of its leaderboard, or recordings for Rerun's viewer."""
 
 import sys
 

@@ -89,9 +89,13 @@ def steps_of(row: Mapping[str, Any]) -> pa.Table:
 
 
 def evaluated(
-    output: Path, rows: Sequence[Mapping[str, Any]], benchmark: type[Benchmark] = Pushing, **changes: Any
+    output: Path,
+    rows: Sequence[Mapping[str, Any]],
+    benchmark: type[Benchmark] = Pushing,
+    more: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> dict[str, Any]:
-    """Writes the results of `rows`; `changes` are of the protocol."""
+    """Writes the results of `rows`; `more` is for the summary, `changes` of the protocol."""
     seeds = sorted({row["seed"] for row in rows})
     protocol = {
         **protocol_of(
@@ -103,5 +107,5 @@ def evaluated(
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     return write_results(
         str(output), rows, ((row, steps_of(row)) for row in rows), arms=arms, protocol=protocol,
-        benchmark=benchmark, more={"skipped": {}, "wall_s": 3.0},
+        benchmark=benchmark, more={"skipped": {}, "wall_s": 3.0, **(more or {})},
     )  # fmt: skip

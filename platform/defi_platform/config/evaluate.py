@@ -153,16 +153,19 @@ class CompareConfig:
 
 @dataclass
 class ExportEvaluationConfig:
-    """Results of an evaluation in the JSON layouts of vla-eval (jobs/export_evaluation.py)."""
+    """Results of an evaluation for other tools: vla-eval, Rerun (jobs/export_evaluation.py)."""
 
     evaluation: str = field(default=MISSING, metadata=PATH)
     """Output folder of jobs/evaluate_policy.py."""
     output: str = field(default=MISSING, metadata=PATH)
-    """JSON file to write."""
+    """JSON file to write; for `rerun` a local folder."""
     layout: str = "results"
-    """results | leaderboard: a results file of vla-eval, or an entry for its leaderboard.json."""
+    """results | leaderboard | rerun: a results file of vla-eval, an entry for its leaderboard.json, or a recording (.rrd)
+    per episode for Rerun's viewer, which needs the extra `rerun`."""
     arm: str = "policy"
-    """Policy under test whose episodes are exported as results."""
+    """Policy under test whose episodes are exported."""
+    episodes: int = 20
+    """Recordings for Rerun, those of failed episodes first."""
     model: str | None = None
     """Key of the leaderboard's entry, such as a BibTeX key."""
     display_name: str | None = None

@@ -219,6 +219,7 @@ def _published(
             "settings": settings(config),
             "stopped": decision.as_mapping(rule) if decision and rule else None,
             "skipped": {},
+            "video_every": config.video_every,
             "wall_s": round(wall_s, 1),
         },
     )

@@ -1,4 +1,4 @@
-"""Export an evaluation in the JSON layouts of vla-eval: its results file, or an entry of its leaderboard."""
+"""Export an evaluation: vla-eval's results file, an entry of its leaderboard, or recordings for Rerun's viewer."""
 
 import json
 import sys
@@ -7,12 +7,14 @@ from defi_platform.config import ExportEvaluationConfig
 from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import ConfigError, exit_code
 
+LAYOUTS = ("results", "leaderboard", "rerun")
+
 
 def main() -> int:
     """Runs the job. Returns: the exit code."""
     config = parse_arguments(ExportEvaluationConfig, description=__doc__)
-    if config.layout not in ("results", "leaderboard"):
-        raise ConfigError(f"layout is '{config.layout}'; it is results or leaderboard.")
+    if config.layout not in LAYOUTS:
+        raise ConfigError(f"layout is '{config.layout}'; it is one of {', '.join(LAYOUTS)}.")
     if config.layout == "leaderboard" and not (config.model and config.curated_by):
         raise ConfigError("an entry of the leaderboard needs model=KEY and curated_by='@NAME'.")
     # Imported late: --help and mistakes in the config should not wait for it.
@@ -21,6 +23,12 @@ def main() -> int:
     from defi_platform.evaluate.results.vla_eval import leaderboard_entry, results_file
 
     evaluation = read_evaluation(config.evaluation)
+    if config.layout == "rerun":
+        from defi_platform.evaluate.results.rerun_recording import write_recordings
+
+        for path in write_recordings(evaluation, config.output, config.arm, config.episodes):
+            print(f"rerun: {path}")
+        return 0
     if config.layout == "results":
         content = results_file(evaluation, config.arm)
     else:

@@ -63,7 +63,7 @@ def _coordinates(
         if second >= 0 and spread[second] > 1e-6:
             labels = [names[i] if i < len(names) else f"state {i}" for i in (first, second)]
             return states[:, first], states[:, second], (labels[0], labels[1])
-    return seeds, np.zeros(len(seeds)), ("seed (all start alike)", "")
+    return seeds, np.zeros(len(seeds)), ("seed (the state is alike at the start)", "")
 
 
 def latency_histogram(milliseconds: Sequence[float]) -> Markup:
