@@ -14,7 +14,7 @@ from made_evaluations import Apart, Chained, episode, evaluated
 from defi_platform.config import CompareConfig
 from defi_platform.config.loader import parse_arguments
 from defi_platform.errors import ConfigError, exit_code
-from defi_platform.evaluate.comparison import compare
+from defi_platform.evaluate.results.comparison import compare
 from defi_platform.evaluate.statistics.paired import PairedCounts, difference_interval
 from defi_platform.jobs.compare_evaluations import main
 

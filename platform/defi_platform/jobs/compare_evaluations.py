@@ -20,7 +20,7 @@ def main() -> int:
         positional="outputs",
     )
     # Imported late: --help and mistakes in the config should not wait for SciPy.
-    from defi_platform.evaluate.comparison import compare
+    from defi_platform.evaluate.results.comparison import compare
 
     result = compare(config)
     print(json.dumps(result.as_mapping(), indent=1) if config.json else result.summary())
