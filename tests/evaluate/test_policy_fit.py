@@ -18,6 +18,8 @@ import numpy as np
 import policy_server as policy_servers
 import pytest
 from policy_server import policy_server
+from vla_eval.model_servers.predict import PredictModelServer
+from vla_eval.model_servers.serve import serve as serve_model
 from websockets.sync.client import connect
 
 from defi_platform.config import EvaluateConfig, ObservationKeysConfig, ServeConfig
@@ -213,3 +215,57 @@ def connect_when_up(server: Any) -> Iterator[str]:
         except OSError:
             time.sleep(0.1)
     yield url
+
+
+class _Towards(PredictModelServer):
+    """A model server of vla-eval that moves the hand to the goal, and counts the episodes."""
+
+    def __init__(self, dims: int = 4) -> None:
+        super().__init__()
+        self.dims, self.episodes = dims, 0
+
+    async def on_episode_start(self, config: dict[str, Any], ctx: Any) -> None:
+        self.episodes += 1
+        await super().on_episode_start(config, ctx)
+
+    def predict(self, obs: dict[str, Any], ctx: Any) -> dict[str, Any]:
+        assert obs["images"]["workspace"].shape == (32, 32, 3)
+        assert obs["task_description"] == "move the hand to the red dot"
+        state = np.asarray(obs["states"])
+        action = np.zeros(self.dims, np.float32)
+        action[:3] = (10 * (state[4:] - state[:3])).clip(-1, 1)
+        return {"actions": action}
+
+
+@contextmanager
+def model_server(model: Any) -> Iterator[str]:
+    """The server that vla-eval's own command starts."""
+    port = free_port()
+    threading.Thread(target=serve_model, args=(model, "127.0.0.1", port), daemon=True).start()
+    for _ in range(100):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield f"vla-eval+ws://127.0.0.1:{port}"
+
+
+def test_our_worker_evaluates_a_model_server_of_vla_eval(tmp_path: Path) -> None:
+    model = _Towards()
+    with model_server(model) as url:
+        worker = Simulator(asked(tmp_path / "run", url), url)
+        rows = [worker.work(rollouts.Rollout("policy", "reach", seed)).row for seed in range(5)]
+        assert sum(row["success"] for row in rows) == 5
+        assert [len(row["latency_ms"]) for row in rows] == [row["steps"] for row in rows]
+        assert model.episodes == 5
+
+
+def test_a_model_server_of_another_robot_is_found_first(tmp_path: Path) -> None:
+    with (
+        model_server(_Towards(dims=7)) as url,
+        pytest.raises(ConfigError, match="gives 7 action dims, fetch takes 4"),
+    ):
+        evaluate(asked(tmp_path / "run", url))
+    with pytest.raises(ServeError, match="no model server answers"):
+        evaluate(asked(tmp_path / "run", f"vla-eval+ws://127.0.0.1:{free_port()}"))

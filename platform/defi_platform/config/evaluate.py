@@ -90,7 +90,8 @@ class EvaluateConfig:
     serve: ServeConfig = field(default_factory=ServeConfig)
     """The policy to serve for the evaluation; unused when `url` is set."""
     url: str | None = None
-    """ws://host:port (wss:// for TLS) of a policy that is already served; null: serve one for the evaluation."""
+    """ws://host:port (wss:// for TLS; vla-eval+ws:// for a model server of vla-eval) of a policy that is already served;
+    null: serve one for the evaluation."""
     token_file: str | None = field(default=None, metadata=PATH)
     """File with the token that the server asks for (serve.security.tokens); null: none."""
     benchmark: str = "metaworld"

@@ -17,7 +17,7 @@ from defi_platform.evaluate.benchmarks.registry import (
 )
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.stop_rule import StopRule
-from defi_platform.evaluate.policy_observation import client_keys
+from defi_platform.evaluate.policy.observation import client_keys
 from defi_platform.evaluate.simulator import ARMS
 
 _DECIDING = ("benchmark", "options", "policy_cameras", "execute_steps", "max_steps", "observation_keys")

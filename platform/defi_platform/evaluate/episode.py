@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from defi_client.recording.h264 import encode_h264
 from defi_platform.errors import ServeError
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Observation, Task
+from defi_platform.evaluate.policy.observation import policy_observation
 from defi_platform.evaluate.policy_client import PolicyClient, check_same_policy
-from defi_platform.evaluate.policy_observation import policy_observation
 from defi_platform.evaluate.simulation.process import Advance, SimulatorProcess
 from defi_platform.serve.observation_keys import OWN, ObservationKeys
 
@@ -220,6 +220,7 @@ class ServedPolicy:
         self._cameras = cameras
         self._execute_steps = execute_steps
         self._digest = digest
+        self._index = -1
 
     def act(self, scene: Scene, most: int) -> None:
         """Asks for a chunk and executes it.
@@ -227,6 +228,9 @@ class ServedPolicy:
         Raises:
             ServeError: there is no answer, one of another policy, or one of another action space.
         """
+        if scene.index != self._index:
+            self._client.begin_episode(scene.subtask.name)
+            self._index = scene.index
         seen = scene.observe()
         observation = policy_observation(
             self._keys,

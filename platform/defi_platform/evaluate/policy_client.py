@@ -50,6 +50,13 @@ class PolicyClient(connection.Connection):
         with _platform_errors():
             super().__init__(url, token=token, reconnect_s=reconnect_s)
 
+    def begin_episode(self, task: str) -> None:
+        """Begins an episode or a subtask of one; to a server of openpi's protocol each observation stands alone.
+
+        Args:
+            task: name.
+        """
+
     def infer(
         self, observation: dict[str, Any], reconnect_s: float | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:

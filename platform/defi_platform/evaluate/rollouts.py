@@ -25,9 +25,9 @@ from defi_platform.evaluate.benchmarks.registry import benchmark_class, selected
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.run import Fleet
 from defi_platform.evaluate.fleet.shared_units import SharedUnits
-from defi_platform.evaluate.policy_client import PolicyClient, read_token
-from defi_platform.evaluate.policy_fit import check_answer, check_fits
-from defi_platform.evaluate.recorded_seeds import check_seeds
+from defi_platform.evaluate.policy.fit import check_answer, check_fits
+from defi_platform.evaluate.policy.recorded_seeds import check_seeds
+from defi_platform.evaluate.policy.vla_eval import connect_policy
 from defi_platform.evaluate.results.evaluation import SUMMARY, write_results
 from defi_platform.evaluate.results.protocol import protocol_of
 from defi_platform.evaluate.simulation.interpreter import check_installed
@@ -123,7 +123,7 @@ def _identified(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any] 
     if "policy" not in config.arms:
         return {}, None
     if config.url:
-        client = PolicyClient(config.url, reconnect_s=0, token=read_token(config.token_file))
+        client = connect_policy(config.url, config.token_file, reconnect_s=0)
         with client:
             greeting = client.metadata
             check_fits(config, greeting, config.url)

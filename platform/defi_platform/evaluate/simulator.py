@@ -22,8 +22,9 @@ from defi_platform.evaluate.episode import (
     ServedPolicy,
     run_episode,
 )
-from defi_platform.evaluate.policy_client import PolicyClient, read_token
-from defi_platform.evaluate.policy_observation import client_keys
+from defi_platform.evaluate.policy.observation import client_keys
+from defi_platform.evaluate.policy.vla_eval import connect_policy
+from defi_platform.evaluate.policy_client import PolicyClient
 from defi_platform.evaluate.simulation.interpreter import interpreter
 from defi_platform.evaluate.simulation.process import SimulatorProcess
 
@@ -124,7 +125,7 @@ class Simulator:
         if rollout.arm == "expert":
             return Expert()
         if self._client is None:
-            self._client = PolicyClient(self._url, token=read_token(self._config.token_file))
+            self._client = connect_policy(self._url, self._config.token_file)
         # Without a setting of its own, the evaluation does as the policy says that robots should.
         asked = self._config.execute_steps or self._client.metadata.get("action", {}).get("execute_steps")
         return ServedPolicy(

@@ -28,8 +28,8 @@ from defi_platform.evaluate.episode import request_seed
 from defi_platform.evaluate.offline.action_error import Predictions, Scale, mean_errors, scale_of
 from defi_platform.evaluate.offline.dataset import Dataset, Episode, Pictures, open_dataset
 from defi_platform.evaluate.offline.table import error_lines
+from defi_platform.evaluate.policy.observation import client_keys, policy_observation
 from defi_platform.evaluate.policy_client import PolicyClient, check_same_policy, read_token
-from defi_platform.evaluate.policy_observation import client_keys, policy_observation
 from defi_platform.evaluate.resume_guard import bind_settings
 from defi_platform.progress import Progress
 

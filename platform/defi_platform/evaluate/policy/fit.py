@@ -15,8 +15,8 @@ from defi_platform.evaluate.benchmarks.registry import (
     selected_tasks,
     selected_view,
 )
+from defi_platform.evaluate.policy.observation import client_keys, policy_observation
 from defi_platform.evaluate.policy_client import PolicyClient, check_metadata
-from defi_platform.evaluate.policy_observation import client_keys, policy_observation
 
 
 def check_fits(config: EvaluateConfig, greeting: Mapping[str, Any], source: str) -> None:
@@ -66,6 +66,7 @@ def check_answer(config: EvaluateConfig, client: PolicyClient) -> None:
         prompt=task.instruction,
         seed=0,
     )
+    client.begin_episode(task.name)
     actions, _ = client.infer(message)
     wrong = []
     if actions.shape[1] != benchmark.action.dim:
