@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from defi_platform.config.cluster import RayConfig
 from defi_platform.config.data import DataConfig
 from defi_platform.config.fields import PATH
-from defi_platform.config.serve import ObservationKeysConfig, ServeConfig
+from defi_platform.config.serve import InferenceConfig, ObservationKeysConfig, ServeConfig
 
 
 @dataclass
@@ -87,8 +87,9 @@ class EvaluateConfig:
     """Closed-loop rollouts against a served policy (jobs/evaluate_policy.py)."""
 
     ray: RayConfig = field(default_factory=RayConfig)
-    serve: ServeConfig = field(default_factory=ServeConfig)
-    """The policy to serve for the evaluation; unused when `url` is set."""
+    serve: ServeConfig = field(default_factory=lambda: ServeConfig(model=InferenceConfig(deterministic=True)))
+    """The policy to serve for the evaluation; unused when `url` is set. Its `model.deterministic` is on here: actions do
+    not depend on how many workers ask at the same time."""
     url: str | None = None
     """ws://host:port (wss:// for TLS; vla-eval+ws:// for a model server of vla-eval) of a policy that is already served;
     null: serve one for the evaluation."""
