@@ -29,6 +29,7 @@ import ray
 from defi_platform.cluster import ray_session
 from defi_platform.config import InferenceConfig, RayConfig, ServeConfig
 from defi_platform.config.loader import load_config
+from defi_platform.evaluate.results.episodes import read_episodes
 
 JOB = Path(__file__).resolve().parents[1] / "jobs" / "evaluate_policy.py"
 EXACT = (
@@ -118,7 +119,7 @@ class Passes:
         for driver in running:
             if driver.wait():
                 raise SystemExit(f"{name}: a driver ended with {driver.returncode}, see {output}.log")
-        rows = [json.loads(line) for line in (output / "results.jsonl").read_text().splitlines()]
+        rows = read_episodes(str(output))
         summary = json.loads((output / "summary.json").read_text())
         return Pass(
             name,

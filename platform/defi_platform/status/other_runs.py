@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from defi_platform import storage
@@ -61,12 +62,9 @@ def latents_status(folder: str) -> RunStatus:
 
 def evaluation_status(folder: str) -> RunStatus:
     """The state of an evaluation: episodes that are done, and the success rates of a complete one."""
-    episodes = sum(
-        name.endswith(".json") and name.count("_") == 2
-        for name in storage.names(storage.join(folder, EPISODES))
-    )
+    episodes = sum(name.endswith(".json") for name in storage.names(storage.join(folder, EPISODES)))
     summary = _json(storage.join(folder, SUMMARY))
-    rates = {arm: result["pooled"] for arm, result in (summary.get("arms") or {}).items()}
+    rates = dict(_rates(summary.get("arms") or {}))
     return RunStatus(
         kind="evaluation",
         folder=folder,
@@ -74,6 +72,17 @@ def evaluation_status(folder: str) -> RunStatus:
         progress=f"{episodes:,} episodes",
         remarks=tuple(f"{arm} {rate['successes']}/{rate['episodes']}" for arm, rate in rates.items()),
     )
+
+
+def _rates(arms: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Name -> pooled rate of every arm; one per group where tasks are not all pooled."""
+    for arm, result in arms.items():
+        if result["pooled"] is not None:
+            yield arm, result["pooled"]
+            continue
+        for group, rate in result["groups"].items():
+            if rate is not None:
+                yield f"{arm}, {group}", rate
 
 
 def recording_status(folder: str) -> RunStatus:

@@ -37,9 +37,10 @@ SCHEMA = pa.schema(
         ("video", pa.string()),
         ("host", pa.string()),
         ("unit", pa.string()),
+        ("steps_file", pa.string()),
     ]
 )
-"""`unit` names the episode's files in the store (`store.episodes`). `success` is null for an episode that was left out because its simulator kept failing."""
+"""`unit` and `steps_file` name the episode's files in the store (`store.episodes`). `success` is null for an episode that was left out because its simulator kept failing."""
 
 
 def write_episodes(output: str, rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> None:
