@@ -153,14 +153,18 @@ class _Simulator:
         steps: list[Step] = []
         proposed, executed = [], []
         frames = 0
+        given = None if actions is None else benchmark.action.prepared(_sum(actions, noise))
         for index in range(count):
             if frame_every and (first_step + index) % frame_every == 0:
                 self._show(benchmark, frames)
                 frames += 1
-            action = benchmark.expert_action() if actions is None else actions[index]
-            noisy = action if noise is None else action + noise[index]
-            proposed.append(_vector(action))
-            executed.append(benchmark.action.prepared(np.asarray(noisy)[None])[0])
+            if actions is None or given is None:
+                proposed.append(_vector(benchmark.expert_action()))
+                noisy = _sum(proposed[-1], None if noise is None else noise[index])
+                executed.append(benchmark.action.prepared(noisy[None])[0])
+            else:
+                proposed.append(_vector(actions[index]))
+                executed.append(given[index])
             steps.append(benchmark.step(executed[-1]))
             self._pictures = None
             self._shared.advance()
@@ -193,6 +197,10 @@ class _Simulator:
                     "render", f"camera {camera} gives zeros only: its rendering context is lost"
                 )
         self._shared.advance()
+
+
+def _sum(actions: NDArray[np.floating], noise: NDArray[np.floating] | None) -> NDArray[np.floating]:
+    return actions if noise is None else actions + noise
 
 
 def _words(error: Exception) -> str:
