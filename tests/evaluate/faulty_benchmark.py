@@ -32,6 +32,7 @@ class Counter(Benchmark):
     action = ActionSpec(("add",), (0.0,), (1.0,))
     control_hz = 10.0
     has_expert = True
+    options = {"trace": ()}  # noqa: RUF012 (of the interface, where it is a ClassVar)
 
     @classmethod
     def tasks(cls, options: Mapping[str, Any]) -> tuple[Task, ...]:
@@ -141,7 +142,7 @@ class Faulty(Counter):
 
     def _do_twice(self) -> None:
         """Breaks two processes; the third finds the traces of both."""
-        trace = Path(os.environ["TRACE_FILE"])
+        trace = Path(self.given["trace"])
         trace.write_text(trace.read_text() + "x" if trace.exists() else "x")
         if len(trace.read_text()) <= 2:
             self._do_abort()
