@@ -119,6 +119,7 @@ class Libero(Benchmark):
         self._env: Any = None
         self._states: NDArray[np.float64] = np.zeros((0, 0))
         self._script: Script | None = None
+        self._seen: _Seen | None = None
 
     def protocol(self) -> dict[str, Any]:
         """Versions, renderer, settling steps and how fixtures are placed."""
@@ -166,12 +167,18 @@ class Libero(Benchmark):
     def render(self) -> dict[str, NDArray[np.uint8]]:
         """Renders the present state from every camera of the view."""
         height, width = self.view.height, self.view.width
-        return {
-            camera: np.ascontiguousarray(
-                self._env.sim.render(camera_name=camera, height=height, width=width)[::-1, ::-1]
-            )
-            for camera in self.view.cameras
-        }
+        sim = self._env.sim
+        context, present = sim._render_context_offscreen, sim._render_context_offscreen.data
+        context.data = self._seen
+        try:
+            return {
+                camera: np.ascontiguousarray(
+                    sim.render(camera_name=camera, height=height, width=width)[::-1, ::-1]
+                )
+                for camera in self.view.cameras
+            }
+        finally:
+            context.data = present
 
     def expert_action(self) -> NDArray[np.float32]:
         """The action (7,) of the task's script in the present state."""
@@ -208,6 +215,8 @@ class Libero(Benchmark):
             raise SimulatorError(
                 f"EGL cannot render on this machine ({one_line(error)}); {_EGL_FIX}"
             ) from error
+        self._seen = _Seen(self._env.sim)
+        self._env.env.add_observable(self._seen.observable(self.control_hz))
         self._task = task
 
     @staticmethod
@@ -230,6 +239,38 @@ def _axis_angle(quaternion: NDArray[np.floating]) -> NDArray[np.float64]:
     if sine < 1e-8:
         return np.zeros(3)
     return np.array(quaternion[:3] * (2.0 * np.arccos(w) / sine), np.float64)
+
+
+_PLACES = (
+    "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "cam_xpos", "cam_xmat",
+    "light_xpos", "light_xdir",
+)  # fmt: skip
+"""Of MuJoCo's data, all that a picture of rigid bodies follows from."""
+
+
+class _Seen:
+    """The moment that observations are of: the first of a control step's 25 physics steps, not the last.
+
+    robosuite samples its sensors then, cameras among them. Rendering there at every step would cost ten times
+    the physics, so the places of all that is drawn are copied instead, and rendered from the copy where a picture is asked for.
+    """
+
+    def __init__(self, sim: Any):
+        import mujoco
+
+        self._sim = sim
+        self._data = mujoco.MjData(sim.model._model)
+
+    def observable(self, control_hz: float) -> Any:
+        """A sensor for robosuite that keeps the moment."""
+        from robosuite.utils.observables import Observable, sensor
+
+        def seen(obs_cache: Mapping[str, Any]) -> NDArray[np.float64]:
+            for name in _PLACES:
+                getattr(self._data, name)[:] = getattr(self._sim.data._data, name)
+            return np.zeros(1)
+
+        return Observable(name="seen", sensor=sensor(modality="seen")(seen), sampling_rate=control_hz)
 
 
 class _Simulated:
