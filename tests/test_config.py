@@ -31,6 +31,7 @@ from defi_platform.config import (
     RecordConfig,
     ServeConfig,
     TrainConfig,
+    TuneConfig,
 )
 from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.help import keys
@@ -82,6 +83,7 @@ SCHEMAS = {
     "evaluate_policy": EvaluateConfig,
     "evaluate_offline": OfflineConfig,
     "install_benchmark": InstallConfig,
+    "tune_evaluation": TuneConfig,
     "compare_evaluations": CompareConfig,
     "export_evaluation": ExportEvaluationConfig,
     "demo": DemoConfig,

@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from policy_server import policy_server
 from readme import commands, the_one
 
 from defi_models import presets
@@ -96,6 +98,15 @@ def test_evaluations_are_compared_as_written(
         evaluated(tmp_path / "runs" / name / "evaluation", [episode("cube", n, success) for n in range(6)])
     run(the_one("Step by step", "python jobs/compare_evaluations.py"))
     assert "+100 (" in capsys.readouterr().out
+
+
+def test_an_evaluation_is_tuned_as_written(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = "measure_s=0.3 turns=1 clients=[1] most_workers=1 check_episodes=0 max_steps=10 video_every=0"
+    with policy_server(lambda observation, socket: {"actions": np.zeros((8, 4))}) as server:
+        run(f"{the_one('Step by step', 'python jobs/tune_evaluation.py')} {small} url={server.url}")
+    assert re.search(r"workers=1, serve.replicas=1.*: at most 0\.\d+ h", capsys.readouterr().out)
 
 
 def test_the_way_from_ones_own_videos_to_a_policy(run: Run, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from defi_platform.config.evaluate import (
     RecordConfig,
     SimulatorConfig,
     StopRuleConfig,
+    TuneConfig,
 )
 from defi_platform.config.jobs import (
     JOB_CONFIGS,
@@ -85,5 +86,6 @@ __all__ = [
     "StopRuleConfig",
     "TrackingConfig",
     "TrainConfig",
+    "TuneConfig",
     "WindowConfig",
 ]

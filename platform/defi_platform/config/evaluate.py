@@ -179,6 +179,22 @@ class ExportEvaluationConfig:
 
 
 @dataclass
+class TuneConfig(EvaluateConfig):
+    """Measurement of what an evaluation needs, by the same config (jobs/tune_evaluation.py)."""
+
+    measure_s: float = 8.0
+    """Seconds of each measurement."""
+    turns: int = 3
+    """Times that every number of workers and clients is measured, in turns."""
+    most_workers: int | None = None
+    """Simulators side by side, at most; null: as many as CPUs are free beside the policy."""
+    clients: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    """Numbers of clients that ask the policy at once; what comes together is answered in one batch."""
+    check_episodes: int = 2
+    """Real episodes of each worker, after a first one that does not count, that the prediction is held against; 0: none."""
+
+
+@dataclass
 class InspectConfig:
     """One HTML page about the corpora (jobs/inspect_corpus.py)."""
 

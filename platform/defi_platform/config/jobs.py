@@ -17,6 +17,7 @@ from defi_platform.config.evaluate import (
     InstallConfig,
     OfflineConfig,
     RecordConfig,
+    TuneConfig,
 )
 from defi_platform.config.fields import PATH
 from defi_platform.config.serve import ServeConfig
@@ -132,6 +133,7 @@ JOB_CONFIGS: dict[str, type[Any]] = {
     "evaluate_offline": OfflineConfig,
     "compare_evaluations": CompareConfig,
     "export_evaluation": ExportEvaluationConfig,
+    "tune_evaluation": TuneConfig,
     "record_demos": RecordConfig,
     "inspect_corpus": InspectConfig,
     "install_benchmark": InstallConfig,
