@@ -192,7 +192,8 @@ def _check(
     chunk_steps: int,
 ) -> Check:
     """Runs a few episodes for real, with as many workers as were chosen."""
-    from defi_platform.evaluate.rollouts import RESULTS, evaluate
+    from defi_platform.evaluate.results.episodes import left_out, read_episodes
+    from defi_platform.evaluate.rollouts import evaluate
 
     arm = "policy" if url else evaluation.arms[0]
     output = storage.join(storage.absolute(config.output), f"tuning/check-{time.time_ns():x}")
@@ -210,8 +211,8 @@ def _check(
         output=output,
     )
     evaluate(small)
-    lines = storage.read_text(storage.join(output, RESULTS)).splitlines()
-    rows = [json.loads(line) for line in lines][min(prediction.workers, len(lines) - 1) :]
+    finished = [row for row in read_episodes(output) if not left_out(row)]
+    rows = finished[min(prediction.workers, len(finished) - 1) :]
     cycle_s = prediction.cycle_s if arm == "policy" else simulation.chunk_s
     predicted = [simulation.episode_s + row["steps"] / chunk_steps * cycle_s for row in rows]
     return Check(
