@@ -57,10 +57,12 @@ def test_maps_latencies_and_the_protocol_are_on_the_page(page: str) -> None:
 
 def test_chains_and_groups_have_their_tables(tmp_path: Path) -> None:
     rows = [episode("cube", seed, seed == 3, solved=seed) for seed in range(4)]
-    evaluated(tmp_path / "chained", rows, Chained)
+    seen = {"seeds_of_training": {"cube": [2, 3]}}
+    evaluated(tmp_path / "chained", rows, Chained, seen)
     made = Path(write_page(read_evaluation(str(tmp_path / "chained")), ())).read_text()
     assert "1.50 (" in section(made, "chains-of-tasks") and "this evaluation" in made
     assert "No videos were written" in made
+    assert "trained on recordings of 2 of these initial states" in section(made, "success")
     evaluated(tmp_path / "apart", [*rows, episode("ball", 0, True)], Apart)
     made = Path(write_page(read_evaluation(str(tmp_path / "apart")), ())).read_text()
     assert "variants" in section(made, "success") and "all tasks" not in made

@@ -25,6 +25,7 @@ from websockets.sync.client import connect
 from defi_platform.config import EvaluateConfig, ObservationKeysConfig, ServeConfig
 from defi_platform.errors import ConfigError, ServeError, SimulatorError
 from defi_platform.evaluate import rollouts
+from defi_platform.evaluate.asked import blocks, checked, first_seed
 from defi_platform.evaluate.benchmarks import registry
 from defi_platform.evaluate.benchmarks.interface import Registration
 from defi_platform.evaluate.rollouts import evaluate
@@ -148,15 +149,21 @@ def test_a_benchmark_that_is_not_installed_is_said_with_the_one_command(
         evaluate(config)
 
 
-def test_seeds_that_the_policy_was_trained_on_are_refused(tmp_path: Path) -> None:
+def trained_on(tmp_path: Path, benchmark: str, seeds: tuple[int, ...]) -> str:
+    """Folder of a policy whose training had recordings of some seeds of the task reach."""
     meta = tmp_path / "recording/labelled/meta"
     meta.mkdir(parents=True)
-    episodes = [{"task": "reach", "seed": seed, "length": 9} for seed in (0, 1, 4)]
-    (meta / "recording.json").write_text(json.dumps({"benchmark": "fetch", "episodes": episodes}))
+    episodes = [{"task": "reach", "seed": seed, "length": 9} for seed in seeds]
+    (meta / "recording.json").write_text(json.dumps({"benchmark": benchmark, "episodes": episodes}))
     (tmp_path / "run/model").mkdir(parents=True)
     corpora = f"data: {{corpora: {{robots: {{path: {tmp_path}/recording/labelled}}}}}}\n"
     (tmp_path / "run/config.yaml").write_text(corpora)
-    config = asked(tmp_path / "out", seed=3, serve=ServeConfig(policy=str(tmp_path / "run/model")))
+    return str(tmp_path / "run/model")
+
+
+def test_seeds_that_the_policy_was_trained_on_are_refused(tmp_path: Path) -> None:
+    folder = trained_on(tmp_path, "fetch", (0, 1, 4))
+    config = asked(tmp_path / "out", seed=3, serve=ServeConfig(policy=folder))
     with pytest.raises(
         ConfigError, match=r"of 1 of the 2 initial states of reach \(seeds from 4\).*Set seed=5"
     ):
@@ -164,6 +171,22 @@ def test_seeds_that_the_policy_was_trained_on_are_refused(tmp_path: Path) -> Non
     for fits in ({"seed": 5}, {"tasks": ["push"]}):
         with pytest.raises(AssertionError, match="Ray was to be started"):
             evaluate(replace(config, **fits))
+
+
+def test_a_fixed_number_of_initial_states_begins_with_the_first_and_says_which_were_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained_on(tmp_path, "fetch", (0, 1, 4))
+    config = asked(tmp_path / "out", serve=ServeConfig(policy=folder))
+    assert first_seed(config) == 10_000
+    monkeypatch.setattr(registry.benchmark_class("fetch"), "seeds", 50)
+    assert first_seed(config) == 0 and checked(config).seed == 0
+    assert {unit.seed for block in blocks(checked(config)) for unit in block} == {0, 1}
+    with pytest.raises(AssertionError, match="Ray was to be started"):
+        evaluate(config)
+    assert "trained on recordings of 2 of these initial states" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="initial states up to 50; fetch has 50 per task"):
+        checked(replace(config, seed=49))
 
 
 OPENPI = os.environ.get("PEER_OPENPI")

@@ -105,8 +105,9 @@ class EvaluateConfig:
     """Policies to compare: policy | random | expert."""
     episodes_per_task: int = 10
     """Episodes per task and arm."""
-    seed: int = 10_000
-    """First seed of the initial states; every arm gets the same ones. Choose it apart from the recording's seeds."""
+    seed: int | None = None
+    """First seed of the initial states; every arm gets the same ones. Choose it apart from the recording's seeds. null:
+    10,000, or 0 where the benchmark has a fixed number of initial states."""
     max_steps: int | None = None
     """Simulator steps after which a task, or subtask of a chain, counts as failed; null: as the benchmark says."""
     cameras: list[str] | None = None

@@ -21,6 +21,19 @@ from defi_platform.evaluate.policy.observation import client_keys
 from defi_platform.evaluate.simulator import ARMS
 
 _DECIDING = ("benchmark", "options", "policy_cameras", "execute_steps", "max_steps", "observation_keys")
+_UNBOUNDED_SEED = 10_000
+"""First seed by default, where any number is one."""
+
+
+def first_seed(config: EvaluateConfig) -> int:
+    """Seed of the first initial state of each task: as configured, else apart from those of recordings where it can be.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+    """
+    if config.seed is not None:
+        return config.seed
+    return _UNBOUNDED_SEED if benchmark_class(config.benchmark).seeds is None else 0
 
 
 def settings(config: EvaluateConfig) -> dict[str, Any]:
@@ -43,7 +56,7 @@ def asked(config: EvaluateConfig) -> dict[str, Any]:
     return {
         "tasks": list(config.tasks),
         "arms": list(config.arms),
-        "seed": config.seed,
+        "seed": first_seed(config),
         "episodes_per_task": config.episodes_per_task,
         "stop_rule": None if rule is None else vars(rule),
     }
@@ -54,7 +67,8 @@ def blocks(config: EvaluateConfig) -> list[list[Rollout]]:
 
     Task by task, since a worker changes tasks at a cost; with a rule seed by seed, a block being one seed of every task.
     """
-    seeds = range(config.seed, config.seed + config.episodes_per_task)
+    seed = first_seed(config)
+    seeds = range(seed, seed + config.episodes_per_task)
     if config.stop_rule.p0 is None:
         return [[Rollout(arm, task, seed) for seed in seeds for arm in config.arms] for task in config.tasks]
     return [[Rollout(arm, task, seed) for task in config.tasks for arm in config.arms] for seed in seeds]
@@ -96,6 +110,8 @@ def checked(config: EvaluateConfig) -> EvaluateConfig:
             f"arms is {config.arms}; {config.benchmark} has no expert for {', '.join(without[:5])}"
             f"{' and others' if len(without) > 5 else ''}, leave it or them out."
         )
+    seed = first_seed(config)
+    config = replace(config, seed=seed)
     least = {"episodes_per_task": 1, "video_every": 0, "workers": 1, "seed": 0}
     for name, value in least.items():
         if getattr(config, name) < value:
@@ -113,10 +129,10 @@ def checked(config: EvaluateConfig) -> EvaluateConfig:
     client_keys(config.observation_keys)
     _check_simulator(config)
     stop_rule(config.stop_rule)
-    last = config.seed + config.episodes_per_task
+    last = seed + config.episodes_per_task
     if benchmark.seeds is not None and last > benchmark.seeds:
         raise ConfigError(
-            f"seed {config.seed} and episodes_per_task {config.episodes_per_task} ask for initial states up to "
+            f"seed {seed} and episodes_per_task {config.episodes_per_task} ask for initial states up to "
             f"{last - 1}; {config.benchmark} has {benchmark.seeds} per task, from 0 to {benchmark.seeds - 1}."
         )
     return replace(

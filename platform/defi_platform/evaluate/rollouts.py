@@ -20,13 +20,13 @@ from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EvaluateConfig
 from defi_platform.errors import SimulatorError
-from defi_platform.evaluate.asked import asked, blocks, checked, settings, stop_rule
+from defi_platform.evaluate.asked import asked, blocks, checked, first_seed, settings, stop_rule
 from defi_platform.evaluate.benchmarks.registry import benchmark_class, selected_view
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.run import Fleet
 from defi_platform.evaluate.fleet.shared_units import SharedUnits
 from defi_platform.evaluate.policy.fit import check_answer, check_fits
-from defi_platform.evaluate.policy.recorded_seeds import check_seeds
+from defi_platform.evaluate.policy.recorded_seeds import seen_line, seen_seeds
 from defi_platform.evaluate.policy.vla_eval import connect_policy
 from defi_platform.evaluate.results.evaluation import SUMMARY, write_results
 from defi_platform.evaluate.results.protocol import protocol_of
@@ -70,6 +70,8 @@ class EvaluationResult:
                 f"(errors {stopped['alpha']:g} and {stopped['beta']:g}; interval valid in spite of the early end "
                 f"{100 * stopped['low']:.0f}-{100 * stopped['high']:.0f} %)"
             )
+        if seen := self.details.get("seeds_of_training"):
+            lines.append(seen_line(seen))
         state = "evaluated before, reused" if self.reused else f"{self.details['wall_s']:.0f} s"
         return "\n".join([*lines, f"{self.output} ({state})"])
 
@@ -90,6 +92,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     deciding = settings(config)
     EpisodeStore(output, deciding)  # refuses an output of other settings before the policy is looked at
     greeting, identity = _identified(config)
+    seen = _seen(config)
     store = EpisodeStore(output, deciding, identity)
     if (finished := _finished(config, output, deciding, identity)) is not None:
         return finished
@@ -112,7 +115,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
                 register_run(output)
                 with _policy(config, missing, greeting) as (url, greeting):
                     Fleet(config, store, units).run(url, greeting.get("policy_digest"), missing, there)
-    return _published(config, output, store, units, greeting, time.monotonic() - start)
+    return _published(config, output, store, units, greeting, seen, time.monotonic() - start)
 
 
 # --------------------------------------------------------------------------- the policy
@@ -134,7 +137,6 @@ def _identified(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any] 
     from defi_platform.serve.deployment.policy_digest import policy_digest
 
     folder = config.serve.policy
-    check_seeds(folder, config.benchmark, config.tasks, config.seed, config.episodes_per_task)
     greeting = {"policy_digest": policy_digest(folder, config.serve.acting)}
     return greeting, policy_identity(greeting, config.policy_name, folder)
 
@@ -157,6 +159,23 @@ def _policy(
     with deploy(config.serve, guest=True) as server:
         check_fits(config, server.metadata, config.serve.policy)
         yield server.url, server.metadata
+
+
+def _seen(config: EvaluateConfig) -> dict[str, list[int]]:
+    """Initial states, by task, that the policy to be served here was trained on; empty where nobody knows."""
+    if config.url or "policy" not in config.arms:
+        return {}
+    first = first_seed(config)
+    seen = seen_seeds(
+        config.serve.policy,
+        benchmark_class(config.benchmark),
+        config.benchmark,
+        config.tasks,
+        range(first, first + config.episodes_per_task),
+    )
+    if seen:
+        logs.say(f"WARNING: {seen_line(seen)}.")
+    return seen
 
 
 # --------------------------------------------------------------------------- results
@@ -183,6 +202,7 @@ def _published(
     store: EpisodeStore,
     units: SharedUnits,
     greeting: dict[str, Any],
+    seen: dict[str, list[int]],
     wall_s: float,
 ) -> EvaluationResult:
     benchmark, table = benchmark_class(config.benchmark), units.table()
@@ -219,6 +239,7 @@ def _published(
             "settings": settings(config),
             "stopped": decision.as_mapping(rule) if decision and rule else None,
             "skipped": {},
+            "seeds_of_training": seen,
             "video_every": config.video_every,
             "wall_s": round(wall_s, 1),
         },

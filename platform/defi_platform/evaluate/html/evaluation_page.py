@@ -9,6 +9,7 @@ from defi_platform import storage
 from defi_platform.evaluate.html import evaluation_figures as figures
 from defi_platform.evaluate.html.page import Picture, Table, file_url, render
 from defi_platform.evaluate.html.report_figures import success_bars
+from defi_platform.evaluate.policy.recorded_seeds import seen_line
 from defi_platform.evaluate.results.evaluation import Evaluation
 from defi_platform.evaluate.statistics.intervals import Rate
 from defi_platform.evaluate.success_table import success_rows
@@ -56,6 +57,7 @@ def evaluation_page(evaluation: Evaluation, state_names: Sequence[str]) -> str:
         failures=_videos(evaluation, failures),
         failed=len(failures),
         successes=_videos(evaluation, [row for row in own if row["success"]]),
+        seen=seen_line(summary["seeds_of_training"]) if summary.get("seeds_of_training") else None,
         success=Table(["task", *arms], success_rows(arms)),
         bars=list(_bars(arms)),
         maps=figures.state_maps(own, state_names),

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from defi_platform import storage
 from defi_platform.config.loader import read_yaml
 from defi_platform.errors import ConfigError, UserError
+from defi_platform.evaluate.benchmarks.interface import Benchmark
 
 RECORDING = "recording.json"
 _RUN_CONFIG = "config.yaml"
@@ -34,28 +35,44 @@ def recorded_seeds(policy: str, benchmark: str) -> dict[str, set[int]]:
     return dict(found)
 
 
-def check_seeds(policy: str, benchmark: str, tasks: list[str], first: int, count: int) -> None:
-    """Checks that no initial state of an evaluation was recorded for the policy's training.
+def seen_seeds(
+    policy: str, benchmark: type[Benchmark], name: str, tasks: Sequence[str], seeds: range
+) -> dict[str, list[int]]:
+    """Initial states of an evaluation that were recorded for the policy's training, by task; tasks without are left out.
+
+    Where the number of initial states is unbounded, others can be had, and such an evaluation is refused. Where it is
+    fixed, there may be no others: the results are to name them.
 
     Args:
         policy: its folder.
-        benchmark: name.
+        benchmark: its class.
+        name: of the benchmark, as recordings have it.
         tasks: of the evaluation.
-        first: seed of the evaluation.
-        count: seeds of each task.
+        seeds: of each task.
 
     Raises:
-        ConfigError: there are such; names another first seed.
+        ConfigError: there are such, and seeds are unbounded; names another first seed.
     """
-    known = recorded_seeds(policy, benchmark)
-    shared = {task: known.get(task, set()) & set(range(first, first + count)) for task in tasks}
-    worst = max(shared, key=lambda task: len(shared[task]))
-    if shared[worst]:
+    known = recorded_seeds(policy, name)
+    seen = {task: sorted(known.get(task, set()) & set(seeds)) for task in tasks}
+    seen = {task: found for task, found in seen.items() if found}
+    if seen and benchmark.seeds is None:
+        worst = max(seen, key=lambda task: len(seen[task]))
         free = 1 + max(seed for task in tasks for seed in known.get(task, ()))
         raise ConfigError(
-            f"the policy in {policy} was trained on recordings of {len(shared[worst])} of the {count} initial states "
-            f"of {worst} (seeds from {min(shared[worst])}); they do not show what it can do elsewhere. Set seed={free} or more."
+            f"the policy in {policy} was trained on recordings of {len(seen[worst])} of the {len(seeds)} initial states "
+            f"of {worst} (seeds from {seen[worst][0]}); they do not show what it can do elsewhere. Set seed={free} or more."
         )
+    return seen
+
+
+def seen_line(seen: Mapping[str, Sequence[int]]) -> str:
+    """What is to be known of results on initial states that the policy was trained on."""
+    worst = max(seen, key=lambda task: len(seen[task]))
+    return (
+        f"the policy was trained on recordings of {sum(map(len, seen.values()))} of these initial states, in "
+        f"{len(seen)} tasks ({worst}: {len(seen[worst])}, seeds from {seen[worst][0]}): rates on them show memory too"
+    )
 
 
 def _recordings(policy: str) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from defi_platform import logs, roles, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import EvaluateConfig, TuneConfig
 from defi_platform.errors import ConfigError
-from defi_platform.evaluate.asked import checked
+from defi_platform.evaluate.asked import checked, first_seed
 from defi_platform.evaluate.benchmarks.registry import benchmark_class
 from defi_platform.evaluate.policy.fit import check_fits
 from defi_platform.evaluate.policy.vla_eval import connect_policy
@@ -147,7 +147,7 @@ def _measured(
     url: str,
 ) -> tuple[list[Simulation], list[Answers]]:
     """Every number of workers and of clients, one after the other and that several times over."""
-    task, seed, seconds = evaluation.tasks[0], evaluation.seed, config.measure_s
+    task, seed, seconds = evaluation.tasks[0], first_seed(evaluation), config.measure_s
     logs.say(f"starting {len(actors)} simulators")
     observation = ray.get([actor.observation.remote(task, seed) for actor in actors])[0]
     ray.get([actor.measure.remote(task, seed, 0.5) for actor in actors])  # what only the first episode costs
@@ -200,13 +200,13 @@ def _check(
     # One more of each worker, which starts its simulator and its connection: as in the measurements, it does not count.
     episodes = (1 + config.check_episodes) * prediction.workers
     benchmark = benchmark_class(evaluation.benchmark)
-    last = benchmark.seeds or evaluation.seed + episodes
+    last = benchmark.seeds or first_seed(evaluation) + episodes
     small = replace(
         evaluation,
         url=url or None,
         tasks=evaluation.tasks[:1],
         arms=[arm],
-        episodes_per_task=min(episodes, last - evaluation.seed),
+        episodes_per_task=min(episodes, last - first_seed(evaluation)),
         workers=prediction.workers,
         output=output,
     )
