@@ -67,7 +67,7 @@ def _coordinates(
 
 
 def latency_histogram(milliseconds: Sequence[float]) -> Markup:
-    """How many requests took how long, up to the 99.5th percentile, with p50 and p95."""
+    """Histogram of the requests' latencies, up to the 99.5th percentile, with p50 and p95."""
     figure, (axis,) = panels(1, width=5.6, height=2.3)
     values = np.asarray(milliseconds)
     axis.hist(np.minimum(values, np.quantile(values, 0.995)), bins=40, color=ARM_COLOURS["policy"])

@@ -67,7 +67,7 @@ def seen_seeds(
 
 
 def seen_line(seen: Mapping[str, Sequence[int]]) -> str:
-    """What is to be known of results on initial states that the policy was trained on."""
+    """Warning about results on initial states that the policy was trained on."""
     worst = max(seen, key=lambda task: len(seen[task]))
     return (
         f"the policy was trained on recordings of {sum(map(len, seen.values()))} of these initial states, in "

@@ -184,7 +184,7 @@ def _outcomes(evaluation: Evaluation, arm: str) -> dict[Unit, Mapping[str, Any]]
 def _check_protocols(
     first: Evaluation, other: Evaluation, names: tuple[str, str], ignore: Sequence[str]
 ) -> list[str]:
-    """What differs and is to be ignored, in words."""
+    """Differences that are to be ignored, in words."""
     unequal = differences(first.protocol, other.protocol)
     text = {part: f"{part}: {a} in {names[0]}, {b} in {names[1]}" for part, (a, b) in unequal.items()}
     ignored = [part for part in text if any(part == name or part.startswith(f"{name}.") for name in ignore)]
