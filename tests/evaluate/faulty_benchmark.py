@@ -156,6 +156,54 @@ class Uninstalled(Counter):
         import no_such_simulator  # noqa: F401
 
 
+class WideState(Faulty):
+    """Gives more than `state_names` says."""
+
+    def reset(self, task: str, seed: int) -> np.ndarray:
+        return np.repeat(super().reset(task, seed), 3)
+
+
+class Diverged(Faulty):
+    """Its physics do not hold."""
+
+    def step(self, action: np.ndarray) -> Step:
+        return Step(False, super().step(action).state * np.nan)
+
+
+class NoSubtask(Faulty):
+    """Asks for nothing, which would be solved at once."""
+
+    def chain(self, task: str, seed: int) -> tuple[Task, ...]:
+        return ()
+
+
+class OneArray(Faulty):
+    """Writes every state into the same array."""
+
+    def reset(self, task: str, seed: int) -> np.ndarray:
+        self._state = super().reset(task, seed)
+        return self._state
+
+    def step(self, action: np.ndarray) -> Step:
+        self._state[:] = super().step(action).state
+        return Step(False, self._state)
+
+
+class NoJson(Faulty):
+    """Its protocol cannot be stored."""
+
+    def protocol(self) -> dict[str, Any]:
+        return {"model": Path("scene.xml")}
+
+
+class NoLibrary(Faulty):
+    """Its package is there, a library of the system is not."""
+
+    def __init__(self, view: View, options: Mapping[str, Any]):
+        super().__init__(view, options)
+        raise ImportError("libGL.so.1: cannot open shared object file")
+
+
 class LostContext(MetaWorld):
     """Meta-World whose rendering context goes with the driver, after the first picture."""
 

@@ -177,6 +177,45 @@ def test_another_interpreter_gets_our_packages_and_nothing_that_lies_beside_them
         assert [step.state[0] for step in simulator.expert(3).steps] == [4.0, 5.0, 6.0]
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("WideState", r"ValueError: the state has shape \(3,\) in the place of \(1,\), see state_names"),
+        ("Diverged", "ValueError: the state is not finite: sum"),
+        ("NoSubtask", r"ValueError: chain\('chain', 3\) is empty"),
+    ],
+)
+def test_what_a_benchmark_must_not_give_is_its_own_fault(name: str, message: str) -> None:
+    with (
+        opened(f"faulty_benchmark:{name}") as simulator,
+        pytest.raises(SimulatorFault, match=message) as fault,
+    ):
+        simulator.reset("chain", 3)
+        simulator.expert(3)
+    assert fault.value.kind == "error"
+
+
+def test_states_are_of_their_own_steps_though_a_benchmark_has_one_array_for_all() -> None:
+    with opened("faulty_benchmark:OneArray") as simulator:
+        simulator.reset("chain", 3)
+        assert [step.state[0] for step in simulator.expert(3).steps] == [4.0, 5.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("NoJson", r"NoJson: protocol\(\) gives what JSON cannot hold \(Object of type PosixPath"),
+        (
+            "NoLibrary",
+            r"NoLibrary cannot be imported here \(libGL.so.1: cannot open shared object file\)\. Install",
+        ),
+    ],
+)
+def test_a_benchmark_that_cannot_begin_says_why(name: str, message: str) -> None:
+    with pytest.raises(SimulatorError, match=message):
+        opened(f"faulty_benchmark:{name}")
+
+
 def test_packages_that_are_not_installed_are_named() -> None:
     with pytest.raises(SimulatorError, match=r"not installed here \(no module 'no_such_simulator'\)"):
         opened("faulty_benchmark:Uninstalled")

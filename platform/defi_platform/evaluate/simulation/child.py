@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import fcntl
+import json
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defi_platform.errors import SimulatorError, SimulatorFault, one_line
+from defi_platform.errors import ConfigError, SimulatorError, SimulatorFault, one_line
 from defi_platform.evaluate.benchmarks.interface import Benchmark, Step, View
 from defi_platform.evaluate.benchmarks.registry import benchmark_class
 from defi_platform.evaluate.simulation import wire
@@ -117,18 +118,29 @@ class _Simulator:
         self._shared = SharedPictures(self._memory, self._view)
         try:
             self._benchmark = benchmark_class(benchmark)(self._view, options)
-        except ImportError as error:
+        except (ImportError, ConfigError) as error:
+            cause = error.__cause__ if isinstance(error, ConfigError) else error
             return {
                 "unavailable": one_line(error),
-                "module": error.name if isinstance(error, ModuleNotFoundError) else None,
+                "module": cause.name if isinstance(cause, ModuleNotFoundError) else "",
             }
-        return {"protocol": self._benchmark.protocol()}
+        protocol = self._benchmark.protocol()
+        try:
+            json.dumps(protocol)
+        except (TypeError, ValueError) as error:
+            return {
+                "unavailable": f"{benchmark}: protocol() gives what JSON cannot hold ({one_line(error)}).",
+                "module": None,
+            }
+        return {"protocol": protocol}
 
     def _reset(self, benchmark: Benchmark, task: str, seed: int) -> dict[str, Any]:
         self._pictures = None
-        state = benchmark.reset(task, seed)
+        state = _state(benchmark, benchmark.reset(task, seed))
         chain = [[part.name, part.instruction, part.horizon] for part in benchmark.chain(task, seed)]
-        return {"chain": chain, "state": _vector(state)}
+        if not chain:
+            raise ValueError(f"chain('{task}', {seed}) is empty: an episode has one subtask or more")
+        return {"chain": chain, "state": state}
 
     def _begin(self, benchmark: Benchmark, index: int) -> dict[str, Any]:
         benchmark.begin(index)
@@ -151,7 +163,7 @@ class _Simulator:
         """Steps with given actions, or with the expert's where there are none."""
         assert self._shared is not None
         steps: list[Step] = []
-        proposed, executed = [], []
+        states, proposed, executed = [], [], []
         frames = 0
         given = None if actions is None else benchmark.action.prepared(_sum(actions, noise))
         for index in range(count):
@@ -166,6 +178,7 @@ class _Simulator:
                 proposed.append(_vector(actions[index]))
                 executed.append(given[index])
             steps.append(benchmark.step(executed[-1]))
+            states.append(_state(benchmark, steps[-1].state))
             self._pictures = None
             self._shared.advance()
             if steps[-1].done or (steps[-1].success and not through):
@@ -174,7 +187,7 @@ class _Simulator:
             "frames": frames,
             "proposed": np.stack(proposed),
             "executed": np.stack(executed),
-            "states": np.stack([_vector(step.state) for step in steps]),
+            "states": np.stack(states),
             "success": np.array([step.success for step in steps], bool),
             "reward": np.array([step.reward for step in steps], np.float64),
             "done": np.array([step.done for step in steps], bool),
@@ -211,5 +224,18 @@ def _words(error: Exception) -> str:
         return "no message"
 
 
+def _state(benchmark: Benchmark, values: Any) -> NDArray[np.float32]:
+    """A state as it is sent, whatever the benchmark writes into its own array later."""
+    state = _vector(values)
+    if state.shape != (width := (len(benchmark.state_names),)):
+        raise ValueError(f"the state has shape {state.shape} in the place of {width}, see state_names")
+    if not np.isfinite(state).all():
+        names = [
+            name for name, value in zip(benchmark.state_names, state, strict=True) if not np.isfinite(value)
+        ]
+        raise ValueError(f"the state is not finite: {', '.join(names)}")
+    return state
+
+
 def _vector(values: Any) -> NDArray[np.float32]:
-    return np.asarray(values, np.float32)
+    return np.array(values, np.float32)

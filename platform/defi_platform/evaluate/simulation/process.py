@@ -308,4 +308,6 @@ class SimulatorProcess:
         if module is None:
             return message
         place = "here" if self._python == sys.executable else f"in {self._python}"
+        if not module:
+            return f"{self.benchmark} cannot be imported {place} ({message}). {installation(self.benchmark)}."
         return f"{self.benchmark} is not installed {place} (no module '{module}'). {installation(self.benchmark)}."
