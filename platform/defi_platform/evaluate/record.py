@@ -3,6 +3,7 @@
 Two datasets come of it: `video/` holds every episode's frames and instruction, `labelled/` the first few of
 each task with actions and proprioception. Both follow from the configuration alone: attempt i of a task
 starts from seed + i, what fails is dropped, and a task's episodes are its first successes in seed order.
+Only the compression of pictures is not the same bit for bit each time: x264's lookahead is not.
 """
 
 from __future__ import annotations

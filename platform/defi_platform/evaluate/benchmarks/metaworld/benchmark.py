@@ -48,7 +48,7 @@ class MetaWorld(Benchmark):
 
     @classmethod
     def tasks(cls, options: Mapping[str, Any]) -> tuple[Task, ...]:
-        """The fifty tasks of MT50, in the order of ALL_V3_ENVIRONMENTS."""
+        """The fifty tasks of MT50."""
         return tuple(Task(name, tasks.instruction(name), tasks.HORIZON) for name in tasks.TASKS)
 
     @classmethod
