@@ -124,7 +124,9 @@ def test_messages_come_back_as_they_were_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [np.array(["x"]), np.array([None]), np.array([1j]), object(), {"x": {1, 2}}], ids=str
+    "value",
+    [np.array(["x"]), np.array([None]), np.array([1j]), object(), {"x": {1, 2}}],
+    ids=["text", "object array", "complex", "object", "set"],
 )
 def test_what_has_no_form_is_not_sent(value: Any) -> None:
     with pytest.raises(ProtocolError):
