@@ -113,7 +113,7 @@ class Connection:
         self.reconnections = 0
         """Connections after the first."""
         self.metadata: dict[str, Any] = self._connect()
-        """The server's greeting."""
+        """The server's greeting, of the last connection."""
 
     def infer(
         self, observation: dict[str, Any], reconnect_s: float | None = None
@@ -190,7 +190,7 @@ class Connection:
     def _ask(self, message: bytes) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
         connection = self._socket
         if connection is None:
-            self._connect()
+            self.metadata = self._connect()
             self.reconnections += 1
             connection = self._socket
             if connection is None:  # abandoned meanwhile

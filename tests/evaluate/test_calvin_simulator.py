@@ -114,7 +114,7 @@ def test_actions_that_solve_a_subtask_do_so_through_a_server_and_the_next_one_is
         contextlib.closing(PolicyClient(server.url)) as client,
     ):
         policy = ServedPolicy(
-            client, rollout, action=Calvin.action, cameras={}, execute_steps=10, digest=None
+            client, rollout, action=Calvin.action, cameras={}, execute_steps=10, greeting={}
         )
         outcome = run_episode(simulator, policy, rollout, max_steps=30, frame_every=0, control_hz=30)
     subtasks = [

@@ -75,7 +75,7 @@ def test_a_policy_is_asked_anew_for_each_subtask(counter: SimulatorProcess) -> N
             action=Counter.action,
             cameras={"right": "wrist"},
             execute_steps=4,
-            digest=None,
+            greeting={},
         )
         outcome = run(counter, arm=arm)
     asked = server.observations
@@ -108,7 +108,7 @@ def test_actions_of_another_width_are_one_clear_error(counter: SimulatorProcess)
             action=Counter.action,
             cameras={},
             execute_steps=None,
-            digest=None,
+            greeting={},
         )
         run(counter, arm=arm)
 

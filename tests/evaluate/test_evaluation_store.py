@@ -105,6 +105,18 @@ def test_of_two_drivers_that_finish_one_episode_the_first_ones_stays(output: str
     assert len(two.rows) == 1
 
 
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
+    store = EpisodeStore(str(tmp_path), SETTINGS, ONE)
+    unit = store.add(Finished(row()))["unit"]
+    path = tmp_path / f"episodes/{unit}.json"
+    for content in (path.read_bytes()[:9], b"[]", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=rf"episodes/{unit}\.json is damaged.*Delete the file"):
+            EpisodeStore(str(tmp_path), SETTINGS, ONE).refresh()
+    path.unlink()
+    assert EpisodeStore(str(tmp_path), SETTINGS, ONE).add(Finished(row(host="again")))["host"] == "again"
+
+
 def test_nothing_is_bound_before_the_first_finished_episode(tmp_path: Path) -> None:
     output = str(tmp_path)
     failed = EpisodeStore(output, SETTINGS, ONE)

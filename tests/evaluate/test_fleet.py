@@ -14,11 +14,13 @@ from policy_server import policy_server
 
 from defi_platform.config import EvaluateConfig, ServeConfig, SimulatorConfig, StopRuleConfig
 from defi_platform.errors import ConfigError, SimulatorError, SimulatorFault
+from defi_platform.evaluate import asked, rollouts
 from defi_platform.evaluate.asked import blocks, checked, stop_rule
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet import run as fleet_run
 from defi_platform.evaluate.fleet.run import Fleet
 from defi_platform.evaluate.fleet.shared_units import REFRESH_S, SharedUnits
+from defi_platform.evaluate.results.episodes import write_episodes
 from defi_platform.evaluate.rollouts import evaluate
 from defi_platform.evaluate.store.episodes import EpisodeStore, Finished
 from defi_platform.evaluate.store.leases import Leases
@@ -134,6 +136,30 @@ def test_faults_are_counted_and_a_unit_is_left_out_after_its_retries_in_every_dr
         "worker",
         "abort",
     ]
+
+
+def test_a_table_without_an_episode_that_was_finished_later_is_made_again(tmp_path: Path) -> None:
+    config = checked(small(tmp_path, tasks=["drawer-close-v3"], arms=["random"]))
+    deciding, output = asked.settings(config), str(tmp_path)
+    store = EpisodeStore(output, deciding)
+    unit = {"arm": "random", "task": "drawer-close-v3", "seed": 1}
+    details = {
+        "asked": asked.asked(config),
+        "settings": deciding,
+        "identity": None,
+        "left_out": [{**unit, "tries": 4}],
+    }
+    details["episodes_sha256"] = write_episodes(output, [], {})
+    (tmp_path / "summary.json").write_text(json.dumps(details))
+    assert rollouts._finished(config, output, store, deciding, None) is not None
+    more = replace(config, simulator=SimulatorConfig(retries=4))
+    assert rollouts._finished(more, output, store, deciding, None) is None, "it is to be tried again"
+    write_episodes(output, [], {"of": "another run"})
+    assert rollouts._finished(config, output, store, deciding, None) is None, "two tables"
+    write_episodes(output, [], {})
+    store.add(Finished({**unit, "success": True}))
+    other = EpisodeStore(output, deciding)
+    assert rollouts._finished(config, output, other, deciding, None) is None, "another driver has finished it"
 
 
 def test_a_simulator_that_never_finishes_an_episode_ends_the_run(

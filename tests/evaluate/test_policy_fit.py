@@ -22,14 +22,19 @@ from vla_eval.model_servers.predict import PredictModelServer
 from vla_eval.model_servers.serve import serve as serve_model
 from websockets.sync.client import connect
 
-from defi_platform.config import EvaluateConfig, ObservationKeysConfig, ServeConfig
-from defi_platform.errors import ConfigError, ServeError, SimulatorError
+from defi_models.pretrained.folder import FORMAT_VERSION
+from defi_platform.config import EvaluateConfig, InferenceConfig, ObservationKeysConfig, ServeConfig
+from defi_platform.errors import CheckpointError, ConfigError, ServeError, SimulatorError
 from defi_platform.evaluate import rollouts
 from defi_platform.evaluate.asked import blocks, checked, first_seed
 from defi_platform.evaluate.benchmarks import registry
 from defi_platform.evaluate.benchmarks.interface import Registration
+from defi_platform.evaluate.policy_client import PolicyClient, check_same_inference
 from defi_platform.evaluate.rollouts import evaluate
 from defi_platform.evaluate.simulator import Simulator
+from defi_platform.evaluate.store.identity import POLICY, bind, policy_identity
+from defi_platform.serve.deployment.folder_greeting import folder_greeting
+from defi_platform.serve.inference.service import ServiceSettings
 
 
 @pytest.fixture(autouse=True)
@@ -155,7 +160,7 @@ def trained_on(tmp_path: Path, benchmark: str, seeds: tuple[int, ...]) -> str:
     meta.mkdir(parents=True)
     episodes = [{"task": "reach", "seed": seed, "length": 9} for seed in seeds]
     (meta / "recording.json").write_text(json.dumps({"benchmark": benchmark, "episodes": episodes}))
-    (tmp_path / "run/model").mkdir(parents=True)
+    written_folder(tmp_path / "run/model")
     corpora = f"data: {{corpora: {{robots: {{path: {tmp_path}/recording/labelled}}}}}}\n"
     (tmp_path / "run/config.yaml").write_text(corpora)
     return str(tmp_path / "run/model")
@@ -187,6 +192,69 @@ def test_a_fixed_number_of_initial_states_begins_with_the_first_and_says_which_w
     assert "trained on recordings of 2 of these initial states" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="initial states up to 50; fetch has 50 per task"):
         checked(replace(config, seed=49))
+
+
+def written_folder(folder: Path, **changes: Any) -> Path:
+    """A policy folder without weights: all that is looked at before a policy is served."""
+    head = {"proprio_dim": 0, "action_dim": 4, "chunk": 10}
+    config = {"preset": "nano", "cameras": ["workspace"], "views": 1, "adapter": {"head": head}, **changes}
+    folder.mkdir(parents=True)
+    header = {"format": "defi_models", "version": FORMAT_VERSION, "config": config}
+    (folder / "config.json").write_text(json.dumps(header))
+    return folder
+
+
+def test_a_policy_folder_that_does_not_fit_is_found_before_anything_starts(tmp_path: Path) -> None:
+    head = {"proprio_dim": 5, "action_dim": 7, "chunk": 10}
+    folder = written_folder(
+        tmp_path / "other", cameras=["static", "gripper"], views=2, adapter={"head": head}
+    )
+    config = asked(tmp_path / "out", serve=ServeConfig(policy=str(folder)), execute_steps=11)
+    with pytest.raises(ConfigError, match="does not fit") as found:
+        evaluate(config)
+    for part in (
+        "7 action dims, fetch takes 4",
+        "takes 5 state dims",
+        "looks through static, gripper",
+        "10 actions",
+    ):
+        assert part in str(found.value)
+    with pytest.raises(CheckpointError, match=r"has no config\.json"):
+        evaluate(replace(config, serve=ServeConfig(policy=str(tmp_path))))
+
+
+def test_a_policy_in_another_precision_is_another_one_by_folder_and_by_url(tmp_path: Path) -> None:
+    folder = str(written_folder(tmp_path / "policy"))
+    float32, bfloat16 = (
+        ServeConfig(policy=folder, model=InferenceConfig(dtype=dtype)) for dtype in ("float32", "bfloat16")
+    )
+    greetings = [folder_greeting(config) for config in (float32, bfloat16)]
+    served = ServiceSettings.of(bfloat16).inference
+    assert greetings[1]["inference"] == served and greetings[0]["inference"] != served
+    one, two = (policy_identity(greeting, None, folder) for greeting in greetings)
+    bind(str(tmp_path / "out"), POLICY, one)
+    with pytest.raises(
+        ConfigError, match=r"another policy \(inference.dtype: float32 there, bfloat16 here\)"
+    ):
+        bind(str(tmp_path / "out"), POLICY, two)
+    check_same_inference(None, served, "ws://a:1")
+    with pytest.raises(ServeError, match=r"ws://a:1 computes with .*bfloat16.*episodes are of .*float32"):
+        check_same_inference(greetings[0]["inference"], served, "ws://a:1")
+
+
+def test_a_server_that_comes_back_in_another_precision_is_seen(tmp_path: Path) -> None:
+    def answer(observation: dict[str, Any], connection: object) -> dict[str, Any]:
+        return {"actions": np.zeros((1, 4), np.float32)}
+
+    with policy_server(answer, {"inference": {"dtype": "float32"}}) as server:
+        client = PolicyClient(server.url)
+        client.infer({})
+    with (
+        client,
+        policy_server(answer, {"inference": {"dtype": "bfloat16"}}, int(server.url.rpartition(":")[2])),
+    ):
+        client.infer({})
+        assert client.metadata["inference"] == {"dtype": "bfloat16"}
 
 
 OPENPI = os.environ.get("PEER_OPENPI")

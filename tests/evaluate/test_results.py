@@ -10,6 +10,7 @@ import pytest
 from made_evaluations import Apart, Chained, Pushing, episode, evaluated
 
 from defi_platform.errors import ConfigError
+from defi_platform.evaluate.results.episodes import write_episodes
 from defi_platform.evaluate.results.evaluation import read_evaluation
 from defi_platform.evaluate.results.protocol import differences
 from defi_platform.evaluate.success_table import success_lines
@@ -104,3 +105,13 @@ def test_what_is_no_finished_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"arms": {}, "settings": {}}))
     with pytest.raises(ConfigError, match="earlier version"):
         read_evaluation(str(tmp_path))
+
+
+def test_tables_of_two_runs_are_not_read_as_one(tmp_path: Path) -> None:
+    """Of two drivers with different extents one was killed between its table and its summary."""
+    output = str(tmp_path)
+    evaluated(tmp_path, [episode("cube", 0, True), episode("cube", 1, False)])
+    assert len(read_evaluation(output).rows) == 2
+    write_episodes(output, [episode("cube", 0, True)], {})
+    with pytest.raises(ConfigError, match=r"are of two runs .* run the command whose table you want again"):
+        read_evaluation(output)

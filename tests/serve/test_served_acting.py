@@ -97,5 +97,12 @@ def test_an_evaluation_with_other_settings_is_one_of_the_policy_that_is_served_f
     policy_folder: Path,
 ) -> None:
     served = ServeConfig(policy=str(policy_folder), acting=ServedActingConfig(sigma_min=1.0))
-    greeting, _ = rollouts._identified(EvaluateConfig(serve=served, tasks=["drawer-close-v3"], output=""))
+    asked = EvaluateConfig(
+        serve=served,
+        tasks=["drawer-close-v3"],
+        cameras=["workspace"],
+        policy_cameras={"workspace": "front"},
+        output="",
+    )
+    greeting, _ = rollouts._identified(asked)
     assert greeting["policy_digest"] == policy_digest(served.policy, served.acting)

@@ -16,7 +16,7 @@ from defi_client.recording.h264 import encode_h264
 from defi_platform.errors import ServeError
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Observation, Task
 from defi_platform.evaluate.policy.observation import policy_observation
-from defi_platform.evaluate.policy_client import PolicyClient, check_same_policy
+from defi_platform.evaluate.policy_client import PolicyClient, check_same_inference, check_same_policy
 from defi_platform.evaluate.simulation.process import Advance, SimulatorProcess
 from defi_platform.serve.observation_keys import OWN, ObservationKeys
 
@@ -199,7 +199,7 @@ class ServedPolicy:
         keys: ObservationKeys = OWN,
         cameras: Mapping[str, str],
         execute_steps: int | None,
-        digest: str | None,
+        greeting: Mapping[str, Any],
     ):
         """Prepares an episode's requests.
 
@@ -210,7 +210,7 @@ class ServedPolicy:
             keys: under which the server expects an observation's parts.
             cameras: camera of the benchmark -> name by which the policy knows it.
             execute_steps: actions executed of each chunk; None for all.
-            digest: of the policy that is evaluated; None where its server names none.
+            greeting: of the policy that is evaluated; what it says of digest and inference is to stay.
         """
         self.latency_ms: list[float] = []
         self._client = client
@@ -219,7 +219,7 @@ class ServedPolicy:
         self._keys = keys
         self._cameras = cameras
         self._execute_steps = execute_steps
-        self._digest = digest
+        self._greeting = greeting
         self._index = -1
 
     def act(self, scene: Scene, most: int) -> None:
@@ -242,7 +242,9 @@ class ServedPolicy:
         start = time.perf_counter()
         actions, answer = self._client.infer(observation)
         self.latency_ms.append((time.perf_counter() - start) * 1e3)
-        check_same_policy(self._digest, answer.get("policy_digest"), self._client.url)
+        url, inference = self._client.url, self._client.metadata.get("inference")
+        check_same_policy(self._greeting.get("policy_digest"), answer.get("policy_digest"), url)
+        check_same_inference(self._greeting.get("inference"), inference, url)
         if actions.shape[1] != self._action.dim:
             raise ServeError(
                 f"the policy server at {self._client.url} gives {actions.shape[1]} action dims, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +111,26 @@ def check_same_policy(expected: str | None, digest: str | None, url: str) -> Non
         raise ServeError(
             f"the policy server at {url} has two policies: {digest} answered where {expected} is evaluated. Serve the "
             "policy of the finished episodes again, or evaluate the other one with another output."
+        )
+
+
+def check_same_inference(
+    expected: Mapping[str, Any] | None, inference: Mapping[str, Any] | None, url: str
+) -> None:
+    """Checks that a policy is computed in one way: its server may have been started again with another precision.
+
+    Args:
+        expected: `inference` of the greeting that the evaluation began with; None where it named none.
+        inference: of the present connection's greeting.
+        url: of the server, for the message.
+
+    Raises:
+        ServeError: they are two ways.
+    """
+    if expected and inference and dict(expected) != dict(inference):
+        raise ServeError(
+            f"the policy server at {url} computes with {inference}, and finished episodes are of {expected}. Serve it as "
+            "before (model), or evaluate with another output."
         )
 
 

@@ -19,7 +19,7 @@ from defi_platform import logs, storage
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EvaluateConfig
-from defi_platform.errors import SimulatorError
+from defi_platform.errors import ConfigError, SimulatorError
 from defi_platform.evaluate.asked import asked, blocks, checked, first_seed, settings, stop_rule
 from defi_platform.evaluate.benchmarks.registry import benchmark_class, selected_view
 from defi_platform.evaluate.episode import Rollout
@@ -28,12 +28,13 @@ from defi_platform.evaluate.fleet.shared_units import SharedUnits
 from defi_platform.evaluate.policy.fit import check_answer, check_fits
 from defi_platform.evaluate.policy.recorded_seeds import seen_line, seen_seeds
 from defi_platform.evaluate.policy.vla_eval import connect_policy
-from defi_platform.evaluate.results.evaluation import SUMMARY, write_results
+from defi_platform.evaluate.results.evaluation import SUMMARY, is_whole, write_results
 from defi_platform.evaluate.results.protocol import protocol_of
 from defi_platform.evaluate.simulation.interpreter import check_installed
 from defi_platform.evaluate.store.episodes import EpisodeStore
-from defi_platform.evaluate.store.identity import PROTOCOL, policy_identity, stored
+from defi_platform.evaluate.store.identity import PROTOCOL, differences, policy_identity, stored
 from defi_platform.evaluate.store.leases import Leases
+from defi_platform.evaluate.store.whole_json import read_json
 from defi_platform.evaluate.success_table import success_lines
 
 
@@ -94,7 +95,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     greeting, identity = _identified(config)
     seen = _seen(config)
     store = EpisodeStore(output, deciding, identity)
-    if (finished := _finished(config, output, deciding, identity)) is not None:
+    if (finished := _finished(config, output, store, deciding, identity)) is not None:
         return finished
     store.refresh()
     with Leases(output) as leases:
@@ -114,7 +115,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
             with ray_session(config.ray):
                 register_run(output)
                 with _policy(config, missing, greeting) as (url, greeting):
-                    Fleet(config, store, units).run(url, greeting.get("policy_digest"), missing, there)
+                    Fleet(config, store, units).run(url, greeting, missing, there)
     return _published(config, output, store, units, greeting, seen, time.monotonic() - start)
 
 
@@ -134,10 +135,11 @@ def _identified(config: EvaluateConfig) -> tuple[dict[str, Any], dict[str, Any] 
             check_answer(config, client)
         return greeting, identity
     # Imported here: an evaluation by url does not load the models.
-    from defi_platform.serve.deployment.policy_digest import policy_digest
+    from defi_platform.serve.deployment.folder_greeting import folder_greeting
 
     folder = config.serve.policy
-    greeting = {"policy_digest": policy_digest(folder, config.serve.acting)}
+    greeting = folder_greeting(config.serve)
+    check_fits(config, greeting, folder)
     return greeting, policy_identity(greeting, config.policy_name, folder)
 
 
@@ -158,6 +160,14 @@ def _policy(
     logs.say(f"serving {config.serve.policy}")
     with deploy(config.serve, guest=True) as server:
         check_fits(config, server.metadata, config.serve.policy)
+        # A guest is served by what is there, which computes as its own job has said.
+        if changed := list(
+            differences(greeting["inference"], server.metadata.get("inference", {}), "serve.model.")
+        ):
+            raise ConfigError(
+                f"the cluster's server computes the policy {config.serve.policy} in another way than is asked for "
+                f"({'; '.join(changed)}). Set these to what is there, or leave out ray.address for a cluster of your own."
+            )
         yield server.url, server.metadata
 
 
@@ -182,18 +192,27 @@ def _seen(config: EvaluateConfig) -> dict[str, list[int]]:
 
 
 def _finished(
-    config: EvaluateConfig, output: str, deciding: dict[str, Any], identity: dict[str, Any] | None
+    config: EvaluateConfig,
+    output: str,
+    store: EpisodeStore,
+    deciding: dict[str, Any],
+    identity: dict[str, Any] | None,
 ) -> EvaluationResult | None:
-    """The result that is there already, of the same settings, policy and units."""
+    """The result that is there already, of the same settings, policy and units, whose files are all of it."""
     path = storage.join(output, SUMMARY)
     if not storage.exists(path):
         return None
-    details = json.loads(storage.read_text(path))
+    details = read_json(path)
     now = json.loads(json.dumps([asked(config), deciding, identity]))
     if [details.get("asked"), details.get("settings"), details.get("identity")] != now:
         return None
-    retried = any(unit["tries"] <= config.simulator.retries for unit in details["left_out"])
-    return None if retried else EvaluationResult(output, details, reused=True)
+    if any(
+        unit["tries"] <= config.simulator.retries
+        or store.look_up(store.unit(unit["arm"], unit["task"], unit["seed"])) is not None
+        for unit in details["left_out"]
+    ):
+        return None  # they are to be tried again, or another driver has since finished one
+    return EvaluationResult(output, details, reused=True) if is_whole(output, details) else None
 
 
 def _published(

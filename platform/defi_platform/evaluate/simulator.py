@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from defi_platform.config import EvaluateConfig
 from defi_platform.errors import SimulatorFault
@@ -42,7 +43,7 @@ class Simulator:
         self,
         config: EvaluateConfig,
         url: str,
-        policy_digest: str | None = None,
+        greeting: Mapping[str, Any] | None = None,
         search_path: Sequence[str] = (),
     ):
         """Prepares a worker; process and connection are made when the first rollout needs them.
@@ -50,7 +51,7 @@ class Simulator:
         Args:
             config: of the evaluation.
             url: of the policy server; only the "policy" arm calls it.
-            policy_digest: of the policy that is evaluated; None where its server names none.
+            greeting: of the policy that is evaluated; None where nothing is known of it.
             search_path: folders of modules, in which benchmarks from outside are found too.
         """
         sys.path += [folder for folder in search_path if folder not in sys.path]
@@ -58,7 +59,7 @@ class Simulator:
             os.environ.setdefault(variable, "1")
         self._config = config
         self._url = url
-        self._policy_digest = policy_digest
+        self._greeting = greeting or {}
         self._process: SimulatorProcess | None = None
         self._client: PolicyClient | None = None
 
@@ -99,7 +100,7 @@ class Simulator:
                 self._process = None
             raise SimulatorFault(fault.kind, fault.message, socket.gethostname()) from fault
         if rollout.arm == "policy":
-            outcome.row["policy_digest"] = self._policy_digest
+            outcome.row["policy_digest"] = self._greeting.get("policy_digest")
         return replace(outcome, protocol=process.protocol)
 
     def _simulator(self) -> SimulatorProcess:
@@ -135,5 +136,5 @@ class Simulator:
             keys=client_keys(self._config.observation_keys),
             cameras=self._config.policy_cameras,
             execute_steps=asked,
-            digest=self._policy_digest,
+            greeting=self._greeting,
         )

@@ -12,7 +12,7 @@ from defi_models.inputs.acting import Acting
 from defi_models.pretrained.configuration import to_mapping
 from defi_models.pretrained.folder import read_header
 from defi_models.pretrained.side_files import acting_with, read_acting, read_contract
-from defi_platform.config import ServedActingConfig
+from defi_platform.config import InferenceConfig, ServedActingConfig
 from defi_platform.errors import CheckpointError, ConfigError
 
 
@@ -75,6 +75,11 @@ def with_config(own: ServedActing, config: ServedActingConfig) -> ServedActing:
     except ConfigurationError as error:
         raise ConfigError(str(error)) from error
     return ServedActing(acting=acting, execute_steps=execute_steps, said=own.said)
+
+
+def inference_of(model: InferenceConfig) -> dict[str, Any]:
+    """The settings that change the last bits of actions, or more, where weights and observations are the same."""
+    return {"dtype": model.dtype, "compile": model.compile, "deterministic": model.deterministic}
 
 
 def differences(own: ServedActing, served: ServedActing) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -41,12 +42,14 @@ class Fleet:
         self._ran = 0
         self._lost = 0
 
-    def run(self, url: str, digest: str | None, missing: list[Rollout], finished: list[Rollout]) -> None:
+    def run(
+        self, url: str, greeting: Mapping[str, Any], missing: list[Rollout], finished: list[Rollout]
+    ) -> None:
         """Runs what is missing, until it is there, left out or no longer needed.
 
         Args:
             url: of the policy server.
-            digest: of the policy; None where its server names none.
+            greeting: of the policy's server.
             missing: units to run, in order.
             finished: units that are there already, for the progress.
 
@@ -57,7 +60,7 @@ class Fleet:
         worker: Any = ray.remote(num_cpus=1, **roles.options(roles.DECODE))(Simulator)
         self._say_if_crowded(len(missing))
         pool: ActorPool[Rollout] = ActorPool(
-            lambda: worker.remote(self._config, url, digest, sys.path),
+            lambda: worker.remote(self._config, url, dict(greeting), sys.path),
             self._config.workers,
             choice=self._units,
             on_fault=self._on_fault,

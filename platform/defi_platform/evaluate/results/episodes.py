@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,19 +44,32 @@ SCHEMA = pa.schema(
 """`unit` and `steps_file` name the episode's files in the store (`store.episodes`). `success` is null for an episode that was left out because its simulator kept failing."""
 
 
-def write_episodes(output: str, rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> None:
+def write_episodes(output: str, rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:
     """Writes the table, with the protocol in the metadata of the file.
 
     Args:
         output: folder of the evaluation, local or remote.
         rows: of the episodes, in the order of the table; keys that are no column are left out.
         protocol: JSON values.
+
+    Returns: SHA-256 of the file, in hex.
     """
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
     table = table.replace_schema_metadata({_PROTOCOL: json.dumps(protocol).encode()})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(storage.join(output, FILE), sink.getvalue().to_pybytes())
+    content = sink.getvalue().to_pybytes()
+    storage.write_bytes(storage.join(output, FILE), content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of_episodes(output: str) -> str:
+    """SHA-256 of the table's file, in hex.
+
+    Raises:
+        FileNotFoundError: the evaluation has not written it.
+    """
+    return hashlib.sha256(storage.read_bytes(storage.join(output, FILE))).hexdigest()
 
 
 def read_episodes(output: str) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from defi_platform import storage
 from defi_platform.errors import ConfigError
 from defi_platform.evaluate.benchmarks.interface import Benchmark
-from defi_platform.evaluate.results.episodes import read_episodes, write_episodes
+from defi_platform.evaluate.results.episodes import digest_of_episodes, read_episodes, write_episodes
 from defi_platform.evaluate.results.steps import write_steps
 from defi_platform.evaluate.results.summary import summarise
 
@@ -70,10 +70,23 @@ def write_results(
         "protocol": dict(protocol),
         **more,
     }
-    write_episodes(output, rows, protocol)
+    summary["episodes_sha256"] = write_episodes(output, rows, protocol)
     summary["steps"] = write_steps(output, steps)
     storage.write_text(storage.join(output, SUMMARY), json.dumps(summary, indent=1))
     return summary
+
+
+def is_whole(output: str, summary: Mapping[str, Any]) -> bool:
+    """Whether the table of episodes is that of the summary, and not of a driver that wrote, or is writing, another one.
+
+    Args:
+        output: folder of the evaluation.
+        summary: of it.
+    """
+    try:
+        return digest_of_episodes(output) == summary.get("episodes_sha256")
+    except FileNotFoundError:
+        return False
 
 
 def read_evaluation(output: str) -> Evaluation:
@@ -83,13 +96,19 @@ def read_evaluation(output: str) -> Evaluation:
         output: its folder, local or remote.
 
     Raises:
-        ConfigError: there is none, it is not finished, or an earlier version wrote it.
+        ConfigError: there is none, it is not finished, its files are of two runs, or an earlier version wrote it.
     """
     folder = storage.absolute(output)
     try:
         summary = json.loads(storage.read_text(storage.join(folder, SUMMARY)))
         if "protocol" in summary:
-            return Evaluation(folder, summary, read_episodes(folder))
+            rows = read_episodes(folder)
+            if is_whole(folder, summary):
+                return Evaluation(folder, summary, rows)
+            raise ConfigError(
+                f"{output}: episodes.parquet and {SUMMARY} are of two runs of jobs/evaluate_policy.py, of which one is at "
+                "work or was killed. Wait for it, or run the command whose table you want again: finished episodes are kept."
+            )
     except FileNotFoundError:
         raise ConfigError(
             f"{output} holds no finished evaluation ({SUMMARY}, episodes.parquet); give the output of "

@@ -31,6 +31,7 @@ from defi_platform.evaluate.store.identity import (
     unit_digest,
 )
 from defi_platform.evaluate.store.steps import unpack_steps
+from defi_platform.evaluate.store.whole_json import read_json
 from defi_platform.storage.exclusive import create_bytes
 from defi_platform.storage.parallel_read import side_by_side
 
@@ -157,7 +158,7 @@ class EpisodeStore:
         content = json.dumps({**fault, "arm": arm, "task": task, "seed": seed})
         while not create_bytes(self._path(FAULTS, f"{unit}-{len(found)}.json"), content.encode()):
             # Another driver's, from the time when it had the unit.
-            found.append(json.loads(storage.read_text(self._path(FAULTS, f"{unit}-{len(found)}.json"))))
+            found.append(read_json(self._path(FAULTS, f"{unit}-{len(found)}.json")))
         found.append(json.loads(content))
         return len(found)
 
@@ -167,7 +168,7 @@ class EpisodeStore:
 
     def _stored(self, unit: str) -> dict[str, Any]:
         if unit not in self.rows:
-            self.rows[unit] = json.loads(storage.read_text(self._path(EPISODES, f"{unit}.json")))
+            self.rows[unit] = read_json(self._path(EPISODES, f"{unit}.json"))
         return self.rows[unit]
 
     def _new(
@@ -177,7 +178,7 @@ class EpisodeStore:
         matches = filter(None, map(pattern.fullmatch, storage.names(self._path(folder))))
         new = sorted(filter(is_new, matches), key=lambda m: (m[1], int(m[2]) if m.re.groups > 1 else 0))
         read = side_by_side(
-            lambda match: json.loads(storage.read_text(self._path(folder, match[0]))),
+            lambda match: read_json(self._path(folder, match[0])),
             new,
             remote=storage.is_remote(self._output),
         )

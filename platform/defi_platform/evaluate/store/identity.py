@@ -9,6 +9,7 @@ from typing import Any
 
 from defi_platform import storage
 from defi_platform.errors import ConfigError
+from defi_platform.evaluate.store.whole_json import read_json
 from defi_platform.storage.exclusive import create_bytes
 
 FOLDER = "identity"
@@ -79,7 +80,7 @@ def check_bound(output: str, part: str, wanted: Mapping[str, Any]) -> bool:
     path = _path(output, part)
     if not storage.exists(path):
         return False
-    found = json.loads(storage.read_text(path))
+    found = read_json(path)
     # Through JSON, as the stored ones went: tuples are lists there.
     changed = list(differences(json.loads(json.dumps(wanted)), found))
     if changed:
@@ -114,8 +115,7 @@ def stored(output: str, part: str) -> dict[str, Any]:
         part: SETTINGS, POLICY or PROTOCOL.
     """
     path = _path(output, part)
-    found: dict[str, Any] = json.loads(storage.read_text(path)) if storage.exists(path) else {}
-    return found
+    return read_json(path) if storage.exists(path) else {}
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any], at: str = "") -> Iterator[str]:

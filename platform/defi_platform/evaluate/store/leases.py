@@ -20,10 +20,10 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from defi_platform import logs, storage
 from defi_platform.errors import UserError, one_line
+from defi_platform.evaluate.store.whole_json import read_json
 from defi_platform.retry import Clock
 from defi_platform.storage.exclusive import create_bytes
 
@@ -131,8 +131,7 @@ class Leases:
 
 
 def _owner(path: str) -> str:
-    content: dict[str, Any] = json.loads(storage.read_text(path))
-    return str(content["owner"])
+    return str(read_json(path)["owner"])
 
 
 def _machine() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from defi_platform.config import ServeConfig
 from defi_platform.errors import ServeError, one_line
+from defi_platform.serve.acting import inference_of
 from defi_platform.serve.inference.action_check import ActionCheck
 from defi_platform.serve.inference.batcher import Batched, Batcher
 from defi_platform.serve.inference.forward_thread import Forward, ForwardThread, WarmUp
@@ -41,6 +42,8 @@ class ServiceSettings:
     """How far an action may lie outside its range in the training data, in widths of that range; None: anywhere."""
     stuck_after_s: float = 120.0
     """Seconds after which a forward pass that has not ended makes the replica unhealthy."""
+    inference: Mapping[str, Any] | None = None
+    """How actions are computed, for the greeting; see `acting.inference_of`. None: it does not say."""
 
     @classmethod
     def of(cls, config: ServeConfig) -> ServiceSettings:
@@ -51,6 +54,7 @@ class ServiceSettings:
             queue_size=limits.queue_size,
             queue_wait_s=limits.queue_wait_s,
             action_margin=limits.action_margin,
+            inference=inference_of(config.model),
         )
 
 
@@ -99,7 +103,9 @@ class ActionService:
 
     def metadata(self) -> dict[str, Any]:
         """The greeting of every protocol, as plain values."""
-        return {**self.spec.metadata(), "policy_digest": self.digest}
+        inference = self._settings.inference
+        said = {"inference": dict(inference)} if inference else {}
+        return {**self.spec.metadata(), "policy_digest": self.digest, **said}
 
     async def act(
         self,
