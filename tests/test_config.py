@@ -82,6 +82,8 @@ SCHEMAS = {
     "export_model": ExportConfig,
     "evaluate_policy": EvaluateConfig,
     "evaluate_offline": OfflineConfig,
+    "calvin": EvaluateConfig,
+    "calvin_released": EvaluateConfig,
     "install_benchmark": InstallConfig,
     "tune_evaluation": TuneConfig,
     "compare_evaluations": CompareConfig,

@@ -67,7 +67,7 @@ def episode(task: str, seed: int, success: bool | None, **other: Any) -> dict[st
             {"name": task, "instruction": f"push the {task}", "success": bool(success), "steps": 20 + seed % 7}
         ],
         "steps": 20 + seed % 7, "reward": 0.5, "wall_s": 1.25, "latency_ms": [10.0, 30.0],
-        "simulator_errors": faults, "initial_state": [seed / 10, -seed / 10], "policy_digest": "d1",
+        "simulator_errors": faults, "initial_state": [seed / 10, -seed / 10], "initial_positions": [], "policy_digest": "d1",
         "video": None, "host": "one", "unit": f"{task}{seed}",
         "steps_file": None,
     }  # fmt: skip

@@ -118,6 +118,40 @@ def test_chains_are_compared_by_how_many_are_solved_in_a_row(tmp_path: Path) -> 
     assert found["low"] >= 1.0 and "steps where both solved it" not in lengths
 
 
+def test_a_mean_over_tasks_is_tested_in_its_own_direction(tmp_path: Path) -> None:
+    evaluated(tmp_path / "a", outcomes({"cube": "0" * 20, "ball": "11"}), pooled_by="tasks")
+    evaluated(tmp_path / "b", outcomes({"cube": "1" * 10 + "0" * 10, "ball": "00"}), pooled_by="tasks")
+    result = compare(CompareConfig(outputs=[str(tmp_path / "a"), str(tmp_path / "b")]))
+    group = result.comparisons[0].groups[0]
+    assert group.difference == -0.25 and group.p > 0.05, "ten more of one task's pairs do not make it worse"
+    assert result.significantly_worse == []
+
+
+def test_pairs_that_start_differently_are_none(folders: list[str], tmp_path: Path) -> None:
+    moved = [{"name": "cube_x", "value": 0.2}]
+    evaluated(tmp_path / "p", outcomes({"cube": "11"}, initial_positions=[{"name": "cube_x", "value": 0.1}]))
+    evaluated(tmp_path / "q", outcomes({"cube": "11"}, initial_positions=moved), execute_steps=8)
+    outputs = [str(tmp_path / "p"), str(tmp_path / "q")]
+    result = compare(CompareConfig(outputs=outputs, ignore=["execute_steps"]))
+    assert "2 pairs of p and q (the first is cube 0) did not start from the same state" in result.summary()
+    evaluated(tmp_path / "q", outcomes({"cube": "11"}, initial_positions=moved))
+    with pytest.raises(ConfigError, match="did not start from the same state"):
+        compare(CompareConfig(outputs=outputs))
+    with pytest.raises(ConfigError, match="Did you mean 'execute_steps'"):
+        compare(CompareConfig(outputs=folders, ignore=["exectue_steps"]))
+
+
+def test_an_evaluation_that_ended_early_is_named_and_other_results_are_none(
+    folders: list[str], tmp_path: Path
+) -> None:
+    evaluated(tmp_path / "early", outcomes({"cube": "11", "ball": "10"}), more={"stopped": {"episodes": 4}})
+    result = compare(CompareConfig(outputs=[folders[0], str(tmp_path / "early")]))
+    assert "early was ended early by its stop rule" in result.summary()
+    (tmp_path / "early" / "summary.json").write_text('{"loss": 1}')
+    with pytest.raises(ConfigError, match="holds no evaluation but other results"):
+        compare(CompareConfig(outputs=[folders[0], str(tmp_path / "early")]))
+
+
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     monkeypatch.setattr(sys, "argv", ["compare_evaluations.py", *arguments])
     return exit_code(main)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy.stats import binom
@@ -12,6 +14,7 @@ from defi_platform.evaluate.statistics.paired import (
     difference_interval,
     holm,
     mcnemar,
+    mcnemar_of_tasks,
     mean_difference,
 )
 from defi_platform.evaluate.statistics.power import power, smallest_visible
@@ -32,6 +35,19 @@ def test_mcnemars_exact_test_has_the_published_value() -> None:
     assert mcnemar(BENTUR) == pytest.approx(0.0703125, abs=1e-12)
     assert mcnemar(PairedCounts(50, 0, 5, 45)) == 2 * 0.5**5, "pairs that agree say nothing"
     assert mcnemar(PairedCounts(10, 0, 0, 10)) == 1.0
+
+
+def test_pairs_weigh_as_in_the_mean_over_tasks() -> None:
+    tasks = [PairedCounts(0, 0, 4, 6), PairedCounts(0, 2, 0, 0)]  # +0.4 and -1
+    sums = [
+        abs(sum(a) / 10 + sum(b) / 2) for a in product((1, -1), repeat=4) for b in product((1, -1), repeat=2)
+    ]
+    assert mcnemar_of_tasks(tasks) == pytest.approx(sum(one >= 0.6 - 1e-9 for one in sums) / 64)
+    alike = [PairedCounts(3, 1, 5, 1), PairedCounts(6, 0, 3, 1)]
+    assert mcnemar_of_tasks(alike) == mcnemar(PairedCounts(9, 1, 8, 2)), (
+        "as many pairs in each: the same test"
+    )
+    assert mcnemar_of_tasks([PairedCounts(3, 0, 0, 1)]) == 1.0
 
 
 def test_the_interval_of_a_difference_has_the_published_values() -> None:
@@ -71,7 +87,7 @@ def test_mean_differences_come_with_an_exact_p_value_where_pairs_are_few() -> No
 
 def test_mean_differences_that_do_not_vary_have_a_p_value_and_no_width() -> None:
     same = mean_difference([3, 4], [3, 4])
-    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1.0)
+    assert (same.mean, same.low, same.high, same.p) == (0, None, None, 1.0)
     assert mean_difference([0] * 5, [2] * 5).p == 2 * 0.5**5
 
 

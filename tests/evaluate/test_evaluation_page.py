@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from made_evaluations import Apart, Chained, episode, evaluated
 
+from defi_platform.evaluate.html.evaluation_figures import _coordinates
 from defi_platform.evaluate.html.evaluation_page import write_page
+from defi_platform.evaluate.html.report_figures import broken, success_bars
 from defi_platform.evaluate.results.evaluation import read_evaluation
 
 
@@ -66,3 +68,23 @@ def test_chains_and_groups_have_their_tables(tmp_path: Path) -> None:
     evaluated(tmp_path / "apart", [*rows, episode("ball", 0, True)], Apart)
     made = Path(write_page(read_evaluation(str(tmp_path / "apart")), ())).read_text()
     assert "variants" in section(made, "success") and "all tasks" not in made
+
+
+def test_maps_show_where_objects_were_and_long_names_are_broken(tmp_path: Path) -> None:
+    def place(seed: int) -> list[dict[str, object]]:
+        return [
+            {"name": f"cube_{axis}", "value": seed * width}
+            for axis, width in (("x", 0.1), ("y", 0.2), ("z", 0))
+        ]
+
+    rows = [
+        episode("cube", seed, seed > 1, initial_state=[0.0, 0.0], initial_positions=place(seed))
+        for seed in range(4)
+    ]
+    (_, y, labels) = _coordinates(rows, ("hand_x", "hand_y"))
+    assert labels == ("cube_x", "cube_y") and y.tolist() == pytest.approx([0, 0.2, 0.4, 0.6])
+    alike = [{**row, "initial_positions": []} for row in rows]
+    assert _coordinates(alike, ("hand_x", "hand_y"))[2][0].startswith("seed")
+    assert broken("suite/pick_up_the_bowl", 12) == "suite/pick_\nup_the_bowl"
+    lost = {"policy": {"a_task_with_a_long_name": None, "b": {"rate": 0.5, "low": 0.1, "high": 0.9}}}
+    assert "<svg" in success_bars(lost)

@@ -40,7 +40,8 @@ class Outcome:
     row: dict[str, Any]
     """JSON values: benchmark, arm, task, seed, success, solved (subtasks in a
     row), subtasks [{name, instruction, success, steps}], steps, reward, wall_s, latency_ms (one per request of the
-    policy), simulator_errors [{kind, message, place}], initial_state, policy_digest, host."""
+    policy), simulator_errors [{kind, message, place}], initial_state, initial_positions [{name, value}] of objects and goals,
+    policy_digest, host."""
     video: bytes
     """MP4; empty when no frames were asked for."""
     steps: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -65,6 +66,7 @@ class Scene:
         self.frame_every = frame_every
         self.chain, self.state = simulator.reset(rollout.task, rollout.seed)
         self.initial_state = self.state
+        self.initial_positions = simulator.initial_positions
         self.index = 0
         self.step = 0
         self.success = self.done = False
@@ -312,6 +314,9 @@ def run_episode(
         "latency_ms": [round(ms, 2) for ms in arm.latency_ms],
         "simulator_errors": [],
         "initial_state": [float(value) for value in scene.initial_state],
+        "initial_positions": [
+            {"name": name, "value": value} for name, value in scene.initial_positions.items()
+        ],
         "policy_digest": None,
         "host": socket.gethostname(),
     }

@@ -24,7 +24,8 @@ def success_rows(arms: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     # Evaluations of earlier versions have one pooled rate.
     groups = [one.get("groups") or {ALL_TASKS: one["pooled"]} for one in scores]
     for name in groups[0]:
-        rows.append([name, *(_cell(one[name], 0) for one in groups)])
+        lost = [one.get("groups_left_out", {}).get(name, 0) for one in scores]
+        rows.append([name, *(_cell(one[name], count) for one, count in zip(groups, lost, strict=True))])
     return rows
 
 

@@ -215,6 +215,14 @@ class Benchmark(ABC):
             The state, (S,).
         """
 
+    def initial_positions(self) -> Mapping[str, float]:
+        """Positions of the episode's objects and goals right after `reset`: name and axis ("cube_x") to value.
+
+        For the map of results by initial state alone; a policy never gets them. Looking changes nothing. Those of
+        the object that matters most come first.
+        """
+        return {}
+
     def begin(self, index: int) -> None:
         """Asks for subtask `index` of the chain from here on; the scene stays as it is."""
         del index

@@ -8,18 +8,20 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from defi_platform.evaluate.html.report_figures import ARM_COLOURS, panels, svg
+from defi_platform.evaluate.html.report_figures import ARM_COLOURS, broken, panels, svg
 
 SOLVED, FAILED, LEFT_OUT = "#3f8f5b", "#c0392b", "#9aa3ad"
 _PANELS = 4
 """Side by side in a row."""
+_SAME = 1e-3
+"""Standard deviation up to which a coordinate counts as the same in all episodes: a millimetre where it is in metres."""
 
 
 def state_maps(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[Markup]:
     """Success over the initial states, one map per task; rows of panels.
 
-    The axes are the two entries of the state that vary most over the task's episodes. Where the state at the start
-    is always the same, the axis is the seed.
+    The axes are two coordinates of the object or goal that is spread widest over the task's episodes, else of a part of
+    the state. Where nothing known differs at the start, the axis is the seed.
 
     Args:
         rows: episodes of one arm.
@@ -36,7 +38,7 @@ def state_maps(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
             for outcome, colour, marker in ((True, SOLVED, "o"), (False, FAILED, "x"), (None, LEFT_OUT, "s")):
                 those = [index for index, row in enumerate(episodes) if row["success"] is outcome]
                 axis.scatter(x[those], y[those], s=22, c=colour, marker=marker, linewidths=1.3, alpha=0.8)
-            axis.set_title(task, fontsize=8)
+            axis.set_title(broken(task, 34), fontsize=7 if len(task) > 34 else 8)
             axis.set_xlabel(labels[0], fontsize=7)
             axis.set_ylabel(labels[1], fontsize=7)
             axis.margins(0.12)
@@ -49,21 +51,45 @@ def state_maps(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[
 def _coordinates(
     episodes: Sequence[Mapping[str, Any]], names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, str]]:
+    # Results of earlier versions have no positions; the state alone is then all that is known.
+    positions = [
+        {one["name"]: one["value"] for one in row.get("initial_positions") or ()} for row in episodes
+    ]
+    states = [
+        {
+            names[i] if i < len(names) else f"state {i}": value
+            for i, value in enumerate(row["initial_state"] or ())
+        }
+        for row in episodes
+    ]
+    for known in (positions, states):
+        if (found := _widest(known)) is not None:
+            return found
     seeds = np.array([row["seed"] for row in episodes], float)
-    known = [row["initial_state"] for row in episodes if row["initial_state"]]
-    if len({len(state) for state in known}) == 1:
-        states = np.full(
-            (len(episodes), len(known[0])), np.nan
-        )  # a left-out episode has no state and no place
-        for index, row in enumerate(episodes):
-            if row["initial_state"]:
-                states[index] = row["initial_state"]
-        spread = np.nanstd(states, axis=0)
-        first, second = (*np.argsort(-spread, kind="stable"), -1)[:2]
-        if second >= 0 and spread[second] > 1e-6:
-            labels = [names[i] if i < len(names) else f"state {i}" for i in (first, second)]
-            return states[:, first], states[:, second], (labels[0], labels[1])
-    return seeds, np.zeros(len(seeds)), ("seed (the state is alike at the start)", "")
+    return seeds, np.zeros(len(seeds)), ("seed (nothing known differs at the start)", "")
+
+
+def _widest(
+    known: Sequence[Mapping[str, float]],
+) -> tuple[np.ndarray, np.ndarray, tuple[str, str]] | None:
+    """Two coordinates of the thing ("cube" of "cube_x") that is spread widest over the plane; None where nothing is.
+
+    A left-out episode knows none and has no place; one that lacks a coordinate of the others has none either.
+    """
+    things: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for one in known for name in one):
+        things.setdefault(name.rpartition("_")[0], []).append(name)
+    best, area = None, 0.0
+    for names in things.values():
+        values = np.array([[one.get(name, np.nan) for name in names] for one in known])
+        spread = np.nanstd(values, axis=0)
+        if len(names) < 2:
+            continue
+        first, second = np.sort(np.argsort(-spread, kind="stable")[:2])
+        if min(spread[first], spread[second]) > _SAME and spread[first] * spread[second] > area:
+            area = float(spread[first] * spread[second])
+            best = values[:, first], values[:, second], (names[first], names[second])
+    return best
 
 
 def latency_histogram(milliseconds: Sequence[float]) -> Markup:

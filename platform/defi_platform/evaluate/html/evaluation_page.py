@@ -97,12 +97,11 @@ def _videos(evaluation: Evaluation, rows: Sequence[Mapping[str, Any]]) -> list[P
 
 def _bars(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[Any]:
     """Bars of a dozen tasks each, then of the groups that are pooled."""
-    nothing = {"rate": 0.0, "low": 0.0, "high": 1.0}  # no outcome: anything is possible
     for kind in ("tasks", "groups"):
         names = list(next(iter(arms.values()))[kind])
         for start in range(0, len(names), _BARS):
             chosen = names[start : start + _BARS]
-            yield success_bars({a: {n: one[kind][n] or nothing for n in chosen} for a, one in arms.items()})
+            yield success_bars({a: {n: one[kind][n] for n in chosen} for a, one in arms.items()})
 
 
 def _chains(summary: Mapping[str, Any]) -> Table | None:

@@ -82,7 +82,7 @@ def check_goals(summaries: Summaries) -> list[GoalCheck]:
     """Compares what the demo's stages measured with its goals.
 
     Args:
-        summaries: of all stages; success is compared where both "policy" and "random" were evaluated.
+        summaries: of all stages; success is compared where both "policy" and "random" have an outcome.
     """
     found = []
     for name in ("gfdm", "gidm"):
@@ -103,8 +103,8 @@ def check_goals(summaries: Summaries) -> list[GoalCheck]:
         )
     )
     pooled = {arm: result["pooled"] for arm, result in summaries["evaluation"]["arms"].items()}
-    if "policy" in pooled and "random" in pooled:
-        policy, random = pooled["policy"], pooled["random"]
+    policy, random = pooled.get("policy"), pooled.get("random")
+    if policy and random:
         found.append(
             GoalCheck(
                 "policy's success, all tasks",
@@ -133,7 +133,9 @@ def terminal_table(
     latency = summaries["evaluation"]["latency_ms"]
     lines += [
         "",
-        f"served policy: {latency['p50']:.0f} ms per chunk (p50), {latency['p95']:.0f} ms (p95), as clients saw it",
+        f"served policy: {latency['p50']:.0f} ms per chunk (p50), {latency['p95']:.0f} ms (p95), as clients saw it"
+        if latency["count"]
+        else "served policy: no request",
         "time: "
         + ", ".join(f"{name} {seconds:.0f} s" for name, seconds in stage_seconds.items())
         + f", together {sum(stage_seconds.values()) / 60:.1f} min",
@@ -168,7 +170,9 @@ def _page(inputs: ReportInputs, summaries: Summaries, goals: Sequence[GoalCheck]
         codebook_fraction_used=summaries["gidm"]["codebook_fraction_used"],
         latency=Table(
             ["requests", "p50", "p95"],
-            [[latency["count"], f"{latency['p50']:.1f} ms", f"{latency['p95']:.1f} ms"]],
+            [[latency["count"], f"{latency['p50']:.1f} ms", f"{latency['p95']:.1f} ms"]]
+            if latency["count"]
+            else [],
         ),
         stage_seconds=Table(
             ["stage", "seconds"],

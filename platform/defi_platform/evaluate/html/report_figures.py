@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 
 from defi_platform.train.observability.loss_curves import plot_losses
 
+_LONG = 20
+"""Letters of a name that still fit below a bar."""
 INK, GRID = "#222222", "#e3e6ea"
 ARM_COLOURS = {"policy": "#2563a8", "random": "#9aa3ad", "expert": "#3f8f5b"}
 
@@ -31,20 +33,21 @@ def loss_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
     return svg(figure, "Loss over steps: " + ", ".join(runs))
 
 
-def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Markup:
+def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float] | None]]) -> Markup:
     """Success rate per task and policy with its 95 % interval.
 
     Args:
-        success: policy under test -> task -> {"rate", "low", "high"}, all in [0, 1].
+        success: policy under test -> task -> {"rate", "low", "high"}, all in [0, 1]; None without an outcome: no bar, and
+            an interval from 0 to 1.
     """
     tasks = list(next(iter(success.values())))
+    if max(map(len, tasks)) > _LONG:
+        return _lying_bars(success, tasks)
     figure, (axis,) = panels(1, width=max(5.0, 1.5 * len(tasks) + 1), height=3.0)
     width = 0.8 / len(success)
     for index, (arm, by_task) in enumerate(success.items()):
         centres = [position + (index - (len(success) - 1) / 2) * width for position in range(len(tasks))]
-        rates = [by_task[task]["rate"] for task in tasks]
-        below = [max(0.0, by_task[task]["rate"] - by_task[task]["low"]) for task in tasks]
-        above = [max(0.0, by_task[task]["high"] - by_task[task]["rate"]) for task in tasks]
+        rates, below, above = _lengths(by_task, tasks)
         axis.bar(centres, rates, width * 0.92, color=ARM_COLOURS.get(arm, "#7a5ea8"), label=arm)
         axis.errorbar(
             centres, rates, yerr=[below, above], fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.5
@@ -54,6 +57,51 @@ def success_bars(success: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Ma
     axis.set_ylabel("success", fontsize=8)
     axis.legend(frameon=False, fontsize=8, ncols=len(success), loc="upper center", bbox_to_anchor=(0.5, 1.14))
     return svg(figure, "Success rate per task and arm")
+
+
+def _lying_bars(
+    success: Mapping[str, Mapping[str, Mapping[str, float] | None]], tasks: Sequence[str]
+) -> Markup:
+    """The same where names are too long to stand side by side: one task below the other."""
+    width = 0.8 / len(success)
+    figure, (axis,) = panels(1, width=9.0, height=0.6 + 0.5 * len(tasks))
+    for index, (arm, by_task) in enumerate(success.items()):
+        centres = [position + (index - (len(success) - 1) / 2) * width for position in range(len(tasks))]
+        rates, below, above = _lengths(by_task, tasks)
+        axis.barh(centres, rates, width * 0.92, color=ARM_COLOURS.get(arm, "#7a5ea8"), label=arm)
+        axis.errorbar(
+            rates, centres, xerr=[below, above], fmt="none", ecolor=INK, elinewidth=0.9, capsize=2.5
+        )
+    axis.set_yticks(range(len(tasks)), [broken(task, 48) for task in tasks], fontsize=7)
+    axis.invert_yaxis()
+    axis.grid(False, axis="y")
+    axis.grid(True, axis="x", color=GRID)
+    axis.set_xlim(0, 1.05)
+    axis.set_xlabel("success", fontsize=8)
+    axis.legend(frameon=False, fontsize=8, ncols=len(success), loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    return svg(figure, "Success rate per task and arm")
+
+
+def _lengths(
+    by_task: Mapping[str, Mapping[str, float] | None], tasks: Sequence[str]
+) -> tuple[list[float], list[float], list[float]]:
+    """Rates, and how far their intervals reach below and above them."""
+    found = [by_task[task] or {"rate": 0.0, "low": 0.0, "high": 1.0} for task in tasks]
+    return (
+        [one["rate"] for one in found],
+        [max(0.0, one["rate"] - one["low"]) for one in found],
+        [max(0.0, one["high"] - one["rate"]) for one in found],
+    )
+
+
+def broken(name: str, width: int) -> str:
+    """A task's name in lines of up to `width` characters, broken after "/" and "_" as far as possible."""
+    lines = [""]
+    for part in re.findall(r"[^/_]*[/_]|[^/_]+", name):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def code_usage(counts: Sequence[int]) -> Markup:

@@ -11,7 +11,7 @@ from defi_platform.config import CompareConfig
 from defi_platform.errors import ConfigError
 from defi_platform.evaluate.results.episodes import left_out
 from defi_platform.evaluate.results.evaluation import Evaluation, read_evaluation
-from defi_platform.evaluate.results.protocol import differences
+from defi_platform.evaluate.results.protocol import OUTCOME, differences
 from defi_platform.evaluate.results.summary import grouping_of
 from defi_platform.evaluate.statistics.intervals import Rate, wilson
 from defi_platform.evaluate.statistics.paired import (
@@ -20,11 +20,17 @@ from defi_platform.evaluate.statistics.paired import (
     difference_interval,
     holm,
     mcnemar,
+    mcnemar_of_tasks,
     mean_difference,
 )
 from defi_platform.evaluate.statistics.pooling import Grouping, joined, pooled
 from defi_platform.evaluate.statistics.power import smallest_visible
 from defi_platform.evaluate.success_table import aligned
+
+_SHOWN = 5
+"""Differences of protocols that a message spells out."""
+_SAME_START = 1e-3
+"""Difference of a number of the initial state up to which two starts are alike: rounding of other processors."""
 
 Unit = tuple[str, int]
 """Task and seed: the initial state of an episode."""
@@ -49,7 +55,7 @@ class Compared:
     only_second: int
     """Initial states that one policy alone solved."""
     p: float
-    """Of McNemar's exact test."""
+    """Of McNemar's exact test; for a mean over tasks, with pairs weighed as that mean does."""
     p_corrected: float
     """Holm's, over the comparisons of its kind: of groups, or of tasks."""
     smallest_visible: float | None
@@ -66,7 +72,8 @@ class Comparison:
     groups: list[Compared]
     tasks: list[Compared]
     lengths: dict[str, dict[str, Any]]
-    """Mean differences over pairs with bootstrap intervals: "steps" of episodes that both solved, "solved" in chains."""
+    """Mean differences over pairs with bootstrap intervals, p and p_corrected (over the comparisons): of steps where both
+    solved the task, and of subtasks in a row."""
     without_pair: dict[str, list[str]]
     """Name of a policy -> its episodes ("task seed") that have no partner, left-out ones included."""
 
@@ -80,6 +87,8 @@ class ComparisonResult:
     power: float
     ignored: list[str]
     """Differences of the protocols that were to be ignored."""
+    notes: list[str]
+    """What else limits the comparison."""
 
     def as_mapping(self) -> dict[str, Any]:
         """JSON values."""
@@ -98,7 +107,7 @@ class ComparisonResult:
     def summary(self) -> str:
         """Tables for the terminal."""
         level = f"{100 * self.confidence:g} %"
-        lines = [f"differs, ignored as asked: {text}" for text in self.ignored]
+        lines = [f"differs, ignored as asked: {text}" for text in self.ignored] + self.notes
         for one in self.comparisons:
             head = [
                 f"success ({level})", one.first, one.second, "difference", "pairs", "only one solved",
@@ -106,9 +115,12 @@ class ComparisonResult:
             ]  # fmt: skip
             lines += ["", *aligned([head, *map(_cells, [*one.tasks, *one.groups])])]
             for what, found in one.lengths.items():
+                interval = "no interval: all alike"
+                if found["low"] is not None:
+                    interval = f"{found['low']:+.2f} to {found['high']:+.2f}"
                 lines.append(
-                    f"{what}: {found['mean']:+.2f} ({found['low']:+.2f} to {found['high']:+.2f}) over "
-                    f"{found['pairs']} pairs, p {found['p']:.3g}"
+                    f"{what}: {found['mean']:+.2f} ({interval}) over {found['pairs']} pairs, "
+                    f"p {found['p']:.3g}, p (Holm) {found['p_corrected']:.3g}"
                 )
             for name, units in one.without_pair.items():
                 shown = ", ".join(units[:5]) + (", ..." if len(units) > 5 else "")
@@ -121,7 +133,7 @@ def compare(config: CompareConfig) -> ComparisonResult:
 
     Raises:
         ConfigError: fewer than two outputs, one that is not finished, an arm that it does not have, protocols that
-            differ in what decides outcomes, or no initial state that both met.
+            differ in what decides outcomes, no initial state that both met, or pairs that did not start alike.
     """
     _check(config)
     evaluations = [read_evaluation(output) for output in config.outputs]
@@ -135,11 +147,22 @@ def compare(config: CompareConfig) -> ComparisonResult:
     ]
     grouping = grouping_of(evaluations[0].protocol)
     tasks = list(evaluations[0].protocol["horizons"])
+    chained = "chains" in evaluations[0].summary
     made = [
-        _compare(names[0], name, found[0], other, tasks, grouping, config, len(evaluations) - 1)
+        _compare(names[0], name, found[0], other, tasks, grouping, config, len(evaluations) - 1, chained)
         for name, other in zip(names[1:], found[1:], strict=True)
     ]
-    return ComparisonResult(_corrected(made), config.confidence, config.power, ignored)
+    notes = [
+        f"{name} was ended early by its stop rule: intervals and p values hold for numbers of episodes fixed before"
+        for name, evaluation in zip(names, evaluations, strict=True)
+        if evaluation.summary.get("stopped")
+    ]
+    for name, other in zip(names[1:], found[1:], strict=True):
+        if text := _different_starts(names[0], name, found[0], other):
+            if not ignored:
+                raise ConfigError(f"{text}; evaluate both again with one installation, into other folders.")
+            notes.append(text)
+    return ComparisonResult(_corrected(made), config.confidence, config.power, ignored, notes)
 
 
 def _check(config: CompareConfig) -> None:
@@ -151,6 +174,12 @@ def _check(config: CompareConfig) -> None:
         raise ConfigError(
             f"arms names {len(config.arms)} for {len(config.outputs)} outputs; name one for each."
         )
+    for part in config.ignore:
+        if part.partition(".")[0] not in OUTCOME:
+            raise ConfigError(
+                f"ignore names {part}, which is no part of the protocol that decides outcomes; those are "
+                f"{', '.join(OUTCOME)}.{did_you_mean(part, OUTCOME)}"
+            )
     for name in ("confidence", "power"):
         if not 0 < getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be between 0 and 1.")
@@ -188,14 +217,45 @@ def _check_protocols(
     unequal = differences(first.protocol, other.protocol)
     text = {part: f"{part}: {a} in {names[0]}, {b} in {names[1]}" for part, (a, b) in unequal.items()}
     ignored = [part for part in text if any(part == name or part.startswith(f"{name}.") for name in ignore)]
-    refused = [text[part] for part in text if part not in ignored]
+    refused = [part for part in text if part not in ignored]
     if refused:
+        shown = [text[part] for part in refused[:_SHOWN]]
+        more = f"; and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+        # Beyond a few, whole parts are named: names of tasks, which are many, may hold anything.
+        named = refused if len(refused) <= _SHOWN else dict.fromkeys(p.partition(".")[0] for p in refused)
         raise ConfigError(
-            f"the evaluations {names[0]} and {names[1]} have different protocols ({'; '.join(refused)}). "
+            f"the evaluations {names[0]} and {names[1]} have different protocols ({'; '.join(shown)}{more}). "
             "Evaluate under the same one; or, if that difference is what you compare, "
-            f"ignore='[{', '.join(part for part in text if part not in ignored)}]'."
+            f"ignore='[{', '.join(named)}]'."
         )
     return [text[part] for part in ignored]
+
+
+def _different_starts(
+    first_name: str,
+    second_name: str,
+    first: Mapping[Unit, Mapping[str, Any]],
+    second: Mapping[Unit, Mapping[str, Any]],
+) -> str | None:
+    """Says which pairs of one task and seed began in different states, as far as both sides recorded them."""
+    unlike = [unit for unit in sorted(first.keys() & second.keys()) if _unlike(first[unit], second[unit])]
+    if not unlike:
+        return None
+    task, seed = unlike[0]
+    return (
+        f"{len(unlike)} pairs of {first_name} and {second_name} (the first is {task} {seed}) did not start from the same "
+        "state, though task and seed are the same"
+    )
+
+
+def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    states = [row["initial_state"] or [] for row in (first, second)]
+    positions = [
+        {one["name"]: one["value"] for one in row["initial_positions"] or ()} for row in (first, second)
+    ]
+    pairs = list(zip(*states, strict=False))
+    pairs += [(positions[0][name], positions[1][name]) for name in positions[0].keys() & positions[1].keys()]
+    return any(abs(a - b) > _SAME_START * max(1.0, abs(a)) for a, b in pairs)
 
 
 def _compare(
@@ -207,6 +267,7 @@ def _compare(
     grouping: Grouping,
     config: CompareConfig,
     comparisons: int,
+    chained: bool,
 ) -> Comparison:
     usable = [{unit for unit, row in rows.items() if not left_out(row)} for rows in (first, second)]
     shared = sorted(usable[0] & usable[1], key=lambda unit: (unit[0], unit[1]))
@@ -230,7 +291,7 @@ def _compare(
             name, [counts[task] for task in members], grouping.rule, config, level / alternatives
         )
 
-    lengths = _lengths(shared, first, second, config.confidence)
+    lengths = _lengths(shared, first, second, config.confidence, chained)
     return Comparison(
         first_name,
         second_name,
@@ -264,7 +325,7 @@ def _compared(
         pooled([_rate(one, which, config.confidence) for one in tasks], rule, config.confidence)
         for which in ("first", "second")
     )
-    p = mcnemar(total)
+    p = mcnemar_of_tasks(tasks) if rule == "tasks" else mcnemar(total)
     return Compared(
         name, total.pairs, first.as_mapping(), second.as_mapping(), difference, low, high,
         total.only_first, total.only_second, p, p,
@@ -282,6 +343,7 @@ def _lengths(
     first: Mapping[Unit, Mapping[str, Any]],
     second: Mapping[Unit, Mapping[str, Any]],
     confidence: float,
+    chained: bool,
 ) -> dict[str, dict[str, Any]]:
     found = {}
     solved = [unit for unit in shared if first[unit]["success"] and second[unit]["success"]]
@@ -289,7 +351,7 @@ def _lengths(
         found["steps where both solved it"] = mean_difference(
             [first[unit]["steps"] for unit in solved], [second[unit]["steps"] for unit in solved], confidence
         )
-    if any(one[unit]["solved"] > 1 for one in (first, second) for unit in shared):
+    if chained:
         found["subtasks solved in a row"] = mean_difference(
             [first[unit]["solved"] for unit in shared],
             [second[unit]["solved"] for unit in shared],
@@ -299,13 +361,17 @@ def _lengths(
 
 
 def _corrected(made: Sequence[Comparison]) -> list[Comparison]:
-    """Holm's correction over the groups of all comparisons, and over their tasks."""
+    """Holm's correction over the groups of all comparisons, over their tasks, and over the lengths of a kind."""
 
     def corrected(kind: str) -> list[list[Compared]]:
         lists: list[list[Compared]] = [getattr(one, kind) for one in made]
         values = iter(holm([row.p for rows in lists for row in rows]))
         return [[Compared(**{**vars(row), "p_corrected": next(values)}) for row in rows] for rows in lists]
 
+    for what in {what for one in made for what in one.lengths}:
+        found = [one.lengths[what] for one in made if what in one.lengths]
+        for length, p in zip(found, holm([length["p"] for length in found]), strict=True):
+            length["p_corrected"] = p
     return [
         Comparison(**{**vars(one), "groups": groups, "tasks": tasks})
         for one, groups, tasks in zip(made, corrected("groups"), corrected("tasks"), strict=True)

@@ -19,6 +19,7 @@ _SUBTASK = pa.struct(
     [("name", pa.string()), ("instruction", pa.string()), ("success", pa.bool_()), ("steps", pa.int32())]
 )
 _FAULT = pa.struct([("kind", pa.string()), ("message", pa.string()), ("place", pa.string())])
+_POSITION = pa.struct([("name", pa.string()), ("value", pa.float64())])
 SCHEMA = pa.schema(
     [
         ("benchmark", pa.string()),
@@ -34,6 +35,7 @@ SCHEMA = pa.schema(
         ("latency_ms", pa.list_(pa.float64())),
         ("simulator_errors", pa.list_(_FAULT)),
         ("initial_state", pa.list_(pa.float64())),
+        ("initial_positions", pa.list_(_POSITION)),
         ("policy_digest", pa.string()),
         ("video", pa.string()),
         ("host", pa.string()),
@@ -41,7 +43,8 @@ SCHEMA = pa.schema(
         ("steps_file", pa.string()),
     ]
 )
-"""`unit` and `steps_file` name the episode's files in the store (`store.episodes`). `success` is null for an episode that was left out because its simulator kept failing."""
+"""`initial_positions` are those of objects and goals, see `Benchmark.initial_positions`; policies get `initial_state`
+alone. `unit` and `steps_file` name the episode's files in the store (`store.episodes`). `success` is null for an episode that was left out because its simulator kept failing."""
 
 
 def write_episodes(output: str, rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:

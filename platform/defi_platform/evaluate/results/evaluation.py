@@ -109,6 +109,10 @@ def read_evaluation(output: str) -> Evaluation:
                 f"{output}: episodes.parquet and {SUMMARY} are of two runs of jobs/evaluate_policy.py, of which one is at "
                 "work or was killed. Wait for it, or run the command whose table you want again: finished episodes are kept."
             )
+        if "arms" not in summary:
+            raise ConfigError(
+                f"{output} holds no evaluation but other results; give the output of jobs/evaluate_policy.py."
+            )
     except FileNotFoundError:
         raise ConfigError(
             f"{output} holds no finished evaluation ({SUMMARY}, episodes.parquet); give the output of "

@@ -87,19 +87,25 @@ def arm_scores(rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], grouping
 
     Returns:
         "tasks" {task: Rate fields, None without an outcome}, "groups" {group: the same}, "pooled": that of the only
-        group, None where there are several, and "left_out" {task: episodes without an outcome}, of those that have any.
+        group, None where there are several, and "left_out" {task: episodes without an outcome} of those that have any, and
+        "groups_left_out" {group: the same}.
     """
     rates: dict[str, Rate | None] = {}
     for task in tasks:
         outcomes = [row["success"] for row in rows if row["task"] == task and not left_out(row)]
         rates[task] = wilson(sum(outcomes), len(outcomes)) if outcomes else None
-    groups = {}
+    lost = Counter(row["task"] for row in rows if left_out(row))
+    groups: dict[str, Any] = {}
+    lost_of_groups: dict[str, int] = {}
     for name, members in grouping.of(tasks).items():
         known = [rate for task in members if (rate := rates[task])]
         groups[name] = pooled(known, grouping.rule).as_mapping() if known else None
+        if missing := sum(lost[task] for task in members):
+            lost_of_groups[name] = missing
     return {
         "tasks": {task: rate.as_mapping() if rate else None for task, rate in rates.items()},
         "groups": groups,
         "pooled": next(iter(groups.values())) if len(groups) == 1 else None,
-        "left_out": dict(Counter(row["task"] for row in rows if left_out(row))),
+        "left_out": dict(lost),
+        "groups_left_out": lost_of_groups,
     }

@@ -140,7 +140,8 @@ class _Simulator:
         chain = [[part.name, part.instruction, part.horizon] for part in benchmark.chain(task, seed)]
         if not chain:
             raise ValueError(f"chain('{task}', {seed}) is empty: an episode has one subtask or more")
-        return {"chain": chain, "state": state}
+        positions = {name: float(value) for name, value in benchmark.initial_positions().items()}
+        return {"chain": chain, "state": state, "positions": positions}
 
     def _begin(self, benchmark: Benchmark, index: int) -> dict[str, Any]:
         benchmark.begin(index)

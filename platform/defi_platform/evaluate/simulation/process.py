@@ -96,6 +96,8 @@ class SimulatorProcess:
             raise
         self.protocol: dict[str, Any] = answer["protocol"]
         """See `Benchmark.protocol`."""
+        self.initial_positions: dict[str, float] = {}
+        """Of the present episode, see `Benchmark.initial_positions`."""
 
     def __enter__(self) -> SimulatorProcess:
         return self
@@ -117,6 +119,7 @@ class SimulatorProcess:
             Its subtasks, and the first state, (S,).
         """
         answer = self._call("reset", self._limits.reset_timeout_s, task=task, seed=seed)
+        self.initial_positions = answer["positions"]
         return tuple(Task(*part) for part in answer["chain"]), answer["state"]
 
     def begin(self, index: int) -> None:

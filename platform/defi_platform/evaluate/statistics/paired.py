@@ -59,6 +59,40 @@ def mcnemar(counts: PairedCounts) -> float:
     return float(binomtest(counts.only_first, counts.discordant, 0.5).pvalue)
 
 
+def mcnemar_of_tasks(tasks: Sequence[PairedCounts], draws: int = 99_999) -> float:
+    """Two-sided p value of the test that the mean over tasks of the rates' differences is zero.
+
+    As McNemar's test it tosses a coin for each discordant pair, but a pair weighs 1 / (pairs of its task), as it does in that mean;
+    with as many pairs in every task it is McNemar's exact test. Over all tosses where those are few, else over draws with one seed.
+
+    Args:
+        tasks: counts of each task, at least one pair in each.
+        draws: number of them.
+    """
+    discordant: dict[int, int] = {}
+    for one in tasks:
+        discordant[one.pairs] = discordant.get(one.pairs, 0) + one.discordant
+    tossed = {pairs: count for pairs, count in discordant.items() if count}
+    if len(tossed) <= 1:
+        return mcnemar(
+            PairedCounts(0, sum(t.only_first for t in tasks), sum(t.only_second for t in tasks), 0)
+        )
+    from scipy.stats import binom
+
+    observed = abs(sum(one.difference for one in tasks)) - 1e-9  # as extreme, in spite of rounding
+    if math.prod(count + 1 for count in tossed.values()) > 1_000_000:
+        rng, total = np.random.default_rng(0), np.zeros(draws)
+        for pairs, count in tossed.items():
+            total += (2 * rng.binomial(count, 0.5, draws) - count) / pairs
+        return float((1 + np.sum(np.abs(total) >= observed)) / (1 + draws))
+    sums, chances = np.zeros(1), np.ones(1)
+    for pairs, count in tossed.items():
+        heads = np.arange(count + 1)
+        sums = np.add.outer(sums, (2 * heads - count) / pairs).ravel()
+        chances = np.multiply.outer(chances, binom.pmf(heads, count, 0.5)).ravel()
+    return min(1.0, float(chances[np.abs(sums) >= observed].sum()))
+
+
 def difference_interval(counts: PairedCounts, confidence: float = 0.95) -> tuple[float, float]:
     """Interval of the difference of two rates over the same pairs (second minus first).
 
@@ -102,8 +136,9 @@ class MeanDifference:
 
     pairs: int
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    """None where all pairs differ by as much, or there is one alone: nothing says how wide the interval is."""
     p: float
 
 
@@ -126,7 +161,7 @@ def mean_difference(
     mean = float(differences.mean())
     if np.all(differences == differences[0]):  # nothing to draw from: the interval would be undefined
         p = 1.0 if mean == 0 else min(1.0, 2.0 ** (1 - len(differences)))
-        return MeanDifference(len(differences), mean, mean, mean, p)
+        return MeanDifference(len(differences), mean, None, None, p)
     from scipy.stats import bootstrap, permutation_test
 
     interval = bootstrap(

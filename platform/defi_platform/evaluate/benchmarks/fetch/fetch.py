@@ -99,6 +99,17 @@ class Fetch(Benchmark):
         self._steps = 0
         return self._state()
 
+    def initial_positions(self) -> dict[str, float]:
+        """Of the object, where the task has one, and of the goal, in metres."""
+        places = {"goal": self._observed["desired_goal"]}
+        if len(self._observed["observation"]) > 10:
+            places = {"object": self._observed["achieved_goal"], **places}
+        return {
+            f"{name}_{axis}": float(value)
+            for name, place in places.items()
+            for axis, value in zip("xyz", place, strict=True)
+        }
+
     def step(self, action: NDArray[np.float32]) -> Step:
         """Executes one action (4,); the reward is 0 at the goal and -1 elsewhere."""
         self._observed, reward, _, _, info = self._env.step(np.asarray(action, np.float64))

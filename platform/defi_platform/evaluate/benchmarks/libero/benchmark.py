@@ -159,6 +159,16 @@ class Libero(Benchmark):
         self._script = scripts.script(task) if scripts.can(task) else None
         return self._state(observed)
 
+    def initial_positions(self) -> dict[str, float]:
+        """Of the objects that the task is about, in metres, after settling."""
+        bodies, data = self._env.env.obj_body_id, self._env.sim.data
+        return {
+            f"{name}_{axis}": float(value)
+            for name in self._env.env.obj_of_interest
+            if name in bodies  # the others are places on an object
+            for axis, value in zip("xyz", data.body_xpos[bodies[name]], strict=True)
+        }
+
     def step(self, action: NDArray[np.float32]) -> Step:
         """Executes one action (7,)."""
         observed, reward, success, _ = self._env.step(action)

@@ -89,6 +89,19 @@ class MetaWorld(Benchmark):
         self._observation, _ = self._env.reset()
         return self._state()
 
+    def initial_positions(self) -> dict[str, float]:
+        """Of the task's objects and its goal, in metres."""
+        # The environment's observation: the hand (4), two objects with their rotations (7 each), the same of the step
+        # before, the goal (3). What a task does not have is zero.
+        places = {"object": self._observation[4:7], "second_object": self._observation[11:14]}
+        places["goal"] = self._observation[-3:]
+        return {
+            f"{name}_{axis}": float(value)
+            for name, place in places.items()
+            if place.any()
+            for axis, value in zip("xyz", place, strict=True)
+        }
+
     def step(self, action: NDArray[np.float32]) -> Step:
         """Executes one action (4,)."""
         self._observation, reward, _, _, info = self._env.step(action)

@@ -42,12 +42,17 @@ class PushT(Benchmark):
     def reset(self, task: str, seed: int) -> NDArray[np.float32]:
         """Places hand and block by the seed."""
         state, _ = self._env.reset(seed=seed)
-        return state[:2].astype(np.float32)
+        self._block = state[2:]
+        return np.asarray(state[:2], np.float32)
+
+    def initial_positions(self) -> dict[str, float]:
+        """Of the block, which a policy has to see; the angle is in radians."""
+        return dict(zip(("block_x", "block_y", "block_angle"), map(float, self._block), strict=True))
 
     def step(self, action: NDArray[np.float32]) -> Step:
         """Lets the hand follow its target for a tenth of a second; the reward is the coverage."""
         state, _, _, _, info = self._env.step(action)
-        return Step(bool(info["is_success"]), state[:2].astype(np.float32), float(info["coverage"]))
+        return Step(bool(info["is_success"]), np.asarray(state[:2], np.float32), float(info["coverage"]))
 
     def render(self) -> dict[str, NDArray[np.uint8]]:
         """The plane from above; gym-pusht's public `render` would mark the last action in it."""
