@@ -25,6 +25,8 @@ class Asked:
     """Of the action that came next when the observation was taken."""
     latency_s: float
     """From the observation to the answer."""
+    asked_at: float
+    """Of `time.monotonic`."""
     actions: np.ndarray[Any, Any] | None = None
     answer: dict[str, Any] | None = None
     error: ClientError | None = None
@@ -81,8 +83,8 @@ class Asker:
             try:
                 actions, answer = self._connection.infer(observation, reconnect_s=0)
             except ClientError as error:
-                self._answers.put(Asked(number, time.monotonic() - begun, error=error))
+                self._answers.put(Asked(number, time.monotonic() - begun, begun, error=error))
             except Exception as error:  # noqa: BLE001 - raised again in the control loop
                 self._answers.put(error)
             else:
-                self._answers.put(Asked(number, time.monotonic() - begun, actions, answer))
+                self._answers.put(Asked(number, time.monotonic() - begun, begun, actions, answer))

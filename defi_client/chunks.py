@@ -22,9 +22,9 @@ class Chunks:
                 action; None: the newest chunk decides alone.
 
         Raises:
-            ValueError: `ensemble` is negative.
+            ValueError: `ensemble` is negative or infinite.
         """
-        if ensemble is not None and not ensemble >= 0:
+        if ensemble is not None and not 0 <= ensemble < np.inf:
             raise ValueError(f"ensemble is {ensemble}; it is 0 (a plain mean) or more, or None.")
         self._ensemble = ensemble
         self._chunks: list[tuple[int, np.ndarray[Any, Any]]] = []

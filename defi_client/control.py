@@ -6,6 +6,7 @@ server that is slow, gone or wrong costs no step its time.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import time
@@ -71,6 +72,14 @@ class Execution:
             raise ValueError(f"execute_steps is {self.execute_steps}; it must be 1 or more.")
         if self.ensemble is not None and not self.overlap:
             raise ValueError("ensemble averages chunks that overlap; set overlap too.")
+        for name in ("rate_hz", "answer_within_s", "give_up_s"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} is {value}; it must be more than 0.")
+        if not math.isfinite(self.rate_hz):
+            raise ValueError(f"rate_hz is {self.rate_hz}; it must be finite.")
+        if self.max_refused < 1:
+            raise ValueError(f"max_refused is {self.max_refused}; it must be 1 or more.")
 
 
 @dataclass
@@ -129,36 +138,40 @@ def run_episode(
         observation: makes the map that the server reads.
 
     Raises:
-        FitError: the policy gives other actions or needs other cameras or states; nothing has moved.
+        FitError: the policy gives other actions or needs other cameras or states, or the limits are for another robot;
+            nothing has moved.
         StoppedError: no usable answer for `give_up_s`, or `max_refused` in a row.
         AddressError: the server asks for another token now.
         RecordError: the recorder has other cameras or another rate; nothing has moved.
     """
     check_fits(connection.metadata, robot, connection.url)
-    rate_hz = (execution or Execution()).rate_hz
-    if recorder is not None:
-        if recorder.fps != rate_hz:
-            raise RecordError(
-                f"the recording has {recorder.fps} frames a second, the control loop {rate_hz} steps."
-            )
-        recorder.begin(instruction, robot.images())
-    loop = _Loop(robot, connection, instruction, execution or Execution(), limits or Limits(), observation)
-    begun = time.monotonic()
-    try:
-        loop.run(max_steps, done, recorder)
-    except StoppedError as error:
-        loop.result.ended = "stopped"
-        error.result = loop.result
-        raise
-    finally:
-        robot.hold()
-        loop.asker.close()
-        loop.result.wall_s = time.monotonic() - begun
-        loop.result.jitter_ms = loop.pacer.jitter_ms()
-        loop.result.overruns = loop.pacer.overruns
+    execution, limits = execution or Execution(), limits or Limits()
+    limits.check_fits(robot.action_dim, robot.state_dim)
+    rate_hz = execution.rate_hz
+    if recorder is not None and recorder.fps != rate_hz:
+        raise RecordError(
+            f"the recording has {recorder.fps} frames a second, the control loop {rate_hz} steps."
+        )
+    loop = _Loop(robot, connection, instruction, execution, limits, observation)
+    result, begun = loop.result, time.monotonic()
+    # All of it happens whatever else fails, the last first: a robot that is lost cannot hold either.
+    with contextlib.ExitStack() as afterwards:
+        afterwards.callback(loop.asker.close)
         if recorder is not None:
-            recorder.end()
-    return loop.result
+            recorder.begin(instruction, robot.images())
+            afterwards.callback(recorder.end)
+        afterwards.callback(robot.hold)
+        try:
+            loop.run(max_steps, done, recorder)
+        except StoppedError as error:
+            result.ended = "stopped"
+            error.result = result
+            raise
+        finally:
+            result.wall_s = time.monotonic() - begun
+            result.jitter_ms = loop.pacer.jitter_ms()
+            result.overruns = loop.pacer.overruns
+    return result
 
 
 class _Loop:
@@ -175,13 +188,15 @@ class _Loop:
     ) -> None:
         self.result = EpisodeResult()
         self.pacer = Pacer(execution.rate_hz)
-        self.asker = Asker(connection)
         self._robot, self._instruction, self._observation = robot, instruction, observation
         self._execution, self._limits, self._url = execution, limits, connection.url
         self._ours = connection.metadata.get("protocol") == OUR_PROTOCOL
         self._episode = f"{time.time_ns():x}"
-        self._said = (connection.metadata.get("action") or {}).get("execute_steps")
+        terms = connection.metadata.get("action")
+        said = terms.get("execute_steps") if isinstance(terms, dict) else None
+        self._said = said if isinstance(said, int) and said > 0 else None
         self._chunks = Chunks(execution.ensemble)
+        self.asker = Asker(connection)
         self._chunk = 0
         """Actions of the newest chunk."""
         self._last: np.ndarray[Any, Any] | None = None
@@ -200,19 +215,24 @@ class _Loop:
             if result.steps >= max_steps:
                 result.ended = "max_steps"
                 return
-            state = np.asarray(self._robot.state(), np.float64)
+            # Copies: drivers fill the same arrays again, and a question is sent, a frame encoded, in another thread.
+            state = np.array(self._robot.state(), np.float64)
             answer = self.asker.taken()
             if answer is not None:
                 self._receive(answer)
             asks = self._should_ask()
-            images = self._robot.images() if asks or recorder is not None else {}
+            images = (
+                {name: np.array(image) for name, image in self._robot.images().items()}
+                if asks or recorder is not None
+                else {}
+            )
             if asks:
                 self._ask(images, state)
             action = self._next(state)
             if action is None:
                 self._hold()
                 continue
-            self._robot.execute(action)
+            self._robot.execute(action.copy())
             result.steps += 1
             self._last, self._holding, self._refused = action, None, 0
             if recorder is not None:
@@ -265,9 +285,11 @@ class _Loop:
             within_s = len(asked.actions) * self.pacer.period_s
             # The first answer finds a robot that waits for it: nothing has moved meanwhile.
             within_s = math.inf if asked.number == self.result.steps else within_s
-        if asked.latency_s > within_s:
+        # A step that stalled lets an answer that was quick grow old; the period until it is taken is no delay.
+        age_s = max(asked.latency_s, time.monotonic() - asked.asked_at - self.pacer.period_s)
+        if age_s > within_s:
             self.result.late += 1
-            self._problem = f"its answer took {asked.latency_s:.3f} s, {within_s:.3f} s are allowed"
+            self._problem = f"its answer took {age_s:.3f} s, {within_s:.3f} s are allowed"
             return
         if asked.actions.shape[1] != self._robot.action_dim:
             words = f"it gives {asked.actions.shape[1]} action dims, the robot takes {self._robot.action_dim}"
@@ -321,7 +343,7 @@ class _Loop:
     def _hold(self) -> None:
         self._robot.hold()
         self.result.held += 1
-        self._last = None
+        self._last = None if self._last is None else self._limits.after_hold(self._last)
         now = time.monotonic()
         self._holding = now if self._holding is None else self._holding
         if now - self._holding >= self._execution.give_up_s:

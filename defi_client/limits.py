@@ -5,13 +5,14 @@ All are per action dimension, A numbers each, in the units of the actions; infin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from defi_client.errors import UnsafeActionError
+from defi_client.errors import FitError, UnsafeActionError
 
 CLIP, REFUSE = "clip", "refuse"
 
@@ -52,6 +53,15 @@ class Limits:
         ):
             kind = "a workspace box of relative actions" if self.relative else "a speed of absolute actions"
             raise ValueError(f"{kind} needs `position`: the state's entry for each action dimension.")
+        if not (math.isfinite(self.scale) and self.scale != 0):
+            raise ValueError(f"scale is {self.scale}; it is a number other than 0.")
+        for name in ("low", "high", "speed", "box_low", "box_high"):
+            values = getattr(self, name)
+            # A comparison with NaN is never true, so it would limit nothing.
+            if values is not None and not all(-math.inf <= value <= math.inf for value in values):
+                raise ValueError(f"{name} is {list(values)}; write inf or -inf where there is no limit.")
+        if any(entry is not None and entry < 0 for entry in self.position or ()):
+            raise ValueError(f"position is {list(self.position or ())}; entries of the state count from 0.")
         given = {
             name: len(values)
             for name in ("low", "high", "speed", "box_low", "box_high", "position")
@@ -78,7 +88,8 @@ class Limits:
         Args:
             action: (A,).
             state: (S,) of the robot, now.
-            last: (A,) that was executed just before; None after a pause.
+            last: (A,) that was executed before, as `after_hold` leaves it where the robot has held since; None before
+                the first.
             period_s: seconds of a control step.
 
         Returns:
@@ -109,7 +120,38 @@ class Limits:
                     )
                 changed.append(name)
             safe = limited
+        if not np.isfinite(safe).all():
+            raise UnsafeActionError(f"an action is not finite after its limits: {safe.tolist()}.")
         return safe, tuple(changed)
+
+    def check_fits(self, action_dim: int, state_dim: int) -> None:
+        """Checks the limits against a robot.
+
+        Raises:
+            FitError: they are for actions of another width, or `position` names an entry that its state lacks.
+        """
+        for name in ("low", "high", "speed", "box_low", "box_high", "position"):
+            values = getattr(self, name)
+            if values is not None and len(values) != action_dim:
+                raise FitError(
+                    f"the limits' {name} is for {len(values)} action dims, the robot takes {action_dim}."
+                )
+        outside = [entry for entry in self.position or () if entry is not None and entry >= state_dim]
+        if outside:
+            raise FitError(
+                f"the limits' position names entry {outside[0]} of the state, which has {state_dim} (0 to {state_dim - 1})."
+            )
+
+    def after_hold(self, last: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Start of `speed` once the robot has held: NaN, the place in its state, where that is known.
+
+        A dimension without a place in the state, often the gripper, stays where the last action left it.
+
+        Args:
+            last: (A,) that was executed.
+        """
+        entries = self.position or [None] * len(last)
+        return np.where([entry is None for entry in entries], last, np.nan)
 
     def _in_range(self, action: Any, state: Any, last: Any, period_s: float) -> np.ndarray[Any, Any]:
         return _clipped(action, self.low, self.high)
@@ -139,7 +181,8 @@ class Limits:
         most = np.asarray(self.speed, np.float64) * period_s
         if self.relative:
             return _clipped(action, -most, most)
-        start = self._here(state, len(action)) if last is None else last
+        start = self._here(state, len(action))
+        start = start if last is None else np.where(np.isfinite(last), last, start)
         start = np.where(np.isfinite(start), start, action)  # no place known: nothing to compare with
         return _clipped(action, start - most, start + most)
 

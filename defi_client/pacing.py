@@ -48,15 +48,13 @@ class Pacer:
     def wait(self) -> None:
         """Returns when the next step begins."""
         now = self._clock.monotonic()
-        if self._next is None:
-            self._next = now
-        elif now > self._next:
-            self.overruns += 1
-            self._next = now
-        else:
-            self._clock.sleep(self._next - now)
-        self._late_s.append(max(0.0, self._clock.monotonic() - self._next))
-        self._next += self.period_s
+        due = now if self._next is None else self._next
+        if now < due:
+            self._clock.sleep(due - now)
+        begun = self._clock.monotonic()
+        self._late_s.append(max(0.0, begun - due))
+        self.overruns += now > due
+        self._next = (now if now > due else due) + self.period_s
 
     def jitter_ms(self) -> dict[str, float]:
         """Delays of the steps: p50, p95, p99 and max in milliseconds; {} before the first."""

@@ -72,7 +72,7 @@ def check_fits(metadata: dict[str, Any], robot: Robot, url: str) -> None:
     state_dim = metadata.get("state_dim", robot.state_dim)
     if state_dim not in (0, robot.state_dim):
         wrong.append(f"it takes {state_dim} state dims, the robot gives {robot.state_dim}")
-    cameras = [str(camera) for camera in metadata.get("cameras", ["*"])]
+    cameras = [str(camera) for camera in metadata.get("cameras") or ["*"]]
     missing = [camera for camera in cameras if camera not in robot.cameras and camera != "*"]
     if missing:
         wrong.append(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from defi_client.errors import RecordError
+from defi_client.errors import RecordError, one_line
 from defi_client.recording.lerobot import Camera, Episode, LeRobotWriter, Vector
 
 STATE, ACTION = "observation.state", "action"
@@ -31,16 +33,27 @@ def assemble(folder: str | Path) -> Path:
         The dataset's folder.
 
     Raises:
-        RecordError: there is no recording, or no finished episode.
+        RecordError: there is no recording, or no finished episode; one of them is damaged; the dataset cannot be
+            written. The episodes stay as they are.
     """
     root = Path(folder)
+    try:
+        return _assembled(root)
+    except OSError as error:
+        raise RecordError(
+            f"the dataset of {root} cannot be written: {one_line(error)}. Its episodes are kept: when there is room, run "
+            f"python -m defi_client.recording.assemble {root}"
+        ) from error
+
+
+def _assembled(root: Path) -> Path:
     if not (root / "recording.json").is_file():
         raise RecordError(f"{root} holds no recording: it has no recording.json.")
     finished = episodes(root)
     if not finished:
         raise RecordError(f"{root} holds no finished episode.")
     settings = json.loads((root / "recording.json").read_text())
-    sizes = json.loads((finished[0] / "episode.json").read_text())["sizes"]
+    sizes = _episode(finished[0], settings["cameras"])[0]["sizes"]
     new, final = root / "dataset.partial", root / "dataset"
     shutil.rmtree(new, ignore_errors=True)
     writer = LeRobotWriter(
@@ -51,24 +64,33 @@ def assemble(folder: str | Path) -> Path:
         settings["robot"],
     )
     for path in finished:
-        about = json.loads((path / "episode.json").read_text())
+        about, episode = _episode(path, settings["cameras"])
         if about["sizes"] != sizes:
             raise RecordError(
                 f"{path} has pictures of {about['sizes']}, {finished[0]} of {sizes}; remove one of them."
             )
-        with np.load(path / "vectors.npz") as vectors:
-            values = {STATE: vectors["state"], ACTION: vectors["action"]}
-        stats = {
-            name: {key: np.asarray(value) for key, value in found.items()}
-            for name, found in about["stats"].items()
-        }
-        videos = {name: (path / f"{name}.mp4").read_bytes() for name in settings["cameras"]}
-        writer.add(Episode(about["instruction"], videos, stats, about["length"], values))
+        writer.add(episode)
     writer.finish()
     if final.exists():
         shutil.rmtree(final)
     new.rename(final)
     return final
+
+
+def _episode(path: Path, cameras: list[str]) -> tuple[dict[str, Any], Episode]:
+    """Description of an episode in its folder, and the episode."""
+    try:
+        about = json.loads((path / "episode.json").read_text())
+        with np.load(path / "vectors.npz") as vectors:
+            values = {STATE: vectors["state"], ACTION: vectors["action"]}
+        videos = {name: (path / f"{name}.mp4").read_bytes() for name in cameras}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RecordError(f"{path} is damaged ({one_line(error)}); move it away to leave it out.") from error
+    stats = {
+        name: {key: np.asarray(value) for key, value in found.items()}
+        for name, found in about["stats"].items()
+    }
+    return about, Episode(about["instruction"], videos, stats, about["length"], values)
 
 
 def main(arguments: list[str]) -> int:

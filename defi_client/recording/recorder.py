@@ -55,8 +55,19 @@ class Recorder:
             robot: its type, as LeRobot's `robot_type`.
 
         Raises:
-            RecordError: the folder has a recording of other settings, or cannot be written.
+            RecordError: the folder has a recording of other settings, or cannot be written; the rate or a camera's
+                name cannot be recorded.
         """
+        if fps != int(fps) or fps < 1:
+            raise RecordError(
+                f"{folder}: fps is {fps}; a LeRobot dataset has whole frames per second, 1 or more."
+            )
+        unnameable = [name for name in cameras if not name or "/" in name or name in (".", "..")]
+        if unnameable:
+            raise RecordError(
+                f"{folder}: a camera cannot be named '{unnameable[0]}'; its name is part of a path."
+            )
+        fps = int(fps)
         self.folder, self.fps = Path(folder), fps
         self._cameras = tuple(cameras)
         self._settings: dict[str, Any] = {
@@ -72,9 +83,9 @@ class Recorder:
         """Episodes without an action."""
         self._queue: queue.Queue[Any] = queue.Queue(max(1, int(WAITING_S * fps)))
         self._thread: threading.Thread | None = None
-        self._number = self._open()
         self._problem = ""
         self._sizes: dict[str, tuple[int, ...]] = {}
+        self._number = self._open()
 
     def begin(self, instruction: str, images: dict[str, np.ndarray[Any, Any]]) -> None:
         """Begins an episode.
@@ -165,16 +176,27 @@ class Recorder:
         try:
             (self.folder / "episodes").mkdir(parents=True, exist_ok=True)
             if not file.exists():
-                file.write_text(json.dumps(self._settings, indent=1))
+                whole = file.with_name("recording.json.partial")
+                whole.write_text(json.dumps(self._settings, indent=1))
+                whole.replace(file)
+            there = json.loads(file.read_text())
         except OSError as error:
             raise RecordError(f"{self.folder} cannot be written: {one_line(error)}.") from error
-        there = json.loads(file.read_text())
+        except ValueError as error:
+            raise RecordError(
+                f"{file} is damaged ({one_line(error)}); record into another folder."
+            ) from error
         other = [name for name, value in self._settings.items() if there.get(name) != value]
         if other:
             raise RecordError(
                 f"{self.folder} has a recording with another {', '.join(other)}; record into another folder."
             )
-        return max((int(path.name[:6]) for path in (self.folder / "episodes").iterdir()), default=-1) + 1
+        for path in episodes(self.folder)[:1]:
+            sizes = json.loads((path / "episode.json").read_text())["sizes"]
+            self._sizes = {name: tuple(size) for name, size in sizes.items()}
+        # Episodes that a killed process began have their numbers too.
+        stems = [path.name.partition(".")[0] for path in (self.folder / "episodes").iterdir()]
+        return max((int(stem) for stem in stems if stem.isdigit()), default=-1) + 1
 
     def _record(self, instruction: str) -> None:
         """Encodes frames until the episode ends. The queue is emptied whatever happens."""
@@ -211,7 +233,7 @@ class Recorder:
             return
         try:
             self._store(instruction, encoders, samples, np.stack(states), np.stack(actions))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - the episode is lost, and says why
             self._problem = one_line(error)
 
     def _store(
@@ -223,9 +245,9 @@ class Recorder:
         actions: np.ndarray[Any, Any],
     ) -> None:
         for name, values in (("state_names", states), ("action_names", actions)):
-            if values.shape[1] != len(self._settings[name]):
+            if values.shape[1:] != (len(self._settings[name]),):
                 raise ValueError(
-                    f"{name} has {len(self._settings[name])} names for {values.shape[1]} numbers"
+                    f"{name} has {len(self._settings[name])} names for an array {values.shape[1:]}"
                 )
         final = self.folder / "episodes" / f"{self._number:06d}"
         partial = final.with_name(f"{final.name}.partial")

@@ -246,6 +246,58 @@ def test_an_episode_that_ends_while_a_question_is_open_leaves_the_connection_usa
     assert np.abs(actions).max() <= 0.5, "not the answer to the question before"
 
 
+def test_a_foreign_greeting_is_not_believed_blindly() -> None:
+    for metadata in ({"action": {"execute_steps": "unknown"}}, {"action": "deltas"}, {"cameras": None}):
+        with policy_server(towards(GOAL), metadata) as server:
+            assert episode(KinematicRobot(), server.url, max_steps=3).steps == 3
+
+
+def test_a_server_that_comes_back_with_another_policy_greets_anew() -> None:
+    with policy_server(towards(GOAL), {"action_dim": 4}) as server:
+        connection = Connection(server.url)
+        port = int(server.url.rpartition(":")[2])
+    with policy_server(towards(GOAL), {"action_dim": 7}, port=port), connection:
+        connection.infer({"observation/state": np.zeros(4), "prompt": "x"})
+        with pytest.raises(FitError, match="gives 7 action dims"):
+            run_episode(KinematicRobot(), connection, "x", max_steps=3)
+
+
+def test_an_answer_that_grew_old_while_a_step_stalled_is_late() -> None:
+    robot = KinematicRobot()
+    execute = robot.execute
+
+    def stalls(action: Any) -> None:
+        execute(action)
+        if len(robot.executed) == 4:
+            time.sleep(0.3)
+
+    robot.execute = stalls  # type: ignore[method-assign]
+    with policy_server(slow(towards(GOAL), 0.01)) as server:
+        result = episode(robot, server.url, execute_steps=4, answer_within_s=0.2)
+    assert result.ended == "done" and result.late == 1 and max(result.latency_ms) < 200
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"rate_hz": np.inf}, {"give_up_s": 0}, {"answer_within_s": np.nan}, {"max_refused": 0}],
+    ids=str,
+)
+def test_an_execution_that_cannot_be_is_refused(setting: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        Execution(**setting)
+
+
+def test_a_robot_that_is_lost_and_cannot_hold_leaves_no_thread() -> None:
+    robot, before = KinematicRobot(), threading.active_count()
+    robot.execute = robot.hold = lambda *action: 1 / 0  # type: ignore[assignment, method-assign]
+    with policy_server(towards(GOAL)) as server, pytest.raises(ZeroDivisionError):
+        episode(robot, server.url)
+    with policy_server(towards(GOAL)) as server, pytest.raises(ValueError, match="ensemble is -1"):
+        episode(robot, server.url, ensemble=-1)
+    assert not [thread for thread in threading.enumerate() if thread.name in ("asker", "recorder")]
+    assert threading.active_count() <= before + 1
+
+
 def test_errors_of_the_robot_pass_after_a_hold() -> None:
     robot = KinematicRobot()
     robot.images = lambda: 1 / 0  # type: ignore[assignment]

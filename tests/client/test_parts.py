@@ -9,7 +9,7 @@ import pytest
 
 from defi_client import wire
 from defi_client.chunks import Chunks
-from defi_client.errors import ProtocolError, UnsafeActionError
+from defi_client.errors import FitError, ProtocolError, UnsafeActionError
 from defi_client.limits import Limits
 from defi_client.pacing import Pacer
 
@@ -31,8 +31,9 @@ def test_ensembling_weighs_from_the_oldest_as_act_does() -> None:
     assert np.allclose(chunks.action(3), weights @ np.arange(3.0) / weights.sum())
     assert np.allclose(chunks.action(4), (1 * 1 + np.exp(-0.5) * 2) / (1 + np.exp(-0.5)))
     assert np.allclose(chunks.action(5), 2)
-    with pytest.raises(ValueError, match="ensemble is -1"):
-        Chunks(-1)
+    for ensemble in (-1, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"ensemble is {ensemble}"):
+            Chunks(ensemble)
 
 
 STATE = np.array([0.5, 0.0])
@@ -80,11 +81,38 @@ def test_limits_refuse() -> None:
         ({"low": [1], "high": [1, 2]}, "different widths"),
         ({"low": [2], "high": [1]}, "hold nothing"),
         ({"outside": "warn"}, "outside is 'warn'"),
+        ({"low": [np.nan]}, "low is .nan.; write inf or -inf"),
+        ({"box_high": [1, np.nan]}, "box_high is .1, nan."),
+        ({"relative": True, "scale": 0}, "scale is 0"),
+        ({"relative": True, "scale": np.nan}, "scale is nan"),
+        ({"position": [-1]}, "count from 0"),
     ],
 )
 def test_limits_that_cannot_be_are_refused(settings: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Limits(**settings)
+
+
+def test_a_limit_that_makes_an_action_infinite_lets_nothing_through() -> None:
+    with pytest.raises(UnsafeActionError, match="not finite after its limits"):
+        Limits(low=[np.inf, 0]).applied(np.zeros(2), STATE, None, 0.1)
+
+
+def test_after_a_hold_a_dimension_without_a_place_keeps_its_speed() -> None:
+    limits = Limits(speed=[1, 1], position=[0, None])
+    last = limits.after_hold(np.array([0.9, 0.2]))
+    safe, changed = limits.applied(np.array([0.9, 0.8]), STATE, last, 0.1)
+    assert np.allclose(safe, [0.6, 0.3]) and changed == ("speed",), "from the state, and from the last action"
+
+
+def test_limits_of_another_robot_are_refused() -> None:
+    for limits, words in (
+        (Limits(low=[0, 0, 0]), "low is for 3 action dims, the robot takes 2"),
+        (Limits(position=[0, 2]), "names entry 2 of the state, which has 2"),
+    ):
+        with pytest.raises(FitError, match=words):
+            limits.check_fits(2, 2)
+    Limits(position=[1, None], box_low=[0, 0], relative=True).check_fits(2, 2)
 
 
 class Clock:
@@ -106,7 +134,7 @@ def test_the_rate_is_kept_and_a_step_that_took_too_long_is_not_made_up_for() -> 
         begun.append(clock.now)
         clock.now += work_s
     assert np.allclose(begun, [0, 0.101, 0.351, 0.452])
-    assert pacer.overruns == 1 and np.isclose(pacer.jitter_ms()["max"], 1.0)
+    assert pacer.overruns == 1 and np.isclose(pacer.jitter_ms()["max"], 151.0), "the late step too"
     with pytest.raises(ValueError, match="rate_hz is 0"):
         Pacer(0)
 

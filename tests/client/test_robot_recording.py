@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from kinematic_robot import KinematicRobot, towards
+from kinematic_robot import SCALE, KinematicRobot, towards
 from policy_server import policy_server
 
 from defi_client.connection import Connection
@@ -68,7 +68,7 @@ def test_the_ingest_reads_what_was_executed(recorded: tuple[Path, list[Kinematic
     ]
     for record, robot in zip(listed, robots):
         signals = formats.read_signals("lerobot_v3", record.signals_uri, record.episode_id)
-        assert np.allclose(signals.actions, np.stack(robot.executed), atol=1e-6)
+        assert np.array_equal(signals.actions, np.stack(robot.executed).astype(np.float32))
         assert np.allclose(signals.proprio[1:], np.stack(robot.path)[:-1], atol=1e-6)
 
 
@@ -135,10 +135,101 @@ def test_what_cannot_be_recorded_is_refused_before_anything_moves(tmp_path: Path
         assemble(tmp_path / "c")
 
 
+class RobotWithBuffers(KinematicRobot):
+    """Its driver gives the same arrays at each call, and scales an action in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.picture, self.shown = np.zeros((32, 32, 3), np.uint8), []  # type: ignore[var-annotated]
+
+    def images(self) -> dict[str, Any]:
+        self.picture[:] = super().images()["workspace"]
+        self.shown.append(self.picture.copy())
+        return {"workspace": self.picture}
+
+    def state(self) -> Any:
+        return self.hand
+
+    def execute(self, action: Any) -> None:
+        self.executed.append(action.copy())
+        action *= SCALE
+        self.hand += action
+        self.picture[:] = 255
+
+
+def test_a_robot_that_uses_its_arrays_again_is_recorded_as_it_was(tmp_path: Path) -> None:
+    robot, seen = RobotWithBuffers(), []
+
+    def answer(observation: dict[str, Any], socket: Any) -> Any:
+        seen.append(np.array(observation["observation/images/workspace"]))
+        return towards(GOAL)(observation, socket)
+
+    with policy_server(answer) as server, Connection(server.url) as connection:
+        with recorder(tmp_path) as recording:
+            run_episode(
+                robot, connection, "x", max_steps=5, execution=Execution(rate_hz=50.0), recorder=recording
+            )
+    with np.load(tmp_path / "episodes/000000/vectors.npz") as vectors:
+        states, actions = vectors["state"], vectors["action"]
+    begin = np.array([0, 0.5, 0.2, 0], np.float32)
+    assert np.array_equal(actions, np.stack(robot.executed).astype(np.float32))
+    assert np.array_equal(states[0], begin) and np.allclose(np.diff(states, axis=0), SCALE * actions[:-1])
+    assert not any((picture == 255).all() for picture in seen)
+    stats = json.loads((tmp_path / "episodes/000000/episode.json").read_text())["stats"]["workspace"]
+    assert np.allclose(stats["q50"], 40 / 255), "pictures of what was seen, not of later"
+
+
+def test_what_a_recording_cannot_hold_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"fps is 12\.5"):
+        recorder(tmp_path, fps=12.5)
+    with pytest.raises(RecordError, match="cannot be named 'arm/left'"):
+        recorder(tmp_path, cameras=["arm/left"])
+    (tmp_path / "recording.json").touch()
+    with pytest.raises(RecordError, match=r"recording\.json is damaged"):
+        recorder(tmp_path)
+
+
+def test_an_episode_of_other_pictures_than_those_before_is_refused_before_anything_moves(
+    tmp_path: Path, recorded: tuple[Path, list[KinematicRobot]]
+) -> None:
+    shutil.copytree(recorded[0], tmp_path / "again")
+    (tmp_path / "again/episodes/.DS_Store").touch()
+    with pytest.raises(RecordError, match=r"was \(32, 32, 3\), and is \(64, 64, 3\)"):
+        recorder(tmp_path / "again").begin("x", {"workspace": np.zeros((64, 64, 3), np.uint8)})
+
+
+@pytest.mark.parametrize(("instruction", "state"), [(b"bytes", np.zeros(4)), ("x", np.float64(0))], ids=str)
+def test_no_episode_is_lost_in_silence(tmp_path: Path, instruction: Any, state: Any) -> None:
+    recording, image = recorder(tmp_path), {"workspace": np.zeros((32, 32, 3), np.uint8)}
+    recording.begin(instruction, image)
+    recording.add(image, state, np.zeros(4))
+    recording.end()
+    assert list(recording.unrecorded) == [0]
+
+
+def test_a_dataset_that_cannot_be_written_or_read_says_what_to_do(
+    tmp_path: Path, recorded: tuple[Path, list[KinematicRobot]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "again"
+    shutil.copytree(recorded[0], folder)
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("defi_client.recording.assemble.LeRobotWriter.finish", full)
+        with pytest.raises(RecordError, match=r"No space left.*episodes are kept.*recording\.assemble"):
+            assemble(folder)
+    assert (folder / "dataset/meta/info.json").is_file(), "the one before"
+    (folder / "episodes/000001/vectors.npz").write_bytes(b"")
+    with pytest.raises(RecordError, match="000001 is damaged"):
+        assemble(folder)
+
+
 def test_an_episode_that_is_lost_is_named_and_the_others_kept(tmp_path: Path) -> None:
     recording = recorder(tmp_path, action_names=["only", "three", "names"])
     drive(recording, 3)
-    with pytest.raises(RecordError, match=r"lacks 1 episodes.*action_names has 3 names for 4 numbers"):
+    with pytest.raises(RecordError, match=r"lacks 1 episodes.*action_names has 3 names for an array \(4,\)"):
         recording.close()
 
 

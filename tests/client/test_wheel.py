@@ -52,6 +52,7 @@ def test_the_wheel_holds_the_package_and_asks_for_three(tmp_path: Path) -> None:
     command += ["--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     subprocess.run(command, check=True, env=clean)
+    assert not (source / "build").exists(), "it would count as modules of the package"
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("-py3-none-any.whl")
     with zipfile.ZipFile(wheel) as files:

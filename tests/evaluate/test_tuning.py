@@ -100,6 +100,8 @@ def test_a_prediction_is_held_against_real_episodes(tmp_path: Path, ray_cluster:
     def still(observation: dict[str, Any], connection: Any) -> dict[str, Any]:
         return {"actions": np.zeros((8, 4), np.float32), "server_timing": {"batch_size": 1}}
 
+    (tmp_path / "tuning/check/units").mkdir(parents=True)
+    (tmp_path / "tuning/check/units/of-a-tuning-before").touch()
     with policy_server(still, {"policy_digest": "d1"}) as server:
         found = tune(config(tmp_path, server.url))
     assert [one.workers for one in found.simulations] == [1] and len(found.simulations[0].steps_per_s) == 2
@@ -109,6 +111,8 @@ def test_a_prediction_is_held_against_real_episodes(tmp_path: Path, ray_cluster:
     assert 0 < found.half < found.chosen.hours
     text = found.summary()
     assert "workers=1, serve.replicas=1" in text and "checked by 2 real episodes of 40 steps" in text
+    assert [path.name for path in (tmp_path / "tuning").iterdir() if path.is_dir()] == ["check"]
+    assert not (tmp_path / "tuning/check/units/of-a-tuning-before").exists()
     stored = json.loads((tmp_path / "tuning" / "summary.json").read_text())
     assert stored["chosen"]["workers"] == 1
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -196,7 +195,8 @@ def _check(
     from defi_platform.evaluate.rollouts import evaluate
 
     arm = "policy" if url else evaluation.arms[0]
-    output = storage.join(storage.absolute(config.output), f"tuning/check-{time.time_ns():x}")
+    output = storage.join(storage.absolute(config.output), "tuning/check")
+    storage.delete(output)  # of a tuning before: its episodes would not run again
     # One more of each worker, which starts its simulator and its connection: as in the measurements, it does not count.
     episodes = (1 + config.check_episodes) * prediction.workers
     benchmark = benchmark_class(evaluation.benchmark)
