@@ -128,6 +128,7 @@ def test_it_is_asked_under_its_own_keys_and_cameras(wordless: None, tmp_path: Pa
         ({"tasks": ["reach", "reach"]}, "names 'reach' twice"),
         ({"tasks": []}, "tasks is empty"),
         ({"episodes_per_task": 0}, "episodes_per_task is 0"),
+        ({"height": 0}, "height and width are 0 and 32"),
         ({"policy_cameras": {"top": "image"}}, r"names 'top'; the evaluation looks through workspace"),
         ({"observation_keys": ObservationKeysConfig(names="droid")}, "Name one: observation_keys.state"),
         ({"options": {"success": "sometimes"}}, "success is 'sometimes'"),

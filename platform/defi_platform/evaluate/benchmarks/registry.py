@@ -141,6 +141,8 @@ def selected_view(
             raise ConfigError(
                 f"cameras: {benchmark.name} has no camera '{name}'. There is: {', '.join(benchmark.cameras)}."
             )
+    if 0 in size:
+        raise ConfigError(f"height and width are {size[0]} and {size[1]}; they must be 1 or more.")
     view = benchmark.default_view.asked(names, *size)
     for height, width in map(view.size, names):
         if height < 1 or width < 1:

@@ -106,7 +106,9 @@ def _client(config: OfflineConfig) -> Iterator[PolicyClient]:
         if not url:
             # Imported here: with a url no models are needed.
             from defi_platform.serve.deployment.server import deploy
+            from defi_platform.serve.deployment.startup_checks import check_policy_folder
 
+            check_policy_folder(config.serve.policy)
             stack.enter_context(ray_session(config.ray))
             url = stack.enter_context(deploy(config.serve, guest=True)).url
         client = PolicyClient(url, token=token)

@@ -37,6 +37,8 @@ def connect_policy(url: str, token_file: str | None = None, reconnect_s: float |
         ServeError: nobody answers there.
     """
     if url.startswith(SCHEME):
+        if token_file is not None:
+            raise ConfigError("token_file: vla-eval's protocol knows no tokens; leave it out.")
         return VlaEvalClient(url)
     token = read_token(token_file)
     return PolicyClient(url, token=token) if reconnect_s is None else PolicyClient(url, reconnect_s, token)
