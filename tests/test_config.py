@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -302,6 +303,12 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
 def test_an_argument_without_a_value_is_refused(files: Path) -> None:
     with pytest.raises(ConfigError, match="'resume' is not an override"):
         load_config(PretrainConfig, files / "run.yaml", ["resume"])
+
+
+@pytest.mark.parametrize("item", ["train.output=:", "data.corpora={a", "train.betas=[0.9"])
+def test_a_value_that_is_no_yaml_is_refused_with_its_argument(files: Path, item: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{re.escape(item)}': .* no YAML value .* quotes"):
+        load_config(PretrainConfig, files / "run.yaml", [item])
 
 
 def test_the_home_of_data_is_a_bucket_a_folder_or_beside_the_environment(

@@ -177,6 +177,13 @@ class NoSubtask(Faulty):
         return ()
 
 
+class NoSteps(Faulty):
+    """Gives a subtask no step, which no policy could solve."""
+
+    def chain(self, task: str, seed: int) -> tuple[Task, ...]:
+        return (Task("nothing", "do nothing", 0),)
+
+
 class OneArray(Faulty):
     """Writes every state into the same array."""
 

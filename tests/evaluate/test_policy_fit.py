@@ -35,6 +35,7 @@ from defi_platform.evaluate.simulator import Simulator
 from defi_platform.evaluate.store.identity import POLICY, bind, policy_identity
 from defi_platform.serve.deployment.folder_greeting import folder_greeting
 from defi_platform.serve.inference.service import ServiceSettings
+from defi_platform.storage import StorageError
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +140,14 @@ def test_mistakes_in_the_config_are_found_first(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         evaluate(asked(tmp_path / "run", "ws://127.0.0.1:1", **changes))
+
+
+def test_an_output_that_cannot_be_written_is_found_first(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, message in ((tmp_path / "file", "cannot be written"), ("", "output is empty")):
+        config = replace(asked(tmp_path, arms=["random"]), output=str(folder))
+        with pytest.raises((StorageError, ConfigError), match=message):
+            evaluate(config)
 
 
 def test_a_benchmark_that_is_not_installed_is_said_with_the_one_command(

@@ -183,6 +183,7 @@ def test_another_interpreter_gets_our_packages_and_nothing_that_lies_beside_them
         ("WideState", r"ValueError: the state has shape \(3,\) in the place of \(1,\), see state_names"),
         ("Diverged", "ValueError: the state is not finite: sum"),
         ("NoSubtask", r"ValueError: chain\('chain', 3\) is empty"),
+        ("NoSteps", "a subtask whose horizon is no step"),
     ],
 )
 def test_what_a_benchmark_must_not_give_is_its_own_fault(name: str, message: str) -> None:

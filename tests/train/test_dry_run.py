@@ -14,7 +14,7 @@ from defi_platform.config import FinetuneConfig, PretrainBothConfig, PretrainCon
 from defi_platform.config.loader import load_config
 from defi_platform.errors import CheckpointError, ConfigError, CorpusError
 from defi_platform.storage import StorageError
-from defi_platform.train.config_checks import check_writable
+from defi_platform.storage.writable import check_writable
 from defi_platform.train.driver.finetune import finetune
 from defi_platform.train.driver.pretrain import pretrain, pretrain_both
 from defi_platform.train.recipes.registry import PRETRAININGS, RECIPES

@@ -23,13 +23,14 @@ from typing import Any, TypeVar, cast
 
 from omegaconf import DictConfig, Node, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from defi_models.errors import did_you_mean
 from defi_platform.config.data import CorpusConfig
 from defi_platform.config.data_checks import check_all
 from defi_platform.config.evaluate import EvaluateConfig, OfflineConfig
 from defi_platform.config.help import keys_help
-from defi_platform.errors import ConfigError
+from defi_platform.errors import ConfigError, one_line
 
 Schema = TypeVar("Schema")
 
@@ -128,7 +129,14 @@ def load_config(schema: type[Schema], path: str | Path | None, overrides: Sequen
                 f"'{item}' is not an override; write it as dotted.key=value, e.g. train.steps=10."
             )
     source = str(path or "the command line")
-    changes = OmegaConf.from_dotlist(list(overrides))
+    changes = OmegaConf.create({})
+    for item in overrides:
+        try:
+            changes.merge_with_dotlist([item])
+        except YAMLError as error:
+            raise ConfigError(
+                f"'{item}': what stands behind '=' is no YAML value ({one_line(error)}); put it into quotes."
+            ) from error
     for entries, name in _entries_without_use(schema, changes):
         key = f"{entries._get_full_key(name)}"
         there = OmegaConf.select(from_file, entries._get_full_key(None))

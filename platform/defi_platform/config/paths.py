@@ -9,6 +9,7 @@ from omegaconf import MISSING
 
 from defi_platform import storage
 from defi_platform.config.fields import is_path
+from defi_platform.errors import ConfigError
 
 Config = TypeVar("Config")
 
@@ -17,6 +18,9 @@ def absolute_paths(config: Config) -> Config:
     """A copy of a config in which every field marked as `PATH` is absolute, nested configs included.
 
     An empty text in an optional field counts as null: as a path it would be the working directory.
+
+    Raises:
+        ConfigError: a field that is not optional is empty.
     """
     copy: Config = _absolute(config)
     return copy
@@ -33,6 +37,8 @@ def _absolute(value: Any) -> Any:
         if is_path(field):
             if item == "" and field.default is None:
                 item = None
+            elif item == "":
+                raise ConfigError(f"{field.name} is empty; name a file, folder or URL.")
             changed[field.name] = item if item in (None, MISSING) else storage.absolute(item)
         else:
             changed[field.name] = _absolute(item)

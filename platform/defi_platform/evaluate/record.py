@@ -38,6 +38,7 @@ from defi_platform.evaluate.simulation.interpreter import interpreter
 from defi_platform.evaluate.simulation.process import SimulatorProcess
 from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
+from defi_platform.storage.writable import check_writable
 
 SUMMARY = "recording.json"
 _ATTEMPTS = ".attempts"
@@ -104,6 +105,7 @@ def record(config: RecordConfig) -> RecordSummary:
     """
     plan = _checked(config)
     start = time.monotonic()
+    check_writable(config.output)
     output = storage.absolute(config.output)
     settings = _settings(config, plan)
     finished = storage.join(output, SUMMARY)

@@ -36,6 +36,7 @@ from defi_platform.evaluate.store.identity import PROTOCOL, differences, policy_
 from defi_platform.evaluate.store.leases import Leases
 from defi_platform.evaluate.store.whole_json import read_json
 from defi_platform.evaluate.success_table import success_lines
+from defi_platform.storage.writable import check_writable
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     config = checked(config)
     start = time.monotonic()
+    check_writable(config.output)
     output = storage.absolute(config.output)
     deciding = settings(config)
     EpisodeStore(output, deciding)  # refuses an output of other settings before the policy is looked at

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 
 import torch
 
-from defi_platform import roles, storage
+from defi_platform import roles
 from defi_platform.cluster.requirements import Demand
 from defi_platform.config import TrainConfig
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import ConfigError
-from defi_platform.storage import StorageError
 from defi_platform.train.engine.lr_schedule import RELEASED, SCHEDULES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -116,21 +114,6 @@ def check_device(train: TrainConfig) -> None:
             f"train.precision=bf16, but {torch.cuda.get_device_name()} has no bf16 arithmetic. "
             "Set train.precision=fp16, or train on newer GPUs (Ampere and later)."
         )
-
-
-def check_writable(folder: str) -> None:
-    """Writes a small file and deletes it. Raises: StorageError when that is not possible."""
-    existed = storage.is_folder(folder)
-    probe = storage.join(folder, f"write-test-{uuid.uuid4().hex[:8]}")
-    try:
-        storage.write_text(probe, "")
-        storage.delete(probe)
-        if not existed and not storage.is_remote(folder):
-            storage.local_path(folder).rmdir()
-    except OSError as error:
-        raise StorageError(
-            f"train.output={folder} cannot be written: {error}. Choose another folder, or change its permissions."
-        ) from error
 
 
 def training_demands(requests: Mapping[str, TrainConfig], decoders: Mapping[str, int]) -> list[Demand]:

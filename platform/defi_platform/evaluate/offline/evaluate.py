@@ -32,6 +32,7 @@ from defi_platform.evaluate.policy.observation import client_keys, policy_observ
 from defi_platform.evaluate.policy_client import PolicyClient, check_same_policy, read_token
 from defi_platform.evaluate.resume_guard import bind_settings
 from defi_platform.progress import Progress
+from defi_platform.storage.writable import check_writable
 
 SUMMARY = "offline.json"
 _EPISODES = "episodes"
@@ -64,6 +65,7 @@ def evaluate_offline(config: OfflineConfig) -> OfflineResult:
     keys = client_keys(config.observation_keys)
     dataset = open_dataset(storage.absolute(config.dataset))
     chosen = _chosen(config, dataset)
+    check_writable(config.output)
     output = storage.absolute(config.output)
     start = time.monotonic()
     with contextlib.ExitStack() as stack:

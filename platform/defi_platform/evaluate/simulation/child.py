@@ -140,6 +140,8 @@ class _Simulator:
         chain = [[part.name, part.instruction, part.horizon] for part in benchmark.chain(task, seed)]
         if not chain:
             raise ValueError(f"chain('{task}', {seed}) is empty: an episode has one subtask or more")
+        if any(horizon < 1 for _, _, horizon in chain):
+            raise ValueError(f"chain('{task}', {seed}) has a subtask whose horizon is no step")
         positions = {name: float(value) for name, value in benchmark.initial_positions().items()}
         return {"chain": chain, "state": state, "positions": positions}
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from defi_models.describe import Cost
 from defi_platform import storage
 from defi_platform.config import TrainConfig
-from defi_platform.train.config_checks import check_writable, min_world_size, worker_resources, world_sizes
+from defi_platform.storage.writable import check_writable
+from defi_platform.train.config_checks import min_world_size, worker_resources, world_sizes
 from defi_platform.train.driver.memory_estimate import footprint
 from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.observability.peak_flops import known_peak_tflops
@@ -44,7 +45,7 @@ def dry_run(recipes: Sequence[Recipe]) -> list[DryRun]:
     results = []
     for recipe in recipes:
         train = recipe.config.train
-        check_writable(train.output)
+        check_writable(train.output, "train.output")
         lines = [f"run folder {train.output}: can be written"]
         lines += [f"data: {line}" for line in recipe.describe_data()]
         lines += _workers(train)

@@ -23,10 +23,10 @@ from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.loader import to_mapping, to_yaml
 from defi_platform.data.loader.shared_actors import start_shared_actors
 from defi_platform.errors import MEND, TRY_AGAIN, CheckpointError, ConfigError, UserError
+from defi_platform.storage.writable import check_writable
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.config_checks import (
     check_train_config,
-    check_writable,
     training_demands,
     worker_resources,
 )
@@ -90,7 +90,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
             logs.say(f"{recipe.kind}: {folder} is complete, nothing to do", run=folder, kind=recipe.kind)
             summaries[recipe.kind] = summary
         else:
-            check_writable(recipe.config.train.output)
+            check_writable(recipe.config.train.output, "train.output")
             check_resumable(recipe)
     pending = [recipe for recipe in recipes if recipe.kind not in summaries]
     if pending:
