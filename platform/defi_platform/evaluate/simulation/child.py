@@ -137,12 +137,13 @@ class _Simulator:
     def _reset(self, benchmark: Benchmark, task: str, seed: int) -> dict[str, Any]:
         self._pictures = None
         state = _state(benchmark, benchmark.reset(task, seed))
-        chain = [[part.name, part.instruction, part.horizon] for part in benchmark.chain(task, seed)]
-        if not chain:
+        parts = benchmark.chain(task, seed)
+        if not parts:
             raise ValueError(f"chain('{task}', {seed}) is empty: an episode has one subtask or more")
-        if any(horizon < 1 for _, _, horizon in chain):
+        if any(part.horizon < 1 for part in parts):
             raise ValueError(f"chain('{task}', {seed}) has a subtask whose horizon is no step")
         positions = {name: float(value) for name, value in benchmark.initial_positions().items()}
+        chain = [[part.name, part.instruction, part.horizon] for part in parts]
         return {"chain": chain, "state": state, "positions": positions}
 
     def _begin(self, benchmark: Benchmark, index: int) -> dict[str, Any]:
