@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ class EvaluationBenchmarkConfig:
     arms: list[str] = field(default_factory=lambda: ["policy"])
     max_steps: int = 40
     kills: int = 5
-    """Drivers to kill, each after a random share of the time that the pass with two workers took."""
+    """Drivers to kill, each after a random number of episodes, so that the machine's load does not matter."""
     url: str | None = None
     """Policy that is served already, with a policy_digest; null: a nano policy with random weights."""
     address: str | None = None
@@ -89,27 +89,21 @@ class Passes:
     def __init__(self, config: EvaluationBenchmarkConfig, folder: Path, url: str, address: str):
         self._config, self._folder, self._url, self._address = config, folder, url, address
 
-    def run(self, name: str, *, workers: int, drivers: int = 1, kill_within_s: float = 0.0) -> Pass:
+    def run(self, name: str, *, workers: int, drivers: int = 1, kill_at: Sequence[int] = ()) -> Pass:
         """One pass.
 
         Args:
             name: of the pass.
             workers: of each driver.
             drivers: at the same time.
-            kill_within_s: kills are spread over so many seconds; 0: none.
+            kill_at: numbers of finished episodes, at each of which a driver before those is killed.
         """
         output = self._folder / name.replace(" ", "_")
         start, lost = time.monotonic(), 0
-        kills = self._config.kills if kill_within_s else 0
-        moments = random.Random(0)
-        while lost < kills:
-            before = set((output / "drivers").glob("*.json"))
+        for finished in kill_at:
             driver = self._start(output, workers)
-            # Counted from its first sign of life: most of the time before it is the start of Python.
-            while driver.poll() is None and before == set((output / "drivers").glob("*.json")):
+            while driver.poll() is None and len(list((output / "episodes").glob("*.json"))) < finished:
                 time.sleep(0.05)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.wait(moments.uniform(0.2, 1.8) * kill_within_s / (kills + 1))
             if driver.poll() is not None:
                 break  # it was faster than its killer
             driver.send_signal(signal.SIGKILL)
@@ -179,7 +173,9 @@ def measure(config: EvaluationBenchmarkConfig, folder: Path, url: str, address: 
     passes = Passes(config, folder, url, address)
     one = passes.run("1 worker", workers=1)
     two = passes.run("2 workers", workers=2)
-    killed = passes.run("2 workers, killed", workers=2, kill_within_s=two.wall_s)
+    # One episode at least is left to run after the last kill.
+    moments = sorted(random.Random(0).sample(range(1, len(one.rows)), config.kills))
+    killed = passes.run("2 workers, killed", workers=2, kill_at=moments)
     return [one, two, killed, passes.run("2 drivers", workers=1, drivers=2)]
 
 

@@ -45,7 +45,11 @@ def test_the_settings_of_a_service_are_those_of_the_configuration() -> None:
     config = from_mapping(ServeConfig, {"policy": "p", **given}, "test")
     check_inference(config)
     assert ServiceSettings.of(config) == ServiceSettings(
-        max_batch_size=3, queue_size=4, queue_wait_s=5.0, action_margin=None
+        max_batch_size=3,
+        queue_size=4,
+        queue_wait_s=5.0,
+        action_margin=None,
+        inference={"dtype": "float32", "compile": "none", "deterministic": False},
     )
 
 

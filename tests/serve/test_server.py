@@ -96,6 +96,17 @@ def test_a_fleet_of_32_clients_is_served_at_once_in_batches(server: PolicyServer
         np.testing.assert_allclose(answer["actions"], alone, atol=1e-3 * float(np.ptp(alone)))
 
 
+def test_a_robot_is_driven_at_its_rate_within_its_limits(server: PolicyServer) -> None:
+    robot = KinematicRobot(cameras=("front",))
+    limits = Limits(low=[-0.2] * 4, high=[0.2] * 4)
+    with Connection(server.url) as connection:
+        execution = Execution(rate_hz=20.0, ensemble=0.01)
+        result = run_episode(robot, connection, "go", max_steps=30, execution=execution, limits=limits)
+    assert result.steps == 30 and not result.refused and not result.lost
+    assert result.policies == [server.metadata["policy_digest"]]
+    assert np.abs(np.stack(robot.executed)).max() <= 0.2
+
+
 def test_health_and_metadata_are_http(server: PolicyServer) -> None:
     with urllib.request.urlopen(f"{server.http_url}/healthz") as response:
         assert response.status == 200 and json.load(response)["status"] == "ok"
@@ -210,14 +221,3 @@ def test_a_taken_port_is_one_clear_error(ray_cluster: None, policy_folder: Path)
         port = taken.getsockname()[1]
         with pytest.raises(ServeError, match=f"127.0.0.1:{port}: the port is in use"):
             deploy(ServeConfig(policy=str(policy_folder), port=port))
-
-
-def test_a_robot_is_driven_at_its_rate_within_its_limits(server: PolicyServer) -> None:
-    robot = KinematicRobot(cameras=("front",))
-    limits = Limits(low=[-0.2] * 4, high=[0.2] * 4)
-    with Connection(server.url) as connection:
-        execution = Execution(rate_hz=20.0, ensemble=0.01)
-        result = run_episode(robot, connection, "go", max_steps=30, execution=execution, limits=limits)
-    assert result.steps == 30 and not result.refused and not result.lost
-    assert result.policies == [server.metadata["policy_digest"]]
-    assert np.abs(np.stack(robot.executed)).max() <= 0.2

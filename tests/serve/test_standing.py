@@ -94,7 +94,7 @@ def test_what_a_killed_job_has_left_at_another_address_is_replaced(
 ) -> None:
     jobs(monkeypatch, mine=0, theirs=0, killed=1)
     monkeypatch.setattr(server, "check_before_start", lambda config: None)
-    monkeypatch.setattr(server, "policy_digest", lambda policy: "b" * 64)
+    monkeypatch.setattr(server, "policy_digest", lambda policy, acting: "b" * 64)
     monkeypatch.setattr(server, "_deploy_first", lambda config, digest: done.append(f"deploy {config.port}"))
     for job in ("theirs", "killed"):
         monkeypatch.setattr(registry, "read", lambda job=job: dataclasses.replace(RECORD, job=job))
@@ -118,7 +118,7 @@ def test_an_evaluation_uses_the_server_of_a_living_job_and_neither_replaces_nor_
     monkeypatch.setattr(
         server, "_reached", lambda found: server.PolicyServer("127.0.0.1", 8000, False, found)
     )
-    monkeypatch.setattr(server, "policy_digest", lambda policy: policy[-1] * 64)
+    monkeypatch.setattr(server, "policy_digest", lambda policy, acting: policy[-1] * 64)
     with server.deploy(ServeConfig(policy="/policies/d", port=0), guest=True) as found:
         assert found.deployment is record
     assert done == []

@@ -298,7 +298,7 @@ EVALUATE_REPEATED = Counter(
 EVALUATE_SIMULATOR_ERRORS = Counter(
     name="defi_evaluate_simulator_errors_total",
     help="Tries of episodes that the simulator did not survive, by kind: hang, abort, memory, render, protocol, error, worker.",
-    unit="tries",
+    unit="errors",
     labels=("run", "kind"),
     panel="Simulator errors",
 )
