@@ -105,7 +105,6 @@ def record(config: RecordConfig) -> RecordSummary:
     """
     plan = _checked(config)
     start = time.monotonic()
-    check_writable(config.output)
     output = storage.absolute(config.output)
     settings = _settings(config, plan)
     finished = storage.join(output, SUMMARY)
@@ -113,6 +112,7 @@ def record(config: RecordConfig) -> RecordSummary:
         content = json.loads(storage.read_text(finished))
         ensure_same_settings(settings, content["settings"], "a recording", output)
         return RecordSummary(**content["summary"], reused=True)
+    check_writable(config.output)
     attempts = Attempts(storage.join(output, _ATTEMPTS), settings, output)
     with ray_session(config.ray):
         register_run(output)

@@ -90,8 +90,9 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     """
     config = checked(config)
     start = time.monotonic()
-    check_writable(config.output)
     output = storage.absolute(config.output)
+    if not storage.exists(storage.join(output, SUMMARY)):  # a finished one may lie where nobody may write
+        check_writable(config.output)
     deciding = settings(config)
     EpisodeStore(output, deciding)  # refuses an output of other settings before the policy is looked at
     greeting, identity = _identified(config)

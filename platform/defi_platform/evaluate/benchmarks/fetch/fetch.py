@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from defi_platform.evaluate.benchmarks.egl import choose_egl
 from defi_platform.evaluate.benchmarks.fetch.scripts import SCRIPTS, Scene
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Benchmark, Step, Task, View
 
@@ -66,9 +67,7 @@ class Fetch(Benchmark):
 
     def __init__(self, view: View, options: Mapping[str, Any]):
         super().__init__(view, options)
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        # Simulators fill the cores by running side by side; more threads per image only get in their way.
-        os.environ.setdefault("LP_NUM_THREADS", "0")
+        choose_egl()
         import gymnasium
         import gymnasium_robotics
         import mujoco

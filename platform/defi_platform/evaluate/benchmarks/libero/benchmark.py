@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defi_platform.errors import SimulatorError, one_line
+from defi_platform.evaluate.benchmarks import egl
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Benchmark, Step, Task, View
 from defi_platform.evaluate.benchmarks.libero import scripts, suites
 from defi_platform.evaluate.benchmarks.libero.expert import Script
@@ -31,7 +32,6 @@ SETTLING_STEPS = 10
 """Steps with the gripper open and nothing else asked, before an episode begins."""
 _OPEN_GRIPPER = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
 _FIXTURE_SEED = 0
-_EGL_FIX = "install it with: apt-get install -y libegl1 libegl-mesa0"
 
 
 class Libero(Benchmark):
@@ -102,18 +102,9 @@ class Libero(Benchmark):
             SimulatorError: it cannot render here.
         """
         super().__init__(view, options)
-        os.environ.setdefault("MUJOCO_GL", "egl")
-        # Simulators fill the cores by running side by side; more threads per image only get in their way.
-        os.environ.setdefault("LP_NUM_THREADS", "0")
-        try:
+        with egl.loading_egl():
             from libero.libero import benchmark, get_libero_path
             from libero.libero.envs.env_wrapper import ControlEnv
-        except ModuleNotFoundError:
-            raise
-        except (ImportError, AttributeError, RuntimeError, OSError) as error:
-            raise SimulatorError(
-                f"EGL cannot be loaded on this machine ({one_line(error)}); {_EGL_FIX}"
-            ) from error
         self._libero, self._make, self._path_of = benchmark, ControlEnv, get_libero_path
         self._task: str | None = None
         self._env: Any = None
@@ -223,7 +214,7 @@ class Libero(Benchmark):
             )
         except (ImportError, AttributeError) as error:
             raise SimulatorError(
-                f"EGL cannot render on this machine ({one_line(error)}); {_EGL_FIX}"
+                f"EGL cannot render on this machine ({one_line(error)}); {egl.FIX}"
             ) from error
         self._seen = _Seen(self._env.sim)
         self._env.env.add_observable(self._seen.observable(self.control_hz))

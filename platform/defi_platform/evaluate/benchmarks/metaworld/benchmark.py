@@ -19,13 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defi_platform.errors import SimulatorError, one_line
+from defi_platform.evaluate.benchmarks import egl
 from defi_platform.evaluate.benchmarks.interface import ActionSpec, Benchmark, Step, Task, View
 from defi_platform.evaluate.benchmarks.metaworld import tasks
 from defi_platform.evaluate.benchmarks.metaworld.renderer import CAMERAS, Renderer
 
 STATE_DIM = 4
-
-_EGL_FIX = "install it with: apt-get install -y libegl1 libegl-mesa0"
 
 
 class MetaWorld(Benchmark):
@@ -158,22 +157,13 @@ def _check_rendering() -> None:
         context.make_current()
         context.free()
     except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
-        raise SimulatorError(f"EGL cannot render on this machine ({one_line(error)}); {_EGL_FIX}") from error
+        raise SimulatorError(f"EGL cannot render on this machine ({one_line(error)}); {egl.FIX}") from error
 
 
 def _import_metaworld() -> ModuleType:
     """Imports the simulator with EGL chosen for rendering; an error of EGL names the fix in one line."""
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    # Simulators fill the cores by running side by side; more threads per image only get in their way.
-    os.environ.setdefault("LP_NUM_THREADS", "0")
-    try:
+    with egl.loading_egl():
         import mujoco  # noqa: F401  (loads the OpenGL library, whose absence is another error)
-    except ModuleNotFoundError:
-        raise
-    except (ImportError, AttributeError, RuntimeError, OSError) as error:
-        raise SimulatorError(
-            f"EGL cannot be loaded on this machine ({one_line(error)}); {_EGL_FIX}"
-        ) from error
     import metaworld
     import metaworld.env_dict
     import metaworld.policies
