@@ -112,7 +112,8 @@ class Passes:
         running = [self._start(output, workers) for _ in range(drivers)]
         for driver in running:
             if driver.wait():
-                raise SystemExit(f"{name}: a driver ended with {driver.returncode}, see {output}.log")
+                said = Path(f"{output}.log").read_text(errors="replace")[-2000:]
+                raise SystemExit(f"{name}: a driver ended with {driver.returncode}:\n{said}")
         rows = read_episodes(str(output))
         summary = json.loads((output / "summary.json").read_text())
         return Pass(

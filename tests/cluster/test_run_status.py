@@ -124,6 +124,20 @@ def test_every_kind_of_run_in_a_tree_is_found_and_data_is_not_searched(tree: Pat
     ] == found.skipped
 
 
+def test_a_root_in_a_storage_that_refuses_us_hides_no_run(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_folder(uri: str) -> bool:
+        if uri == "s3://runs/a":
+            raise storage.StorageError("s3://runs/a: no credentials. Set AWS_PROFILE.")
+        return Path(uri).is_dir()
+
+    monkeypatch.setattr(storage, "is_folder", is_folder)
+    found = find_runs(["s3://runs/a", str(tree)], NOW)
+    assert len(found.runs) == 7
+    assert found.skipped == ["s3://runs/a cannot be read: s3://runs/a: no credentials. Set AWS_PROFILE."]
+
+
 def test_a_run_that_cannot_be_read_hides_no_other(tree: Path) -> None:
     (tree / "gfdm" / "config.yaml").write_text("train: [")
     (tree / "gidm" / "metrics.jsonl").write_text('{"broken\n{"step": 1}\n')

@@ -12,6 +12,7 @@ from policy_server import policy_server
 
 from defi_platform.config import ServeConfig, TuneConfig
 from defi_platform.errors import ConfigError
+from defi_platform.evaluate.results.episodes import read_episodes
 from defi_platform.evaluate.tuning.plan import (
     Answers,
     Extent,
@@ -107,7 +108,13 @@ def test_a_prediction_is_held_against_real_episodes(tmp_path: Path, ray_cluster:
     assert [one.workers for one in found.simulations] == [1] and len(found.simulations[0].steps_per_s) == 2
     assert [one.clients for one in found.answers] == [1, 2] and found.answers[0].batch == 1
     assert found.check and found.check.episodes == 2 and found.check.steps == 40
-    assert 0.3 < found.check.measured_s / found.check.predicted_s < 3
+    # Of the episodes that ran, the last ones: the first of each worker starts its simulator. How near the two come
+    # depends on what else this machine does meanwhile, so benchmarks/RESULTS.md says it and no test.
+    rows = read_episodes(str(tmp_path / "tuning/check"))
+    assert found.check.measured_s == pytest.approx(np.mean([row["wall_s"] for row in rows[-2:]]))
+    (simulation,), machine = found.simulations, Machine(4, 1, 1)
+    cycle_s = predict(simulation, found.answers, machine, EXTENT, 1).cycle_s
+    assert found.check.predicted_s == pytest.approx(simulation.episode_s + 40 / 8 * cycle_s)
     assert 0 < found.half < found.chosen.hours
     text = found.summary()
     assert "workers=1, serve.replicas=1" in text and "checked by 2 real episodes of 40 steps" in text

@@ -58,9 +58,13 @@ def find_runs(roots: Sequence[str], now: float | None = None, depth: int = DEPTH
     """
     found = Found()
     level = [storage.absolute(root) for root in roots]
-    for root in level:
-        if not storage.is_folder(root):
-            found.skipped.append(f"{root} does not exist")
+    for root in list(level):
+        try:
+            if not storage.is_folder(root):
+                found.skipped.append(f"{root} does not exist")
+        except (OSError, storage.StorageError) as error:  # a cluster's list names runs of anybody's storage
+            level.remove(root)
+            found.skipped.append(f"{root} cannot be read: {one_line(error)}")
     with ThreadPoolExecutor(THREADS, thread_name_prefix="status") as threads:
         for distance in range(depth + 1):
             below: list[str] = []

@@ -10,7 +10,7 @@ from defi_platform.storage.filesystem import StorageError
 
 
 def check_writable(folder: str, key: str = "output") -> None:
-    """Writes a small file into a folder and deletes it; a folder that was not there is not there afterwards.
+    """Writes a small file into a folder, or where that is still to be made beside it, and deletes it.
 
     Args:
         folder: local or remote.
@@ -22,14 +22,19 @@ def check_writable(folder: str, key: str = "output") -> None:
     """
     if not folder.strip():
         raise ConfigError(f"{key} is empty; name a folder.")
-    existed = filesystem.is_folder(folder)
-    probe = filesystem.join(folder, f"write-test-{uuid.uuid4().hex[:8]}")
+    probe = filesystem.join(_existing(folder), f"write-test-{uuid.uuid4().hex[:8]}")
     try:
         filesystem.write_text(probe, "")
         filesystem.delete(probe)
-        if not existed and not filesystem.is_remote(folder):
-            filesystem.local_path(folder).rmdir()
     except OSError as error:
         raise StorageError(
             f"{key}={folder} cannot be written: {error}. Choose another folder, or change its permissions."
         ) from error
+
+
+def _existing(folder: str) -> str:
+    """The folder, or the nearest one above it that is there: what makes and removes a folder races with other jobs."""
+    if filesystem.is_remote(folder):
+        return folder
+    path = filesystem.local_path(folder).absolute()
+    return str(next(one for one in (path, *path.parents) if one.exists()))
