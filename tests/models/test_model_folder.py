@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from safetensors.torch import load_file, save_file
 from defi_models.errors import ModelFolderError
 from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM
+from defi_models.pretrained import replace_folder
+from defi_models.pretrained.replace_folder import replaced_folder
 from defi_models.pretrained.skip_init import skip_init
 
 
@@ -81,6 +85,49 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_behind(gidm: GIDM, 
     gidm.save_pretrained(folder)
     assert not (folder / "stale").exists()
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_everyone_may_read_a_saved_folder_that_the_umask_lets(gidm: GIDM, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        gidm.save_pretrained(tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o640}
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot exchange two folders")
+def test_a_replaced_folder_is_never_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    taken_away: list[Path] = []
+    monkeypatch.setattr(Path, "rename", lambda path, to: taken_away.append(path))
+    for number in (1, 2):
+        with replaced_folder(link if number == 2 else target) as fresh:
+            (fresh / "number").write_text(str(number))
+        assert (target / "number").read_text() == str(number)
+    assert not taken_away and link.is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
+
+
+def test_a_folder_is_replaced_where_names_cannot_be_exchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replace_folder, "_exchange", lambda one, other: False)
+    for number in (1, 2):
+        with replaced_folder(tmp_path / "model") as fresh:
+            (fresh / f"{number}").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "2"]
+
+
+def test_a_file_is_not_replaced_by_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").touch()
+    with pytest.raises(NotADirectoryError, match="is a file"), replaced_folder(tmp_path / "model"):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_failed_save_leaves_the_old_folder_whole(gidm: GIDM, folder: Path, monkeypatch) -> None:

@@ -106,6 +106,11 @@ class TrainingEngine:
             # DeepSpeed casts buffers with the weights; normalisation statistics and counts must stay exact.
             buffer.data = buffers[name].to(buffer.device)
         self.ema = EMA(self, train.ema_decay) if train.ema_decay else None
+        scaler = self._loss_scaler()
+        if hasattr(scaler, "raise_error_at_min_scale"):
+            # The loop counts skipped updates and knows their samples; DeepSpeed would raise in the middle of one, with
+            # the gradients of the bad batch left in place.
+            scaler.raise_error_at_min_scale = False
 
     @property
     def module(self) -> nn.Module:
@@ -144,6 +149,16 @@ class TrainingEngine:
             self.ema.update()
         return applied
 
+    def is_at_lowest_scale(self) -> bool:
+        """True when the loss scale of fp16 can become no lower; False under other precisions."""
+        scaler = self._loss_scaler()
+        lowest = getattr(scaler, "min_scale", None)
+        return lowest is not None and bool(scaler.cur_scale <= lowest)
+
+    def has_finite_weights(self) -> bool:
+        """True when this rank's share of the weights has no infinity and nothing that is no number."""
+        return all(bool(values.isfinite().all()) for _, _, values in self.master_fragments())
+
     def grad_norm(self) -> float | None:
         """Norm of the last update's gradient before clipping; None where DeepSpeed does not compute it."""
         norm = self.engine.get_global_grad_norm()
@@ -155,8 +170,8 @@ class TrainingEngine:
         """State that is the same on every rank: Adam's count of updates, fp16's loss scale."""
         steps = [state["step"] for state in self._adam().state.values() if "step" in state]
         values = {"adam_step": float(steps[0]) if steps else 0.0}
-        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
-        for name in ("cur_scale", "cur_iter", "last_overflow_iter"):
+        scaler = self._loss_scaler()
+        for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"):
             if scaler is not None and hasattr(scaler, name):
                 values[name] = float(getattr(scaler, name))
         if self.ema:
@@ -216,7 +231,7 @@ class TrainingEngine:
             self._set_state(parameter, "param", read(name, "param"))
             for moment in MOMENTS if scalars["adam_step"] else ():
                 self._set_state(parameter, moment, read(name, moment))
-        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        scaler = self._loss_scaler()
         for key, value in scalars.items():
             if scaler is not None and hasattr(scaler, key):
                 setattr(scaler, key, value if key == "cur_scale" else int(value))
@@ -294,6 +309,10 @@ class TrainingEngine:
         wrapped = self.engine.optimizer
         adam: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
         return adam
+
+    def _loss_scaler(self) -> Any:
+        """DeepSpeed's, of fp16 and of precisions that scale nothing; None where it has none."""
+        return getattr(self.engine.optimizer, "loss_scaler", None)
 
     def _trainable(self) -> Iterator[tuple[str, Any]]:  # DeepSpeed adds attributes to parameters
         for name, parameter in self.module.named_parameters():

@@ -38,22 +38,33 @@ class DivergencePolicy:
     def __init__(self, precision: str, max_skipped: int | None = None):
         self.consecutive_skips = 0
         """Updates skipped since the last one that was applied."""
+        self._skips_at_lowest_scale = 0
         self._max_skipped = MAX_SKIPPED[precision] if max_skipped is None else max_skipped
+        self._max_at_lowest_scale = MAX_SKIPPED["fp32"] if max_skipped is None else max_skipped
 
-    def decide(self, applied: bool, loss: float, grad_norm: float | None) -> UpdateDecision:
+    def decide(
+        self, applied: bool, loss: float, grad_norm: float | None, *, lowest_scale: bool = False
+    ) -> UpdateDecision:
         """Decides about one update.
 
         Args:
             applied: False when DeepSpeed left the update out because of its gradient.
             loss: mean loss of the update.
             grad_norm: norm of its gradient; None where it is not computed.
+            lowest_scale: the loss scale of fp16 can become no lower, so that another skipped update is as bad as under
+                the other precisions.
         """
         if applied:
-            self.consecutive_skips = 0
+            self.consecutive_skips = self._skips_at_lowest_scale = 0
             finite = math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm))
             return UpdateDecision.KEEP if finite else UpdateDecision.STOP
         self.consecutive_skips += 1
-        return UpdateDecision.SKIP if self.consecutive_skips < self._max_skipped else UpdateDecision.STOP
+        self._skips_at_lowest_scale += lowest_scale
+        too_many = (
+            self.consecutive_skips >= self._max_skipped
+            or self._skips_at_lowest_scale >= self._max_at_lowest_scale
+        )
+        return UpdateDecision.STOP if too_many else UpdateDecision.SKIP
 
 
 def divergence_message(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,15 +110,14 @@ class Training:
             flags, row = self._update(batches)
             stop = flags["stop"]
             self.step += 1
-            decision = self._policy.decide(self._applied, row["loss"], row.get("grad_norm"))
-            if decision is UpdateDecision.STOP or (
-                decision is UpdateDecision.SKIP and self.step == train.steps
-            ):
-                # The same on every rank, and it would come out the same again: no retry.
-                message = self._log_divergence(row)
-                self.saver.wait()
-                self._close(f"stopped: {message}")
-                return {"error": [Diverged.__name__, message]}
+            decision = self._policy.decide(
+                self._applied,
+                row["loss"],
+                row.get("grad_norm"),
+                lowest_scale=self.engine.is_at_lowest_scale(),
+            )
+            if decision is UpdateDecision.STOP:
+                return self._end_as_diverged(row)
             if decision is UpdateDecision.SKIP:
                 self._log_skipped()
             else:
@@ -127,15 +127,21 @@ class Training:
                 self._validate()
             preempted = flags["poll_notices"] and self.notices.poll()
             last = stop or self.step == train.steps
-            # A state that may be ruined is not worth a checkpoint: the next whole update shows whether it is.
-            if decision is UpdateDecision.KEEP:
+            # A state that may be ruined is not worth a checkpoint: the next whole update shows whether it is. Where
+            # none follows, the weights themselves do.
+            sound = decision is UpdateDecision.KEEP or ((last or preempted) and self._is_sound())
+            if not sound and self.step == train.steps:
+                return self._end_as_diverged(row)
+            if sound:
                 self._checkpoint_if_due(flags["saver_full"], last, preempted)
             if flags["checkpoint_skipped"]:
                 self._log_skipped_checkpoint()
             self._log_async_validation()
             if stop and self.step < train.steps:
                 self.saver.wait()
-                self._close(f"stopped at step {self.step}")
+                self._close(
+                    f"stopped at step {self.step}" + ("" if sound else ", no checkpoint of ruined weights")
+                )
                 return {"stopped": self.step}
         self._finish()
         return {}
@@ -200,6 +206,20 @@ class Training:
         last = first + self.train.global_batch - 1
         self.reporter.log_event(self.step, "skipped", samples=[first, last])
         self._update_status(skipped_in_a_row=self._policy.consecutive_skips)
+
+    def _is_sound(self) -> bool:
+        """True when all weights are finite numbers, and so was the last validation of this step (collective)."""
+        ruined = torch.tensor(float(not self.engine.has_finite_weights()))
+        loss = self._validation_loss.get(self.step, 0.0)
+        return math.isfinite(loss) and not self.communicator.sum(ruined)
+
+    def _end_as_diverged(self, row: dict[str, float]) -> dict[str, Any]:
+        """Ends the attempt without another checkpoint. Returns: the result of `run`."""
+        # The same on every rank, and it would come out the same again: no retry.
+        message = self._log_divergence(row)
+        self.saver.wait()
+        self._close(f"stopped: {message}")
+        return {"error": [Diverged.__name__, message]}
 
     def _log_divergence(self, row: dict[str, float]) -> str:
         """Logs the samples of all consecutive bad updates. Returns: the message for the user."""
