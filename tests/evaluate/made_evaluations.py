@@ -66,7 +66,7 @@ def episode(task: str, seed: int, success: bool | None, **other: Any) -> dict[st
         "solved": int(bool(success)), "subtasks": [
             {"name": task, "instruction": f"push the {task}", "success": bool(success), "steps": 20 + seed % 7}
         ],
-        "steps": 20 + seed % 7, "reward": 0.5, "wall_s": 1.25, "latency_ms": [10.0, 30.0],
+        "steps": 20 + seed % 7, "reward": 0.5, "wall_s": 1.25, "latency_ms": [10.0, 30.0], "instructions": [],
         "simulator_errors": faults, "initial_state": [seed / 10, -seed / 10], "initial_positions": [], "policy_digest": "d1",
         "video": None, "host": "one", "unit": f"{task}{seed}",
         "steps_file": None,
@@ -97,7 +97,10 @@ def evaluated(
     **changes: Any,
 ) -> dict[str, Any]:
     """Writes the results of `rows`; `more` is for the summary, `changes` of the protocol."""
-    seeds = sorted({row["seed"] for row in rows})
+    seeds = {
+        task: sorted({row["seed"] for row in rows if row["task"] == task})
+        for task in {row["task"] for row in rows}
+    }
     protocol = {
         **protocol_of(
             benchmark, options={"floor": "smooth"}, view=VIEW, tasks=["cube", "ball"], max_steps=None,

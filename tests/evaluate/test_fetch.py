@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("gymnasium_robotics", reason="needs the extra `fetch`")
 
 from defi_platform.evaluate.benchmarks.fetch.fetch import HORIZON, Fetch
-from defi_platform.evaluate.benchmarks.interface import View
+from defi_platform.evaluate.benchmarks.interface import FIRST, LAST, View
 
 VIEW = View(("workspace", "side"), 64, 96)
 
@@ -98,7 +98,7 @@ def test_the_published_rule_looks_at_the_last_state_alone() -> None:
     fetch = Fetch(VIEW, Fetch.resolved_options({"success": "last"}))
     fetch.reset("reach", 1)
     results = [fetch.step(fetch.expert_action()) for _ in range(HORIZON)]
-    assert [step.success for step in results] == [False] * (HORIZON - 1) + [True]
-    assert [step.done for step in results] == [False] * (HORIZON - 1) + [True]
-    assert results[-2].reward == 0.0, "the goal is met before"
+    assert results[-2].success and results[-1].success and not any(step.done for step in results)
+    assert {task.decided for task in Fetch.tasks({"success": "last"})} == {LAST}
+    assert {task.decided for task in Fetch.tasks({"success": "any"})} == {FIRST}
     fetch.close()

@@ -103,8 +103,8 @@ class EvaluateConfig:
     """Tasks, e.g. [drawer-close-v3], and groups of them by name, e.g. [MT10]; [all] for all."""
     arms: list[str] = field(default_factory=lambda: ["policy", "random", "expert"])
     """Policies to compare: policy | random | expert."""
-    episodes_per_task: int = 10
-    """Episodes per task and arm."""
+    episodes_per_task: int | None = 10
+    """Episodes per task and arm; null: all initial states of each task, where a benchmark has a fixed number of them."""
     seed: int | None = None
     """First seed of the initial states; every arm gets the same ones. Choose it apart from the recording's seeds. null:
     10,000, or 0 where the benchmark has a fixed number of initial states."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from defi_platform.config import EvaluateConfig, StopRuleConfig
+from defi_platform.config import EvaluateConfig, RecordConfig, StopRuleConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError
 from defi_platform.evaluate.benchmarks.interface import View
@@ -29,11 +30,67 @@ def first_seed(config: EvaluateConfig) -> int:
     """Seed of the first initial state of each task: as configured, else apart from those of recordings where it can be.
 
     Raises:
-        ConfigError: there is no such benchmark.
+        ConfigError: there is no such benchmark, option or task.
     """
     if config.seed is not None:
         return config.seed
-    return _UNBOUNDED_SEED if benchmark_class(config.benchmark).seeds is None else 0
+    return _UNBOUNDED_SEED if all(most is None for most in _initial_states(config).values()) else 0
+
+
+def seeds(config: EvaluateConfig, task: str) -> range:
+    """Seeds of a task's episodes.
+
+    Args:
+        config: checked.
+        task: one of its tasks.
+    """
+    first, episodes = first_seed(config), config.episodes_per_task
+    if episodes is None:
+        most = _initial_states(replace(config, tasks=[task]))[task]
+        assert most is not None, "a checked config says how many"
+        return range(first, most)
+    return range(first, first + episodes)
+
+
+def _initial_states(config: EvaluateConfig) -> dict[str, int | None]:
+    """Number of official initial states by task; None where any seed is one."""
+    benchmark = benchmark_class(config.benchmark)
+    options = selected_options(benchmark, config.options)
+    names = [task.name for task in selected_tasks(benchmark, options, config.tasks)]
+    return {name: benchmark.initial_states(name, options) for name in names}
+
+
+def check_initial_states(
+    config: EvaluateConfig | RecordConfig, seed: int, known: Mapping[str, int | None]
+) -> None:
+    """Checks that there are the initial states that a config asks for.
+
+    Args:
+        config: an evaluation or a recording.
+        seed: of the first.
+        known: number of initial states by task.
+
+    Raises:
+        ConfigError: a task has fewer; or all are asked for where there is no end of them.
+    """
+    episodes = config.episodes_per_task
+    if episodes is None:
+        if endless := [task for task, most in known.items() if most is None]:
+            raise ConfigError(
+                f"episodes_per_task is null, for all initial states; {endless[0]} of {config.benchmark} has no fixed number of "
+                "them: say how many."
+            )
+        episodes = 1
+    lacking = {task: most for task, most in known.items() if most is not None and seed + episodes > most}
+    if not lacking:
+        return
+    task, most = min(lacking.items(), key=lambda one: one[1])
+    few = f", as has {task}" if len(set(known.values())) > 1 else ""
+    raise ConfigError(
+        f"seed {seed} and episodes_per_task {config.episodes_per_task} ask for initial states up to {seed + episodes - 1}; "
+        f"{config.benchmark} has {most} per task{few}, from 0 to {most - 1}."
+        + (" episodes_per_task=null asks for all that each task has." if few else "")
+    )
 
 
 def settings(config: EvaluateConfig) -> dict[str, Any]:
@@ -67,11 +124,16 @@ def blocks(config: EvaluateConfig) -> list[list[Rollout]]:
 
     Task by task, since a worker changes tasks at a cost; with a rule seed by seed, a block being one seed of every task.
     """
-    seed = first_seed(config)
-    seeds = range(seed, seed + config.episodes_per_task)
+    by_task = {task: seeds(config, task) for task in config.tasks}
     if config.stop_rule.p0 is None:
-        return [[Rollout(arm, task, seed) for seed in seeds for arm in config.arms] for task in config.tasks]
-    return [[Rollout(arm, task, seed) for task in config.tasks for arm in config.arms] for seed in seeds]
+        return [
+            [Rollout(arm, task, seed) for seed in by_task[task] for arm in config.arms] for task in by_task
+        ]
+    every = range(first_seed(config), max(some.stop for some in by_task.values()))
+    return [
+        [Rollout(arm, task, seed) for task, some in by_task.items() if seed in some for arm in config.arms]
+        for seed in every
+    ]
 
 
 def stop_rule(config: StopRuleConfig) -> StopRule | None:
@@ -114,8 +176,9 @@ def checked(config: EvaluateConfig) -> EvaluateConfig:
     config = replace(config, seed=seed)
     least = {"episodes_per_task": 1, "video_every": 0, "workers": 1, "seed": 0}
     for name, value in least.items():
-        if getattr(config, name) < value:
-            raise ConfigError(f"{name} is {getattr(config, name)}; it must be {value} or more.")
+        given = getattr(config, name)
+        if given is not None and given < value:
+            raise ConfigError(f"{name} is {given}; it must be {value} or more.")
     for name in ("execute_steps", "max_steps"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}; it must be 1 or more.")
@@ -129,12 +192,7 @@ def checked(config: EvaluateConfig) -> EvaluateConfig:
     client_keys(config.observation_keys)
     _check_simulator(config)
     stop_rule(config.stop_rule)
-    last = seed + config.episodes_per_task
-    if benchmark.seeds is not None and last > benchmark.seeds:
-        raise ConfigError(
-            f"seed {seed} and episodes_per_task {config.episodes_per_task} ask for initial states up to "
-            f"{last - 1}; {config.benchmark} has {benchmark.seeds} per task, from 0 to {benchmark.seeds - 1}."
-        )
+    check_initial_states(config, seed, _initial_states(config))
     return replace(
         config,
         tasks=[task.name for task in tasks],

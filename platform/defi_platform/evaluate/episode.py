@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from defi_client.recording.h264 import encode_h264
 from defi_platform.errors import ServeError
-from defi_platform.evaluate.benchmarks.interface import ActionSpec, Observation, Task
+from defi_platform.evaluate.benchmarks.interface import FIRST, LAST, ActionSpec, Observation, Task
 from defi_platform.evaluate.policy.observation import policy_observation
 from defi_platform.evaluate.policy_client import PolicyClient, check_same_inference, check_same_policy
 from defi_platform.evaluate.simulation.process import Advance, SimulatorProcess
@@ -40,8 +40,8 @@ class Outcome:
     row: dict[str, Any]
     """JSON values: benchmark, arm, task, seed, success, solved (subtasks in a
     row), subtasks [{name, instruction, success, steps}], steps, reward, wall_s, latency_ms (one per request of the
-    policy), simulator_errors [{kind, message, place}], initial_state, initial_positions [{name, value}] of objects and goals,
-    policy_digest, host."""
+    policy), instructions [{step, text}] that came during a subtask, simulator_errors [{kind, message, place}],
+    initial_state, initial_positions [{name, value}] of objects and goals, policy_digest, host."""
     video: bytes
     """MP4; empty when no frames were asked for."""
     steps: dict[str, NDArray[Any]] = field(default_factory=dict)
@@ -71,6 +71,10 @@ class Scene:
         self.step = 0
         self.success = self.done = False
         """Of the last step."""
+        self.instruction = ""
+        """The text of the moment."""
+        self.changes: list[dict[str, Any]] = []
+        """Texts that came during a subtask, with the number of the first step under each: [{step, text}]."""
         self.frames: list[NDArray[np.uint8]] = []
         self.columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         self._sent = ""
@@ -83,7 +87,13 @@ class Scene:
     def begin(self, index: int) -> None:
         """Asks for a subtask."""
         self.index, self.success = index, False
+        self.instruction = self.subtask.instruction
         self.simulator.begin(index)
+
+    @property
+    def over(self) -> bool:
+        """The subtask, or the episode, has ended before its horizon."""
+        return self.done or (self.success and self.subtask.decided == FIRST)
 
     def observe(self) -> Observation:
         """Pictures and state, for a policy."""
@@ -99,14 +109,17 @@ class Scene:
         self._sent = digest.hexdigest()
 
     def advance(self, actions: NDArray[np.floating]) -> None:
-        """Executes a chunk of actions, (K, A), until success."""
-        self._note(
-            self.simulator.advance(actions, first_step=self.step, frame_every=self.frame_every), actions
+        """Executes a chunk of actions, (K, A), until the subtask is over or its instruction changes."""
+        did = self.simulator.advance(
+            actions, first_step=self.step, frame_every=self.frame_every, through=self._through
         )
+        self._note(did, actions)
 
     def follow_expert(self, count: int) -> None:
-        """Lets the benchmark's script act for `count` steps, or until success."""
-        did = self.simulator.expert(count, first_step=self.step, frame_every=self.frame_every)
+        """Lets the benchmark's script act for `count` steps, or until the subtask is over or its instruction changes."""
+        did = self.simulator.expert(
+            count, first_step=self.step, frame_every=self.frame_every, through=self._through
+        )
         self._note(did, did.proposed)
 
     def video(self, control_hz: float) -> bytes:
@@ -125,6 +138,10 @@ class Scene:
         """See `Outcome.steps`."""
         return {name: np.array(values, _COLUMNS[name]) for name, values in self.columns.items()}
 
+    @property
+    def _through(self) -> bool:
+        return self.subtask.decided == LAST
+
     def _note(self, did: Advance, actions: NDArray[np.floating]) -> None:
         self.frames += map(_side_by_side, did.frames)
         for step, action, executed in zip(did.steps, actions, did.executed, strict=False):
@@ -135,6 +152,9 @@ class Scene:
             self.step += 1
         self.state = did.steps[-1].state
         self.success, self.done = did.steps[-1].success, did.steps[-1].done
+        if (text := did.steps[-1].instruction) is not None and text != self.instruction:
+            self.instruction = text
+            self.changes.append({"step": self.step, "text": text})
 
 
 _COLUMNS: dict[str, Any] = {
@@ -222,7 +242,7 @@ class ServedPolicy:
         self._cameras = cameras
         self._execute_steps = execute_steps
         self._greeting = greeting
-        self._index = -1
+        self._asked: tuple[int, str] | None = None
 
     def act(self, scene: Scene, most: int) -> None:
         """Asks for a chunk and executes it.
@@ -230,15 +250,16 @@ class ServedPolicy:
         Raises:
             ServeError: there is no answer, one of another policy, or one of another action space.
         """
-        if scene.index != self._index:
+        asked = scene.index, scene.instruction
+        if asked != self._asked:  # a policy starts afresh with every instruction
             self._client.begin_episode(scene.subtask.name)
-            self._index = scene.index
+            self._asked = asked
         seen = scene.observe()
         observation = policy_observation(
             self._keys,
             {self._cameras.get(camera, camera): image for camera, image in seen.images.items()},
             seen.state,
-            prompt=scene.subtask.instruction,
+            prompt=scene.instruction,
             seed=request_seed(self._rollout.seed, self._rollout.task, scene.step),
         )
         start = time.perf_counter()
@@ -286,7 +307,7 @@ def run_episode(
         scene.begin(index)
         first = scene.step
         end = first + (max_steps or subtask.horizon)
-        while not scene.success and not scene.done and scene.step < end:
+        while not scene.over and scene.step < end:
             arm.act(scene, end - scene.step)
         subtasks.append(
             {
@@ -312,6 +333,7 @@ def run_episode(
         "reward": float(np.sum(scene.columns["reward"])),
         "wall_s": round(time.perf_counter() - start, 3),
         "latency_ms": [round(ms, 2) for ms in arm.latency_ms],
+        "instructions": scene.changes,
         "simulator_errors": [],
         "initial_state": [float(value) for value in scene.initial_state],
         "initial_positions": [

@@ -24,8 +24,9 @@ from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RecordConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError, SimulatorError, SimulatorFault
+from defi_platform.evaluate.asked import check_initial_states
 from defi_platform.evaluate.attempts import Attempt, Attempts, packed_episode
-from defi_platform.evaluate.benchmarks.interface import Benchmark, Task, View
+from defi_platform.evaluate.benchmarks.interface import LAST, Benchmark, Task, View
 from defi_platform.evaluate.benchmarks.registry import (
     benchmark_class,
     selected_options,
@@ -170,7 +171,7 @@ class _Recorder:
 
 
 def _run_expert(simulator: SimulatorProcess, attempt: Attempt, config: RecordConfig, plan: _Plan) -> Episode:
-    """One episode, ended `hold_steps` after the first success.
+    """One episode, ended `hold_steps` after the first success; at its horizon where the last state decides.
 
     With noise, the noisy action is executed but the expert's clean one is the label: the states then
     stray from the expert's path and the labels lead back to it, which is what a cloned policy needs.
@@ -183,11 +184,16 @@ def _run_expert(simulator: SimulatorProcess, attempt: Attempt, config: RecordCon
     shape = (most + config.hold_steps, plan.benchmark.action.dim)
     noise = random.normal(0.0, config.noise, shape) if config.noise else None
     simulator.begin(0)
-    parts = [simulator.expert(most, noise=noise, frame_every=1)]
+    through = chain[0].decided == LAST
+    parts = [simulator.expert(most, noise=noise, frame_every=1, through=through)]
+    if parts[0].steps[-1].instruction is not None:
+        raise SimulatorError(
+            f"{attempt}: its instruction changes on the way; only episodes of one can be recorded."
+        )
     done = len(parts[0].steps)
     if not parts[0].steps[-1].success:
         return Episode(chain[0].instruction, {}, {}, length=0)
-    if config.hold_steps and not parts[0].steps[-1].done:
+    if config.hold_steps and not through and not parts[0].steps[-1].done:
         held = None if noise is None else noise[done:]
         parts.append(simulator.expert(config.hold_steps, noise=held, frame_every=1, through=True))
     frames = [frame for part in parts for frame in part.frames]
@@ -237,9 +243,10 @@ def _fill(config: RecordConfig, plan: _Plan, attempts: Attempts) -> None:
 
 def _existing(attempt: Attempt, config: RecordConfig, plan: _Plan, attempts: Attempts) -> Attempt:
     """The attempt, where the benchmark has that initial state."""
-    if plan.benchmark.seeds is not None and attempt.seed >= plan.benchmark.seeds:
+    most = plan.benchmark.initial_states(attempt.task, plan.options)
+    if most is not None and attempt.seed >= most:
         raise SimulatorError(
-            f"{_tally(attempt.task, attempts)}, and the {plan.benchmark.seeds} initial states of "
+            f"{_tally(attempt.task, attempts)}, and the {most} initial states of "
             f"{config.benchmark} are used up; ask for fewer episodes_per_task, or {_remedy(config)}."
         )
     return attempt
@@ -326,9 +333,6 @@ def _checked(config: RecordConfig) -> _Plan:
         )
     if config.noise < 0:
         raise ConfigError(f"noise is {config.noise}; it is a standard deviation, 0 or more.")
-    if benchmark.seeds is not None and config.seed + config.episodes_per_task > benchmark.seeds:
-        raise ConfigError(
-            f"seed {config.seed} and episodes_per_task {config.episodes_per_task} ask for more initial states than "
-            f"{config.benchmark} has: {benchmark.seeds} per task, from 0 to {benchmark.seeds - 1}."
-        )
+    known = {task.name: benchmark.initial_states(task.name, options) for task in tasks}
+    check_initial_states(config, config.seed, known)
     return _Plan(benchmark, options, tasks, view)

@@ -20,7 +20,7 @@ from defi_platform.cluster import ray_session
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import EvaluateConfig
 from defi_platform.errors import ConfigError, SimulatorError
-from defi_platform.evaluate.asked import asked, blocks, checked, first_seed, settings, stop_rule
+from defi_platform.evaluate.asked import asked, blocks, checked, seeds, settings, stop_rule
 from defi_platform.evaluate.benchmarks.registry import benchmark_class, selected_view
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.run import Fleet
@@ -178,13 +178,12 @@ def _seen(config: EvaluateConfig) -> dict[str, list[int]]:
     """Initial states, by task, that the policy to be served here was trained on; empty where nobody knows."""
     if config.url or "policy" not in config.arms:
         return {}
-    first = first_seed(config)
     seen = seen_seeds(
         config.serve.policy,
         benchmark_class(config.benchmark),
         config.benchmark,
-        config.tasks,
-        range(first, first + config.episodes_per_task),
+        config.options,
+        {task: seeds(config, task) for task in config.tasks},
     )
     if seen:
         logs.say(f"WARNING: {seen_line(seen)}.")
@@ -242,7 +241,7 @@ def _published(
         tasks=config.tasks,
         max_steps=config.max_steps,
         execute_steps=_executed(config, store, rows),
-        seeds=sorted({unit.seed for unit in table}),
+        seeds={task: sorted({unit.seed for unit in table if unit.task == task}) for task in config.tasks},
         simulator=stored(output, PROTOCOL),
         policy={**(identity or {}), **({"name": config.policy_name} if config.policy_name else {})},
         rows=rows,
@@ -300,5 +299,7 @@ def _executed(config: EvaluateConfig, store: EpisodeStore, rows: list[dict[str, 
                 )
                 if digest
             ]
-            return next((later - step for (step, a), (later, b) in itertools.pairwise(sent) if a == b), None)
+            # The longest: a change of the instruction cuts a chunk short.
+            pairs = itertools.pairwise(sent)
+            return max((later - step for (step, a), (later, b) in pairs if a == b), default=None)
     return None

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 
 from defi_platform.evaluate.benchmarks.published import PublishedChains
 
+FIRST, LAST = "first", "last"
+"""States that decide a task, see `Task.decided`."""
+
 
 @dataclass(frozen=True)
 class Task:
@@ -29,6 +32,9 @@ class Task:
     """The text that the policy gets."""
     horizon: int
     """Control steps after which it counts as failed."""
+    decided: str = FIRST
+    """FIRST: solved, and over, as soon as a state is a success. LAST: it goes on to its horizon, or to where the
+    simulator ends it, and is solved where the last state is a success."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +132,23 @@ class Step:
     reward: float = 0.0
     done: bool = False
     """The simulator itself has ended the episode, solved or not."""
+    instruction: str | None = None
+    """Text that the policy gets from here on, where it has just changed; what is left of a chunk is not executed."""
+
+    def ends_chunk(self, through: bool) -> bool:
+        """Whether no further action of the chunk is executed.
+
+        Args:
+            through: success alone ends nothing.
+        """
+        return self.done or self.instruction is not None or (self.success and not through)
 
 
 class Benchmark(ABC):
     """A benchmark, and an instance of it the one simulator of a process.
 
     An episode is `reset(task, seed)`, then per subtask of `chain(task, seed)` `begin(index)` and steps until
-    success or the subtask's horizon; the first subtask that fails ends it. Most benchmarks have chains of one.
+    success or the subtask's horizon (see `Task.decided`); the first subtask that fails ends it. Most benchmarks have chains of one.
     The state after `reset` must depend on (task, seed) alone, not on episodes before it.
     """
 
@@ -156,7 +172,7 @@ class Benchmark(ABC):
     chain_length: ClassVar[int] = 1
     """Subtasks of an episode, see `chain`."""
     seeds: ClassVar[int | None] = None
-    """Number of official initial states per task (seed n is state n); None: seeds are unbounded."""
+    """Number of official initial states per task (seed n is state n), where all have as many; see `initial_states`."""
 
     @classmethod
     @abstractmethod
@@ -172,6 +188,17 @@ class Benchmark(ABC):
     def groups(cls) -> Mapping[str, Sequence[str]]:
         """Groups of tasks whose rates are never pooled with each other's, in order; none: all tasks are one group."""
         return {}
+
+    @classmethod
+    def initial_states(cls, task: str, options: Mapping[str, Any]) -> int | None:
+        """Number of a task's official initial states: seed n is state n. None: any seed is one.
+
+        Args:
+            task: its name.
+            options: as `resolved_options` gives them.
+        """
+        del task, options
+        return cls.seeds
 
     @classmethod
     def check_view(cls, view: View) -> str | None:

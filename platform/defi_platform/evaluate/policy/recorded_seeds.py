@@ -36,7 +36,7 @@ def recorded_seeds(policy: str, benchmark: str) -> dict[str, set[int]]:
 
 
 def seen_seeds(
-    policy: str, benchmark: type[Benchmark], name: str, tasks: Sequence[str], seeds: range
+    policy: str, benchmark: type[Benchmark], name: str, options: Mapping[str, Any], seeds: Mapping[str, range]
 ) -> dict[str, list[int]]:
     """Initial states of an evaluation that were recorded for the policy's training, by task; tasks without are left out.
 
@@ -47,20 +47,20 @@ def seen_seeds(
         policy: its folder.
         benchmark: its class.
         name: of the benchmark, as recordings have it.
-        tasks: of the evaluation.
-        seeds: of each task.
+        options: of the benchmark.
+        seeds: of the evaluation, by task.
 
     Raises:
         ConfigError: there are such, and seeds are unbounded; names another first seed.
     """
     known = recorded_seeds(policy, name)
-    seen = {task: sorted(known.get(task, set()) & set(seeds)) for task in tasks}
+    seen = {task: sorted(known.get(task, set()) & set(some)) for task, some in seeds.items()}
     seen = {task: found for task, found in seen.items() if found}
-    if seen and benchmark.seeds is None:
-        worst = max(seen, key=lambda task: len(seen[task]))
-        free = 1 + max(seed for task in tasks for seed in known.get(task, ()))
+    if endless := [task for task in seen if benchmark.initial_states(task, options) is None]:
+        worst = max(endless, key=lambda task: len(seen[task]))
+        free = 1 + max(seed for task in seeds for seed in known.get(task, ()))
         raise ConfigError(
-            f"the policy in {policy} was trained on recordings of {len(seen[worst])} of the {len(seeds)} initial states "
+            f"the policy in {policy} was trained on recordings of {len(seen[worst])} of the {len(seeds[worst])} initial states "
             f"of {worst} (seeds from {seen[worst][0]}); they do not show what it can do elsewhere. Set seed={free} or more."
         )
     return seen

@@ -19,6 +19,7 @@ _SUBTASK = pa.struct(
     [("name", pa.string()), ("instruction", pa.string()), ("success", pa.bool_()), ("steps", pa.int32())]
 )
 _FAULT = pa.struct([("kind", pa.string()), ("message", pa.string()), ("place", pa.string())])
+_TEXT = pa.struct([("step", pa.int32()), ("text", pa.string())])
 _POSITION = pa.struct([("name", pa.string()), ("value", pa.float64())])
 SCHEMA = pa.schema(
     [
@@ -33,6 +34,7 @@ SCHEMA = pa.schema(
         ("reward", pa.float64()),
         ("wall_s", pa.float64()),
         ("latency_ms", pa.list_(pa.float64())),
+        ("instructions", pa.list_(_TEXT)),
         ("simulator_errors", pa.list_(_FAULT)),
         ("initial_state", pa.list_(pa.float64())),
         ("initial_positions", pa.list_(_POSITION)),
@@ -44,7 +46,7 @@ SCHEMA = pa.schema(
     ]
 )
 """`initial_positions` are those of objects and goals, see `Benchmark.initial_positions`; policies get `initial_state`
-alone. `unit` and `steps_file` name the episode's files in the store (`store.episodes`). `success` is null for an episode that was left out because its simulator kept failing."""
+alone. `instructions` are those that came during a subtask, each with the first step under it. `unit` and `steps_file` name the episode's files in the store (`store.episodes`). `success` is null for an episode that was left out because its simulator kept failing."""
 
 
 def write_episodes(output: str, rows: Sequence[Mapping[str, Any]], protocol: Mapping[str, Any]) -> str:

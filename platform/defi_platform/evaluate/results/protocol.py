@@ -28,7 +28,7 @@ def protocol_of(
     tasks: Sequence[str],
     max_steps: int | None,
     execute_steps: int | None,
-    seeds: Sequence[int],
+    seeds: Mapping[str, Sequence[int]],
     simulator: Mapping[str, Any],
     policy: Mapping[str, Any],
     rows: Sequence[Mapping[str, Any]],
@@ -42,7 +42,7 @@ def protocol_of(
         tasks: that were evaluated.
         max_steps: per (sub)task; None: each task's horizon.
         execute_steps: actions of a chunk that were executed; None where nothing asked for chunks.
-        seeds: of the initial states of a task, in order.
+        seeds: of the initial states by task, in order; a task may have none.
         simulator: what the benchmark says of itself where it ran (`Benchmark.protocol`).
         policy: identity of the policy: digest or name.
         rows: of the episodes; they name the hosts.
@@ -59,10 +59,20 @@ def protocol_of(
         "pooled_by": benchmark.pooled_by,
         "groups": {name: list(members) for name, members in benchmark.groups().items()},
         "simulator": dict(simulator),
-        "seeds": {"first": min(seeds), "last": max(seeds), "per_task": len(seeds)},
+        "seeds": _extent({task: some for task, some in seeds.items() if some}),
         "policy": dict(policy),
         "versions": versions(),
         "hardware": {**hardware(), "hosts": sorted({row["host"] for row in rows if row.get("host")})},
+    }
+
+
+def _extent(seeds: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """First and last seed, and how many of each task: a number, or one by task where they differ."""
+    counts = {task: len(some) for task, some in seeds.items()}
+    return {
+        "first": min(map(min, seeds.values())),
+        "last": max(map(max, seeds.values())),
+        "per_task": next(iter(counts.values())) if len(set(counts.values())) == 1 else counts,
     }
 
 

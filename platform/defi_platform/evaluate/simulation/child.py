@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defi_platform.errors import ConfigError, SimulatorError, SimulatorFault, one_line
-from defi_platform.evaluate.benchmarks.interface import Benchmark, Step, View
+from defi_platform.evaluate.benchmarks.interface import FIRST, LAST, Benchmark, Step, View
 from defi_platform.evaluate.benchmarks.registry import benchmark_class
 from defi_platform.evaluate.simulation import wire
 from defi_platform.evaluate.simulation.pictures import SharedPictures
@@ -143,7 +143,9 @@ class _Simulator:
         if any(part.horizon < 1 for part in parts):
             raise ValueError(f"chain('{task}', {seed}) has a subtask whose horizon is no step")
         positions = {name: float(value) for name, value in benchmark.initial_positions().items()}
-        chain = [[part.name, part.instruction, part.horizon] for part in parts]
+        if wrong := [part.decided for part in parts if part.decided not in (FIRST, LAST)]:
+            raise ValueError(f"chain('{task}', {seed}) has a subtask decided by the '{wrong[0]}' state")
+        chain = [[part.name, part.instruction, part.horizon, part.decided] for part in parts]
         return {"chain": chain, "state": state, "positions": positions}
 
     def _begin(self, benchmark: Benchmark, index: int) -> dict[str, Any]:
@@ -185,7 +187,7 @@ class _Simulator:
             states.append(_state(benchmark, steps[-1].state))
             self._pictures = None
             self._shared.advance()
-            if steps[-1].done or (steps[-1].success and not through):
+            if steps[-1].ends_chunk(through):
                 break
         return {
             "frames": frames,
@@ -195,6 +197,7 @@ class _Simulator:
             "success": np.array([step.success for step in steps], bool),
             "reward": np.array([step.reward for step in steps], np.float64),
             "done": np.array([step.done for step in steps], bool),
+            "instruction": steps[-1].instruction,
         }
 
     def _show(self, benchmark: Benchmark, slot: int) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -31,7 +31,7 @@ _STACK_S = 2.0
 
 @dataclass(frozen=True)
 class Advance:
-    """The result of a chunk of actions: n steps, fewer than asked for where it solved the task or ended the episode."""
+    """The result of a chunk of actions: n steps, fewer than asked for where `Step.ends_chunk`."""
 
     steps: list[Step]
     proposed: NDArray[np.float32]
@@ -204,7 +204,8 @@ class SimulatorProcess:
             executed.append(answer["executed"])
             columns = zip(answer["success"], answer["states"], answer["reward"], answer["done"], strict=True)
             steps += [Step(bool(s), state, float(r), bool(d)) for s, state, r, d in columns]
-            if steps[-1].done or (steps[-1].success and not through):
+            steps[-1] = replace(steps[-1], instruction=answer["instruction"])
+            if steps[-1].ends_chunk(through):
                 break
         return Advance(steps, np.concatenate(proposed), np.concatenate(executed), frames)
 

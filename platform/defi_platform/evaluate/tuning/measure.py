@@ -82,7 +82,7 @@ class MeasuredSimulator(Simulator):
             scene.begin(0)
             spent.episode_s += time.perf_counter() - start
             end = self._config.max_steps or scene.subtask.horizon
-            while scene.step < end and not (scene.success or scene.done):
+            while scene.step < end and not scene.over:
                 start = time.perf_counter()
                 scene.observe()
                 scene.advance(random.uniform(action.low, action.high, (self._chunk_steps, action.dim)))

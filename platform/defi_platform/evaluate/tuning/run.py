@@ -17,7 +17,7 @@ from defi_platform import logs, roles, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import EvaluateConfig, TuneConfig
 from defi_platform.errors import ConfigError
-from defi_platform.evaluate.asked import checked, first_seed
+from defi_platform.evaluate.asked import checked, first_seed, seeds
 from defi_platform.evaluate.benchmarks.registry import benchmark_class
 from defi_platform.evaluate.policy.fit import check_fits
 from defi_platform.evaluate.policy.vla_eval import connect_policy
@@ -200,7 +200,8 @@ def _check(
     # One more of each worker, which starts its simulator and its connection: as in the measurements, it does not count.
     episodes = (1 + config.check_episodes) * prediction.workers
     benchmark = benchmark_class(evaluation.benchmark)
-    last = benchmark.seeds or first_seed(evaluation) + episodes
+    most = benchmark.initial_states(evaluation.tasks[0], evaluation.options)
+    last = first_seed(evaluation) + episodes if most is None else most
     small = replace(
         evaluation,
         url=url or None,
@@ -258,7 +259,7 @@ def _extent(config: EvaluateConfig, chunk_steps: int) -> Extent:
     every = benchmark_class(config.benchmark).tasks(config.options)
     horizons = {task.name: task.horizon for task in every}
     steps = [config.max_steps or horizons[name] for name in config.tasks]
-    count = len(steps) * config.episodes_per_task
+    count = sum(len(seeds(config, task)) for task in config.tasks)
     return Extent(dict.fromkeys(config.arms, count), sum(steps) / len(steps), chunk_steps)
 
 

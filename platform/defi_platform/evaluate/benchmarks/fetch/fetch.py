@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from defi_platform.evaluate.benchmarks.egl import choose_egl
 from defi_platform.evaluate.benchmarks.fetch.scripts import SCRIPTS, Scene
-from defi_platform.evaluate.benchmarks.interface import ActionSpec, Benchmark, Step, Task, View
+from defi_platform.evaluate.benchmarks.interface import FIRST, LAST, ActionSpec, Benchmark, Step, Task, View
 
 HORIZON = 50
 """Steps of an episode, as gymnasium-robotics registers it."""
@@ -58,12 +58,13 @@ class Fetch(Benchmark):
     has_expert: ClassVar[bool] = True
     options: ClassVar[Mapping[str, tuple[Any, ...]]] = {"success": ("any", "last")}
     """any: the episode ends solved as soon as the goal is met. last: as published, the state after step 50 counts
-    alone, so max_steps stays null."""
+    alone."""
 
     @classmethod
     def tasks(cls, options: Mapping[str, Any]) -> tuple[Task, ...]:
         """The four tasks."""
-        return tuple(Task(name, text, HORIZON) for name, (_, text) in _TASKS.items())
+        decided = FIRST if options["success"] == "any" else LAST
+        return tuple(Task(name, text, HORIZON, decided) for name, (_, text) in _TASKS.items())
 
     def __init__(self, view: View, options: Mapping[str, Any]):
         super().__init__(view, options)
@@ -78,7 +79,6 @@ class Fetch(Benchmark):
         self._env: Any = None
         self._renderer: Any = None
         self._observed: dict[str, NDArray[np.float64]] = {}
-        self._steps = 0
         self._show("reach")  # so that one who cannot render is not in the middle of an episode when it shows
 
     def protocol(self) -> dict[str, Any]:
@@ -95,7 +95,6 @@ class Fetch(Benchmark):
         """Starts the episode of (task, seed): object and goal are drawn by gymnasium-robotics' own reset."""
         self._show(task)
         self._observed, _ = self._env.reset(seed=seed)
-        self._steps = 0
         return self._state()
 
     def initial_positions(self) -> dict[str, float]:
@@ -112,12 +111,7 @@ class Fetch(Benchmark):
     def step(self, action: NDArray[np.float32]) -> Step:
         """Executes one action (4,); the reward is 0 at the goal and -1 elsewhere."""
         self._observed, reward, _, _, info = self._env.step(np.asarray(action, np.float64))
-        self._steps += 1
-        met = bool(info["is_success"])
-        if self.given["success"] == "any":
-            return Step(met, self._state(), float(reward))
-        last = self._steps >= HORIZON
-        return Step(met and last, self._state(), float(reward), done=last)
+        return Step(bool(info["is_success"]), self._state(), float(reward))
 
     def render(self) -> dict[str, NDArray[np.uint8]]:
         """Renders the present state."""
