@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +15,8 @@ from defi_platform import storage
 from defi_platform.errors import ConfigError
 from defi_platform.evaluate.store.episodes import EpisodeStore, Finished
 from defi_platform.evaluate.store.identity import policy_identity
-from defi_platform.evaluate.store.leases import Leases
 from defi_platform.evaluate.store.steps import pack_steps, unpack_steps
+from defi_platform.storage.leases import FolderInUse, FolderLease, Leases
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from s3_server import s3_server
@@ -172,19 +169,6 @@ def test_a_policy_is_known_by_its_digest_wherever_it_is_and_by_name_without_one(
 # --------------------------------------------------------------------------- leases
 
 
-class Clock:
-    """Time that passes when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float, /) -> None:
-        self.now += seconds
-
-
 def test_a_unit_has_one_driver_until_that_one_ends(output: str) -> None:
     with Leases(output) as two:
         with Leases(output) as one:
@@ -193,60 +177,15 @@ def test_a_unit_has_one_driver_until_that_one_ends(output: str) -> None:
         assert two.take("a"), "the other has given it back"
 
 
-def test_of_many_drivers_at_the_same_moment_one_gets_the_unit(tmp_path: Path) -> None:
-    drivers = [Leases(str(tmp_path)) for _ in range(8)]
-    for driver in drivers:
-        driver._beat()
-    for unit in "abcde":
-        got: list[str] = []
-        start = threading.Barrier(len(drivers))
-
-        def race(driver: Leases, unit: str = unit, got: list[str] = got, start: Any = start) -> None:
-            start.wait()
-            if driver.take(unit):
-                got.append(driver.owner)
-
-        threads = [threading.Thread(target=race, args=(driver,)) for driver in drivers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(got) == 1
-
-
-def test_the_units_of_a_killed_driver_of_this_machine_are_free_at_once(tmp_path: Path) -> None:
-    code = (
-        "import os,signal,sys; from defi_platform.evaluate.store.leases import Leases\n"
-        "leases = Leases(sys.argv[1]); leases.__enter__(); assert leases.take('a')\n"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, env=os.environ)
-    with Leases(str(tmp_path)) as leases:
-        assert leases.take("a") and (tmp_path / "leases/a-1.json").exists()
-
-
-def test_a_driver_of_another_machine_is_gone_when_its_sign_of_life_stands_still(tmp_path: Path) -> None:
-    clock = Clock()
-    here, far, third = (Leases(str(tmp_path), dead_after_s=60, clock=clock) for _ in range(3))
-    for driver in (here, far, third):
-        driver._beat()
-    sign = Path(far._driver(far.owner))
-
-    def beat(number: int) -> None:
-        content = json.loads(sign.read_text())
-        content.update(beat=number, process={"machine": "elsewhere", "pid": 1, "started": "1"})
-        sign.write_text(json.dumps(content))
-
-    assert far.take("a")
-    beat(1)
-    assert not here.take("a")
-    clock.now = 59
-    assert not here.take("a")
-    beat(2)
-    clock.now = 61
-    assert not here.take("a"), "it has moved"
-    clock.now = 120
-    assert not here.take("a")
-    clock.now = 122
-    assert here.take("a")
-    assert not third.take("a"), "one successor"
+def test_a_folder_has_one_job_at_a_time(output: str) -> None:
+    """The lease of a run's folder, on the same two stores."""
+    for _ in range(3):
+        with FolderLease(output, "gfdm") as one:
+            with (
+                pytest.raises(FolderInUse, match=rf"gfdm: .* written to by process {os.getpid()} on"),
+                FolderLease(output, "gfdm"),
+            ):
+                pass
+            assert not one.is_lost()
+    assert len(storage.names(storage.join(output, "in_use/leases"))) == 3
+    assert storage.names(storage.join(output, "in_use/drivers")) == []

@@ -23,7 +23,7 @@ from defi_platform.evaluate.fleet.shared_units import REFRESH_S, SharedUnits
 from defi_platform.evaluate.results.episodes import write_episodes
 from defi_platform.evaluate.rollouts import evaluate
 from defi_platform.evaluate.store.episodes import EpisodeStore, Finished
-from defi_platform.evaluate.store.leases import Leases
+from defi_platform.storage.leases import Leases
 
 REPOSITORY = Path(__file__).parents[2]
 POLICY = {"name": "the test's"}

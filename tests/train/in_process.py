@@ -39,7 +39,7 @@ def work(recipe: Recipe) -> dict[str, Any]:
 
     Returns: {} after a complete run, else why it ended.
     """
-    settings = {"recipe": recipe, "started": time.time(), "preemptible": False}
+    settings = {"recipe": recipe, "started": time.time(), "preemptible": False, "successor": None}
     with mock.patch.object(video_base, "stream", stream_here):
         return train_worker({"pickled": cloudpickle.dumps(settings)})
 
@@ -53,7 +53,7 @@ def train_here(recipe: Recipe) -> RunSummary:
     return summary
 
 
-def fit_here(recipe: Recipe) -> None:
+def fit_here(recipe: Recipe, lease: object = None) -> None:
     """What `train` has Ray Train's workers do for a run; of several that it starts at once, one after the other."""
     with _one_run:
         assert work(recipe) == {}

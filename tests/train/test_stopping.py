@@ -1,11 +1,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiny
+from in_process import prepare
+from ray import cloudpickle
 
+from defi_platform.config import PretrainConfig, RayConfig
+from defi_platform.storage.leases import FolderInUse, FolderLease
+from defi_platform.train.driver.run import train
 from defi_platform.train.stop_request import StopRequest, request_stop
+from defi_platform.train.worker.entry import train_worker
 
 
 @pytest.mark.parametrize("remote", [False, True])
@@ -19,3 +27,33 @@ def test_a_request_to_stop_reaches_a_run_wherever_its_folder_lies(tmp_path: Path
         assert time.monotonic() < deadline
         time.sleep(0.02)
     request.close()
+
+
+def test_workers_whose_folder_another_job_has_taken_over_write_nothing_more(
+    process_group: None, run_config: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    run, successor = tmp_path / "run", tmp_path / "successor"
+
+    class TakenOver(tiny.TinyRecipe):
+        def after_update(self, engine, step):
+            if step == 2:
+                successor.touch()
+                (run / "status.json").unlink(missing_ok=True)
+            return super().after_update(engine, step)
+
+    recipe = TakenOver(run_config(run, micro_batch=8, validation_batches=1, checkpoint_every=3))
+    prepare(recipe)
+    settings = {
+        "recipe": recipe, "started": time.time(), "preemptible": False, "successor": str(successor)
+    }  # fmt: skip
+    outcome = train_worker({"pickled": cloudpickle.dumps(settings)})
+    assert outcome["error"][0] == "FolderInUse" and "another job" in outcome["error"][1]
+    assert max(tiny.losses(run)) == 2 and not list((run / "checkpoints").glob("*"))
+
+
+def test_a_second_start_of_a_run_that_lives_is_refused_before_anything_starts(
+    run_config: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    with FolderLease(str(tmp_path), "tiny"), pytest.raises(FolderInUse, match="Wait for its end or stop it"):
+        train(RayConfig(), [tiny.TinyRecipe(run_config(tmp_path))])
+    assert [path.name for path in tmp_path.iterdir()] == ["in_use"]

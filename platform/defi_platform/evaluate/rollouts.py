@@ -33,9 +33,9 @@ from defi_platform.evaluate.results.protocol import protocol_of
 from defi_platform.evaluate.simulation.interpreter import check_installed
 from defi_platform.evaluate.store.episodes import EpisodeStore
 from defi_platform.evaluate.store.identity import PROTOCOL, differences, policy_identity, stored
-from defi_platform.evaluate.store.leases import Leases
 from defi_platform.evaluate.store.whole_json import read_json
 from defi_platform.evaluate.success_table import success_lines
+from defi_platform.storage.leases import Leases
 from defi_platform.storage.writable import check_writable
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 
@@ -11,6 +12,9 @@ from defi_platform.storage.remote import attempt, filesystem, protocols
 
 EXISTS = ("PreconditionFailed", "ConditionalRequestConflict")
 """Codes with which S3 refuses to write over an object, or while another writer is at it."""
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of file systems without hard links, such as mounted buckets."""
 
 
 def is_exclusive(folder: str) -> bool:
@@ -74,9 +78,18 @@ def _link(uri: str, content: bytes) -> bool:
             file.flush()
             os.fsync(file.fileno())
         # A link fails where the name is taken, which a rename would replace; network disks keep to it too.
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(staged, target)
-            return True
-        return False
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            # Exclusive too, but for a moment a reader finds it empty.
+            with contextlib.suppress(FileExistsError), target.open("xb") as file:
+                file.write(content)
+                return True
+            return False
+        return True
     finally:
         staged.unlink(missing_ok=True)

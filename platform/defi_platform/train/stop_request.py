@@ -1,4 +1,4 @@
-"""The request to stop a run at a checkpoint: an empty file in its run folder, local or remote."""
+"""Files in a run folder, local or remote, whose appearance tells a run something: an empty one asks it to stop."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ def request_stop(run: str) -> None:
     storage.write_text(storage.join(run, STOP), "")
 
 
-class StopRequest:
-    """Rank 0's view of that file; a remote folder is polled in a thread, so that no step waits for storage.
+class FileWatch:
+    """Rank 0's view of a file; a remote one is looked for in a thread, so that no step waits for storage.
 
     Args:
-        run: run folder.
-        interval_s: seconds between two polls of a remote folder.
+        path: of the file.
+        interval_s: seconds between two looks at a remote one.
     """
 
-    def __init__(self, run: str, interval_s: float = REMOTE_INTERVAL_S):
-        self._path, self._remote = storage.join(run, STOP), storage.is_remote(run)
-        self._requested, self._interval_s = threading.Event(), interval_s
+    def __init__(self, path: str, interval_s: float = REMOTE_INTERVAL_S):
+        self._path, self._remote = path, storage.is_remote(path)
+        self._seen, self._interval_s = threading.Event(), interval_s
         self._ended = threading.Event()
         if self._remote:
-            threading.Thread(target=self._poll, daemon=True, name="stop-request").start()
+            threading.Thread(target=self._poll, daemon=True, name="file-watch").start()
 
-    def made(self) -> bool:
-        """True when a stop has been requested."""
-        return self._requested.is_set() if self._remote else storage.exists(self._path)
+    def seen(self) -> bool:
+        """True when the file has appeared."""
+        return self._seen.is_set() if self._remote else storage.exists(self._path)
 
     def close(self) -> None:
         """Ends the thread."""
@@ -43,8 +43,24 @@ class StopRequest:
         while not self._ended.wait(self._interval_s):
             try:
                 if storage.exists(self._path):
-                    self._requested.set()
+                    self._seen.set()
                     return
             except (OSError, StorageError):
                 # Storage is unavailable, which checkpoints report; the next poll tries again.
                 continue
+
+
+class StopRequest(FileWatch):
+    """Rank 0's view of the request to stop.
+
+    Args:
+        run: run folder.
+        interval_s: see `FileWatch`.
+    """
+
+    def __init__(self, run: str, interval_s: float = REMOTE_INTERVAL_S):
+        super().__init__(storage.join(run, STOP), interval_s)
+
+    def made(self) -> bool:
+        """True when a stop has been requested."""
+        return self.seen()

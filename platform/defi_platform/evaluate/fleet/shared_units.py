@@ -10,8 +10,8 @@ from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.actor_pool import nearest
 from defi_platform.evaluate.fleet.stop_rule import Decision, StopRule, decide
 from defi_platform.evaluate.store.episodes import EpisodeStore
-from defi_platform.evaluate.store.leases import Leases
 from defi_platform.retry import Clock
+from defi_platform.storage.leases import Leases
 
 REFRESH_S = 5.0
 """Seconds between two looks at what other drivers have finished; ten times as long as a look takes, where that is more."""

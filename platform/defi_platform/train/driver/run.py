@@ -7,7 +7,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from defi_platform.config.fields import bound_on_resume
 from defi_platform.config.loader import to_mapping, to_yaml
 from defi_platform.data.loader.shared_actors import start_shared_actors
 from defi_platform.errors import MEND, TRY_AGAIN, CheckpointError, ConfigError, UserError
+from defi_platform.storage.leases import FolderLease, in_use
 from defi_platform.storage.writable import check_writable
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.config_checks import (
@@ -79,7 +80,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
 
     Returns: a summary per recipe, in their order.
     Raises: UserError for what is wrong before anything starts; TrainingFailed, after all others have ended,
-        when one fails.
+        when one fails; FolderInUse when another job writes to a run's folder.
     """
     _check(recipes)
     summaries: dict[str, RunSummary] = {}
@@ -93,7 +94,13 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
             check_writable(recipe.config.train.output, "train.output")
             check_resumable(recipe)
     pending = [recipe for recipe in recipes if recipe.kind not in summaries]
-    if pending:
+    if not pending:
+        return [summaries[recipe.kind] for recipe in recipes]
+    with contextlib.ExitStack() as held:
+        leases = {
+            recipe.kind: held.enter_context(FolderLease(recipe.config.train.output, recipe.kind))
+            for recipe in pending
+        }
         with ray_session(ray_config):
             settings = {recipe.kind: recipe.config for recipe in pending}
             announce(
@@ -105,7 +112,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
             for recipe in pending:
                 recipe.prepare()
             start_shared_actors()
-            _run_all(pending)
+            _run_all(pending, leases)
         for recipe in pending:
             run = recipe.config.train
             read = functools.partial(_summary, run.output)
@@ -189,7 +196,7 @@ def _check_same_model(recipe: Recipe, present: dict[str, Any]) -> None:
         )
 
 
-def _run_all(recipes: Sequence[Recipe]) -> None:
+def _run_all(recipes: Sequence[Recipe], leases: Mapping[str, FolderLease]) -> None:
     outcomes: dict[str, BaseException | None] = {}
     for recipe in recipes:
         prepare_folder(recipe)
@@ -197,7 +204,7 @@ def _run_all(recipes: Sequence[Recipe]) -> None:
 
     def run(recipe: Recipe) -> None:
         try:
-            _fit(recipe)
+            _fit(recipe, leases[recipe.kind])
             outcomes[recipe.kind] = None
         except BaseException as error:  # noqa: BLE001 - handed to the main thread, which raises it
             outcomes[recipe.kind] = error
@@ -208,16 +215,28 @@ def _run_all(recipes: Sequence[Recipe]) -> None:
     for thread in threads:
         thread.start()
     with _stop_on_interrupt(recipes, threads, view):
-        _watch(threads, view)
+        _watch(threads, view, recipes, leases)
     failed = {kind: error for kind, error in outcomes.items() if error}
     if failed:
         raise _failure(failed, [recipe.kind for recipe in recipes if recipe.kind not in failed])
 
 
-def _watch(threads: Sequence[threading.Thread], view: StatusView) -> None:
+def _watch(
+    threads: Sequence[threading.Thread],
+    view: StatusView,
+    recipes: Sequence[Recipe] = (),
+    leases: Mapping[str, FolderLease] | None = None,
+) -> None:
+    """Shows the progress until all threads have ended.
+
+    Raises: FolderInUse when another job has taken one of the run folders over.
+    """
     while any(thread.is_alive() for thread in threads):
         time.sleep(0.2)
         view.refresh()
+        for recipe in recipes:
+            if leases and leases[recipe.kind].is_lost():
+                raise in_use(recipe.config.train.output, recipe.kind)
 
 
 @contextlib.contextmanager
@@ -243,12 +262,12 @@ def prepare_folder(recipe: Recipe) -> None:
         storage.delete(storage.join(folder, name))
 
 
-def _fit(recipe: Recipe) -> None:
+def _fit(recipe: Recipe, lease: FolderLease) -> None:
     settings = recipe.config.train
     trainer = RunTrainer(
         recipe.kind,
         train_worker,
-        {"recipe": recipe, "started": time.time()},
+        {"recipe": recipe, "started": time.time(), "successor": lease.successor},
         settings,
         worker_resources(settings),
     )

@@ -22,7 +22,8 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
     """Trains on one worker.
 
     Args:
-        config: "pickled": the recipe, the time when the driver started it, and whether its nodes are preemptible.
+        config: "pickled": the recipe, the time when the driver started it, whether its nodes are preemptible, and the
+            file that appears when another job takes the run folder over.
 
     Returns: {} after a complete run, {"stopped": step} after a stop request, {"error": [type, message]} for an error
         that a user has caused and no retry can cure.
@@ -42,7 +43,7 @@ def _train(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     retry_run_folder(recipe.kind, train, lambda: storage.is_folder(train.output))
     try:
         check_device(train)
-        training = Training(recipe, settings["started"], settings["preemptible"])
+        training = Training(recipe, settings["started"], settings["preemptible"], settings["successor"])
     except StorageUnavailable:
         raise  # it may come back: Ray Train tries again
     except UserError as error:

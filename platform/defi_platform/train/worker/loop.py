@@ -13,6 +13,7 @@ from torch import Tensor
 
 from defi_platform import storage
 from defi_platform.data.sampling.sharding import Shard
+from defi_platform.storage.leases import in_use
 from defi_platform.train.checkpoint.async_saver import CheckpointSaver
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restore_engine
@@ -21,7 +22,7 @@ from defi_platform.train.engine.lr_schedule import learning_rate
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.run_folder import retry_run_folder
-from defi_platform.train.stop_request import StopRequest
+from defi_platform.train.stop_request import FileWatch, StopRequest
 from defi_platform.train.validation.async_task import FINAL_TIMEOUT_S, AsyncValidation
 from defi_platform.train.validation.loss import Validator, forward_pass, scalars, to_device
 from defi_platform.train.worker.divergence_policy import (
@@ -43,9 +44,12 @@ class Training:
         recipe: of the run.
         started: Unix time at which the driver started the run.
         preemptible: whether nodes of this cluster can be preempted.
+        successor: file that appears when another job takes the run folder over; None: none can.
     """
 
-    def __init__(self, recipe: Recipe, started: float, preemptible: bool = False):
+    def __init__(
+        self, recipe: Recipe, started: float, preemptible: bool = False, successor: str | None = None
+    ):
         self.recipe, self.train = recipe, recipe.config.train
         if self.train.use_gpu:
             torch.cuda.set_device(get_device())
@@ -72,6 +76,7 @@ class Training:
         self.clock = RunClock.resume(started, position)
         self.reporter.start(self.step, self.clock, self.fingerprint, self.engine.accumulation)
         self.stop_request = StopRequest(self.train.output) if is_rank_zero else None
+        self.successor = FileWatch(successor) if successor and is_rank_zero else None
         self.notices = PreemptionNotices(preemptible, is_rank_zero)
         self.saver = CheckpointSaver(
             recipe.kind,
@@ -99,7 +104,7 @@ class Training:
         """Trains from the resumed step to the end, then exports the model and writes the summary.
 
         Returns: {} after a complete run, {"stopped": step} after a stop request, {"error": [type, message]} after a
-            divergence.
+            divergence, or when another job has taken the run folder over.
         """
         train = self.train
         batches = self._batches()
@@ -108,6 +113,10 @@ class Training:
         self._update_status(phase="training", force=True)
         while self.step < train.steps:
             flags, row = self._update(batches)
+            if flags["taken_over"]:
+                # Nothing more is written: what stands there is the other job's.
+                error = in_use(train.output, self.recipe.kind)
+                return {"error": [type(error).__name__, str(error)]}
             stop = flags["stop"]
             self.step += 1
             decision = self._policy.decide(
@@ -149,8 +158,8 @@ class Training:
     def _update(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, bool], dict[str, float]]:
         """Computes one global batch and updates the weights (collective).
 
-        Returns: flags that are true when they are on any rank: "stop" (the run is asked to), "poll_notices" (of
-            preemption), "saver_full" (enough checkpoints wait for the run folder), "checkpoint_skipped" (the local
+        Returns: flags that are true when they are on any rank: "stop" (the run is asked to), "taken_over" (by
+            another job), "poll_notices" (of preemption), "saver_full" (enough checkpoints wait for the run folder), "checkpoint_skipped" (the local
             disk had no room for the last one); and the mean loss with the model's other scalars.
         """
         train, timer = self.train, self.reporter.timer
@@ -179,6 +188,7 @@ class Training:
         # All that the ranks have to agree on goes in one exchange: each one makes the fast wait for the slow.
         flags = {
             "stop": self.stop_request is not None and self.stop_request.made(),
+            "taken_over": self.successor is not None and self.successor.seen(),
             "poll_notices": self.notices.due(),
             "saver_full": self.saver.is_full(),
             "checkpoint_skipped": self.saver.take_skipped(),
@@ -348,6 +358,7 @@ class Training:
         return write_results(self.recipe, rows, facts, batch, self.engine.device, self.fingerprint)
 
     def _close(self, phase: str) -> None:
-        if self.stop_request:
-            self.stop_request.close()
+        for watch in (self.stop_request, self.successor):
+            if watch:
+                watch.close()
         self.reporter.close(phase, self.saver.committed_step)
