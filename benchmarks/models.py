@@ -71,7 +71,7 @@ def reference_features(policy: DeFIPolicy, images: torch.Tensor, text: list[str]
     gfdm, views = policy.gfdm, []
     blocks = gfdm.config.feature_blocks
     for view in range(images.shape[1]):
-        gfdm.text_encoder._cache.clear()
+        gfdm.text_encoder.cache.clear()
         read: list[torch.Tensor] = []
         hooks = [
             gfdm.unet.up_blocks[index].register_forward_hook(lambda _m, _a, out, kept=read: kept.append(out))

@@ -272,9 +272,12 @@ class DeFIPolicy(ModelFolder, nn.Module):
         set_recompute(self, enabled)
 
     def hold_texts(self, capacity: int) -> None:
-        """Sets how many texts' features each text encoder keeps."""
-        for encoder in (self.gfdm.text_encoder, self.gidm_text):
-            encoder.cache.capacity = capacity
+        """Sets how many texts' features each text encoder keeps, whatever their size.
+
+        Of each text GFDM's encoder keeps two, its states and its goal.
+        """
+        self.gfdm.text_encoder.cache.max_texts = 2 * capacity
+        self.gidm_text.cache.max_texts = capacity
 
     def pad_texts(self) -> None:
         """Gives the states of all texts one length: then the shapes of a pass depend on the batch size alone."""

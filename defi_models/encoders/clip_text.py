@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +13,8 @@ from torch import Tensor
 from defi_models.encoders.frozen import Frozen
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.public_folder import known_fields, load_backbone
-from defi_models.encoders.text_cache import TextCache, TextStates
+from defi_models.encoders.text_batches import TextBatch, text_batches
+from defi_models.encoders.text_cache import Entry, TextCache, TextStates
 from defi_models.encoders.tokenizer import load_tokenizer, require_tokenizer
 
 _SHARED_FIELDS = (
@@ -74,7 +75,7 @@ class ClipText(Frozen):
         self.config = config
         self.tokenizer = tokenizer
         self.cache = TextCache()
-        """Features by string; its capacity may be changed."""
+        """Features by string; its limits may be changed."""
         if model is None:
             clip = CLIPTextConfig(**{name: getattr(config, name) for name in _SHARED_FIELDS})
             clip._attn_implementation = "sdpa"
@@ -98,31 +99,61 @@ class ClipText(Frozen):
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
         """Last hidden states (B, max_tokens, dim) of B strings, padded positions included, and their mask."""
-        rows = self._encoded(texts)
+        rows = self._cached("states", texts, self._encode_states)
         return TextStates(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
 
     @torch.no_grad()
     def goal(self, texts: Sequence[str]) -> Tensor:
         """Projected end-of-text states (B, projection_dim) of B strings, not normalised."""
-        return torch.stack([row[2] for row in self._encoded(texts)])
+        return torch.stack([row[0] for row in self._cached("goal", texts, self._encode_goals)])
 
-    def _encoded(self, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:
-        return self.cache.get(texts, self.device, self.dtype, self._encode)
+    def entries(self, kind: str, texts: Sequence[str]) -> list[Entry]:
+        """Features of each text as the cache and a store hold them; `kind` is one of states | goal."""
+        with torch.no_grad():
+            return self._cached(kind, texts, self._encode_states if kind == "states" else self._encode_goals)
 
-    def _encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
-        tokenizer = require_tokenizer(self.tokenizer, "CLIP text encoder")
-        limit = {"truncation": True, "return_tensors": "pt"}
-        rows: list[tuple[Tensor, ...]] = []
-        for text in texts:  # one by one: a string's features must not depend on its neighbours' length
-            short = tokenizer([text], padding="max_length", max_length=self.config.max_tokens, **limit)
-            states = self.model(
-                input_ids=short.input_ids.to(self.device),
-                attention_mask=short.attention_mask.to(self.device),
-            ).last_hidden_state
-            full = tokenizer([text], max_length=self.config.max_position_embeddings, **limit)
-            goal = self.model(input_ids=full.input_ids.to(self.device)).text_embeds
-            rows.append((states[0], short.attention_mask[0].bool().to(self.device), goal[0]))
+    def _cached(
+        self, kind: str, texts: Sequence[str], encode: Callable[[list[str]], list[Entry]]
+    ) -> list[Entry]:
+        return self.cache.get(kind, texts, self.device, self.dtype, encode)
+
+    def _encode_states(self, texts: list[str]) -> list[Entry]:
+        """States, mask and the end-of-text state of the text as it is cut."""
+        tokens = self._tokens(texts, self.config.max_tokens)
+        rows: list[Entry] = [()] * len(texts)
+        for batch, states, ends in self._passes(tokens, self.config.max_tokens):
+            for row, index in enumerate(batch.indices):
+                # copies: a view would keep the whole batch in memory
+                rows[index] = (states[row].clone(), batch.mask[row].clone(), ends[row].clone())
         return rows
+
+    def _encode_goals(self, texts: list[str]) -> list[Entry]:
+        """A text that `max_tokens` does not cut has the same end-of-text state in both; a longer one needs its own."""
+        tokens = dict(zip(texts, self._tokens(texts, self.config.max_position_embeddings), strict=True))
+        whole = [text for text in texts if len(tokens[text]) <= self.config.max_tokens]
+        rows = self.entries("states", whole) if whole else []
+        ends = dict(zip(whole, (row[2] for row in rows), strict=True))
+        cut = [text for text in texts if text not in ends]
+        for batch, _, found in self._passes(
+            [tokens[text] for text in cut], self.config.max_position_embeddings
+        ):
+            ends |= {cut[index]: found[row] for row, index in enumerate(batch.indices)}
+        projection = self.model.text_projection
+        # one by one: a matrix of one row is not always computed as one of several is
+        return [(projection(ends[text][None])[0],) for text in texts]
+
+    def _tokens(self, texts: list[str], limit: int) -> list[list[int]]:
+        tokenizer = require_tokenizer(self.tokenizer, "CLIP text encoder")
+        found: list[list[int]] = tokenizer(texts, truncation=True, max_length=limit).input_ids
+        return found
+
+    def _passes(self, tokens: list[list[int]], length: int) -> Iterator[tuple[TextBatch, Tensor, Tensor]]:
+        """Each batch with its states (R, length, dim) and end-of-text states (R, dim)."""
+        pad = require_tokenizer(self.tokenizer, "CLIP text encoder").pad_token_id
+        for batch in text_batches(tokens, [length], pad, self.device):
+            mask = batch.attention(self.dtype, causal=True)
+            found = self.model.text_model(input_ids=batch.ids, attention_mask=mask)
+            yield batch, found.last_hidden_state, found.pooler_output
 
 
 def build_text(config: ClipText.Config | HashedText.Config) -> ClipText | HashedText:

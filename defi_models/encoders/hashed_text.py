@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from defi_models.encoders.text_cache import TextCache, TextStates
+from defi_models.encoders.text_cache import Entry, TextCache, TextStates
 from defi_models.precision import Float32Constants
 
 _WORD = re.compile(r"[^\W_]+")
@@ -45,38 +45,58 @@ class HashedText(Float32Constants):
         super().__init__()
         self.config = config
         self.cache = TextCache()
-        """Features by string; its capacity may be changed."""
+        """Features by string; its limits may be changed."""
         self.register_buffer("anchor", torch.zeros(()), persistent=False)  # carries the device
 
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
         """Token states (B, max_tokens, dim) of B strings, of unit variance, zero where padded, and their mask."""
-        rows = self._encoded(texts)
+        rows = self.entries("states", texts)
         return TextStates(torch.stack([row[0] for row in rows]), torch.stack([row[1] for row in rows]))
 
     @torch.no_grad()
     def goal(self, texts: Sequence[str]) -> Tensor:
         """Goal vectors (B, goal_dim) of B strings, of unit variance."""
-        return torch.stack([row[2] for row in self._encoded(texts)])
+        return torch.stack([row[0] for row in self.entries("goal", texts)])
 
-    def _encoded(self, texts: Sequence[str]) -> list[tuple[Tensor, ...]]:
-        return self.cache.get(texts, self.anchor.device, torch.float32, self._encode)
+    def entries(self, kind: str, texts: Sequence[str]) -> list[Entry]:
+        """Features of each text as the cache and a store hold them; `kind` is one of states | goal."""
+        encode = self._encode_states if kind == "states" else self._encode_goals
+        return self.cache.get(kind, texts, self.device, self.dtype, encode)
 
-    def _encode(self, texts: list[str]) -> list[tuple[Tensor, ...]]:
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the features, whatever the model's is."""
+        return torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the features."""
+        return self.anchor.device
+
+    def _encode_states(self, texts: list[str]) -> list[Entry]:
         config = self.config
-        rows: list[tuple[Tensor, ...]] = []
+        rows: list[Entry] = []
         for text in texts:
-            words = _WORD.findall(text.lower())
             states = torch.zeros(config.max_tokens, config.dim)
             mask = torch.zeros(config.max_tokens, dtype=torch.bool)
-            for index, word in enumerate(words[: config.max_tokens]):
+            for index, word in enumerate(_words(text)[: config.max_tokens]):
                 states[index] = _hashed(_ngrams(word), config.dim)
                 mask[index] = True
-            pairs = [f"{left} {right}" for left, right in itertools.pairwise(words)]
-            goal = _hashed([*words, *pairs], config.goal_dim)
-            device = self.anchor.device
-            rows.append((states.to(device), mask.to(device), goal.to(device)))
+            rows.append((states.to(self.device), mask.to(self.device)))
         return rows
+
+    def _encode_goals(self, texts: list[str]) -> list[Entry]:
+        rows: list[Entry] = []
+        for text in texts:
+            words = _words(text)
+            pairs = [f"{left} {right}" for left, right in itertools.pairwise(words)]
+            rows.append((_hashed([*words, *pairs], self.config.goal_dim).to(self.device),))
+        return rows
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
 
 
 def _ngrams(word: str) -> Iterator[str]:

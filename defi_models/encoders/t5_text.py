@@ -13,9 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from defi_models.encoders.frozen import Frozen
 from defi_models.encoders.public_folder import known_fields, load_backbone
-from defi_models.encoders.text_cache import TextCache, TextStates
+from defi_models.encoders.text_batches import text_batches
+from defi_models.encoders.text_cache import Entry, TextCache, TextStates
 from defi_models.encoders.tokenizer import load_tokenizer, require_tokenizer
 
+_LENGTH_STEP = 8
+"""Texts are padded to multiples of it while they are encoded."""
 _SHARED_FIELDS = (
     "vocab_size",
     "d_model",
@@ -30,7 +33,7 @@ _SHARED_FIELDS = (
 
 
 class T5Text(Frozen):
-    """T5-base's encoder, frozen; each distinct string is encoded once, without padding, and held.
+    """T5-base's encoder, frozen; each distinct string is encoded once and held without padding.
 
     Padded positions of a batch are zero states with a False mask.
     """
@@ -64,7 +67,7 @@ class T5Text(Frozen):
         self.config = config
         self.tokenizer = tokenizer
         self.cache = TextCache()
-        """Features by string; its capacity may be changed."""
+        """Features by string; its limits may be changed."""
         self.pad_to_max = False
         """Whether states have `max_tokens` positions, whatever the texts; else as many as the longest of the batch."""
         if model is None:
@@ -90,7 +93,7 @@ class T5Text(Frozen):
     @torch.no_grad()
     def states(self, texts: Sequence[str]) -> TextStates:
         """Last hidden states (B, S, d_model) of B strings and their mask; S: see `pad_to_max`."""
-        rows = self.cache.get(texts, self.device, self.dtype, self._encode)
+        rows = self.entries("states", texts)
         states = pad_sequence([row[0] for row in rows], batch_first=True)
         mask = pad_sequence([row[1] for row in rows], batch_first=True)
         if self.pad_to_max:
@@ -98,13 +101,22 @@ class T5Text(Frozen):
             states, mask = pad(states, (0, 0, 0, missing)), pad(mask, (0, missing))
         return TextStates(states, mask)
 
-    def _encode(self, texts: list[str]) -> list[tuple[torch.Tensor, ...]]:
+    def entries(self, kind: str, texts: Sequence[str]) -> list[Entry]:
+        """Features of each text as the cache and a store hold them; `kind` is states."""
+        with torch.no_grad():
+            return self.cache.get(kind, texts, self.device, self.dtype, self._encode)
+
+    def _encode(self, texts: list[str]) -> list[Entry]:
         tokenizer = require_tokenizer(self.tokenizer, "T5 text encoder")
-        rows: list[tuple[torch.Tensor, ...]] = []
-        for text in texts:
-            tokens = tokenizer(
-                [text], truncation=True, max_length=self.config.max_tokens, return_tensors="pt"
-            )
-            states = self.model(input_ids=tokens.input_ids.to(self.device)).last_hidden_state[0]
-            rows.append((states, torch.ones(len(states), dtype=torch.bool, device=self.device)))
+        limit = self.config.max_tokens
+        tokens: list[list[int]] = tokenizer(texts, truncation=True, max_length=limit).input_ids
+        rows: list[Entry] = [()] * len(texts)
+        lengths = [*range(_LENGTH_STEP, limit, _LENGTH_STEP), limit]
+        for batch in text_batches(tokens, lengths, tokenizer.pad_token_id, self.device):
+            mask = batch.attention(self.dtype, causal=False)
+            states = self.model(input_ids=batch.ids, attention_mask=mask).last_hidden_state
+            for row, index in enumerate(batch.indices):
+                length = len(tokens[index])
+                # copies: a view would keep the whole batch in memory
+                rows[index] = (states[row, :length].clone(), batch.mask[row, :length].clone())
         return rows

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from defi_models.inputs.checks import check_texts
+
+Entry = tuple[Tensor, ...]
+"""Features of one text."""
+
+MAX_BYTES = 256 << 20
+"""Bytes that a cache holds unless it is set otherwise: about 6,000 texts of CLIP ViT-B/32 in float32."""
 
 
 class TextStates(NamedTuple):
@@ -21,27 +27,53 @@ class TextStates(NamedTuple):
     """(B, S) bool, True = a token of the text, False = padding."""
 
 
-class TextCache:
-    """Least-recently-used features per string; each value is a tuple of tensors of one text."""
+class TextStore(Protocol):
+    """Features of texts that were encoded before, outside of memory."""
 
-    def __init__(self, capacity: int = 4096) -> None:
-        self.capacity = capacity
-        self._held: OrderedDict[tuple[str, torch.device, torch.dtype], tuple[Tensor, ...]] = OrderedDict()
+    dtype: torch.dtype
+    """Precision of the encoder that made them; for another one they do not count."""
+
+    def read(self, kind: str, texts: Sequence[str]) -> list[Entry | None]:
+        """Features of each text on the CPU, None where they are not stored."""
+        ...
+
+
+class TextCache:
+    """Least-recently-used features per string; each value is a tuple of tensors of one text.
+
+    What is in memory comes from there, then what is in `store`, where there is one; the rest is encoded. At least the
+    texts of the last call are held, and beyond them no more than the limits allow.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
+        self.max_bytes = max_bytes
+        """Bytes of the features in memory, of all kinds, devices and precisions together."""
+        self.max_texts: int | None = None
+        """Entries in memory; None: as many as `max_bytes` allows."""
+        self.store: TextStore | None = None
+        """Where features that are not in memory are looked for before they are computed."""
+        self.encoded = 0
+        """Entries that were computed so far."""
+        self.held_bytes = 0
+        """Bytes of the features in memory."""
+        self._held: OrderedDict[tuple[str, str, torch.device, torch.dtype], Entry] = OrderedDict()
 
     def get(
         self,
+        kind: str,
         texts: Sequence[str],
         device: torch.device,
         dtype: torch.dtype,
-        encode: Callable[[list[str]], list[tuple[Tensor, ...]]],
-    ) -> list[tuple[Tensor, ...]]:
+        encode: Callable[[list[str]], list[Entry]],
+    ) -> list[Entry]:
         """One value per text.
 
         Args:
+            kind: which features of the texts: states | goal.
             texts: list of B strings.
             device: where the features lie, part of the cache's key.
-            dtype: precision of the features, part of the cache's key.
-            encode: called once, with the distinct texts that are not in the cache.
+            dtype: precision of the encoder, part of the cache's key.
+            encode: called at most once, with the distinct texts that are nowhere.
 
         Returns:
             B tuples of tensors.
@@ -50,19 +82,40 @@ class TextCache:
             InputError: When `texts` is no list of strings.
         """
         check_texts("texts", texts)
-        missing = [t for t in dict.fromkeys(texts) if (t, device, dtype) not in self._held]
-        fresh = dict(zip(missing, encode(missing), strict=True)) if missing else {}
-        found = []
-        for text in texts:
-            key = (text, device, dtype)
-            if text in fresh:
-                self._held[key] = fresh[text]
-            self._held.move_to_end(key)
-            found.append(self._held[key])
-        while len(self._held) > self.capacity:
-            self._held.popitem(last=False)
-        return found
+        distinct = list(dict.fromkeys(texts))
+        found = {text: self._held.get((kind, text, device, dtype)) for text in distinct}
+        missing = [text for text in distinct if found[text] is None]
+        if missing and self.store is not None and self.store.dtype == dtype:
+            for text, entry in zip(missing, self.store.read(kind, missing), strict=True):
+                found[text] = None if entry is None else tuple(part.to(device) for part in entry)
+            missing = [text for text in missing if found[text] is None]
+        if missing:
+            found |= zip(missing, encode(missing), strict=True)
+            self.encoded += len(missing)
+        rows: dict[str, Entry] = {text: entry for text, entry in found.items() if entry is not None}
+        for text, entry in rows.items():
+            self._hold((kind, text, device, dtype), entry)
+        self._forget(keep=len(rows))
+        return [rows[text] for text in texts]
 
     def clear(self) -> None:
-        """Forgets every text."""
+        """Forgets every text that is in memory."""
         self._held.clear()
+        self.held_bytes = 0
+
+    def _hold(self, key: tuple[str, str, torch.device, torch.dtype], entry: Entry) -> None:
+        if key not in self._held:
+            self._held[key] = entry
+            self.held_bytes += _bytes(entry)
+        self._held.move_to_end(key)
+
+    def _forget(self, keep: int) -> None:
+        """Forgets the entries that were not used for longest, but not the last `keep`."""
+        texts = len(self._held) if self.max_texts is None else self.max_texts
+        while len(self._held) > keep and (len(self._held) > texts or self.held_bytes > self.max_bytes):
+            _, entry = self._held.popitem(last=False)
+            self.held_bytes -= _bytes(entry)
+
+
+def _bytes(entry: Entry) -> int:
+    return sum(part.nbytes for part in entry)
