@@ -292,7 +292,7 @@ def config(quick: bool) -> PretrainConfig:
         train=TrainConfig(
             output=RUN, steps=steps, global_batch=BATCH, micro_batch=2, num_workers=2, min_workers=1, max_failures=-1,
             resize_check_s=1.0, log_every=1, checkpoint_every=CHECKPOINT_EVERY, keep_checkpoints=3, validate_every=steps,
-            validation_batches=1, threads=1, zero_stage=2, ema_decay=0.9, export_weights="average", learning_rate=1e-2,
+            validation_samples=2, threads=1, zero_stage=2, ema_decay=0.9, export_weights="average", learning_rate=1e-2,
         ),
         tracking=TrackingConfig(wandb=not quick),
     )  # fmt: skip

@@ -77,7 +77,6 @@ class Side:
                 f"train.steps={steps}",
                 f"train.validate_every={steps // 2}",
                 f"train.checkpoint_every={steps // 2}",
-                "train.validation_batches=2",
                 "train.log_every=1",
                 "train.threads=1",
                 "tracking.wandb=false",

@@ -151,7 +151,7 @@ def settings(kind: str, output: Path, steps: int, workers: int, zero_stage: int)
         train=TrainConfig(
             output=str(output), steps=steps, global_batch=BATCH[kind] * workers, micro_batch=BATCH[kind], num_workers=workers,
             resources_per_worker={"CPU": 1.0}, learning_rate=1e-4, log_every=TURN, validate_every=10**6,
-            validation_batches=1, checkpoint_every=CHECKPOINT_EVERY, threads=1, restart_dead_codes_every=0,
+            validation_samples=BATCH[kind], checkpoint_every=CHECKPOINT_EVERY, threads=1, restart_dead_codes_every=0,
             zero_stage=zero_stage,
         ),
         data=DataConfig(manifest=str(output / "manifest")),

@@ -221,7 +221,7 @@ def training(demo: Demo, kind: str) -> list[str]:
         "train.resources_per_worker": "{CPU: 1, accelerator: 1}",
         "train.checkpoint_every": CHECKPOINT_EVERY,
         "train.validate_every": STEPS[kind],
-        "train.validation_batches": 1,
+        "train.validation_samples": 4,
         "train.log_every": 1,
         "train.max_failures": 10,
         "tracking.wandb": "false",

@@ -23,7 +23,7 @@ from readme import the_one
 pytestmark = pytest.mark.slow
 
 TASKS = "[drawer-close-v3,door-close-v3]"
-SMALL_TRAINING = "train.global_batch=4 train.micro_batch=4 train.validation_batches=1 data.holdout=0.3"
+SMALL_TRAINING = "train.global_batch=4 train.micro_batch=4 train.validation_samples=4 train.sampled_clips=2 data.holdout=0.3"
 SMALL_PRETRAINING = f"train.steps=4 train.validate_every=4 train.checkpoint_every=2 {SMALL_TRAINING}"
 MINIATURE = {
     "record": f"tasks={TASKS} episodes_per_task=4 labelled_per_task=2",

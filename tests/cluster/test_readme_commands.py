@@ -150,7 +150,7 @@ def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_
     assert refused.returncode != 0, "a client without the token is refused"
 
     submit = the_one("On a cluster", "ray job submit")
-    small = "train.global_batch=2 train.micro_batch=2 train.checkpoint_every=3 train.validation_batches=1"
+    small = "train.global_batch=2 train.micro_batch=2 train.checkpoint_every=3 train.validation_samples=2"
     submit = f"{submit} {small} tracking.wandb=false"
     submitted = user.types(submit.replace("ray job submit", "ray job submit --no-wait --submission-id first"))
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr

@@ -35,7 +35,7 @@ TINY = {
     "train.steps": "2",
     "train.global_batch": "4",
     "train.micro_batch": "4",
-    "train.validation_batches": "1",
+    "train.validation_samples": "2",
     "data.holdout": "0.3",
     "tracking.wandb": "false",
 }

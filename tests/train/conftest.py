@@ -30,7 +30,7 @@ def run_config() -> Callable[..., PretrainConfig]:
             "micro_batch": 2,
             "log_every": 1,
             "validate_every": 6,
-            "validation_batches": 3,
+            "validation_samples": 6,
             "checkpoint_every": 5,
             "learning_rate": 1e-2,
             # Validation losses are the average's, so that a run that loses it is found out.

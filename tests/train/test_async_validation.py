@@ -25,6 +25,8 @@ from defi_platform.train.recipes.gidm import GIDMRecipe
 class ExaminedRecipe(tiny.TinyRecipe):
     """Looks at step 5 while training waits before step 9, fails over step 10, which step 15 finds under way."""
 
+    evaluated_samples = 2
+
     def after_update(self, engine: Any, step: int) -> dict[str, float]:
         run = Path(self.config.train.output)
         if step == 9:

@@ -118,7 +118,8 @@ def settings(runs: Path, name: str, **changes: int) -> PretrainConfig:
             export_weights="average",
             # Room for all workers at once, and for decoders, on four logical CPUs.
             resources_per_worker={"CPU": 0.5},
-            validation_batches=1,
+            validation_samples=2,
+            sampled_clips=3,
             validate_every=STEPS // 2,
             checkpoint_every=5,
             log_every=1,
@@ -255,7 +256,10 @@ def test_the_summaries_tell_what_the_report_shows(runs: Path) -> None:
     assert sum(gidm["code_counts"]) == 2 * 4, "two held-out pairs of four tokens"
     assert 0 < gidm["codebook_fraction_used"] <= 1
     assert gfdm["skipped"] == {}
-    assert {"psnr_still", "psnr_1_step", "ssim_10_steps"} <= set(gfdm["sampled_clips"])
+    clips = gfdm["sampled_clips"]
+    assert clips["clips"] == 3 and {"psnr_still", "psnr_1_step", "ssim_10_steps"} <= set(clips)
+    low, high = clips["intervals"]["psnr_1_step"]
+    assert clips["episodes"] == 1 or low <= clips["psnr_1_step"] <= high
     quarters = [value for key, value in gfdm["validation"]["last"].items() if "noise_quarter" in key]
     assert len(quarters) >= 1 and all(value > 0 for value in quarters)
     assert set(gidm["probe_r2"]) == {"latent_action", "random_encoder"}

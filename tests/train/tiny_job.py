@@ -49,7 +49,7 @@ def held(folder: str, steps: int, hold: int) -> HeldRecipe:
     config = PretrainConfig(
         train=TrainConfig(
             output=folder, steps=steps, global_batch=4, micro_batch=4, log_every=1,
-            checkpoint_every=3, validate_every=1000, validation_batches=1, threads=1,
+            checkpoint_every=3, validate_every=1000, validation_samples=2, threads=1,
         ),
         tracking=TrackingConfig(wandb=False),
     )  # fmt: skip

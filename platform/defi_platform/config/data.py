@@ -129,7 +129,10 @@ class DataConfig:
     pair_interval_s: float = 1.0
     """Seconds between the two frames of a GIDM pair."""
     holdout: float = 0.1
-    """Share of the videos kept for validation, chosen by a hash of the video id."""
+    """Share of the videos kept for validation, chosen by a hash of the episode's id."""
+    split: str | None = field(default=None, metadata=PATH)
+    """Folder in which a project keeps which episodes are held out, one for all its trainings: what one of them validates on,
+    no other one learns from. holdout decides on episodes that are new to it. null: each training by holdout alone."""
     decode: DecodeConfig = field(default_factory=DecodeConfig, metadata=RESUME_FREE)
     strict: bool = field(default=False, metadata=RESUME_FREE)
     """Stop at the first bad video instead of putting it into quarantine."""

@@ -82,6 +82,9 @@ class TrainConfig:
     """Keep optimiser state and fp32 master weights in the host's memory (ZeRO 1 to 3)."""
     precision: str = field(default="fp32", metadata=RESUME_FREE)
     """fp32 | bf16 | fp16"""
+    deterministic: bool = field(default=False, metadata=RESUME_FREE)
+    """On GPUs, only kernels that give the same bits each time (slower); an operation without one is an error that names
+    it. With as many GPUs of one kind a run is then repeated and resumed bit for bit. CPUs compute so by themselves."""
     recompute: bool = field(default=False, metadata=RESUME_FREE)
     """Activation checkpointing: less memory, one more forward pass."""
     compile: bool = field(default=False, metadata=RESUME_FREE)
@@ -98,8 +101,11 @@ class TrainConfig:
     """Steps between two rows of metrics."""
     validate_every: int = field(default=100, metadata=RESUME_FREE)
     """Steps between two validations; step 0 and the last step are always validated."""
-    validation_batches: int = 4
-    """Micro-batches of a validation, over all workers."""
+    validation_samples: int = 32
+    """Held-out samples of a validation, over all workers; always the same ones, whatever micro_batch is."""
+    sampled_clips: int = field(default=32, metadata=RESUME_FREE)
+    """GFDM: held-out clips that are sampled at the end and by asynchronous validations, for PSNR, SSIM and GMSD with
+    intervals over their episodes."""
     async_validation_every: int = field(default=0, metadata=RESUME_FREE)
     """Steps between two asynchronous validations, a multiple of `checkpoint_every`: a separate task evaluates a checkpoint
     while training continues (GFDM: sampled clips; GIDM: the linear probe). 0: only at the end of the run."""

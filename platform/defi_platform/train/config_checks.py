@@ -40,7 +40,9 @@ def check_train_config(train: TrainConfig, part: str = "train") -> None:
         )
     for name in ("steps", "global_batch", "micro_batch", "num_workers"):
         _at_least(part, name, getattr(train, name), 1)
-    for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "validation_batches"):
+    for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
+        _at_least(part, name, getattr(train, name), 1)
+    for name in ("validation_samples", "sampled_clips"):
         _at_least(part, name, getattr(train, name), 1)
     _at_least(part, "restart_dead_codes_every", train.restart_dead_codes_every, 0)
     every, name = train.async_validation_every, "async_validation_every"

@@ -118,6 +118,11 @@ class Recipe(ABC):
         """Metrics from the summed counts of `validation_counts`."""
         return {}
 
+    @property
+    def evaluated_samples(self) -> int:
+        """Held-out samples that `evaluate` takes."""
+        return 0
+
     def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """Evaluates the model of a checkpoint beyond its loss.
 
@@ -125,7 +130,7 @@ class Recipe(ABC):
 
         Args:
             model: in fp32, in evaluation mode, on the device that is to compute.
-            batch: of the validation split, on CPU.
+            batch: the first `evaluated_samples` of the validation split, on CPU; {} where these are 0.
             folder: run folder, to write pictures below.
             step: of the checkpoint.
         """

@@ -30,6 +30,7 @@ from defi_platform.data.ingest.store import VideoStore
 from defi_platform.data.ingest.summary import ingest_table
 from defi_platform.data.manifest.commit_marker import Committed, corpus_folder, prune_tables
 from defi_platform.data.manifest.notes import warnings
+from defi_platform.data.manifest.project_split import ProjectSplit
 from defi_platform.data.manifest.quarantine import forget_quarantined, read_quarantined_later, strict_error
 from defi_platform.data.manifest.table import Corpus, Manifest, commit_corpus, read_corpus
 from defi_platform.data.rejection import TRANSIENT_REASON
@@ -141,6 +142,9 @@ def _ingest_corpus(
             "filters": to_mapping(corpus.filters),
             "listing": store.fingerprint(),
         }
+        project = ProjectSplit(config.split) if config.split else None
+        if project is not None:
+            settings["split"] = project.identity()
         blocks = ResultBlocks(corpus_folder(config.manifest, name))
         before = read_corpus(config.manifest, name)
         if (
@@ -169,7 +173,9 @@ def _ingest_corpus(
             store.note(note)
         if signals.unread:
             settings["unread_signals"] = signals.unread  # so that the next ingest asks for them again
-        videos, rejected, opened = store.accepted(config.holdout), store.rejected(), store.results()
+        videos, rejected, opened = store.accepted(config.holdout, project), store.rejected(), store.results()
+        if project is not None:
+            settings["split"] = project.identity()  # the first ingest has made it
         committed = commit_corpus(
             config.manifest,
             name,

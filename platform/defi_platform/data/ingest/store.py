@@ -26,6 +26,7 @@ from defi_platform.data.ingest.near_duplicates import BITS, WORDS, near_duplicat
 from defi_platform.data.ingest.probe_actors import ProbeRequest
 from defi_platform.data.ingest.probe_results import RESULT_SCHEMA, ProbeResult, limit_of, result_of, row_of
 from defi_platform.data.manifest.notes import NOTES_SCHEMA
+from defi_platform.data.manifest.project_split import ProjectSplit
 from defi_platform.data.manifest.quarantine import QUARANTINE_SCHEMA, strict_error
 from defi_platform.data.manifest.split import TRAIN, VALIDATION, hash_position, held_out, joined
 from defi_platform.data.manifest.table import SCHEMA
@@ -99,10 +100,10 @@ class VideoStore:
         self._database = TempDatabase(*TABLES)
         self._unstored: list[VideoRecord] = []
         self._signatures, self._signed = array("Q"), array("q")
-        self._named_validation = 0
-        """Accepted videos that their source names for validation."""
         self._is_accepted = bytearray()
         """By number of an ended video: 1 or 0."""
+        self._is_named = bytearray()
+        """By number of an ended video: 1 where its source names it for validation, else 0."""
         self._positions = array("Q")
         """By number of an ended video: the hash position of its group, or else its episode."""
         self._contents = array("Q")
@@ -224,7 +225,6 @@ class VideoStore:
     def accept(self, row: dict[str, Any], signature: tuple[int, ...] = ()) -> None:
         """Takes a row of the manifest with its `group` and `content`. Args: signature: by which near-duplicates are found."""
         number = self._end(ACCEPTED, row)
-        self._named_validation += row["split"] == VALIDATION
         if signature:
             self._signatures.extend(signature)
             self._signed.append(number)
@@ -256,7 +256,6 @@ class VideoStore:
             message = f"{bits} of {BITS} bits from {same}, filters.duplicate_bits={most_bits}"
             self._database.execute("DELETE FROM ended WHERE number = ?", number)
             self._is_accepted[number[0]] = 0
-            self._named_validation -= video["split"] == VALIDATION
             item = RejectedRecord(
                 reason="duplicate", message=message, **{n: video[n] for n in ("video_id", "uri", "version")}
             )
@@ -265,20 +264,27 @@ class VideoStore:
             message = f"{len(partly)} videos, held against some of those that look nearly the same; fewer bits tell more"
             self.note(Note(kind="skipped", item="filters.duplicate_bits", uri="", message=message))
 
-    def accepted(self, holdout: float) -> pa.RecordBatchReader:
+    def accepted(self, holdout: float, project: ProjectSplit | None = None) -> pa.RecordBatchReader:
         """The manifest's rows in order of the ids, each with its split.
 
         Args:
             holdout: see `held_out`; where the source itself names videos for validation, all others train. One that
                 names none, such as a folder of training videos alone, is split like others.
+            project: its decisions count before those of the hash; None: there are none.
         """
-        named = self._named_validation > 0
         numbers = np.flatnonzero(np.frombuffer(self._is_accepted, np.bool_))
+        of_source = np.frombuffer(self._is_named, np.bool_)[numbers]
+        named = bool(of_source.any())
         positions, contents = (
             np.frombuffer(values, np.uint64)[numbers] for values in (self._positions, self._contents)
         )
         held = np.zeros(len(self._positions), bool)
-        held[numbers] = held_out(joined(positions, contents), 0.0 if named else holdout)
+        if project is not None:
+            held[numbers] = project.decide(
+                self._corpus, positions, contents, holdout, of_source if named else None
+            )
+        elif not named:
+            held[numbers] = held_out(joined(positions, contents), holdout)
         rows = (
             row
             if named and row[SPLIT]
@@ -342,6 +348,7 @@ class VideoStore:
     def _end(self, state: str, row: dict[str, Any]) -> int:
         number, content = len(self._positions), pickle.dumps(VALUES[state](row))
         self._is_accepted.append(state == ACCEPTED)
+        self._is_named.append(row.get("split") == VALIDATION)
         self._positions.append(hash_position(row.get("group") or row.get("episode_id") or row["video_id"]))
         self._contents.append(row.get("content") or 0)
         self._database.add("INSERT INTO ended VALUES (?, ?, ?, ?)", (state, row["video_id"], number, content))

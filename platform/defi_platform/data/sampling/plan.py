@@ -357,7 +357,7 @@ class Plan:
         )
         return (
             f"corpus {name} has no {self.split} video for {rule}: {why or 'the split is empty'}. "
-            f"Change {rule.field}, data.holdout or the corpus, or set its weight to 0."
+            f"Change {rule.field}, data.holdout, data.split or the corpus, or set its weight to 0."
         )
 
 

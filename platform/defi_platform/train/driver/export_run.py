@@ -61,4 +61,5 @@ def _of_run(settings: str, weights: str | None) -> dict[str, Any]:
     train = values.get("train") or {}
     if weights is None and "export_weights" not in train:  # written when a run with an average exported that
         weights = "average" if train.get("ema_decay") else "raw"
+    train.pop("validation_batches", None)  # the size of a validation in micro-batches, by earlier versions
     return values if weights is None else values | {"train": train | {"export_weights": weights}}

@@ -153,6 +153,7 @@ def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
         ("manifest", ", ".join(table for part in card["data_version"].values() for table in part.values()) or "none"),
         ("code", f"defi-platform {code['version']}, source {code['source'][:12]}{commit}"),
         ("machine", ", ".join(f"{k} {v}" for k, v in card["machine"].items() if v)),
+        ("arithmetic", _arithmetic(card["attempts"])),
     ]  # fmt: skip
     phases = [
         (phase, f"{seconds:.1f} s", f"{seconds / total:.1%}") for phase, seconds in card["phase_s"].items()
@@ -182,6 +183,13 @@ def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
             "",
         ]
     )
+
+
+def _arithmetic(attempts: Sequence[dict[str, Any]]) -> str:
+    """Devices of the attempts and whether each computed deterministically; earlier versions noted neither."""
+    kinds = dict.fromkeys((row["device"], row["deterministic"]) for row in attempts if "device" in row)
+    words = {True: "deterministic", False: "not deterministic (train.deterministic)"}
+    return ", then ".join(f"{words[same]} on {device}" for device, same in kinds) or "not noted"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from defi_platform import storage
+from defi_platform.data.manifest.split import VALIDATION
 from defi_platform.data.sampling.samplers import ClipRule, Rule
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
 from defi_platform.train.validation.clip_grid import encode_video, image_grid
+from defi_platform.train.validation.episode_bootstrap import means_with_intervals
 from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
 
 if TYPE_CHECKING:
@@ -30,6 +33,11 @@ class GFDMRecipe(VideoRecipe):
 
     kind = "gfdm"
     job = "pretrain_gfdm.py"
+
+    @property
+    def evaluated_samples(self) -> int:
+        """Clips that are sampled."""
+        return self.config.train.sampled_clips
 
     def rule(self) -> Rule:
         """Clips of `data.clip_frames` frames."""
@@ -94,44 +102,88 @@ class GFDMRecipe(VideoRecipe):
     def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
         """Samples clips from their first frames and texts, and compares them with the true ones.
 
-        Writes an image and a video with three rows per clip: the truth, the prediction in one denoising step (as the
-        policy reads it), and the one in SAMPLING_STEPS. Reports PSNR, SSIM and GMSD of both, and of predicting that
-        nothing moves.
+        Writes an image and a video of the first SHOWN_CLIPS with three rows per clip: the truth, the prediction in one
+        denoising step (as the policy reads it), and the one in SAMPLING_STEPS. Reports PSNR, SSIM and GMSD of both, of
+        predicting that nothing moves, and by how much both differ from that on the same clips.
 
         Args:
             model: GFDM, in evaluation mode.
-            batch: of the validation split; the first SHOWN_CLIPS are used.
+            batch: `train.sampled_clips` of the validation split.
             folder: run folder.
             step: of the checkpoint, part of the files' names.
         """
-        truth = batch["frames"][:SHOWN_CLIPS]
-        still = truth[:, :1].expand_as(truth)
-        rows, figures = [truth.numpy()], _quality("still", still, truth)
-        for steps in (1, SAMPLING_STEPS):
-            predicted = model.sample(  # type: ignore[operator]
-                truth[:, 0],
-                batch["text"][:SHOWN_CLIPS],
-                steps=steps,
-                generator=sample_generators(
-                    self.config.train.seed, "media", batch["sample"][:SHOWN_CLIPS].tolist()
-                ),
-            ).cpu()
-            rows.append(predicted.numpy())
-            figures |= _quality(f"{steps}_steps" if steps > 1 else "1_step", predicted, truth)
+        shown: dict[str, list[Tensor]] = {}
+        measured: dict[str, list[Tensor]] = {}
+        for first in range(0, len(batch["sample"]), self.config.train.micro_batch):
+            part = slice(first, first + self.config.train.micro_batch)
+            truth = batch["frames"][part].to(next(model.parameters()).device)
+            clips = {"still": truth[:, :1].expand_as(truth)}
+            for steps in (1, SAMPLING_STEPS):
+                clips[f"{steps}_steps" if steps > 1 else "1_step"] = model.sample(  # type: ignore[operator]
+                    truth[:, 0],
+                    batch["text"][part],
+                    steps=steps,
+                    generator=sample_generators(
+                        self.config.train.seed, "media", batch["sample"][part].tolist()
+                    ),
+                )
+            for name, predicted in clips.items():
+                for measure, of_clips in _quality(predicted, truth).items():
+                    measured.setdefault(f"{measure}_{name}", []).append(of_clips)
+            if first < SHOWN_CLIPS:
+                for name, frames in {"truth": truth, **clips}.items():
+                    shown.setdefault(name, []).append(frames[: SHOWN_CLIPS - first].cpu())
+        del shown["still"]
+        rows = [torch.cat(parts).numpy() for parts in shown.values()]
         media = {
             f"media/clips_{step:06d}.png": image_grid(rows),
             f"media/clips_{step:06d}.mp4": encode_video(rows),
         }
         for name, content in media.items():
             storage.write_bytes(storage.join(folder, name), content)
+        figures = clip_figures(
+            {name: torch.cat(parts) for name, parts in measured.items()}, self._episodes(batch)
+        )
         return EvalReport(list(media), {"sampled_clips": figures})
 
+    def _episodes(self, batch: dict[str, Any]) -> list[str]:
+        """Of each sample: cameras and windows of one episode resemble each other."""
+        plan, episodes = self.plan(VALIDATION), []
+        for k, corpus, video, skipped in zip(
+            batch["sample"].tolist(), batch["corpus"], batch["video_id"], batch["skipped"], strict=True
+        ):
+            # What stands in for a bad video is not what the plan names.
+            episode = "" if skipped else plan.manifest.row(plan.resolve(k).row)["episode_id"]
+            episodes.append(f"{corpus}/{episode or video}")
+        return episodes
 
-def _quality(name: str, predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    """Means over the predicted frames, which are all but the first."""
-    predicted, truth = predicted[:, 1:], truth[:, 1:]
-    return {
-        f"psnr_{name}": float(psnr(predicted, truth).mean()),
-        f"ssim_{name}": float(ssim(predicted, truth).mean()),
-        f"gmsd_{name}": float(gmsd(predicted, truth).mean()),
+
+def clip_figures(measured: dict[str, Tensor], episodes: Sequence[str]) -> dict[str, Any]:
+    """Means over clips, with 95 % intervals over their episodes.
+
+    Args:
+        measured: MEASURE_PREDICTION -> (N,) one figure per clip, such as psnr_1_step, with the prediction `still`.
+        episodes: of each clip.
+
+    Returns: means by name, those of the differences from a still picture on the same clips (psnr_1_step_over_still)
+        among them; `intervals` of all by name, [null, null] where there is one episode alone; numbers of `clips`
+        and `episodes`.
+    """
+    over = {
+        f"{name}_over_still": figures - measured[f"{measure}_still"]
+        for name, figures in measured.items()
+        if (measure := name.partition("_")[0]) and not name.endswith("_still")
     }
+    found = means_with_intervals(measured | over, episodes)
+    return {
+        "clips": len(episodes),
+        "episodes": len(set(episodes)),
+        **{name: mean for name, (mean, _, _) in found.items()},
+        "intervals": {name: [low, high] for name, (_, low, high) in found.items()},
+    }
+
+
+def _quality(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Of each clip, (B,): means over the predicted frames, which are all but the first."""
+    predicted, truth = predicted[:, 1:], truth[:, 1:]
+    return {measure.__name__: measure(predicted, truth).mean(dim=1).cpu() for measure in (psnr, ssim, gmsd)}

@@ -22,6 +22,7 @@ from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.recipes.policy_sizes import DataSizes, sizes_before_ingest, sizes_of, with_sizes
+from defi_platform.train.recipes.unseen_validation import unseen_by, unseen_line
 from defi_platform.train.recipes.video_base import VideoRecipe, folder_config, load_folder, model_errors
 
 if TYPE_CHECKING:
@@ -106,6 +107,11 @@ class PolicyRecipe(VideoRecipe):
         self._contract(plan)
         if self._model_config().normalization != "none":
             statistics(plan)  # kept beside the manifest, where every rank finds them
+        print(f"{self.kind}: {unseen_line(unseen_by(self.config))}", flush=True)
+
+    def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
+        """Whether its validation is on episodes that the pretrainings never saw, in addition to the values of all."""
+        return super().summary(validation) | {"validation_unseen_by": unseen_by(self.config)}
 
     def check(self) -> None:
         """Checks the policy against its corpora, as far as they are known, and against the two model folders."""
@@ -136,7 +142,7 @@ class PolicyRecipe(VideoRecipe):
             if self._sizes
             else "sizes of actions, states and views: known after the ingest"
         )
-        return [*super().describe_data(), sizes]
+        return [*super().describe_data(), sizes, unseen_line(unseen_by(self.config))]
 
     def _preset_config(self) -> DeFIPolicy.Config:
         from defi_models import presets

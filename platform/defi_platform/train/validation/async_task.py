@@ -15,7 +15,7 @@ from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import load_model
 from defi_platform.train.ray_errors import format_error, unwrap
 from defi_platform.train.recipe import EvalReport, Recipe
-from defi_platform.train.validation.loss import held_out_batches
+from defi_platform.train.validation.loss import evaluation_batch
 
 FINAL_TIMEOUT_S = 600.0
 """For the validation that is under way when training ends."""
@@ -106,8 +106,7 @@ def validate_checkpoint(pickled: bytes, step: int) -> bytes:
     train = recipe.config.train
     checkpoint = _wait_for_checkpoint(train.output, step, train.storage_patience_s)
     model = load_model(recipe, checkpoint).to("cuda" if ray.get_gpu_ids() else "cpu")
-    batch = held_out_batches(recipe, 0, 1)[0]
-    report = recipe.evaluate(model, batch, train.output, step)
+    report = recipe.evaluate(model, evaluation_batch(recipe), train.output, step)
     pickled_report: bytes = cloudpickle.dumps(report)
     return pickled_report
 

@@ -55,16 +55,12 @@ def scalars(outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def held_out_batches(recipe: Recipe, first: int, last: int) -> list[dict[str, Any]]:
-    """Micro-batches of the validation split, in memory.
-
-    Args:
-        recipe: of the run.
-        first: number of the first micro-batch.
-        last: number after the last one.
-    """
-    size = recipe.config.train.micro_batch
-    return list(recipe.validation_stream(recipe.plan("validation"), first * size, last * size, size))
+def evaluation_batch(recipe: Recipe) -> dict[str, Any]:
+    """The held-out samples that `Recipe.evaluate` gets, as one batch on CPU; {} where it takes none."""
+    number = recipe.evaluated_samples
+    if not number:
+        return {}
+    return next(iter(recipe.validation_stream(recipe.plan("validation"), 0, number, number)))
 
 
 class Validator:
@@ -84,29 +80,31 @@ class Validator:
     @torch.no_grad()
     def run(self) -> dict[str, Any]:
         """The mean of every scalar output, and the recipe's own metrics (collective)."""
-        batches, shares = self.batches(), self._shares()
-        first, last = shares[self._communicator.rank]
+        batches = self._own_batches()
+        size, shares = self._train.micro_batch, self._shares()
+        passes = [-(-len(share) // size) for share in shares]
+        own = passes[self._communicator.rank]
         sums: dict[str, Tensor] = {}
         counts: Tensor | None = None
         averaged = self._train.export_weights == "average"
         with self._engine.ema_weights() if averaged else nullcontext():
             self._engine.module.eval()
-            for number in range(max(stop - start for start, stop in shares)):
+            for number in range(max(passes)):
                 # Under ZeRO 3 every rank has to take part in every forward pass, so a rank that has run out
                 # repeats its last batch and leaves it out of the sums.
                 batch = to_device(batches[min(number, len(batches) - 1)], self._engine.device)
                 samples = batch["sample"].tolist()
                 outputs = forward_pass(self._engine, self._train.seed, batch, samples, "validation")
-                weight = float(number < last - first)
+                taken = number < own
+                # Batches differ in size, so each counts by its samples.
                 for name, value in scalars(outputs).items():
-                    sums[name] = (
-                        sums.get(name, torch.zeros((), dtype=torch.float64)) + weight * value.double().cpu()
-                    )
+                    term = taken * len(samples) * value.double().cpu()
+                    sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + term
                 batch_counts = self._recipe.validation_counts(outputs)
                 if batch_counts is not None:
-                    batch_counts = weight * batch_counts.double().cpu()
+                    batch_counts = taken * batch_counts.double().cpu()
                     counts = batch_counts if counts is None else counts + batch_counts
-        share = self._communicator.world_size / self._train.validation_batches
+        share = self._communicator.world_size / self._train.validation_samples
         row: dict[str, Any] = dict(
             self._communicator.mean({name: value * share for name, value in sums.items()})
         )
@@ -114,15 +112,17 @@ class Validator:
             row.update(self._recipe.validation_metrics(self._communicator.sum(counts)))
         return row
 
-    def batches(self) -> list[dict[str, Any]]:
-        """This rank's share of the held-out batches, read once."""
+    def _own_batches(self) -> list[dict[str, Any]]:
+        """This rank's share of the held-out samples in micro-batches, read once."""
         if self._batches is None:
-            first, last = self._shares()[self._communicator.rank]
-            self._batches = held_out_batches(self._recipe, first, max(last, first + 1))
+            # A rank without a share still needs a batch to take part with.
+            share = self._shares()[self._communicator.rank] or range(1)
+            plan, size = self._recipe.plan("validation"), self._train.micro_batch
+            self._batches = list(self._recipe.validation_stream(plan, share.start, share.stop, size))
         return self._batches
 
-    def _shares(self) -> list[tuple[int, int]]:
-        number, world_size = self._train.validation_batches, self._communicator.world_size
+    def _shares(self) -> list[range]:
+        """Sample numbers of each rank."""
+        number, world_size = self._train.validation_samples, self._communicator.world_size
         bounds = [number * rank // world_size for rank in range(world_size + 1)]
-        # A rank without a share still needs a batch to take part with.
-        return [(first, last) if last > first else (0, 0) for first, last in itertools.pairwise(bounds)]
+        return [range(first, last) for first, last in itertools.pairwise(bounds)]

@@ -18,13 +18,20 @@ from defi_platform.train.checkpoint.async_saver import CheckpointSaver
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restore_engine
 from defi_platform.train.engine.collectives import Communicator
+from defi_platform.train.engine.determinism import set_determinism
 from defi_platform.train.engine.lr_schedule import learning_rate
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.run_folder import retry_run_folder
 from defi_platform.train.stop_request import FileWatch, StopRequest
 from defi_platform.train.validation.async_task import FINAL_TIMEOUT_S, AsyncValidation
-from defi_platform.train.validation.loss import Validator, forward_pass, scalars, to_device
+from defi_platform.train.validation.loss import (
+    Validator,
+    evaluation_batch,
+    forward_pass,
+    scalars,
+    to_device,
+)
 from defi_platform.train.worker.divergence_policy import (
     Diverged,
     DivergencePolicy,
@@ -51,6 +58,7 @@ class Training:
         self, recipe: Recipe, started: float, preemptible: bool = False, successor: str | None = None
     ):
         self.recipe, self.train = recipe, recipe.config.train
+        set_determinism(self.train)
         if self.train.use_gpu:
             torch.cuda.set_device(get_device())
         self.communicator = Communicator(self.train.use_gpu)
@@ -337,7 +345,7 @@ class Training:
                 self.reporter.update_status(phase="waiting for the async validation", force=True)
             self._log_async_validation(FINAL_TIMEOUT_S)
             self.reporter.update_status(phase="exporting the model", force=True)
-            batch = self.validator.batches()[0]
+            batch = evaluation_batch(self.recipe)
             summary = retry_run_folder(self.recipe.kind, self.train, lambda: self._write_results(batch))
             self.reporter.track_media([CURVES, *summary["media"]], self.step)
             self._close("complete")

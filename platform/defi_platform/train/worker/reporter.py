@@ -9,6 +9,7 @@ import torch
 
 from defi_platform import storage
 from defi_platform.config.loader import to_mapping
+from defi_platform.train.engine.determinism import arithmetic
 from defi_platform.train.observability.code_version import code_version
 from defi_platform.train.observability.metrics_log import MetricsLog
 from defi_platform.train.observability.peak_flops import known_peak_tflops
@@ -76,6 +77,7 @@ class Reporter:
             accumulation=accumulation,
             source=code["source"],
             time=time.time(),
+            **arithmetic(self._train),
         )
 
     def update_status(self, force: bool = False, **values: Any) -> None:

@@ -29,7 +29,7 @@ def write_results(
         recipe: of the run.
         rows: of metrics.jsonl.
         facts: the loop's figures of the run: `steps`, `samples`, `wall_s`, `workers` and so on.
-        batch: of the validation split, on CPU.
+        batch: of the validation split, see `evaluation_batch`.
         device: to evaluate the model on.
         fingerprint: of the plan.
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 from defi_platform import storage
 from defi_platform.data.sources.lerobot.data_files import DataFiles, open_parquet
 from defi_platform.data.sources.lerobot.info import DAMAGE, Info, Tasks, read_info, signal_names, version_of
+from defi_platform.data.sources.lerobot.recorded import initial_states
 from defi_platform.data.sources.lerobot.signals import ACTION, read_signals
 from defi_platform.data.sources.lerobot.spans import CameraSpans, camera_spans
 from defi_platform.data.sources.records import (
@@ -137,6 +138,7 @@ class _Described:
         self._root, self._info, self._files, self._declared = root, info, files, declared
         self._data = DataFiles(root, files)
         self._with_actions = ACTION in info.features
+        self._states = initial_states(root, files)
 
     @functools.cached_property
     def _tasks(self) -> Tasks:
@@ -196,6 +198,7 @@ class _Described:
                 num_actions=length if self._with_actions else 0,
                 signals_uri=storage.join(self._root, data) if self._with_actions and data else "",
                 signals_version=signals.version if signals else "",
+                group=self._states.get(index, ""),
             )
             yield record_or_missing(self._files, name, self._root, record)
 
