@@ -122,7 +122,8 @@ class TrainConfig:
     storage_patience_s: float = field(default=600.0, metadata=RESUME_FREE)
     """Seconds a checkpoint waits for storage that does not answer or a disk that is full, before the run fails."""
     max_failures: int = field(default=3, metadata=RESUME_FREE)
-    """Worker failures that a run recovers from before it gives up; -1: any number."""
+    """Worker failures that a run recovers from before it gives up; -1: any number. The same one at the same step three
+    times in a row ends a run in any case, unless a node or a store is to blame."""
     restart_dead_codes_every: int = 100
     """Steps between two restarts of unused GIDM codes; the reference restarts them once per epoch. 0: never."""
     probe: ProbeConfig | None = field(default=None, metadata=RESUME_FREE)

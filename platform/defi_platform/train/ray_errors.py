@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ray.train import UserCallback
@@ -21,7 +22,7 @@ class FailureLines(UserCallback):
         logs.say(f"{self._kind}: worker {rank} failed: {format_error(error)}", kind=self._kind)
 
 
-def root_cause(worker_exceptions: dict[int, Exception]) -> tuple[int, BaseException]:
+def root_cause(worker_exceptions: Mapping[int, BaseException]) -> tuple[int, BaseException]:
     """The rank and error of the failure that most likely came first.
 
     The death of one rank fails the collective calls of the others, so errors of broken connections are returned only
@@ -29,9 +30,14 @@ def root_cause(worker_exceptions: dict[int, Exception]) -> tuple[int, BaseExcept
     """
     unwrapped = {rank: unwrap(error) for rank, error in sorted(worker_exceptions.items())}
     for rank, error in unwrapped.items():
-        if "peer" not in str(error) and "Connection" not in str(error):
+        if not is_collateral(error):
             return rank, error
     return next(iter(unwrapped.items()))
+
+
+def is_collateral(error: BaseException) -> bool:
+    """True for the error of a rank whose connection to another one broke, as it does when that one dies."""
+    return any(words in str(error) for words in ("peer", "Connection", "NCCL error", "ncclRemoteError"))
 
 
 def unwrap(error: BaseException) -> BaseException:

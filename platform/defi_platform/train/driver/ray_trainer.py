@@ -16,11 +16,17 @@ from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import (
+    DefaultFailurePolicy,
+    _is_preemption_failure,
+)
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from defi_platform import roles
 from defi_platform.config import TrainConfig
 from defi_platform.train.config_checks import world_sizes
+from defi_platform.train.failures import FailureLog
 from defi_platform.train.ray_errors import FailureLines
 
 
@@ -33,6 +39,7 @@ class RunTrainer(TorchTrainer):
         settings: argument of that function.
         train: settings of the run.
         resources: Ray resources of one worker.
+        failures: log of the run's failures.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class RunTrainer(TorchTrainer):
         settings: dict[str, Any],
         train: TrainConfig,
         resources: dict[str, float],
+        failures: FailureLog,
     ):
         settings["preemptible"] = _preemptible(train)
         sizes = world_sizes(train)
@@ -69,11 +77,12 @@ class RunTrainer(TorchTrainer):
             ),
         )
 
-        self._world_sizes = sizes
+        self._world_sizes, self._failures = sizes, failures
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if isinstance(settings["scaling_policy"], ElasticScalingPolicy):
             settings["scaling_policy"] = WholeBatchPolicy(self.scaling_config, self._world_sizes)
+        settings["failure_policy"] = NoRepeats(self.run_config.failure_config, self._failures)
         return super()._initialize_and_run_controller(**settings)  # type: ignore[misc]
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -128,6 +137,28 @@ class WholeBatchPolicy(ElasticScalingPolicy):
             reserved_resources = {node: free for node, free in reserved_resources.items() if node in allowed}
         possible = super()._count_possible_workers(reserved_resources)
         return max((size for size in self._sizes if size <= possible), default=0)
+
+
+class NoRepeats(DefaultFailurePolicy):
+    """Ray's policy for failures, ended where the same one comes again and again.
+
+    Args:
+        config: Ray's settings.
+        failures: log of the run.
+    """
+
+    def __init__(self, config: Any, failures: FailureLog):
+        super().__init__(config)
+        self._failures = failures
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """Records the failure and decides about another attempt."""
+        decision: FailureDecision = super().make_decision(training_failed_error)
+        if isinstance(training_failed_error, ray.train.ControllerError):
+            return decision  # of workers that could not be started: nodes come and go
+        errors = getattr(training_failed_error, "worker_failures", {})
+        preempted = _is_preemption_failure(training_failed_error)
+        return FailureDecision.RAISE if self._failures.add(errors, preempted=preempted) else decision
 
 
 def _preemptible(train: TrainConfig) -> bool:

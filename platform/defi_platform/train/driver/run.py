@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import threading
 import time
@@ -33,6 +34,7 @@ from defi_platform.train.config_checks import (
 )
 from defi_platform.train.driver.dry_run import DryRun, dry_run
 from defi_platform.train.driver.ray_trainer import RunTrainer
+from defi_platform.train.failures import FailureLog, RepeatedFailure
 from defi_platform.train.observability.status import FILE as STATUS
 from defi_platform.train.observability.status import StatusView
 from defi_platform.train.ray_errors import format_error, root_cause, unwrap
@@ -264,14 +266,23 @@ def prepare_folder(recipe: Recipe) -> None:
 
 def _fit(recipe: Recipe, lease: FolderLease) -> None:
     settings = recipe.config.train
+    digest = hashlib.sha256(to_yaml(recipe.config).encode()).hexdigest()[:16]
+    failures = FailureLog(settings.output, recipe.kind, digest)
+    before = failures.newest()
     trainer = RunTrainer(
         recipe.kind,
         train_worker,
         {"recipe": recipe, "started": time.time(), "successor": lease.successor},
         settings,
         worker_resources(settings),
+        failures,
     )
-    outcome = trainer.fit().return_value or {}  # type: ignore[attr-defined]  # Ray Train v2
+    try:
+        outcome = trainer.fit().return_value or {}  # type: ignore[attr-defined]  # Ray Train v2
+    except Exception as error:
+        if reason := failures.reason(before):
+            raise RepeatedFailure(reason) from error
+        raise
     if "error" in outcome:
         kind, message = outcome["error"]
         family = {cls.__name__: cls for cls in _families(errors.UserError)}

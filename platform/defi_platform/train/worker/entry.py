@@ -13,6 +13,7 @@ from defi_platform.errors import UserError
 from defi_platform.storage.remote import StorageUnavailable
 from defi_platform.train.config_checks import check_device
 from defi_platform.train.engine.deepspeed_engine import prepare_process
+from defi_platform.train.failures import mark_step
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.run_folder import retry_run_folder
 from defi_platform.train.worker.loop import Training
@@ -50,4 +51,8 @@ def _train(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
         # Found by every rank alike, before any of them waits for another: raising it would only make Ray
         # Train try again.
         return {"error": [type(error).__name__, str(error)]}
-    return training.run()
+    try:
+        return training.run()
+    except Exception as error:
+        mark_step(error, training.step)
+        raise
