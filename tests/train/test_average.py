@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import tiny
 import torch
@@ -11,6 +13,7 @@ from ranks import Ranks
 from defi_platform.config import TrainConfig
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 from defi_platform.train.engine.seeds import sample_generators
+from defi_platform.train.engine.sharded_state import Span
 
 DECAY = 0.4
 
@@ -62,18 +65,22 @@ def check_that_it_can_be_restored(engine: TrainingEngine, settings: TrainConfig,
     everyones: list[list[tuple[str, int, dict[str, torch.Tensor]]]] = [[] for _ in range(world_size)]
     distributed.all_gather_object(everyones, own)
     pieces = sorted((piece for of_rank in everyones for piece in of_rank), key=lambda piece: piece[1])
-    model = tiny.TinyModel(dropout=0.0)
-    shapes = {name: p.shape for name, p in model.named_parameters() if p.requires_grad}
 
-    def read(name: str, kind: str) -> torch.Tensor:
-        return torch.cat([tensors[kind] for of, _, tensors in pieces if of == name]).view(shapes[name])
+    def read(spans: list[Span]) -> Iterator[tuple[Span, torch.Tensor]]:
+        for span in spans:
+            whole = torch.cat([tensors[span.kind] for of, _, tensors in pieces if of == span.name])
+            yield span, whole[span.start : span.stop]
 
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in shapes:
-                parameter.copy_(read(name, "param"))
-    fresh = TrainingEngine(model, settings, world_size)
-    fresh.restore(engine.scalars(), read)
+    # Fresh weights, as of a run that has not begun: another seed's.
+    torch.manual_seed(1)
+    fresh = TrainingEngine(tiny.TinyModel(dropout=0.0), settings, world_size)
+    fresh.restore_share(engine.scalars(), read)
+    fresh.end_restore(engine.scalars())
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            there = fresh.module.get_parameter(name)
+            with engine.gathered(parameter), fresh.gathered(there):
+                assert torch.equal(there, parameter), f"{name}: the working copy of every rank"
     assert fresh.scalars() == engine.scalars()
     for (name, start, mine), there in zip(own, fresh.fragments(), strict=True):
         assert (there.name, there.start) == (name, start)

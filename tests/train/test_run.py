@@ -125,7 +125,9 @@ def test_a_run_goes_on_with_two_workers_and_zero_3_from_the_checkpoint_before_a_
     copy = run / "checkpoints" / checkpoints.folder_name(6, "abcdef")
     copy.mkdir()
     for file in Path(newest.uri).iterdir():
-        (copy / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".safetensors" else None])
+        # Only who reads that part finds it.
+        flip = -1 if file.suffix == ".safetensors" else None
+        (copy / file.name).write_bytes(file.read_bytes()[:flip] + (b"?" if flip else b""))
 
     recipe = tiny.TinyRecipe(run_config(run, num_workers=2, zero_stage=3), "killed", kill_at=8)
     prepare(recipe)

@@ -18,9 +18,10 @@ from defi_platform import storage
 from defi_platform.storage import StorageError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.async_saver import MAX_PENDING, MAX_WAIT_S, CheckpointSaver
-from defi_platform.train.checkpoint.format import Position, Reader
+from defi_platform.train.checkpoint.format import Position
+from defi_platform.train.checkpoint.read import Reader
 from defi_platform.train.engine.collectives import Communicator
-from defi_platform.train.engine.deepspeed_engine import ParameterFragment
+from defi_platform.train.engine.sharded_state import ParameterFragment
 from defi_platform.train.observability.metrics_log import MetricsLog, read_metrics
 
 Save = Callable[..., None]
@@ -44,8 +45,7 @@ def steps(run: str) -> list[int]:
 
 
 def first_value(run: str) -> float:
-    with Reader(checkpoints.committed(run)[0]) as reader:
-        return float(reader.read("param", "w")[0])
+    return float(Reader(checkpoints.committed(run)[0]).read("param", "w")[0])
 
 
 def test_a_checkpoint_holds_the_state_of_its_step_whatever_happens_to_the_weights_later(

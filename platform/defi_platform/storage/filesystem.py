@@ -198,6 +198,33 @@ def read_text(uri: str) -> str:
     return read_bytes(uri).decode("utf-8")
 
 
+def read_into(uri: str, start: int, buffer: memoryview) -> None:
+    """Fills a buffer with the bytes of a file from `start` on.
+
+    Args:
+        uri: of the file.
+        start: offset of the first byte.
+        buffer: writable, of bytes; its length says how many.
+
+    Raises: EOFError when the file ends before; FileNotFoundError, StorageError.
+    """
+    if not len(buffer):
+        return
+    if is_remote(uri):
+        fs, path = filesystem(uri)
+        content = attempt(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=start + len(buffer))))
+        count = len(content)
+        buffer[:count] = content
+    else:
+        with local_path(uri).open("rb", buffering=0) as file:
+            file.seek(start)
+            count = 0
+            while count < len(buffer) and (more := file.readinto(buffer[count:])):
+                count += more
+    if count < len(buffer):
+        raise EOFError(f"{uri} ends at byte {start + count}, {start + len(buffer)} were expected")
+
+
 def open_seekable(uri: str, block_bytes: int = 1 << 20, version: str = "") -> IO[bytes]:
     """Opens a file that the caller closes; remote ones are read in ranges of `block_bytes`, not downloaded whole.
 

@@ -21,7 +21,7 @@ from defi_platform.storage.scratch import scratch_folder
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.engine.collectives import Communicator
-from defi_platform.train.engine.deepspeed_engine import ParameterFragment
+from defi_platform.train.engine.sharded_state import ParameterFragment
 from defi_platform.train.run_folder import TIMEOUT_KEY
 
 Result = TypeVar("Result")

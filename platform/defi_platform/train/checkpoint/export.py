@@ -11,6 +11,7 @@ from defi_platform import storage
 from defi_platform.errors import CheckpointError
 from defi_platform.storage.scratch import scratch
 from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint.read import Reader, read_buffers
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import Recipe
 
@@ -43,19 +44,18 @@ def load_model(recipe: Recipe, checkpoint: checkpoints.Checkpoint) -> nn.Module:
     """
     torch.manual_seed(seed_of(recipe.config.train.seed, "weights"))
     model = recipe.build()
-    with checkpoints.Reader(checkpoint) as reader, torch.no_grad():
-        kind = "ema" if recipe.config.train.export_weights == "average" else "param"
-        if kind == "ema" and not reader.names("ema"):
-            raise CheckpointError(
-                f"{checkpoint.uri} has no average of the weights, which train.export_weights=average asks for. "
-                "Export the raw ones (weights=raw), or train with train.ema_decay."
-            )
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(reader.read(kind, name, parameter.shape))
-        for name, buffer in model.named_buffers():
-            if name in reader.names("buffer"):
-                buffer.copy_(reader.read("buffer", name, buffer.shape))
+    reader = Reader(checkpoint)
+    kind = "ema" if recipe.config.train.export_weights == "average" else "param"
+    if kind == "ema" and not reader.names("ema"):
+        raise CheckpointError(
+            f"{checkpoint.uri} has no average of the weights, which train.export_weights=average asks for. "
+            "Export the raw ones (weights=raw), or train with train.ema_decay."
+        )
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        for name, value in reader.whole(kind, {name: one.shape for name, one in trained.items()}):
+            trained[name].copy_(value)
+        read_buffers(reader, model)
     return model.eval()
 
 

@@ -1,8 +1,9 @@
 """Checkpoint format: one shard per rank, committed rank by rank, verified before it is trusted.
 
 A checkpoint is the folder `checkpoints/step_<n>_<attempt>/` of a run. Rank r of w writes
-`shard_<r>_of_<w>.safetensors` and, after it, `shard_<r>_of_<w>.json` with its size and SHA-256: that is the
-commit marker. A checkpoint is committed when the markers of all w ranks are there. Tensors lie under
+`shard_<r>_of_<w>.safetensors`, then `shard_<r>_of_<w>.pieces.json`, the index of its tensors (pieces.py), and last
+`shard_<r>_of_<w>.json` with the size of the one and the SHA-256 of the other: that is the commit marker. A checkpoint
+is committed when the markers of all w ranks are there, unless it was passed over (`pass_over`). Tensors lie under
 `<kind>/<start>/<parameter>`: a run of elements of the flattened parameter from `start` on; buffers, which all
 ranks share, under `buffer/0/<name>` of shard 0.
 """
@@ -13,29 +14,24 @@ import errno
 import hashlib
 import json
 import re
-import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from defi_platform import storage
-from defi_platform.errors import CheckpointError
-from defi_platform.storage.scratch import scratch_folder
-from defi_platform.train.engine.deepspeed_engine import ParameterFragment
+from defi_platform.storage.parallel_read import side_by_side
+from defi_platform.train.checkpoint import pieces
+from defi_platform.train.engine.sharded_state import ParameterFragment
 
 FOLDER = "checkpoints"
-
-
-class DamagedCheckpoint(CheckpointError):
-    """A checkpoint whose files have changed since it was committed; the one before it may be whole."""
-
+PASSED_OVER = "passed_over.json"
+"""File in a checkpoint that could not be used; it says why. Without it the checkpoint is tried again."""
 
 _NAME = re.compile(r"step_(\d{9})_[0-9a-f]{6}")
 _MARKER = re.compile(r"shard_(\d{5})_of_(\d{5})\.json")
@@ -109,20 +105,23 @@ def write_shard(
 
 
 def commit_shard(shard: Path, target: str, position: Position) -> None:
-    """Copies a shard to its checkpoint folder, and after it the marker that commits it.
+    """Copies a shard to its checkpoint folder, then its index, and after it the marker that commits both.
 
     Args:
         shard: local file that `write_shard` wrote.
         target: checkpoint folder, local or remote.
         position: of the run.
     """
+    index = pieces.describe(shard).encode()
     marker = {
         "file": shard.name,
         "bytes": shard.stat().st_size,
-        "sha256": _sha256(shard),
+        "pieces": f"{shard.stem}.pieces.json",
+        "pieces_sha256": hashlib.sha256(index).hexdigest(),
         "position": asdict(position),
     }
     storage.put_file(shard, storage.join(target, shard.name))
+    storage.write_bytes(storage.join(target, f"{shard.stem}.pieces.json"), index)
     storage.write_text(storage.join(target, f"{shard.stem}.json"), json.dumps(marker, indent=1))
 
 
@@ -141,21 +140,30 @@ class Checkpoint:
 
 
 def committed(run: str) -> list[Checkpoint]:
-    """Committed checkpoints of a run, newest first."""
-    folder = storage.join(run, FOLDER)
+    """Committed checkpoints of a run, newest first; not those that were passed over."""
     found = []
-    for name in storage.names(folder):
-        match = _NAME.fullmatch(name)
-        markers = _markers(storage.join(folder, name)) if match else None
-        if match and markers:
-            found.append(Checkpoint(storage.join(folder, name), int(match[1]), markers))
+    for uri, step, names in _folders(run):
+        markers = None if PASSED_OVER in names else _markers(uri, names)
+        if markers:
+            found.append(Checkpoint(uri, step, markers))
     return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.uri), reverse=True)
+
+
+def pass_over(checkpoint: Checkpoint, reason: str) -> None:
+    """Makes a checkpoint that cannot be used count no more; its files stay until `prune` has enough whole newer ones.
+
+    Args:
+        checkpoint: committed one.
+        reason: for who looks at the folder.
+    """
+    text = json.dumps({"reason": reason, "to_try_again": "delete this file"}, indent=1)
+    storage.write_text(storage.join(checkpoint.uri, PASSED_OVER), text)
 
 
 def prune(
     run: str, keep: int, unfinished: bool, keep_best: bool = False, pinned_step: int | None = None
 ) -> None:
-    """Deletes all but the newest `keep` checkpoints.
+    """Deletes all but the newest `keep` checkpoints, and those that were passed over and are older than all of these.
 
     Args:
         run: run folder.
@@ -165,123 +173,40 @@ def prune(
         pinned_step: step of a checkpoint that is being read, which stays.
     """
     found = committed(run)
-    folder = storage.join(run, FOLDER)
     validated = [one for one in found if keep_best and one.position.validation_loss is not None]
     best = min(validated, key=lambda one: one.position.validation_loss or 0.0, default=None)
     for old in found[keep:]:
         if old.step != pinned_step and (best is None or old.uri != best.uri):
             storage.delete(old.uri)
-    if unfinished:
-        whole = {checkpoint.uri for checkpoint in found}
-        for name in storage.names(folder):
-            if _NAME.fullmatch(name) and storage.join(folder, name) not in whole:
-                storage.delete(storage.join(folder, name))
+    oldest = found[keep - 1].step if 0 < keep <= len(found) else 0
+    whole = {checkpoint.uri for checkpoint in found}
+    for uri, step, names in _folders(run):
+        obsolete = step < oldest if PASSED_OVER in names else unfinished and uri not in whole
+        if obsolete:
+            storage.delete(uri)
 
 
-def _markers(uri: str) -> list[dict[str, Any]] | None:
-    names = [match for match in map(_MARKER.fullmatch, storage.names(uri)) if match]
-    if not names or len(names) != int(names[0][2]):
+def _folders(run: str) -> Iterator[tuple[str, int, list[str]]]:
+    """(uri, step, names of its files) of each folder of a checkpoint, committed or not."""
+    folder = storage.join(run, FOLDER)
+    steps = {
+        storage.join(folder, name): match
+        for name in storage.names(folder)
+        if (match := _NAME.fullmatch(name))
+    }
+    for uri, names in side_by_side(storage.names, steps, storage.is_remote(run)):
+        yield uri, int(steps[uri][1]), names
+
+
+def _markers(uri: str, names: list[str]) -> list[dict[str, Any]] | None:
+    found = [match for match in map(_MARKER.fullmatch, names) if match]
+    if not found or len(found) != int(found[0][2]):
         return None
+    files = [storage.join(uri, name) for name in sorted(match[0] for match in found)]
     try:
         return [
-            json.loads(storage.read_text(storage.join(uri, match[0]))) for match in sorted(names, key=str)
+            json.loads(text) for _, text in side_by_side(storage.read_text, files, storage.is_remote(uri))
         ]
     except (json.JSONDecodeError, FileNotFoundError):
         # Cut off while it was written, or deleted by the run while another process reads.
         return None
-
-
-class Reader:
-    """Reads the whole tensors of one committed checkpoint from all its shards.
-
-    Raises: DamagedCheckpoint when a shard is not what its marker says.
-    """
-
-    def __init__(self, checkpoint: Checkpoint):
-        self.position = checkpoint.position
-        self._uri = checkpoint.uri
-        self._scratch: Path | None = None
-        # Of the open file that holds it: opening one reads the names of all its tensors.
-        self._pieces: dict[tuple[str, str], list[tuple[int, str, Any]]] = {}
-        if storage.is_remote(checkpoint.uri):
-            self._scratch = scratch_folder("checkpoint")
-        try:
-            for marker in checkpoint.markers:
-                self._index(self._local(marker))
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Reader:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Closes the files, and removes those that were downloaded."""
-        self._pieces.clear()
-        if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-
-    def names(self, kind: str) -> list[str]:
-        """Names of the tensors of one kind: "param", a moment, or "buffer"."""
-        return [name for tensor_kind, name in self._pieces if tensor_kind == kind]
-
-    def read(self, kind: str, name: str, shape: torch.Size | None = None) -> Tensor:
-        """One whole tensor; flat unless a shape is given.
-
-        Args:
-            kind: "param", a moment, "ema" or "buffer".
-            name: of the parameter or buffer.
-            shape: of the result.
-
-        Raises: CheckpointError when it is not there or has another number of elements.
-        """
-        pieces = sorted(self._pieces.get((kind, name), ()), key=lambda piece: piece[0])
-        parts, end = [], 0
-        for start, key, file in pieces:
-            if start != end and kind != "buffer":
-                raise DamagedCheckpoint(f"{self._uri}: '{name}' has a gap at element {end}.")
-            parts.append(file.get_tensor(key))
-            end = start + parts[-1].numel()
-        if not parts:
-            raise CheckpointError(f"{self._uri}: holds no '{name}' ({kind}); it is of another model.")
-        whole = parts[0] if kind == "buffer" else torch.cat(parts)
-        if shape is not None and whole.numel() != shape.numel():
-            raise CheckpointError(
-                f"{self._uri}: '{name}' has {whole.numel()} elements, the model's has {shape.numel()}."
-            )
-        return whole if shape is None else whole.reshape(shape)
-
-    def _local(self, marker: dict[str, Any]) -> Path:
-        name: str = marker["file"]
-        uri = storage.join(self._uri, name)
-        try:
-            if self._scratch:
-                path = self._scratch / name
-                storage.get_file(uri, path)
-            else:
-                path = storage.local_path(uri)
-            size = path.stat().st_size
-        except FileNotFoundError as error:
-            raise DamagedCheckpoint(f"{uri} is gone.") from error
-        if size != marker["bytes"]:
-            raise DamagedCheckpoint(f"{uri} has {size} bytes, {marker['bytes']} were written.")
-        if _sha256(path) != marker["sha256"]:
-            raise DamagedCheckpoint(f"{uri} is damaged: its SHA-256 is not the one that was written.")
-        return path
-
-    def _index(self, path: Path) -> None:
-        try:
-            file: Any = safe_open(path, framework="pt")
-            for key in file.keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                kind, start, name = key.split("/", 2)
-                self._pieces.setdefault((kind, name), []).append((int(start), key, file))
-        except SafetensorError as error:
-            raise DamagedCheckpoint(f"{path} is no safetensors file: {error}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,60 +1,149 @@
-"""Resume: the newest whole checkpoint, restored into the model and the engine."""
+"""Resume: the newest checkpoint that all ranks can use, of which each reads its own share alone."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
 from torch import nn
 
-from defi_platform import storage
 from defi_platform.errors import CheckpointError
+from defi_platform.retry import RetryPolicy, retry
+from defi_platform.storage import StorageError
+from defi_platform.storage.remote import StorageUnavailable
 from defi_platform.train.checkpoint import format as checkpoints
-from defi_platform.train.checkpoint.format import Position
+from defi_platform.train.checkpoint.format import Checkpoint, Position
+from defi_platform.train.checkpoint.pieces import DamagedCheckpoint, PieceIndex, read_index
+from defi_platform.train.checkpoint.read import Reader, read_buffers
 from defi_platform.train.engine.collectives import Communicator
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
+from defi_platform.train.engine.sharded_state import MOMENTS
 from defi_platform.train.recipe import Recipe
+
+DISK_ERRORS = RetryPolicy(max_attempts=3, first_pause_s=1.0)
+"""Of a file that cannot be read, before the checkpoint counts as one that cannot; remote stores are asked longer."""
+
+Answer = TypeVar("Answer")
+
+
+class Problem(NamedTuple):
+    """Why a rank cannot use a checkpoint."""
+
+    message: str
+    away: bool
+    """The store does not answer: no reason to take an older one."""
 
 
 def restore_engine(
     recipe: Recipe, model: nn.Module, plan_fingerprint: str, communicator: Communicator
 ) -> tuple[TrainingEngine, Position | None]:
-    """Makes the engine around a model, both in the state of the newest whole checkpoint (collective).
+    """Makes the engine around a model, in the state of the newest whole checkpoint (collective).
+
+    Each rank reads what it holds itself of the weights and moments. A checkpoint that some rank cannot use is passed
+    over for the one before, by all of them; of the others none is, since a run must not begin anew by mistake.
 
     Args:
         recipe: of the run.
-        model: on CPU, as the recipe builds it; its weights and buffers are overwritten.
+        model: on CPU, as the recipe builds it.
         plan_fingerprint: of the plan that training will read.
         communicator: of this rank.
 
     Returns: the engine and the progress of the run, None at its start.
-    Raises: CheckpointError for a checkpoint of another model or of other data.
+    Raises: CheckpointError for a checkpoint of another model or of other data, or when there are some and none can be
+        used; StorageUnavailable.
     """
     train = recipe.config.train
-    reader = _open_newest(recipe, communicator)
-    if reader is None:
-        return TrainingEngine(model, train, communicator.world_size), None
-    with reader:
-        _check_plan(recipe, reader.position, plan_fingerprint, communicator.is_rank_zero)
-        shapes = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                shapes[name] = parameter.shape
-                parameter.data.copy_(reader.read("param", name, parameter.shape))
-        for name, buffer in model.named_buffers():
-            if name in reader.names("buffer"):
-                buffer.copy_(reader.read("buffer", name, buffer.shape))
-            if name in recipe.summed_buffers and not communicator.is_rank_zero:
+    engine = TrainingEngine(model, train, communicator.world_size)
+    found = communicator.broadcast(checkpoints.committed(train.output) if communicator.is_rank_zero else [])
+    failed: list[tuple[Checkpoint, str]] = []
+    position = None
+    for checkpoint in found:
+        _check_plan(recipe, checkpoint.position, plan_fingerprint, communicator.is_rank_zero)
+        problem = _restore(recipe, engine, checkpoint, communicator)
+        if problem is None:
+            position = checkpoint.position
+            break
+        if problem.away:
+            raise StorageUnavailable(problem.message)
+        failed.append((checkpoint, problem.message))
+        if communicator.is_rank_zero:
+            print(f"{recipe.kind}: {problem.message} Falling back to the one before.", flush=True)
+    if found and position is None:
+        raise CheckpointError(
+            f"{train.output} has {len(found)} checkpoints and none can be used: "
+            + " ".join(message for _, message in failed)
+            + " None was changed. Bring their files back, or move its folder 'checkpoints' away to begin anew."
+        )
+    if communicator.is_rank_zero:
+        for checkpoint, message in failed:
+            checkpoints.pass_over(checkpoint, message)
+        checkpoints.prune(train.output, train.keep_checkpoints, unfinished=True, keep_best=train.keep_best)
+        if position:
+            print(f"{recipe.kind}: goes on from step {position.step}", flush=True)
+    return engine, position
+
+
+def _restore(
+    recipe: Recipe, engine: TrainingEngine, checkpoint: Checkpoint, communicator: Communicator
+) -> Problem | None:
+    """Sets the state of a checkpoint (collective).
+
+    Returns: why some rank could not, the same on all of them.
+    Raises: CheckpointError, on all ranks, for a checkpoint of another model.
+    """
+    index: PieceIndex | None = None
+    problem = None
+    if communicator.is_rank_zero:
+        index, problem = _attempt(checkpoint, lambda: read_index(checkpoint.uri, checkpoint.markers))
+    index, problem = communicator.broadcast((index, problem))
+    if index is None:
+        return problem
+    scalars = checkpoint.position.scalars
+
+    def read_share(index: PieceIndex) -> None:
+        _check_model(recipe, engine, index, scalars)
+        reader = Reader(checkpoint, index, communicator.rank, communicator.world_size)
+        engine.restore_share(scalars, reader.spans)
+        read_buffers(reader, engine.module)
+
+    _, problem = _attempt(checkpoint, lambda: read_share(index))
+    problems = [one for one in communicator.gather(problem) if one]
+    if problems:
+        return max(problems, key=lambda one: one.away)
+    engine.end_restore(scalars)
+    if not communicator.is_rank_zero:
+        for name, buffer in engine.module.named_buffers():
+            if name in recipe.summed_buffers:
                 # The sum over the ranks lives on in rank 0's count alone.
                 buffer.zero_()
-        extra = sorted(set(reader.names("param")) - set(shapes))
-        if extra:
-            raise CheckpointError(
-                f"the checkpoint in {train.output} also holds '{extra[0]}', which this model has not. "
-                "Choose another train.output, or the settings that it was written with."
-            )
-        engine = TrainingEngine(model, train, communicator.world_size)
-        engine.restore(reader.position.scalars, lambda name, kind: reader.read(kind, name, shapes[name]))
-    if communicator.is_rank_zero:
-        print(f"{recipe.kind}: goes on from step {reader.position.step}", flush=True)
-    return engine, reader.position
+    return None
+
+
+def _attempt(checkpoint: Checkpoint, request: Callable[[], Answer]) -> tuple[Answer | None, Problem | None]:
+    """The request's answer, or why there is none that a rank must not keep to itself."""
+    try:
+        return retry(request, DISK_ERRORS, is_transient=lambda error: isinstance(error, OSError)), None
+    except DamagedCheckpoint as error:
+        return None, Problem(str(error), away=False)
+    except (OSError, StorageError) as error:
+        message = f"{checkpoint.uri} cannot be read: {error}".rstrip(".") + "."
+        return None, Problem(message, away=isinstance(error, StorageUnavailable))
+
+
+def _check_model(
+    recipe: Recipe, engine: TrainingEngine, index: PieceIndex, scalars: dict[str, float]
+) -> None:
+    shapes = engine.trained_shapes()
+    for kind in ("param", *(MOMENTS if scalars["adam_step"] else ())):
+        index.check(kind, shapes)
+    if engine.ema and "ema_updates" in scalars:
+        index.check("ema", shapes)
+    extra = sorted(set(index.names("param")) - set(shapes))
+    if extra:
+        raise CheckpointError(
+            f"the checkpoint in {recipe.config.train.output} also holds '{extra[0]}', which this model has not. "
+            "Choose another train.output, or the settings that it was written with."
+        )
 
 
 def _check_plan(recipe: Recipe, position: Position, fingerprint: str, announce: bool) -> None:
@@ -74,25 +163,3 @@ def _check_plan(recipe: Recipe, position: Position, fingerprint: str, announce: 
         f"{position.step}: its sample numbers would mean other samples. Restore the corpora and "
         "data settings, or choose another train.output."
     )
-
-
-def _open_newest(recipe: Recipe, communicator: Communicator) -> checkpoints.Reader | None:
-    """Opens the newest checkpoint that is whole; rank 0 chooses, so that all take the same."""
-    train = recipe.config.train
-    choice: str | None = None
-    if communicator.is_rank_zero:
-        for candidate in checkpoints.committed(train.output):
-            try:
-                checkpoints.Reader(candidate).close()
-            except checkpoints.DamagedCheckpoint as error:
-                print(f"{recipe.kind}: {error} Falling back to the one before.", flush=True)
-                storage.delete(candidate.uri)
-                continue
-            choice = candidate.uri
-            break
-        checkpoints.prune(train.output, train.keep_checkpoints, unfinished=True, keep_best=train.keep_best)
-    choice = communicator.broadcast(choice)
-    for candidate in checkpoints.committed(train.output):
-        if candidate.uri == choice:
-            return checkpoints.Reader(candidate)
-    return None

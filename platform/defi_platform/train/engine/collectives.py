@@ -43,6 +43,12 @@ class Communicator:
         distributed.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all ranks on every rank, in their order (collective)."""
+        values = [value] * self.world_size
+        distributed.all_gather_object(values, value)
+        return values
+
     def barrier(self) -> None:
         """Returns when every rank has called it (collective)."""
         distributed.barrier()

@@ -1,18 +1,12 @@
-"""A DeepSpeed engine as the loop needs it, and its training state as fragments of named parameters.
-
-DeepSpeed's own checkpoints fit one world size and one ZeRO stage. Here each rank hands out the fragments of
-parameters and of Adam's moments that it owns, each with its offset in the full parameter, without any
-communication. Put together they restore any other world size and stage.
-"""
+"""A DeepSpeed engine as the loop needs it: forward, backward, update, and its state for checkpoints."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,20 +14,7 @@ from torch import Tensor, nn
 
 from defi_platform.config import TrainConfig
 from defi_platform.train.engine.ema import EMA
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's state per parameter, by torch's names."""
-
-
-@dataclass(frozen=True)
-class ParameterFragment:
-    """Consecutive elements of one flattened parameter, owned by this rank."""
-
-    name: str
-    start: int
-    tensors: dict[str, Tensor]
-    """"param" (fp32 master weights), after the first update each of MOMENTS, and "ema" where there is one; all 1-D,
-    same length."""
+from defi_platform.train.engine.sharded_state import MOMENTS, ParameterFragment, ShardedState, Span
 
 
 def prepare_process(use_gpu: bool, threads: int | None) -> None:
@@ -105,6 +86,7 @@ class TrainingEngine:
         for name, buffer in self.module.named_buffers():
             # DeepSpeed casts buffers with the weights; normalisation statistics and counts must stay exact.
             buffer.data = buffers[name].to(buffer.device)
+        self._state = ShardedState(self.engine, train.zero_stage)
         self.ema = EMA(self, train.ema_decay) if train.ema_decay else None
         scaler = self._loss_scaler()
         if hasattr(scaler, "raise_error_at_min_scale"):
@@ -138,7 +120,7 @@ class TrainingEngine:
 
         Returns: False when DeepSpeed skipped the update because of an overflow (fp16).
         """
-        for group in self._adam().param_groups:
+        for group in self._state.adam.param_groups:
             group["lr"] = learning_rate
         boundary = self.engine.is_gradient_accumulation_boundary()
         self.engine.step()
@@ -168,7 +150,7 @@ class TrainingEngine:
 
     def scalars(self) -> dict[str, float]:
         """State that is the same on every rank: Adam's count of updates, fp16's loss scale."""
-        steps = [state["step"] for state in self._adam().state.values() if "step" in state]
+        steps = [state["step"] for state in self._state.adam.state.values() if "step" in state]
         values = {"adam_step": float(steps[0]) if steps else 0.0}
         scaler = self._loss_scaler()
         for name in ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"):
@@ -183,62 +165,62 @@ class TrainingEngine:
 
         Values are views of the masters where DeepSpeed gives them.
         """
-        for fragment in self._fragments(moments=False):
+        for fragment in self._state.fragments(moments=False):
             yield fragment.name, fragment.start, fragment.tensors["param"]
 
     def fragments(self) -> Iterator[ParameterFragment]:
         """This rank's share of the training state; all ranks' together cover each parameter once."""
-        for fragment in self._fragments(moments=True):
+        for fragment in self._state.fragments(moments=True):
             if self.ema:
                 fragment.tensors["ema"] = self.ema.fragment(fragment.name)
             yield fragment
 
-    def _fragments(self, moments: bool) -> Iterator[ParameterFragment]:
-        rank = torch.distributed.get_rank()
-        for number, (name, parameter) in enumerate(self._trainable()):
-            if self._stage == 0:
-                if number % self._world_size == rank:
-                    state = self._adam().state.get(parameter, {}) if moments else {}
-                    yield ParameterFragment(
-                        name, 0, _flat(parameter, {m: state[m] for m in MOMENTS if m in state})
-                    )
-            elif self._stage == 3:
-                yield from self._stage_3_fragment(name, parameter, rank, moments)
-            elif parameter._hp_mapping is not None:
-                mapping = parameter._hp_mapping
-                available = (mapping.optim_fragment or {}) if moments else {}
-                values = {m: mapping.get_hp_fragment(m) for m in MOMENTS if m in available}
-                tensors = _flat(mapping.get_hp_fragment(), values)
-                yield ParameterFragment(name, mapping.lp_fragment_address.start, tensors)
+    def restore_share(
+        self, scalars: dict[str, float], read: Callable[[list[Span]], Iterable[tuple[Span, Tensor]]]
+    ) -> None:
+        """Sets this rank's share of the training state, without communication; `end_restore` has to follow on all ranks.
 
-    def restore(self, scalars: dict[str, float], read: Callable[[str, str], Tensor]) -> None:
-        """Sets master weights and optimiser state.
-
-        The model must have been given the same weights before this engine was made around it, because
-        DeepSpeed refreshes the working copies from the masters at the next update only.
+        When `read` raises, the state is of no use until another one is restored.
 
         Args:
             scalars: of the run that is continued.
-            read: (parameter name, "param", one of MOMENTS or "ema") -> the full tensor, float32.
+            read: gives the elements that it is asked for, float32 and 1-D, in any order and in any parts.
         """
-        if scalars["adam_step"]:
-            self._make_moments(scalars["adam_step"])
-        for name, parameter in self._trainable():
-            if self._stage == 0:
-                for moment in MOMENTS if scalars["adam_step"] else ():
-                    self._adam().state[parameter][moment].copy_(read(name, moment))
-                continue
-            self._set_state(parameter, "param", read(name, "param"))
-            for moment in MOMENTS if scalars["adam_step"] else ():
-                self._set_state(parameter, moment, read(name, moment))
+        self._state.make_moments(scalars["adam_step"])
+        kinds = ["param", *(MOMENTS if scalars["adam_step"] else ())]
+        if self.ema and "ema_updates" in scalars:
+            kinds.append("ema")
+        spans = [
+            Span(kind, name, start, start + len(values))
+            for name, start, values in self.master_fragments()
+            for kind in kinds
+        ]
+        for span, values in read(spans):
+            if span.kind == "ema" and self.ema:
+                self.ema.set(span.name, span.start, values)
+            else:
+                self._state.set(span, values)
+
+    def end_restore(self, scalars: dict[str, float]) -> None:
+        """Makes what `restore_share` has set the state of the whole run (collective).
+
+        Args:
+            scalars: of the run that is continued.
+        """
+        self._state.refresh_working_copies()
         scaler = self._loss_scaler()
         for key, value in scalars.items():
             if scaler is not None and hasattr(scaler, key):
                 setattr(scaler, key, value if key == "cur_scale" else int(value))
         if self.ema:
-            # A run that had no average before starts one at the weights it has reached.
-            kind = "ema" if "ema_updates" in scalars else "param"
-            self.ema.restore(int(scalars.get("ema_updates", 0)), lambda name: read(name, kind))
+            if "ema_updates" not in scalars:
+                # A run that had no average before starts one at the weights it has reached.
+                self.ema.start()
+            self.ema.updates = int(scalars.get("ema_updates", 0))
+
+    def trained_shapes(self) -> dict[str, torch.Size]:
+        """Name -> shape of the whole parameter, of those that are trained."""
+        return {name: self._state.shape(parameter) for name, parameter in self._state.trainable()}
 
     def full_parameter(self, parameter: nn.Parameter) -> Tensor:
         """The whole parameter in fp32 on every rank (collective)."""
@@ -246,7 +228,7 @@ class TrainingEngine:
 
         if self._stage == 0 or not parameter.requires_grad:
             return parameter.detach().float().clone()
-        shape = self._shape(parameter)
+        shape = self._state.shape(parameter)
         full: Tensor = safe_get_full_fp32_param(parameter)
         return full.flatten()[: shape.numel()].reshape(shape)
 
@@ -262,7 +244,7 @@ class TrainingEngine:
         if self.ema:
             self.ema.overwrite(self._name_of(parameter), value)
         if self._stage > 0:
-            self._set_state(parameter, "param", value)
+            self._state.set_master(parameter, value)
         self._set_working_copy(parameter, value)
 
     @contextmanager
@@ -276,15 +258,15 @@ class TrainingEngine:
             return
         originals: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, parameter in self._trainable():
+            for name, parameter in self._state.trainable():
                 if self._stage < 3:
                     originals[name] = parameter.detach().clone()
-                self._set_working_copy(parameter, self.ema.full(name, self._shape(parameter)))
+                self._set_working_copy(parameter, self.ema.full(name, self._state.shape(parameter)))
         try:
             yield
         finally:
             with torch.no_grad():
-                for name, parameter in self._trainable():
+                for name, parameter in self._state.trainable():
                     # Under ZeRO 3 a copy of all weights may not fit, but the masters are at hand.
                     original = originals[name] if name in originals else self.full_parameter(parameter)
                     self._set_working_copy(parameter, original)
@@ -303,79 +285,6 @@ class TrainingEngine:
     def _name_of(self, wanted: nn.Parameter) -> str:
         return next(name for name, parameter in self.module.named_parameters() if parameter is wanted)
 
-    # ----------------------------------------------------------------- DeepSpeed's internals
-
-    def _adam(self) -> torch.optim.Optimizer:
-        wrapped = self.engine.optimizer
-        adam: torch.optim.Optimizer = getattr(wrapped, "optimizer", wrapped)
-        return adam
-
     def _loss_scaler(self) -> Any:
         """DeepSpeed's, of fp16 and of precisions that scale nothing; None where it has none."""
         return getattr(self.engine.optimizer, "loss_scaler", None)
-
-    def _trainable(self) -> Iterator[tuple[str, Any]]:  # DeepSpeed adds attributes to parameters
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                yield name, parameter
-
-    def _shape(self, parameter: nn.Parameter) -> torch.Size:
-        return getattr(parameter, "ds_shape", parameter.shape)
-
-    def _stage_3_fragment(
-        self, name: str, parameter: Any, rank: int, moments: bool
-    ) -> Iterator[ParameterFragment]:
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
-
-        master = safe_get_local_fp32_param(parameter)
-        start = rank * master.numel()
-        # The last ranks' partitions are padded beyond the parameter's end.
-        length = min(master.numel(), parameter.ds_numel - start)
-        if length <= 0:
-            return
-        tensors = {"param": master}
-        if moments and self._adam().state:
-            for moment in MOMENTS:
-                tensors[moment] = safe_get_local_optimizer_state(parameter, moment)
-        yield ParameterFragment(name, start, {key: value[:length].detach() for key, value in tensors.items()})
-
-    def _set_state(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Sets this rank's part of "param" (the masters) or of a moment from the whole tensor; ZeRO 1 to 3."""
-        from deepspeed import utils
-
-        value = value.to(self.device, torch.float32)
-        if self._stage < 3:
-            if kind == "param":
-                utils.safe_set_full_fp32_param(parameter, value)
-            else:
-                utils.safe_set_full_optimizer_state(parameter, value, kind)
-            return
-        # DeepSpeed's own setters of whole tensors fail where the last ranks' partitions are padded.
-        size = utils.safe_get_local_fp32_param(parameter).numel()
-        start = torch.distributed.get_rank() * size
-        own = value.flatten()[start : start + size]
-        padded = torch.cat([own, own.new_zeros(size - len(own))])
-        if kind == "param":
-            utils.safe_set_local_fp32_param(parameter, padded)
-        else:
-            utils.safe_set_local_optimizer_state(parameter, padded, kind)
-
-    def _make_moments(self, adam_step: float) -> None:
-        """Adam makes its state at the first update; a resumed run needs it before."""
-        optimizer = self.engine.optimizer
-        if self._stage == 3:
-            flat = optimizer.fp32_partitioned_groups_flat
-        else:
-            flat = [tensor for group in self._adam().param_groups for tensor in group["params"]]
-        for tensor in flat:
-            self._adam().state[tensor] = {
-                "step": torch.tensor(adam_step),
-                **{moment: torch.zeros_like(tensor) for moment in MOMENTS},
-            }
-        if self._stage in (1, 2):
-            optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _flat(master: Tensor, moments: dict[str, Tensor]) -> dict[str, Tensor]:
-    tensors = {"param": master, **moments}
-    return {key: value.detach().float().flatten() for key, value in tensors.items()}

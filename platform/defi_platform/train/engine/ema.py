@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -39,7 +39,11 @@ class EMA:
         self._weights, self._decay = weights, decay
         self._starts: dict[str, int] = {}
         self._fragments: dict[str, Tensor] = {}
-        for name, start, values in weights.master_fragments():
+        self.start()
+
+    def start(self) -> None:
+        """Starts the average at the present weights."""
+        for name, start, values in self._weights.master_fragments():
             self._starts[name], self._fragments[name] = start, values.detach().clone()
 
     @torch.no_grad()
@@ -73,15 +77,13 @@ class EMA:
                 fragment = value.detach().flatten()[start : start + len(values)].to(values)
                 self._fragments[name].copy_(torch.where(fragment == values, self._fragments[name], fragment))
 
-    @torch.no_grad()
-    def restore(self, updates: int, read: Callable[[str], Tensor]) -> None:
-        """Sets the average of a checkpoint.
+    def set(self, name: str, start: int, values: Tensor) -> None:
+        """Overwrites elements of this rank's part of one parameter's average.
 
         Args:
-            updates: n of the checkpoint.
-            read: parameter name -> the whole average.
+            name: of the parameter.
+            start: first element, of the whole parameter.
+            values: 1-D.
         """
-        self.updates = updates
-        for name, start in self._starts.items():
-            fragment = self._fragments[name]
-            fragment.copy_(read(name).flatten()[start : start + len(fragment)])
+        first = start - self._starts[name]
+        self._fragments[name][first : first + len(values)].copy_(values)
