@@ -82,10 +82,10 @@ def check_that_it_can_be_restored(engine: TrainingEngine, settings: TrainConfig,
             with engine.gathered(parameter), fresh.gathered(there):
                 assert torch.equal(there, parameter), f"{name}: the working copy of every rank"
     assert fresh.scalars() == engine.scalars()
-    for (name, start, mine), there in zip(own, fresh.fragments(), strict=True):
-        assert (there.name, there.start) == (name, start)
+    for (name, start, mine), piece in zip(own, fresh.fragments(), strict=True):
+        assert (piece.name, piece.start) == (name, start)
         for kind, value in mine.items():
-            assert torch.equal(there.tensors[kind], value), (name, kind)
+            assert torch.equal(piece.tensors[kind], value), (name, kind)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])

@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 
 
 class Problem(NamedTuple):
-    """Why a rank cannot use a checkpoint."""
+    """Reason for which a rank cannot use a checkpoint."""
 
     message: str
     away: bool
