@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -83,20 +82,26 @@ def log_spaced_sigmas(steps: int, low: float, high: float, device: torch.device)
     return torch.cat([levels, levels.new_zeros(1)])
 
 
-def ddim(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
+def ddim(
+    network: Callable[[int, Tensor], Tensor], x: Tensor, sigmas: Tensor, preconditioning: Preconditioning
+) -> Tensor:
     """Deterministic sampling (DDIM, a first-order exponential integrator).
 
     Args:
-        denoise: (x (B, ...), sigma (B,)) -> the denoised x.
+        network: (number of the step, scaled x (B, ...)) -> its output, like x.
         x: (B, ...) noise of standard deviation sigmas[0].
         sigmas: (steps + 1,), falling, the last one 0.
+        preconditioning: of `sigmas` without the last one, (steps,) each.
 
     Returns:
         The sample, like x.
     """
-    for now, after in itertools.pairwise(sigmas):
-        denoised = denoise(x, now.expand(len(x)))
-        # exp(-h) with h = ln(now) - ln(after) is after / now, 0 on the last step, which returns `denoised`.
-        ratio = after / now
-        x = ratio * x + (1 - ratio) * denoised
+    # exp(-h) with h = ln(now) - ln(after) is after / now, 0 on the last step, which returns the denoised x:
+    # x' = ratio * x + (1 - ratio) * (c_out * output + c_skip * x)
+    ratio = sigmas[1:] / sigmas[:-1]
+    keep = ratio + (1 - ratio) * preconditioning.skip
+    follow = (1 - ratio) * preconditioning.out
+    for step in range(len(ratio)):
+        output = network(step, preconditioning.scale_in[step] * x)
+        x = torch.addcmul(keep[step] * x, output, follow[step])
     return x

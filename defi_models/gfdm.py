@@ -20,7 +20,7 @@ from defi_models.encoders.vae import VaeCodec, build_codec
 from defi_models.inputs.checks import Size, check_count, check_number, check_tensor, check_texts, require
 from defi_models.layers.activation_checkpointing import set_recompute
 from defi_models.layers.svd_folder import read_svd
-from defi_models.layers.unet_features import feature_channels, up_block_features
+from defi_models.layers.unet_features import feature_channels, time_ids, up_block_features
 from defi_models.layers.video_unet import (
     DiffusersScheduler,
     DiffusersUNet,
@@ -305,20 +305,20 @@ class GFDM(ModelFolder, nn.Module):
 
         Args:
             condition: float (B, C, h, w), latents of the present frame, not scaled.
-            text: float (B, S, dim) token states.
+            text: float (R, S, dim) token states; B / R neighbouring frames (views of a moment) share a row.
             noise: float (B, T, C, h, w), standard normal.
 
         Returns:
             (B, T, feature_dim, h', w') in the UNet's dtype.
         """
         check_tensor("condition", condition, ("B", *self._latent_shape()[2:]), None)
-        check_tensor("text", text, (len(condition), "S", self.config.text.dim), None)
+        check_tensor("text", text, ("R", "S", self.config.text.dim), None)
         check_tensor("noise", noise, (len(condition), *self._latent_shape()[1:]), None)
         step = self.first_step
         latents = noise * step.noise_scale * step.input_scale
         x = torch.cat([latents, condition[:, None].expand_as(latents)], dim=2).to(self.dtype)
-        timestep = torch.full((len(x),), step.timestep, device=x.device)
-        ids = self._time_ids(len(x), self.config.feature_fps)
+        timestep = torch.full((1,), step.timestep, device=x.device)
+        ids = self._time_ids(1, self.config.feature_fps)
         text = self._cross_attention_text(text)
         return self._up_block_features(self.unet, x, timestep, text, ids, self.config.feature_blocks)
 
@@ -386,8 +386,7 @@ class GFDM(ModelFolder, nn.Module):
         return text.to(self.dtype).repeat(1, 1, self.config.text_copies)
 
     def _time_ids(self, batch: int, fps: float) -> Tensor:
-        conditions = [fps, self.config.motion_bucket, self.config.noise_augmentation]
-        return torch.tensor(conditions, device=self.device).expand(batch, -1)
+        return time_ids(batch, (fps, self.config.motion_bucket, self.config.noise_augmentation), self.device)
 
     def _frame_shape(self) -> tuple[int, int, int]:
         return self.config.height, self.config.width, 3

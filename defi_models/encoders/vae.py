@@ -76,7 +76,9 @@ class VaeCodec(Frozen):
     def encode(self, images: Tensor) -> Tensor:
         """Latents of images, the mode: float (N, 3, H, W) in [-1, 1] -> float32 (N, C, h, w), not scaled."""
         parts = torch.split(images.to(self.dtype), self.config.frames_per_pass)
-        return torch.cat([self.vae.encode(part).latent_dist.mode() for part in parts]).float()
+        # `vae.encode` also computes the spread around the mode
+        moments = torch.cat([self.vae.quant_conv(self.vae.encoder(part)) for part in parts])
+        return moments[:, : self.config.latent_channels].float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

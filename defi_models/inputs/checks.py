@@ -149,6 +149,23 @@ def require(batch: object, key: str, expected: str) -> Any:
     return batch[key]
 
 
+def check_shared(name: str, rows: Tensor, samples: int) -> None:
+    """Checks that rows can be shared by samples: as many, or one per group of neighbours.
+
+    Args:
+        name: of the rows in the message.
+        rows: (R, ...).
+        samples: number of samples.
+
+    Raises:
+        InputError: With both numbers.
+    """
+    if not len(rows) or samples % len(rows):
+        raise InputError(
+            f"{name}: got {len(rows)} rows for {samples} samples; expected as many, or one per group of them."
+        )
+
+
 def _fits(value: Tensor, shape: Sequence[Size], dtype: torch.dtype | None) -> bool:
     if value.ndim != len(shape):
         return False

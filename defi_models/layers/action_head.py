@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +41,10 @@ class ContextBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.dim, bias=False)
         self.mlp = _mlp(config.dim, config.mlp_dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Context tokens (B, M, D) -> (B, M, D)."""
-        x = x + self.attention(self.attention_norm(x))
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:
+        """Context tokens (B, M, D) -> the first `wanted` of them (all where None), (B, wanted, D)."""
+        normed = self.attention_norm(x)
+        x = x[:, :wanted] + self.attention(normed[:, :wanted], normed)
         x = x + self.mlp(self.mlp_norm(x))
         return x
 
@@ -60,23 +63,24 @@ class ActionBlock(nn.Module):
         self.mlp_norm = nn.LayerNorm(config.dim, bias=False)
         self.mlp = _mlp(config.dim, config.mlp_dropout)
 
-    def forward(self, y: Tensor, context: Tensor, noise_level: Tensor) -> Tensor:
+    def forward(self, y: Tensor, memory: tuple[Tensor, Tensor], modulation: Tensor) -> Tensor:
         """Action tokens after the block.
 
         Args:
             y: (B, H, D) action tokens.
-            context: (B, M, D) context tokens.
-            noise_level: (B, 1, D) embedding of the noise level, already through SiLU.
+            memory: keys and values of the context for `cross_attention`; the same in every denoising step.
+            modulation: (B, 1, 6 D) or (1, 1, 6 D), of the noise level.
 
         Returns:
             (B, H, D).
         """
         # shift + x * scale without the usual + 1, as released
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(noise_level).chunk(6, dim=-1)
-        y = y + gate_a * self.attention(shift_a + self.attention_norm(y) * scale_a, causal=True)
-        y = y + self.cross_attention(self.cross_norm(y), context, causal=self.causal_cross_attention)
-        y = y + gate_m * self.mlp(shift_m + self.mlp_norm(y) * scale_m)
-        return y
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)
+        modulated = torch.addcmul(shift_a, self.attention_norm(y), scale_a)
+        y = torch.addcmul(y, gate_a, self.attention(modulated, causal=True))
+        y = y + self.cross_attention.attend(self.cross_norm(y), *memory, causal=self.causal_cross_attention)
+        modulated = torch.addcmul(shift_m, self.mlp_norm(y), scale_m)
+        return torch.addcmul(y, gate_m, self.mlp(modulated))
 
 
 class ActionHead(nn.Module):
@@ -164,7 +168,7 @@ class ActionHead(nn.Module):
             proprio: (B, proprio_dim), normalised, where the config has one.
 
         Returns:
-            (B, M, D), M = 1 + N + K (+ 1).
+            (B, M, D), M = 1 + N + K (+ 1), or the first H of them where a causal cross-attention sees no others.
 
         Raises:
             InputError: When proprioception is read and not given.
@@ -178,8 +182,9 @@ class ActionHead(nn.Module):
                 )
             tokens.append(self.proprio_embedding(proprio)[:, None])
         x = torch.cat(tokens, dim=1)
-        for block in self.context_blocks:
-            x = block(x)
+        seen = self.config.chunk if self.config.causal_cross_attention else None
+        for number, block in enumerate(self.context_blocks, start=1):
+            x = block(x, seen if number == len(self.context_blocks) else None)
         context: Tensor = self.context_norm(x)
         return context
 
@@ -194,12 +199,28 @@ class ActionHead(nn.Module):
         Returns:
             (B, H, A) in the network's dtype.
         """
+        return self._output(actions, self._memory(context), self._modulations(sigma, actions.dtype))
+
+    def _memory(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the context, by block."""
+        return [block.cross_attention.keys_and_values(context) for block in self._blocks()]
+
+    def _modulations(self, sigma: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """(n, 1, 6 D) of each block, for float32 (n,) noise levels."""
+        level = nn.functional.silu(self.sigma_embedding(self._sigma_features(sigma).to(dtype)))[:, None]
+        return [block.modulation(level) for block in self._blocks()]
+
+    def _blocks(self) -> list[ActionBlock]:
+        return cast(list[ActionBlock], list(self.action_blocks))
+
+    def _output(
+        self, actions: Tensor, memory: Sequence[tuple[Tensor, Tensor]], modulations: Sequence[Tensor]
+    ) -> Tensor:
         y = self.action_embedding(actions)
         if self.action_position is not None:
             y = y + self.action_position
-        level = nn.functional.silu(self.sigma_embedding(self._sigma_features(sigma).to(y.dtype)))[:, None]
-        for block in self.action_blocks:
-            y = block(y, context, level)
+        for block, read, modulation in zip(self.action_blocks, memory, modulations, strict=True):
+            y = block(y, read, modulation)
         output: Tensor = self.action_out(self.action_norm(y))
         return output
 
@@ -259,21 +280,6 @@ class ActionHead(nn.Module):
         )
         return sigma, normal((batch, config.chunk, config.action_dim), generator, device)
 
-    def denoise(self, noisy: Tensor, sigma: Tensor, context: Tensor) -> Tensor:
-        """The denoised chunk.
-
-        Args:
-            noisy: float32 (B, H, A).
-            sigma: float32 (B,) noise levels.
-            context: (B, M, D), as `context` encodes it.
-
-        Returns:
-            float32 (B, H, A).
-        """
-        c_skip, c_out, c_in = karras_preconditioning(sigma[:, None, None], self.config.sigma_data)
-        output: Tensor = self((c_in * noisy).to(context.dtype), sigma, context)
-        return c_out * output.float() + c_skip * noisy
-
     def sigmas(
         self, device: torch.device, steps: int | None = None, sigma_min: float | None = None
     ) -> Tensor:
@@ -303,7 +309,14 @@ class ActionHead(nn.Module):
             float32 (B, H, A).
         """
         levels = self.sigmas(start.device) if sigmas is None else sigmas
-        return ddim(lambda x, sigma: self.denoise(x, sigma, context), start, levels)
+        # neither the context nor the noise levels depend on the actions: both are read once for all steps
+        memory, modulations = self._memory(context), self._modulations(levels[:-1], context.dtype)
+
+        def network(step: int, scaled: Tensor) -> Tensor:
+            own = [each[step : step + 1] for each in modulations]
+            return self._output(scaled.to(context.dtype), memory, own).float()
+
+        return ddim(network, start, levels, karras_preconditioning(levels[:-1], self.config.sigma_data))
 
     def _sigma_features(self, sigma: Tensor) -> Tensor:
         half = self.config.dim // 2

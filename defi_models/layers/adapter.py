@@ -31,7 +31,9 @@ class FeatureProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, T, L, C) of the first view -> (B, 2, L, patch_dim)."""
-        projected: Tensor = self.projection(features[:, list(self.frame_pair)])
+        # not by a list of numbers, which would have to reach the device first
+        pair = torch.stack([features[:, number] for number in self.frame_pair], dim=1)
+        projected: Tensor = self.projection(pair)
         return projected + self.time_embedding
 
 

@@ -54,12 +54,36 @@ class Attention(nn.Module):
         Returns:
             (B, N, dim).
         """
-        context = x if context is None else context
-        query, key, value = self.query(x), self.key(context), self.value(context)
+        return self.attend(x, *self.keys_and_values(x if context is None else context), key_mask, causal)
+
+    def keys_and_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a context (B, M, context_dim), (B, heads, M, head_dim) each."""
+        return self._split(self.key(context)), self._split(self.value(context))
+
+    def attend(
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        key_mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Attended tokens of a context that is read more than once.
+
+        Args:
+            x: (B, N, dim), the queries.
+            keys: as `keys_and_values` returns them.
+            values: as `keys_and_values` returns them.
+            key_mask: bool (B, M), True = may be attended; None: all, which fused kernels do faster.
+            causal: query i sees keys 0..i (top-left aligned when N != M).
+
+        Returns:
+            (B, N, dim).
+        """
         attended = F.scaled_dot_product_attention(
-            self._split(query),
-            self._split(key),
-            self._split(value),
+            self._split(self.query(x)),
+            keys,
+            values,
             attn_mask=None if key_mask is None else key_mask[:, None, None, :],
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=causal,

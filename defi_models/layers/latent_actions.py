@@ -121,8 +121,10 @@ class LatentActionEncoder(nn.Module):
         words = self.text_projection(text)[:, None].expand(-1, frames, -1, -1)
         x = torch.cat([tokens, words], dim=2)
         key_mask = self._key_mask(text_mask, frames, tokens.shape[2])
-        for block in self.blocks:
-            x = run(block, x, key_mask, recompute=self.recompute)
+        for number, block in enumerate(self.blocks, start=1):
+            # of the last block, nothing but the queries is read
+            wanted = self.config.tokens if number == len(self.blocks) else None
+            x = run(block, x, key_mask, wanted, recompute=self.recompute)
         latents: Tensor = self.to_latent(x[:, -1, : self.config.tokens])
         return latents
 

@@ -58,14 +58,22 @@ class SpaceTimeBlock(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim)
         self.ffn = feed_forward(dim, dropout)
 
-    def forward(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
-        """Tokens x (B, T, N, D), key_mask bool (B * T, N) with rows in (b t) order -> (B, T, N, D).
+    def forward(self, x: Tensor, key_mask: Tensor | None, wanted: int | None = None) -> Tensor:
+        """Tokens after the block.
 
-        The mask holds for the spatial attention only: padded text passes through the rest, as released.
+        Args:
+            x: (B, T, N, D).
+            key_mask: bool (B * T, N), rows in (b t) order; of the spatial attention only: padded text passes through
+                the rest, as released.
+            wanted: how many of a frame's first tokens are read afterwards; None: all.
+
+        Returns:
+            (B, T, wanted, D).
         """
         batch, frames = x.shape[:2]
         flat = self.spatial_norm(x).flatten(0, 1)
-        x = x + self.spatial(flat, key_mask=key_mask).unflatten(0, (batch, frames))
+        attended = self.spatial(flat[:, :wanted], flat, key_mask)
+        x = x[:, :, :wanted] + attended.unflatten(0, (batch, frames))
         per_token = self.temporal_norm(x).transpose(1, 2).flatten(0, 1)  # (B * N, T, D)
         attended = self.temporal(per_token, causal=True).unflatten(0, (batch, -1))
         x = x + attended.transpose(1, 2)

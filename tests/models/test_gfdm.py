@@ -60,13 +60,14 @@ def test_features_equal_what_the_whole_unet_computes_in_its_up_blocks(gfdm: GFDM
         hook.remove()
     features = gfdm.features_from_latents(condition, states, noise)
     assert features.shape == (2, 4, gfdm.config.feature_dim, *gfdm.config.feature_size)
-    assert torch.allclose(features.flatten(0, 1), torch.cat(captured, dim=1), atol=1e-6)
+    assert torch.allclose(features.flatten(0, 1), torch.cat(captured, dim=1), atol=1e-5)
 
 
 def test_features_stop_at_the_block_that_is_read() -> None:
     model = GFDM(presets.gfdm("nano", frames=4, feature_blocks=[0])).eval()
     called = []
-    model.unet.up_blocks[1].register_forward_hook(lambda *_: called.append(True))
+    first = model.unet.up_blocks[1].resnets[0].spatial_res_block.conv1
+    first.register_forward_hook(lambda *_: called.append(True))
     features = model.features(pixels(1), TEXTS[:1])
     assert features.shape[2] == model.config.feature_dim == 64 and not called
 

@@ -1,0 +1,1 @@
+"""Cost of a computation: its operations, and the least time that a device needs for them."""
