@@ -34,7 +34,7 @@ MICRO_BATCH, FRAMES, SIZE = 8, 16, 64
 CALLS = 50_000
 REPORT_S = 12.0
 """Longer than Ray's processes take between two reports."""
-PHASES = ("data", "transfer", "forward", "backward", "optimizer", "checkpoint", "validation", "other")
+PHASES = ("data", "forward", "backward", "optimizer", "checkpoint", "validation", "other")
 
 
 def cpu_us(work: Callable[[], object], number: int) -> float:

@@ -40,6 +40,7 @@ def training_memory(
     zero_stage: int,
     world_size: int,
     half_precision: bool = True,
+    gradients_in_fp32: bool = False,
     average: bool = False,
     activation_bytes: int = 0,
     offload_optimizer: bool = False,
@@ -52,6 +53,7 @@ def training_memory(
         zero_stage: 0 shards nothing, 1 optimiser state, 2 gradients too, 3 weights too.
         world_size: workers.
         half_precision: bf16 or fp16 with float32 masters; False: float32.
+        gradients_in_fp32: sums of gradients are kept in float32, also with half_precision.
         average: an exponential moving average of the weights is kept.
         activation_bytes: kept for the backward pass of one micro-batch, in the precision of training.
         offload_optimizer: optimiser state lies in the host's memory.
@@ -61,7 +63,7 @@ def training_memory(
     masters = MASTER_BYTES if half_precision or zero_stage > 0 else 0
     return TrainingMemory(
         weights=_per_worker(element * parameters, world_size, zero_stage >= 3),
-        gradients=_per_worker(element * trained, world_size, zero_stage >= 2),
+        gradients=_per_worker((4 if gradients_in_fp32 else element) * trained, world_size, zero_stage >= 2),
         optimizer=_per_worker((masters + MOMENT_BYTES) * trained, world_size, zero_stage >= 1),
         # Each rank averages the parameters it owns; without ZeRO they are distributed for this.
         average=_per_worker(MASTER_BYTES * trained, world_size, True) if average else 0,

@@ -68,9 +68,16 @@ def _draw(
         return source(tuple(shape), device=device, dtype=torch.float32)
     if isinstance(generator, torch.Generator):
         drawn = source(tuple(shape), generator=generator, device=generator.device, dtype=torch.float32)
-        return drawn.to(device)
+        return _moved(drawn, device)
     check_generators(generator, shape[0])
     drawn = torch.stack(
         [source(tuple(shape[1:]), generator=own, device=own.device, dtype=torch.float32) for own in generator]
     )
+    return _moved(drawn, device)
+
+
+def _moved(drawn: Tensor, device: torch.device) -> Tensor:
+    if device.type == "cuda" and drawn.device.type == "cpu":
+        # From ordinary memory the host would wait for all that the device has still to do.
+        return drawn.pin_memory().to(device, non_blocking=True)
     return drawn.to(device)

@@ -76,7 +76,9 @@ class Codebook(nn.Module):
         indices = distance.argmin(1).view(latents.shape[:-1])
         if self.training:
             with torch.no_grad():
-                self.usage += torch.bincount(indices.flatten(), minlength=self.config.size)
+                # Not bincount, for whose length a GPU's host waits.
+                chosen = indices.flatten()
+                self.usage.index_add_(0, chosen, torch.ones_like(chosen, dtype=self.usage.dtype))
         codes = F.embedding(indices, weight)
         return Quantised(
             tokens=(exact + (codes - exact).detach()).to(latents.dtype),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform.config import TrainConfig
+from defi_platform.train.engine.deepspeed_config import deepspeed_config
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.engine.sharded_state import Span
@@ -93,16 +95,61 @@ def test_optimiser_state_may_live_in_the_hosts_memory(process_group: None) -> No
     assert {key[1] for key in state_of(offloaded)[1]} == {"param", "exp_avg", "exp_avg_sq"}
 
 
-def test_bf16_keeps_fp32_masters_through_a_restore(process_group: None) -> None:
-    first = engine_of(1, "bf16")
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("offload", [False, True])
+def test_bf16_keeps_fp32_masters_through_a_restore(process_group: None, stage: int, offload: bool) -> None:
+    first = engine_of(stage, "bf16", offload_optimizer=offload)
     train(first, range(3))
     scalars, state = state_of(first)
     masters = {name: value for (name, kind), value in state.items() if kind == "param"}
     assert any(not torch.equal(value, value.bfloat16().float()) for value in masters.values())
 
-    second = engine_of(1, "bf16", seed=1)
+    second = engine_of(stage, "bf16", seed=1, offload_optimizer=offload)
     restore(second, scalars, state)
     assert train(second, range(3, 6)) == train(first, range(3, 6))
+
+
+class Sum(nn.Module):
+    """A model whose gradient is the mean of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(8))
+
+    def forward(self, batch: dict[str, Tensor], generator: object) -> dict[str, Tensor]:
+        return {"loss": (batch["x"].to(self.weight.dtype) * self.weight).sum()}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_in_bf16_are_summed_in_fp32(process_group: None, stage: int) -> None:
+    settings = TrainConfig(
+        output="", zero_stage=stage, precision="bf16", global_batch=512, micro_batch=1, clip_grad_norm=0.0
+    )
+    engine = TrainingEngine(Sum(), settings, world_size=1)
+    for _ in range(512):
+        engine.backward(engine.forward({"x": torch.ones(8)}, [])["loss"])
+        engine.step(0.0)
+    # In bf16 the sum of 512 times 1/512 stops at a half, where a further one is rounded away.
+    assert engine.grad_norm() == pytest.approx(8**0.5, rel=1e-6)
+
+    for micro in range(512):
+        x = torch.full((8,), torch.nan if micro == 0 else 1.0)
+        engine.backward(engine.forward({"x": x}, [])["loss"])
+        applied = engine.step(0.1)
+    assert not applied, "an update that is not finite is left out"
+    assert torch.equal(engine.full_parameter(next(engine.module.parameters())), torch.ones(8))
+
+
+def test_what_deepspeed_does_on_gpus() -> None:
+    gpus = TrainConfig(output="", use_gpu=True, precision="bf16", global_batch=32, micro_batch=4)
+    config = deepspeed_config(gpus, world_size=8)
+    assert config["optimizer"]["params"]["fused"] and config["zero_optimization"]["overlap_comm"]
+    assert "data_types" not in config, "nothing is summed over one micro-batch"
+    assert deepspeed_config(gpus, world_size=4)["data_types"] == {"grad_accum_dtype": "fp32"}
+    assert "overlap_comm" not in deepspeed_config(gpus, world_size=1)["zero_optimization"]
+    offloaded = replace(gpus, offload_optimizer=True)
+    assert "fused" not in deepspeed_config(offloaded, world_size=8)["optimizer"]["params"]
+    assert "fused" not in deepspeed_config(replace(gpus, use_gpu=False), 8)["optimizer"]["params"]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])

@@ -78,6 +78,9 @@ def compare(stage: int, precision: str, world_size: int, monkey: pytest.MonkeyPa
         assert average == pytest.approx(expected.average, rel=0.02)
     weights = sum(getattr(p, "ds_tensor", p).nbytes for p in engine.module.parameters())
     assert weights == pytest.approx(expected.weights, rel=0.02)
+    if stage == 1 and precision == "bf16":
+        kept = sum(flat.nbytes for flat in engine.engine.optimizer.fp32_groups_gradients_flat)
+        assert kept == pytest.approx(expected.gradients, rel=0.02)
     if world_size > 1:
         sent = count_traffic(monkey, world_size)
         train_one_step(engine, train)

@@ -85,6 +85,12 @@ class TrainConfig:
     deterministic: bool = field(default=False, metadata=RESUME_FREE)
     """On GPUs, only kernels that give the same bits each time (slower); an operation without one is an error that names
     it. With as many GPUs of one kind a run is then repeated and resumed bit for bit. CPUs compute so by themselves."""
+    matmul_precision: str = field(default="highest", metadata=RESUME_FREE)
+    """highest | high | medium; of products of fp32 numbers. highest: fp32; high: TF32 on GPUs that have it, convolutions
+    too; medium: bf16."""
+    noise: str = "cpu"
+    """cpu | device; where noise is drawn. cpu: the same numbers on every machine. device: a GPU's own, which need no copy
+    and are the same again on such a GPU only."""
     recompute: bool = field(default=False, metadata=RESUME_FREE)
     """Activation checkpointing: less memory, one more forward pass."""
     compile: bool = field(default=False, metadata=RESUME_FREE)

@@ -136,7 +136,7 @@ TRAIN_SAMPLES = Counter(
 )
 TRAIN_PHASE_SECONDS = Counter(
     name="defi_train_phase_seconds_total",
-    help="Time of rank 0 by phase: data, transfer, forward, backward, optimizer, checkpoint, validation, other.",
+    help="Time of rank 0 by phase: data, forward, backward, optimizer, checkpoint, validation, other.",
     unit="seconds",
     labels=(*_RUN, "phase"),
     panel="Time by phase",

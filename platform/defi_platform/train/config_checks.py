@@ -14,6 +14,7 @@ from defi_platform.errors import ConfigError
 from defi_platform.train.engine.lr_schedule import RELEASED, SCHEDULES
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+MATMUL_PRECISIONS = ("highest", "high", "medium")
 EXPORTED = ("raw", "average")
 
 
@@ -27,6 +28,8 @@ def check_train_config(train: TrainConfig, part: str = "train") -> None:
     Raises: ConfigError naming both values and the fix.
     """
     _choice(part, "precision", train.precision, PRECISIONS)
+    _choice(part, "matmul_precision", train.matmul_precision, MATMUL_PRECISIONS)
+    _choice(part, "noise", train.noise, ("cpu", "device"))
     if train.schedule == "tri_stage":
         raise ConfigError(
             f"{part}.schedule=tri_stage was not what the release did and is gone. Set {part}.schedule=as_written (the "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from defi_models.memory import TrainingMemory, training_memory
 from defi_platform.config import TrainConfig
+from defi_platform.train.engine.deepspeed_config import accumulates_in_fp32
 
 
 def footprint(
@@ -29,6 +30,7 @@ def footprint(
         zero_stage=train.zero_stage,
         world_size=world_size,
         half_precision=half,
+        gradients_in_fp32=accumulates_in_fp32(train, world_size),
         average=bool(train.ema_decay),
         activation_bytes=activation_bytes * train.micro_batch * (1 if half else 2),
         offload_optimizer=train.offload_optimizer,

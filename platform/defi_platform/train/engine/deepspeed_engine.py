@@ -13,12 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform.config import TrainConfig
+from defi_platform.train.engine.deepspeed_config import accumulation_steps, deepspeed_config
 from defi_platform.train.engine.ema import EMA
 from defi_platform.train.engine.sharded_state import MOMENTS, ParameterFragment, ShardedState, Span
 
 
-def prepare_process(use_gpu: bool, threads: int | None) -> None:
-    """Settings that DeepSpeed and torch read once; call it before DeepSpeed is first imported."""
+def prepare_process(use_gpu: bool, threads: int | None, matmul_precision: str = "highest") -> None:
+    """Settings that DeepSpeed and torch read once; call it before DeepSpeed is first imported.
+
+    Args:
+        use_gpu: as in TrainConfig.
+        threads: as in TrainConfig.
+        matmul_precision: as in TrainConfig.
+    """
+    torch.set_float32_matmul_precision(matmul_precision)
+    # Torch's default is TF32 for convolutions and not for products; here one setting speaks for both.
+    torch.backends.cudnn.allow_tf32 = matmul_precision != "highest"
     if not use_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if threads:
@@ -46,40 +56,13 @@ class TrainingEngine:
     def __init__(self, model: nn.Module, train: TrainConfig, world_size: int):
         import deepspeed
 
-        self.accumulation = train.global_batch // (train.micro_batch * world_size)
+        self.accumulation = accumulation_steps(train, world_size)
+        self.noise = train.noise
+        """cpu | device; see `TrainConfig.noise`."""
         self._stage = train.zero_stage
         self._fp32 = train.precision == "fp32"
         self._world_size = world_size
-        zero: dict[str, Any] = {"stage": train.zero_stage}
-        if train.zero_stage == 1:
-            # Copying each gradient into one buffer as it comes helps stage 2, which frees them; here it only costs,
-            # on small models a tenth of the step.
-            zero["contiguous_gradients"] = False
-        if train.offload_optimizer:
-            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": train.use_gpu}
-        settings: dict[str, Any] = {
-            # Offloading takes torch's AdamW too: DeepSpeed's own is compiled with g++ at first use.
-            "zero_force_ds_cpu_optimizer": False,
-            "train_batch_size": train.global_batch,
-            "train_micro_batch_size_per_gpu": train.micro_batch,
-            "gradient_accumulation_steps": self.accumulation,
-            "gradient_clipping": train.clip_grad_norm,
-            "zero_optimization": zero,
-            "steps_per_print": 2**62,
-            "optimizer": {
-                "type": "AdamW",
-                "params": {
-                    # The rate is set before every update. It is 0 here because some ZeRO versions run an
-                    # update while they set up, which would decay the weights.
-                    "lr": 0.0,
-                    "betas": list(train.betas),
-                    "weight_decay": train.weight_decay,
-                    "torch_adam": True,
-                },
-            },
-        }
-        if not self._fp32:
-            settings[train.precision] = {"enabled": True}
+        settings = deepspeed_config(train, world_size)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         self.engine, *_ = deepspeed.initialize(model=model, model_parameters=trainable, config=settings)

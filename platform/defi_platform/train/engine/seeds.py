@@ -27,12 +27,15 @@ def seed_of(seed: int, purpose: str, number: int = 0) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-def sample_generators(seed: int, purpose: str, samples: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator per sample number.
+def sample_generators(
+    seed: int, purpose: str, samples: Sequence[int], device: torch.device | str = "cpu"
+) -> list[torch.Generator]:
+    """One generator per sample number.
 
     Args:
         seed: of the run.
         purpose: see `seed_of`.
         samples: sample numbers.
+        device: that draws; a CPU's numbers are the same on every machine, a GPU's are others.
     """
-    return [torch.Generator().manual_seed(seed_of(seed, purpose, k)) for k in samples]
+    return [torch.Generator(device).manual_seed(seed_of(seed, purpose, k)) for k in samples]

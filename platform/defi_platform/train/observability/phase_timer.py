@@ -6,9 +6,9 @@ import time
 
 import torch
 
-PHASES = ("data", "transfer", "forward", "backward", "optimizer", "checkpoint", "validation", "other")
-"""data: waiting for the batch. checkpoint: only the part that training waits for. other: metrics, tracking and the recipe's
-work after an update."""
+PHASES = ("data", "forward", "backward", "optimizer", "checkpoint", "validation", "other")
+"""data: waiting for the batch and its copy to the device. checkpoint: only the part that training waits for. other:
+metrics, tracking and the recipe's work after an update."""
 
 
 class PhaseTimer:

@@ -35,13 +35,14 @@ def forward_pass(
     # Dropout uses torch's global generator: seeded by the micro-batch's first sample number, it does not depend on
     # which rank computes it, nor on what was computed before.
     torch.manual_seed(seed_of(seed, "dropout", samples[0]))
-    return engine.forward(batch, sample_generators(seed, purpose, samples))
+    device = engine.device if engine.noise == "device" else torch.device("cpu")
+    return engine.forward(batch, sample_generators(seed, purpose, samples, device))
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on `device`; text stays text."""
+    """The batch with its tensors on `device`; text and the numbers of the samples, which the host reads, stay."""
     return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) and name != "sample" else value
         for name, value in batch.items()
     }
 

@@ -38,9 +38,9 @@ def train_worker(config: dict[str, bytes]) -> dict[str, Any]:
 def _train(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     # Ray Train logs every report under a logger named after its own file.
     logging.getLogger(ray.train.v2._internal.execution.context.__file__).setLevel(logging.WARNING)
-    prepare_process(recipe.config.train.use_gpu, recipe.config.train.threads)
-    # After a death the store may be away: every rank waits for it, before any of them waits for another.
     train = recipe.config.train
+    prepare_process(train.use_gpu, train.threads, train.matmul_precision)
+    # After a death the store may be away: every rank waits for it, before any of them waits for another.
     retry_run_folder(recipe.kind, train, lambda: storage.is_folder(train.output))
     try:
         check_device(train)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -30,8 +29,8 @@ from defi_platform.train.validation.loss import (
     evaluation_batch,
     forward_pass,
     scalars,
-    to_device,
 )
+from defi_platform.train.worker.device_batches import DeviceBatches
 from defi_platform.train.worker.divergence_policy import (
     Diverged,
     DivergencePolicy,
@@ -115,12 +114,13 @@ class Training:
             divergence, or when another job has taken the run folder over.
         """
         train = self.train
-        batches = self._batches()
+        stream = self.recipe.stream(self.plan, self.shard) if self.step < train.steps else ()
+        self.batches = DeviceBatches(stream, self.engine.device)
         if self.step == 0:
             self._validate()
         self._update_status(phase="training", force=True)
         while self.step < train.steps:
-            flags, row = self._update(batches)
+            flags, row = self._update()
             if flags["taken_over"]:
                 # Nothing more is written: what stands there is the other job's.
                 error = in_use(train.output, self.recipe.kind)
@@ -163,7 +163,7 @@ class Training:
         self._finish()
         return {}
 
-    def _update(self, batches: Iterator[dict[str, Any]]) -> tuple[dict[str, bool], dict[str, float]]:
+    def _update(self) -> tuple[dict[str, bool], dict[str, float]]:
         """Computes one global batch and updates the weights (collective).
 
         Returns: flags that are true when they are on any rank: "stop" (the run is asked to), "taken_over" (by
@@ -176,13 +176,11 @@ class Training:
         self.engine.module.train()
         for micro in range(self.engine.accumulation):
             timer.end("other")
-            batch = next(batches)
+            batch = next(self.batches)
             samples = list(self.shard.samples(self.step * train.global_batch, micro))
             if batch["sample"].tolist() != samples:
                 raise RuntimeError(f"the data stream gave samples {batch['sample'].tolist()}, not {samples}")
             timer.end("data")
-            batch = to_device(batch, self.engine.device)
-            timer.end("transfer")
             outputs = forward_pass(self.engine, train.seed, batch, samples, "noise")
             timer.end("forward")
             self.engine.backward(outputs["loss"])
@@ -206,11 +204,6 @@ class Training:
         agreed = {name: means.pop(name) > 0 for name in flags}
         norm = self.engine.grad_norm()
         return agreed, means | {"lr": rate} | ({} if norm is None else {"grad_norm": norm})
-
-    def _batches(self) -> Iterator[dict[str, Any]]:
-        if self.step >= self.train.steps:
-            return iter(())
-        return iter(self.recipe.stream(self.plan, self.shard))
 
     # ----------------------------------------------------------------- reports
 
@@ -369,4 +362,5 @@ class Training:
         for watch in (self.stop_request, self.successor):
             if watch:
                 watch.close()
+        self.batches.close()
         self.reporter.close(phase, self.saver.committed_step)
