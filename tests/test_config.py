@@ -230,7 +230,7 @@ def test_the_help_knows_types_defaults_docs_and_the_entries_of_mappings() -> Non
 def test_the_settings_that_a_resumed_run_is_bound_to() -> None:
     assert set(bound_on_resume(TrainConfig)) == {
         "seed", "global_batch", "learning_rate", "weight_decay", "betas", "schedule", "warmup_steps",
-        "clip_grad_norm", "ema_decay", "validation_samples", "restart_dead_codes_every",
+        "clip_grad_norm", "ema_decay", "noise", "validation_samples", "restart_dead_codes_every",
     }  # fmt: skip
     assert set(bound_on_resume(DataConfig)) == {
         "corpora", "height", "width", "clip_frames", "clip_span_s", "pair_interval_s", "holdout", "split",
