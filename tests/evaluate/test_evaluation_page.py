@@ -59,12 +59,15 @@ def test_maps_latencies_and_the_protocol_are_on_the_page(page: str) -> None:
 
 def test_chains_and_groups_have_their_tables(tmp_path: Path) -> None:
     rows = [episode("cube", seed, seed == 3, solved=seed) for seed in range(4)]
-    seen = {"seeds_of_training": {"cube": [2, 3]}}
+    far = {"tested": 4, "recorded": 9, "median": 0.0312, "largest": 0.5, "same": 1, "recorded_median": None}
+    seen = {"seeds_of_training": {"cube": [2, 3]}, "distances_to_training": {"cube": far}}
     evaluated(tmp_path / "chained", rows, Chained, seen)
     made = Path(write_page(read_evaluation(str(tmp_path / "chained")), ())).read_text()
     assert "1.50 (" in section(made, "chains-of-tasks") and "this evaluation" in made
     assert "No videos were written" in made
     assert "trained on recordings of 2 of these initial states" in section(made, "success")
+    cells = re.sub(r"<[^>]+>|\s+", " ", section(made, "distance-from-training")).split("the same")[1].split()
+    assert cells == ["cube", "4", "9", "0.0312", "0.5", "-", "1"]
     evaluated(tmp_path / "apart", [*rows, episode("ball", 0, True)], Apart)
     made = Path(write_page(read_evaluation(str(tmp_path / "apart")), ())).read_text()
     assert "variants" in section(made, "success") and "all tasks" not in made

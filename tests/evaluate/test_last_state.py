@@ -109,8 +109,8 @@ def test_only_tasks_without_end_of_initial_states_refuse_those_of_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "defi_platform.evaluate.policy.recorded_seeds.recorded_seeds",
-        lambda *_: {"pass": {0, 1}, "free": {7}},
+        "defi_platform.evaluate.policy.recorded_seeds.recorded_states",
+        lambda *_: {"pass": {0: {}, 1: {}}, "free": {7: {}}},
     )
     assert seen_seeds("p", LastState, NAME, {}, {"pass": range(3), "free": range(5)}) == {"pass": [0, 1]}
     with pytest.raises(ConfigError, match=r"of 1 of the 9 initial states of free"):

@@ -188,6 +188,20 @@ def test_seeds_that_the_policy_was_trained_on_are_refused(tmp_path: Path) -> Non
             evaluate(replace(config, **fits))
 
 
+def test_seeds_that_only_a_pretraining_saw_are_refused_too(tmp_path: Path) -> None:
+    trained_on(tmp_path, "fetch", (0, 1, 20))
+    written_folder(tmp_path / "policy/model")
+    (tmp_path / "gidm").mkdir()
+    # The policy's own corpora say nothing; it began with GIDM, which began with the run that did.
+    (tmp_path / "policy/config.yaml").write_text(f"{{gfdm: /converted/model, gidm: {tmp_path}/gidm/model}}")
+    (tmp_path / "gidm/config.yaml").write_text(f"model: {{init_from: {tmp_path}/run/model}}")
+    config = asked(tmp_path / "out", seed=19, serve=ServeConfig(policy=str(tmp_path / "policy/model")))
+    with pytest.raises(
+        ConfigError, match=r"1 of the 2 initial states of reach \(seeds from 20\).*Set seed=21"
+    ):
+        evaluate(config)
+
+
 def test_a_fixed_number_of_initial_states_begins_with_the_first_and_says_which_were_learned_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

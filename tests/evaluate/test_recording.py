@@ -73,6 +73,7 @@ def test_labelled_actions_replay_the_recorded_frames_to_success(recorded: Path) 
 
     benchmark = MetaWorld(MetaWorld.default_view, {})
     state, solved = benchmark.reset(episode["task"], episode["seed"]), []
+    assert episode["initial_positions"] == benchmark.initial_positions() != {}
     assert row["tasks"] == ["press the button from the front"]
     for step, action in enumerate(actions):
         assert np.array_equal(state, states[step].astype(np.float32))

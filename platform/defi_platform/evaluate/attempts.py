@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -74,6 +75,16 @@ class Attempts:
         """The stored episode of an attempt that succeeded."""
         return _unpack(storage.read_bytes(self._path(attempt, self._lengths[attempt.task][attempt.seed])))
 
+    def positions(self, attempt: Attempt) -> dict[str, float]:
+        """Positions at the start of an attempt that succeeded; {} where its benchmark, or an earlier version, has none."""
+        packed = storage.read_bytes(self._path(attempt, self._lengths[attempt.task][attempt.seed]))
+        with np.load(io.BytesIO(packed), allow_pickle=False) as arrays:
+            return {
+                name.removeprefix("position/"): float(arrays[name])
+                for name in arrays.files
+                if name.startswith("position/")
+            }
+
     def delete(self) -> None:
         """Removes all of them."""
         storage.delete(self._folder)
@@ -83,9 +94,15 @@ class Attempts:
         return storage.join(self._folder, f"{quote(attempt.task, safe='')}_{attempt.seed}_{length}.npz")
 
 
-def packed_episode(episode: Episode) -> bytes:
-    """An episode as one file, arrays and nothing else."""
+def packed_episode(episode: Episode, positions: Mapping[str, float]) -> bytes:
+    """An episode as one file, arrays and nothing else.
+
+    Args:
+        episode: of an attempt.
+        positions: of its initial state, see `Benchmark.initial_positions`.
+    """
     arrays: dict[str, Any] = {"text": np.array(episode.text), "length": np.array(episode.length)}
+    arrays |= {f"position/{name}": np.array(value, np.float64) for name, value in positions.items()}
     for camera, video in episode.videos.items():
         arrays[f"video/{camera}"] = np.frombuffer(video, np.uint8)
         for name, value in episode.video_stats[camera].items():

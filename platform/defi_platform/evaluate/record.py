@@ -151,7 +151,9 @@ class _Recorder:
         failures: list[SimulatorFault] = []
         while len(failures) <= self._config.simulator.retries:
             try:
-                return packed_episode(_run_expert(self._simulator(), attempt, self._config, self._plan))
+                simulator = self._simulator()
+                episode = _run_expert(simulator, attempt, self._config, self._plan)
+                return packed_episode(episode, simulator.initial_positions)
             except SimulatorFault as fault:
                 self._process = None
                 failures.append(fault)
@@ -275,9 +277,17 @@ def _publish(config: RecordConfig, plan: _Plan, attempts: Attempts, start: float
             sources = []
             for task in plan.tasks:
                 for seed in attempts.succeeded(task.name)[:per_task]:
-                    episode = attempts.episode(Attempt(task.name, seed))
+                    attempt = Attempt(task.name, seed)
+                    episode = attempts.episode(attempt)
                     writer.add(episode)
-                    sources.append({"task": task.name, "seed": seed, "length": episode.length})
+                    sources.append(
+                        {
+                            "task": task.name,
+                            "seed": seed,
+                            "length": episode.length,
+                            "initial_positions": attempts.positions(attempt),
+                        }
+                    )
                     frames += episode.length if name == "video" else 0
                     labelled += name == "labelled"
             writer.finish()

@@ -26,7 +26,8 @@ from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.run import Fleet
 from defi_platform.evaluate.fleet.shared_units import SharedUnits
 from defi_platform.evaluate.policy.fit import check_answer, check_fits
-from defi_platform.evaluate.policy.recorded_seeds import seen_line, seen_seeds
+from defi_platform.evaluate.policy.recorded_seeds import recorded_states, seen_line, seen_seeds
+from defi_platform.evaluate.policy.state_distances import distance_line, state_distances
 from defi_platform.evaluate.policy.vla_eval import connect_policy
 from defi_platform.evaluate.results.evaluation import SUMMARY, is_whole, write_results
 from defi_platform.evaluate.results.protocol import protocol_of
@@ -74,6 +75,8 @@ class EvaluationResult:
             )
         if seen := self.details.get("seeds_of_training"):
             lines.append(seen_line(seen))
+        if distances := self.details.get("distances_to_training"):
+            lines.append(distance_line(distances))
         state = "evaluated before, reused" if self.reused else f"{self.details['wall_s']:.0f} s"
         return "\n".join([*lines, f"{self.output} ({state})"])
 
@@ -190,6 +193,19 @@ def _seen(config: EvaluateConfig) -> dict[str, list[int]]:
     return seen
 
 
+def _distances(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Distances of the policy's initial states to those of its training, by task; empty where nobody knows them."""
+    if config.url or "policy" not in config.arms:
+        return {}
+    recorded = recorded_states(config.serve.policy, config.benchmark)
+    tested: dict[str, list[dict[str, float]]] = {}
+    for row in rows:
+        if row["arm"] == "policy" and row.get("initial_positions"):
+            positions = {one["name"]: one["value"] for one in row["initial_positions"]}
+            tested.setdefault(row["task"], []).append(positions)
+    return state_distances({task: list(states.values()) for task, states in recorded.items()}, tested)
+
+
 # --------------------------------------------------------------------------- results
 
 
@@ -261,6 +277,7 @@ def _published(
             "stopped": decision.as_mapping(rule) if decision and rule else None,
             "skipped": {},
             "seeds_of_training": seen,
+            "distances_to_training": _distances(config, rows),
             "video_every": config.video_every,
             "wall_s": round(wall_s, 1),
         },

@@ -58,6 +58,7 @@ def evaluation_page(evaluation: Evaluation, state_names: Sequence[str]) -> str:
         failed=len(failures),
         successes=_videos(evaluation, [row for row in own if row["success"]]),
         seen=seen_line(summary["seeds_of_training"]) if summary.get("seeds_of_training") else None,
+        distances=_distances(summary),
         success=Table(["task", *arms], success_rows(arms)),
         bars=list(_bars(arms)),
         maps=figures.state_maps(own, state_names),
@@ -151,6 +152,33 @@ def _published(summary: Mapping[str, Any]) -> Table | None:
             for row in rows
         ],
     )
+
+
+def _distances(summary: Mapping[str, Any]) -> Table | None:
+    distances = summary.get("distances_to_training")
+    if not distances:
+        return None
+    head = [
+        "task",
+        "tested",
+        "recorded",
+        "to the nearest recorded: median",
+        "largest",
+        "recorded among themselves: median",
+    ]
+    rows = [
+        [
+            task,
+            str(one["tested"]),
+            str(one["recorded"]),
+            f"{one['median']:.3g}",
+            f"{one['largest']:.3g}",
+            "-" if one["recorded_median"] is None else f"{one['recorded_median']:.3g}",
+            str(one["same"]),
+        ]
+        for task, one in distances.items()
+    ]
+    return Table([*head, "the same"], rows)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -1,7 +1,7 @@
 """Initial states that a policy has learned from: an evaluation on them measures memory.
 
-What is known is on disk: a policy folder lies in its run's folder, whose config names the corpora, and a corpus that
-jobs/record_demos.py made lists the seeds of its episodes. A policy by url, or one that was moved, says nothing of it.
+What is known is on disk: a policy folder lies in its run's folder, whose config names the corpora and the models that it
+began with, whose runs have corpora of their own; and a corpus that jobs/record_demos.py made lists its episodes. A policy by url, or one that was moved, says nothing of it.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ RECORDING = "recording.json"
 _RUN_CONFIG = "config.yaml"
 
 
-def recorded_seeds(policy: str, benchmark: str) -> dict[str, set[int]]:
-    """Seeds by task of a benchmark that are in the corpora of a policy's training, as far as its folder tells.
+def recorded_states(policy: str, benchmark: str) -> dict[str, dict[int, dict[str, float]]]:
+    """Initial states of a benchmark in the corpora of a policy's training and pretrainings, as far as folders tell.
 
     Args:
         policy: its folder.
         benchmark: name.
+
+    Returns: task -> seed -> positions of objects and goals; {} where the recording noted none.
     """
-    found: dict[str, set[int]] = defaultdict(set)
+    found: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
     for recording in _recordings(policy):
         if recording.get("benchmark") == benchmark:
             for episode in recording.get("episodes", ()):
-                found[str(episode["task"])].add(int(episode["seed"]))
+                positions = episode.get("initial_positions") or {}
+                found[str(episode["task"])].setdefault(int(episode["seed"]), positions)
     return dict(found)
 
 
@@ -53,8 +56,8 @@ def seen_seeds(
     Raises:
         ConfigError: there are such, and seeds are unbounded; names another first seed.
     """
-    known = recorded_seeds(policy, name)
-    seen = {task: sorted(known.get(task, set()) & set(some)) for task, some in seeds.items()}
+    known = recorded_states(policy, name)
+    seen = {task: sorted(known.get(task, {}).keys() & set(some)) for task, some in seeds.items()}
     seen = {task: found for task, found in seen.items() if found}
     if endless := [task for task in seen if benchmark.initial_states(task, options) is None]:
         worst = max(endless, key=lambda task: len(seen[task]))
@@ -76,16 +79,34 @@ def seen_line(seen: Mapping[str, Sequence[int]]) -> str:
 
 
 def _recordings(policy: str) -> Iterator[dict[str, Any]]:
-    run = storage.absolute(policy).rstrip("/").rpartition("/")[0]
-    config = storage.join(run, _RUN_CONFIG)
-    if not storage.exists(config):
-        return
+    """Recordings among the corpora of a policy's run and of the runs of the models it began with, as they describe themselves."""
+    models, done = [policy], set()
+    while models:
+        run = storage.absolute(models.pop()).rstrip("/").rpartition("/")[0]
+        if run in done:
+            continue
+        done.add(run)
+        config = _config(run)
+        for corpus in _part(config.get("data"), "corpora").values():
+            path = corpus.get("path") if isinstance(corpus, dict) else None
+            if path and storage.exists(storage.join(path, "meta", RECORDING)):
+                yield json.loads(storage.read_text(storage.join(path, "meta", RECORDING)))
+        begun = [config.get("gfdm"), config.get("gidm"), _part(config, "model").get("init_from")]
+        models += [model for model in begun if isinstance(model, str) and model]
+
+
+def _config(run: str) -> dict[Any, Any]:
+    """The settings of a training; {} of something else, which says nothing about corpora."""
+    path = storage.join(run, _RUN_CONFIG)
+    if not storage.exists(path):
+        return {}
     try:
-        with storage.local_copy(config) as local:
-            corpora = (read_yaml(local).get("data") or {}).get("corpora") or {}
+        with storage.local_copy(path) as local:
+            return read_yaml(local)
     except UserError:
-        return  # of something else than a training: it says nothing about corpora
-    for corpus in corpora.values():
-        path = corpus.get("path") if isinstance(corpus, dict) else None
-        if path and storage.exists(storage.join(path, "meta", RECORDING)):
-            yield json.loads(storage.read_text(storage.join(path, "meta", RECORDING)))
+        return {}
+
+
+def _part(values: Any, name: str) -> Mapping[str, Any]:
+    part = values.get(name) if isinstance(values, dict) else None
+    return part if isinstance(part, dict) else {}
