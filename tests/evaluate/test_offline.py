@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from policy_server import policy_server
 
 from defi_client.recording.h264 import encode_h264
 from defi_client.recording.lerobot import Camera, Episode, LeRobotWriter, Vector, frame_stats
-from defi_platform.config import ObservationKeysConfig, OfflineConfig
+from defi_platform.config import ObservationKeysConfig, OfflineConfig, ServeConfig
+from defi_platform.data.manifest.project_split import ProjectSplit
 from defi_platform.data.manifest.split import hash_position, held_out
 from defi_platform.errors import ConfigError, CorpusError
 from defi_platform.evaluate.offline.action_error import Predictions, Scale, mean_errors
 from defi_platform.evaluate.offline.dataset import open_dataset
-from defi_platform.evaluate.offline.evaluate import SUMMARY, evaluate_offline
+from defi_platform.evaluate.offline.evaluate import SUMMARY, _chosen, evaluate_offline
 
 LENGTHS = (30, 41, 24, 36)
 GREETING = {"cameras": ["front"], "action_dim": 2, "state_dim": 2, "chunk": 4, "policy_digest": "d1"}
@@ -116,6 +118,28 @@ def test_held_out_episodes_are_those_that_a_training_leaves_out(dataset: Path) -
     names = [f"episode_{number:06d}" for number in range(4)]
     split = held_out(np.array([hash_position(name) for name in names], np.uint64), 0.5)
     assert held == {name for name, apart in zip(names, split, strict=True) if apart}
+
+
+def test_of_a_project_those_are_evaluated_on_that_its_split_holds_out(dataset: Path, tmp_path: Path) -> None:
+    listed = open_dataset(str(dataset))
+    split = ProjectSplit(str(tmp_path / "split"))
+    positions = np.array([hash_position(f"episode_{number:06d}") for number in range(4)], np.uint64)
+    split.decide("robots", positions, np.zeros(4, np.uint64), 0.0, np.array([False, True, False, True]))
+    (tmp_path / "run").mkdir()
+    there = f"data: {{split: {tmp_path}/split, corpora: {{robots: {{path: {dataset}}}}}}}"
+    (tmp_path / "run/config.yaml").write_text(there)
+    own = OfflineConfig(dataset=str(dataset), serve=ServeConfig(policy=str(tmp_path / "run/model")))
+    assert [episode.name[-1] for episode in _chosen(own, listed)] == ["1", "3"], "as its run says"
+    by_url = replace(own, url="ws://somewhere:1", split=str(tmp_path / "split"), corpus="robots")
+    assert [episode.name[-1] for episode in _chosen(by_url, listed)] == ["1", "3"]
+    assert _chosen(replace(by_url, split=None), listed) == listed.held_out(0.1), "nobody knows of a split"
+    with pytest.raises(ConfigError, match="split needs corpus"):
+        _chosen(replace(by_url, corpus=None), listed)
+    with pytest.raises(CorpusError, match=r"knows no corpus 'robot'\. It has: robots"):
+        _chosen(replace(by_url, corpus="robot"), listed)
+    split.decide("trained", positions, np.zeros(4, np.uint64), 0.0, np.zeros(4, bool))
+    with pytest.raises(ConfigError, match="holds out none of the 4 episodes"):
+        _chosen(replace(by_url, corpus="trained"), listed)
 
 
 def test_a_foreign_server_gets_its_own_keys_and_needs_a_name(dataset: Path, tmp_path: Path) -> None:

@@ -231,9 +231,13 @@ class OfflineConfig:
     dataset: str = field(default=MISSING, metadata=PATH)
     """Folder of a LeRobot v2.1 or v3.0 dataset with actions: local, s3:// or any fsspec URL."""
     episodes: list[int] | None = None
-    """Numbers of the episodes to evaluate on; null: those that a training with `holdout` leaves out."""
+    """Numbers of the episodes to evaluate on; null: those that the policy's training has held out."""
+    split: str | None = field(default=None, metadata=PATH)
+    """data.split of the policy's training; null: as the run of the policy's folder says, else `holdout`."""
+    corpus: str | None = None
+    """Name of this dataset in that training (data.corpora.NAME), with `split`."""
     holdout: float = 0.1
-    """data.holdout of the policy's training, where it learned from this dataset."""
+    """data.holdout of the policy's training, where it learned from this dataset without a split of its project."""
     max_episodes: int | None = None
     """Episodes at most, the first of them; null: all."""
     every: int = 10

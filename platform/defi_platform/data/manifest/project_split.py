@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from defi_platform import logs, storage
 from defi_platform.data.manifest.split import held_out, joined
 from defi_platform.data.tables.parquet_io import encoded, read_table
+from defi_platform.errors import CorpusError
 from defi_platform.storage.exclusive import create_bytes
 
 SCHEMA = pa.schema(
@@ -81,6 +82,25 @@ class ProjectSplit:
                 corpus=corpus,
             )
             return held
+
+    def held(self, corpus: str, positions: np.ndarray) -> np.ndarray:
+        """Videos of a corpus that trainings of the project have held out.
+
+        Args:
+            corpus: its name in them.
+            positions: uint64 (videos,), the `hash_position` of each one's group.
+
+        Returns: bool (videos,).
+        Raises: CorpusError when they had no such corpus.
+        """
+        _, known = self._read()
+        names = pc.unique(known["corpus"]).to_pylist()
+        if corpus not in names:
+            raise CorpusError(
+                f"the project's split {self._folder} knows no corpus '{corpus}'. It has: {', '.join(sorted(names)) or 'none'}."
+            )
+        out = known.filter(pc.and_(pc.equal(known["corpus"], corpus), known["held_out"]))
+        return np.isin(positions, out["episode"].to_numpy())
 
     def _file(self, number: int) -> str:
         return storage.join(self._folder, f"episodes-{number:06d}.parquet")

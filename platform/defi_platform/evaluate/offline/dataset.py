@@ -17,6 +17,7 @@ from defi_platform.data.decode.probe import probe
 from defi_platform.data.decode.seek_index import SeekIndex
 from defi_platform.data.decode.video_readers import VideoReader
 from defi_platform.data.ingest.alignment import place
+from defi_platform.data.manifest.project_split import ProjectSplit
 from defi_platform.data.manifest.split import hash_position, held_out
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.formats import format_of, listing, read_signals, signal_names
@@ -56,10 +57,25 @@ class Dataset:
 
         Copies of a video, which an ingest keeps on one side, are not looked for.
         """
-        positions = np.array([hash_position(episode.name) for episode in self.episodes], np.uint64)
-        return tuple(
-            episode for episode, held in zip(self.episodes, held_out(positions, share), strict=True) if held
-        )
+        return self._chosen(held_out(self._positions(), share))
+
+    def held_out_by(self, split: ProjectSplit, corpus: str) -> tuple[Episode, ...]:
+        """Those that the trainings of a project hold out.
+
+        Args:
+            split: `data.split` of these.
+            corpus: name of this dataset in them.
+
+        Raises: CorpusError when they had no such corpus.
+        """
+        return self._chosen(split.held(corpus, self._positions()))
+
+    def _positions(self) -> NDArray[np.uint64]:
+        keys = [next(iter(one.cameras.values())).group or one.name for one in self.episodes]
+        return np.array([hash_position(key) for key in keys], np.uint64)
+
+    def _chosen(self, held: NDArray[np.bool_]) -> tuple[Episode, ...]:
+        return tuple(episode for episode, chosen in zip(self.episodes, held, strict=True) if chosen)
 
     def named(self, numbers: Sequence[int]) -> tuple[Episode, ...]:
         """Episodes by their numbers, in the dataset's order.

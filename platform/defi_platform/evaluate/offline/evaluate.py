@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from defi_platform import storage
+from defi_platform import logs, storage
 from defi_platform.cluster import ray_session
 from defi_platform.config import OfflineConfig
+from defi_platform.data.manifest.project_split import ProjectSplit
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.records import Signals
 from defi_platform.errors import ConfigError, CorpusError
@@ -29,6 +30,7 @@ from defi_platform.evaluate.offline.action_error import Predictions, Scale, mean
 from defi_platform.evaluate.offline.dataset import Dataset, Episode, Pictures, open_dataset
 from defi_platform.evaluate.offline.table import error_lines
 from defi_platform.evaluate.policy.observation import client_keys, policy_observation
+from defi_platform.evaluate.policy.training_run import part_of, training_config
 from defi_platform.evaluate.policy_client import PolicyClient, check_same_policy, read_token
 from defi_platform.evaluate.resume_guard import bind_settings
 from defi_platform.progress import Progress
@@ -239,6 +241,16 @@ def _read(uri: str) -> NDArray[np.float32]:
 def _chosen(config: OfflineConfig, dataset: Dataset) -> tuple[Episode, ...]:
     if config.episodes is not None:
         chosen = dataset.named(config.episodes)
+    elif kept := _split(config):
+        chosen = dataset.held_out_by(ProjectSplit(kept[0]), kept[1])
+        logs.say(
+            f"{config.dataset}: {len(chosen)} episodes that the project's split {kept[0]} holds out of {kept[1]}"
+        )
+        if not chosen:
+            raise ConfigError(
+                f"split {kept[0]} holds out none of the {len(dataset.episodes)} episodes of {dataset.root} (corpus {kept[1]}); "
+                "name episodes, which the policy may have learned from."
+            )
     else:
         chosen = dataset.held_out(config.holdout)
     if not chosen:
@@ -247,6 +259,22 @@ def _chosen(config: OfflineConfig, dataset: Dataset) -> tuple[Episode, ...]:
             "to evaluate on; raise it to what the policy was trained with, or name episodes."
         )
     return chosen[: config.max_episodes]
+
+
+def _split(config: OfflineConfig) -> tuple[str, str] | None:
+    """(`data.split`, name of the dataset) of the policy's training: as configured, else as the run that it lies in says."""
+    if config.split is not None:
+        if config.corpus is None:
+            raise ConfigError(
+                "split needs corpus, the name that this dataset has in the trainings (data.corpora.NAME)."
+            )
+        return config.split, config.corpus
+    data = {} if config.url else part_of(training_config(config.serve.policy), "data")
+    for name, corpus in part_of(data, "corpora").items():
+        path = corpus.get("path") if isinstance(corpus, dict) else None
+        if data.get("split") and path and storage.absolute(path) == storage.absolute(config.dataset):
+            return str(data["split"]), name
+    return None
 
 
 def _scale(dataset: Dataset, chosen: Sequence[Episode]) -> tuple[Scale, bool]:

@@ -12,12 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from defi_platform import storage
-from defi_platform.config.loader import read_yaml
-from defi_platform.errors import ConfigError, UserError
+from defi_platform.errors import ConfigError
 from defi_platform.evaluate.benchmarks.interface import Benchmark
+from defi_platform.evaluate.policy.training_run import part_of, run_folder, training_config
 
 RECORDING = "recording.json"
-_RUN_CONFIG = "config.yaml"
 
 
 def recorded_states(policy: str, benchmark: str) -> dict[str, dict[int, dict[str, float]]]:
@@ -82,31 +81,14 @@ def _recordings(policy: str) -> Iterator[dict[str, Any]]:
     """Recordings among the corpora of a policy's run and of the runs of the models it began with, as they describe themselves."""
     models, done = [policy], set()
     while models:
-        run = storage.absolute(models.pop()).rstrip("/").rpartition("/")[0]
-        if run in done:
+        model = models.pop()
+        if run_folder(model) in done:
             continue
-        done.add(run)
-        config = _config(run)
-        for corpus in _part(config.get("data"), "corpora").values():
+        done.add(run_folder(model))
+        config = training_config(model)
+        for corpus in part_of(config.get("data"), "corpora").values():
             path = corpus.get("path") if isinstance(corpus, dict) else None
             if path and storage.exists(storage.join(path, "meta", RECORDING)):
                 yield json.loads(storage.read_text(storage.join(path, "meta", RECORDING)))
-        begun = [config.get("gfdm"), config.get("gidm"), _part(config, "model").get("init_from")]
-        models += [model for model in begun if isinstance(model, str) and model]
-
-
-def _config(run: str) -> dict[Any, Any]:
-    """The settings of a training; {} of something else, which says nothing about corpora."""
-    path = storage.join(run, _RUN_CONFIG)
-    if not storage.exists(path):
-        return {}
-    try:
-        with storage.local_copy(path) as local:
-            return read_yaml(local)
-    except UserError:
-        return {}
-
-
-def _part(values: Any, name: str) -> Mapping[str, Any]:
-    part = values.get(name) if isinstance(values, dict) else None
-    return part if isinstance(part, dict) else {}
+        begun = [config.get("gfdm"), config.get("gidm"), part_of(config, "model").get("init_from")]
+        models += [name for name in begun if isinstance(name, str) and name]
