@@ -168,7 +168,7 @@ def runs(
     GFDM(gfdm).save_pretrained(folder / "pretrained" / "gfdm")
     GIDM(gidm).save_pretrained(folder / "pretrained" / "gidm")
     cached = settings(folder, "cached_gfdm", steps=CACHED_STEPS)
-    cached.data.cache = str(folder / "cache")
+    cached.data.cache, cached.data.text_cache = str(folder / "cache"), str(folder / "texts")
     encode_latents(EncodeConfig(kind="gfdm", model=cached.model, data=cached.data))
     on_ray = killed.KilledGIDM(settings(folder, "killed_gidm"), KILLED_AT)
     alone = Ranks(tmp_path_factory.mktemp("alone"), count=1)
@@ -215,7 +215,9 @@ def test_a_run_from_the_latent_cache_has_the_losses_of_one_from_pictures_and_say
     assert cached == pytest.approx({step: whole[step] for step in cached}, rel=1e-4)
     validated = (tiny.losses(runs / name, "validation")[0] for name in ("cached_gfdm", "gfdm"))
     assert next(validated) == pytest.approx(next(validated), rel=1e-4)
-    cache = json.loads((runs / "cached_gfdm" / "summary.json").read_text())["cache"]
+    summary = json.loads((runs / "cached_gfdm" / "summary.json").read_text())
+    cache, texts = summary["cache"], summary["text_cache"]
+    assert texts["texts"] == texts["encoded"] > 0
     assert (cache["samples_read"], cache["samples_decoded"]) == (4 * CACHED_STEPS, 0)
     assert cache["videos"] == cache["of"] > 0
 

@@ -144,6 +144,10 @@ class DataConfig:
     cache: str | None = field(default=None, metadata=PATH | RESUME_FREE)
     """Folder that jobs/encode_latents.py has filled: training videos it holds are read from there, as the frozen
     encoder sees them, instead of being decoded. One folder per model."""
+    text_cache: str | None = field(default=None, metadata=PATH | RESUME_FREE)
+    """Folder for what frozen text encoders make of the corpora's texts. A run encodes those that are not there yet before its
+    first step, its workers share the work, and no step runs a text encoder then; null: each worker encodes texts as they come
+    and holds the last ones in memory. One folder for all encoders and runs."""
 
 
 def drawn_corpora(data: DataConfig) -> dict[str, CorpusConfig]:

@@ -15,6 +15,7 @@ from defi_platform.data.sampling.sharding import Shard
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
+    from defi_platform.train.engine.collectives import Communicator
     from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 
 
@@ -50,6 +51,14 @@ class Recipe(ABC):
     @abstractmethod
     def build(self) -> nn.Module:
         """Builds the model on CPU, in fp32, the same on every rank; `forward(batch, generator=)` returns "loss"."""
+
+    def encode_texts(self, model: nn.Module, communicator: Communicator) -> None:  # noqa: B027 - optional
+        """Encodes the texts of the corpora ahead, where a store for them is configured (collective).
+
+        Args:
+            model: as `build` gives it.
+            communicator: of this rank.
+        """
 
     def configure_model(self, model: Any) -> None:
         """Applies the settings of `train` that change how the model computes, before it trains."""

@@ -22,6 +22,7 @@ from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import ChunkRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.recipes.policy_sizes import DataSizes, sizes_before_ingest, sizes_of, with_sizes
+from defi_platform.train.recipes.text_store_use import TextEncoder
 from defi_platform.train.recipes.unseen_validation import unseen_by, unseen_line
 from defi_platform.train.recipes.video_base import VideoRecipe, folder_config, load_folder, model_errors
 
@@ -98,6 +99,10 @@ class PolicyRecipe(VideoRecipe):
         with _acting_errors():
             policy.set_acting(self._acting(policy.acting))
         return policy
+
+    def text_encoders(self, model: Any) -> list[TextEncoder]:
+        """GFDM's, whose goal the action head reads, and GIDM's."""
+        return [(model.gfdm.text_encoder, ("states", "goal")), (model.gidm_text, ("states",))]
 
     def prepare(self) -> None:
         """Ingests the corpora and checks that the policy fits them."""

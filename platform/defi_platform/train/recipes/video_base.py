@@ -13,7 +13,7 @@ from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.pretrained.configuration import from_mapping
 from defi_models.pretrained.folder import CONFIG_FILE, read_header
 from defi_platform import storage
-from defi_platform.config import ModelConfig, PretrainConfig
+from defi_platform.config import ModelConfig, PretrainConfig, TrainConfig
 from defi_platform.config.data import drawn_corpora
 from defi_platform.data.loader.stream import local_batches, stream
 from defi_platform.data.manifest.commit_marker import read_committed
@@ -25,9 +25,11 @@ from defi_platform.data.sampling.sharding import Shard
 from defi_platform.data.sources.formats import format_of
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.storage import StorageError
+from defi_platform.train.engine.collectives import Communicator
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.latent_cache_use import CacheUse
 from defi_platform.train.recipes.pinned_data import PinnedData
+from defi_platform.train.recipes.text_store_use import TextEncoder, TextStoreUse
 
 DATA_STATS = "data_stats.txt"
 
@@ -43,6 +45,7 @@ class VideoRecipe(Recipe):
     def __init__(self, config: PretrainConfig):
         super().__init__(config)
         self._cache: CacheUse | None = None
+        self._texts: TextStoreUse | None = None
         self._pinned = PinnedData(self.kind)
 
     @abstractmethod
@@ -56,6 +59,22 @@ class VideoRecipe(Recipe):
         if self.config.data.cache is not None and self._cache is None:
             self._cache = CacheUse(model, self.config.data, self.plan(TRAIN))
         return model
+
+    def encode_texts(self, model: nn.Module, communicator: Communicator) -> None:
+        """Brings `data.text_cache` up to date with the texts of the run's videos, and reads from it (collective)."""
+        folder, encoders = self.config.data.text_cache, self.text_encoders(model)
+        if folder is None:
+            _check_text_encoders(self.config.train, encoders, communicator.world_size)
+            return
+        _, texts = self.plan(TRAIN).manifest.codes("text")
+        self._texts = TextStoreUse(folder, self.config.train)
+        line = self._texts.fill(encoders, texts, communicator)
+        if communicator.is_rank_zero:
+            print(f"{self.kind}: {line}", flush=True)
+
+    def text_encoders(self, model: Any) -> list[TextEncoder]:
+        """Frozen text encoders of the model, each with the features of a text that training reads: states | goal."""
+        return [(model.text_encoder, ("states",))]
 
     @abstractmethod
     def build_without_cache(self) -> nn.Module:
@@ -140,8 +159,9 @@ class VideoRecipe(Recipe):
             print(f"{self.kind}: {path} cannot be written for now, training continues: {error}", flush=True)
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
-        """The use of the latent cache, where one is configured."""
-        return {"cache": self._cache.summary()} if self._cache else {}
+        """The use of the latent cache and of the stored texts, where they are configured."""
+        used = {"cache": self._cache, "text_cache": self._texts}
+        return {name: one.summary() for name, one in used.items() if one}
 
     def skipped(self) -> dict[str, int]:
         """Number of quarantined videos by reason."""
@@ -163,6 +183,16 @@ class VideoRecipe(Recipe):
                 f"data.{field}={given}, but the {self.kind} model '{self.config.model.preset}' has {what}={wanted}. "
                 f"Set data.{field}={wanted}, or model.overrides."
             )
+
+
+def _check_text_encoders(train: TrainConfig, encoders: list[TextEncoder], workers: int) -> None:
+    """Refuses what would never end. Raises: ConfigError."""
+    weights = any(True for encoder, _ in encoders for _ in encoder.parameters())
+    if train.zero_stage == 3 and workers > 1 and weights:
+        raise ConfigError(
+            "train.zero_stage=3 spreads the text encoder over the workers, which would have to run it equally often, "
+            "though each meets other texts. Set data.text_cache=FOLDER: texts are encoded before, and no step runs it."
+        )
 
 
 def _left_out(plan: Plan) -> list[str]:

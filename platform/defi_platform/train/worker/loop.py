@@ -66,6 +66,7 @@ class Training:
         self.reporter.update_status(phase="building the model", force=True)
         torch.manual_seed(seed_of(self.train.seed, "weights"))
         model = recipe.build()
+        recipe.encode_texts(model, self.communicator)
         recipe.configure_model(model)
         self.plan = recipe.plan("train")
         self.fingerprint = recipe.fingerprint(self.plan)

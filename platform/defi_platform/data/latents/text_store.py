@@ -1,0 +1,210 @@
+"""Features of texts on disk, as a frozen text encoder gives them: each text of the corpora is encoded once for all runs.
+
+    <folder>/<fingerprint>/encoder.json            which encoder, for people
+    <folder>/<fingerprint>/shards/<name>.bin       tensors of some texts, one after the other; mapped, not read
+    <folder>/<fingerprint>/shards/<name>.parquet   which bytes are whose; written last, so a shard counts once it is there
+
+A text that several shards hold is read from the oldest one, so that a run goes on with the features it began with.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import time
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from defi_models.pretrained.configuration import to_mapping
+from defi_platform import storage
+from defi_platform.storage.parallel_read import side_by_side
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from defi_models.encoders.text_cache import Entry
+
+ENCODER, SHARDS = "encoder.json", "shards"
+INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.binary(16)),
+        ("first", pa.int64()),
+        ("dtypes", pa.list_(pa.string())),
+        ("shapes", pa.list_(pa.list_(pa.int32()))),
+    ]
+)
+"""`key`: see `_key`; `first`: offset of the text's first tensor in the shard, in bytes."""
+
+BLOCK_BYTES = 1 << 16
+"""Bytes of a range that is read from another store: a text or two of CLIP."""
+
+
+class TextStore:
+    """Features of texts that one encoder, in one precision, gave before; satisfies `encoders.text_cache.TextStore`.
+
+    Args:
+        folder: shared by all encoders.
+        encoder: frozen text encoder, on any device, its weights in the precision in which they are stored.
+        dtype: precision in which it encodes.
+    """
+
+    def __init__(self, folder: str, encoder: nn.Module, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.fingerprint = _fingerprint(encoder, dtype)
+        self.folder = storage.join(folder, self.fingerprint)
+        self._describes = f"{type(encoder).__name__} in {str(dtype).removeprefix('torch.')}"
+        self._files: dict[int, Any] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Takes in what was written since, by this process and by others."""
+        folder = storage.join(self.folder, SHARDS)
+        names = sorted(name for name in storage.names(folder) if name.endswith(".parquet"))
+        paths = [storage.join(folder, name) for name in names]
+        tables = [INDEX_SCHEMA.empty_table()]
+        counts = []
+        for _, content in side_by_side(storage.read_bytes, paths, storage.is_remote(folder)):
+            tables.append(pq.read_table(io.BytesIO(content), schema=INDEX_SCHEMA))
+            counts.append(len(tables[-1]))
+        self._shards = [path.removesuffix(".parquet") + ".bin" for path in paths]
+        self._files.clear()
+        self._index = pa.concat_tables(tables).combine_chunks()
+        self._shard_of = np.repeat(np.arange(len(counts)), counts)
+        keys = np.frombuffer(b"".join(self._index["key"].to_pylist()), np.uint64)[::2]
+        # Of several rows of one text the first: shards are named after the time at which they were written.
+        self._keys, self._rows = np.unique(keys, return_index=True)
+
+    def __len__(self) -> int:
+        """Number of texts' features, each kind counted."""
+        return len(self._keys)
+
+    def missing(self, kind: str, texts: Sequence[str]) -> list[str]:
+        """Those of `texts` that are not stored, in their order."""
+        rows = self._find(kind, texts)
+        return [text for text, row in zip(texts, rows, strict=True) if row is None]
+
+    def read(self, kind: str, texts: Sequence[str]) -> list[Entry | None]:
+        """Features of each text on the CPU, None where they are not stored.
+
+        Raises: StorageError when the store cannot be read.
+        """
+        rows = self._find(kind, texts)
+        found: list[Entry | None] = [None] * len(texts)
+        by_shard: dict[int, list[int]] = {}
+        for position, row in enumerate(rows):
+            if row is not None:
+                by_shard.setdefault(int(self._shard_of[row]), []).append(position)
+
+        def of_shard(shard: int) -> list[Entry]:
+            # Each shard's file is read by one thread at a time.
+            return [
+                self._entry(shard, row) for row in (rows[at] for at in by_shard[shard]) if row is not None
+            ]
+
+        for shard, entries in side_by_side(of_shard, by_shard, storage.is_remote(self.folder)):
+            for position, entry in zip(by_shard[shard], entries, strict=True):
+                found[position] = entry
+        return found
+
+    def write(self, kind: str, texts: Sequence[str], entries: Sequence[Entry]) -> None:
+        """Adds a shard; it is read from the next `refresh` on.
+
+        Args:
+            kind: states | goal.
+            texts: at least one.
+            entries: features of each, on any device.
+        """
+        path = storage.join(self.folder, ENCODER)
+        if not storage.exists(path):
+            text = json.dumps({"encoder": self._describes, "fingerprint": self.fingerprint}, indent=1)
+            storage.write_text(path, text)
+        content, rows = io.BytesIO(), []
+        for text, entry in zip(texts, entries, strict=True):
+            parts = [part.detach().cpu().contiguous() for part in entry]
+            rows.append(
+                {
+                    "key": _key(kind, text),
+                    "first": content.tell(),
+                    "dtypes": [str(part.dtype).removeprefix("torch.") for part in parts],
+                    "shapes": [list(part.shape) for part in parts],
+                }
+            )
+            for part in parts:
+                content.write(part.flatten().view(torch.uint8).numpy().data)
+        name = storage.join(self.folder, SHARDS, f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}")
+        storage.write_bytes(f"{name}.bin", content.getbuffer())
+        index = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), index, compression="zstd")
+        storage.write_bytes(f"{name}.parquet", index.getbuffer())
+
+    def _find(self, kind: str, texts: Sequence[str]) -> list[int | None]:
+        """Row of the index for each text."""
+        keys = [_key(kind, text) for text in texts]
+        if not len(self._keys):
+            return [None] * len(keys)
+        places = np.searchsorted(self._keys, np.frombuffer(b"".join(keys), np.uint64)[::2])
+        rows = self._rows[np.minimum(places, len(self._rows) - 1)].tolist()
+        return [
+            row if self._index["key"][row].as_py() == key else None
+            for key, row in zip(keys, rows, strict=True)
+        ]
+
+    def _entry(self, shard: int, row: int) -> Entry:
+        first = self._index["first"][row].as_py()
+        dtypes = [getattr(torch, name) for name in self._index["dtypes"][row].as_py()]
+        shapes: list[list[int]] = self._index["shapes"][row].as_py()
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
+        content = self._bytes(shard, first, first + sum(sizes))
+        parts: list[Tensor] = []
+        start = 0
+        for dtype, shape, size in zip(dtypes, shapes, sizes, strict=True):
+            parts.append(torch.frombuffer(content[start : start + size], dtype=dtype).reshape(shape))
+            start += size
+        return tuple(parts)
+
+    def _bytes(self, shard: int, first: int, stop: int) -> bytearray:
+        path = self._shards[shard]
+        if not storage.is_remote(path):
+            if shard not in self._files:
+                self._files[shard] = np.memmap(storage.local_path(path), np.uint8, mode="r")
+            return bytearray(self._files[shard][first:stop])
+        if shard not in self._files:
+            self._files[shard] = storage.open_seekable(path, BLOCK_BYTES)
+        self._files[shard].seek(first)
+        return bytearray(self._files[shard].read(stop - first))
+
+
+def _key(kind: str, text: str) -> bytes:
+    return hashlib.blake2b(f"{kind}\0{text}".encode(), digest_size=16).digest()
+
+
+def _fingerprint(encoder: Any, dtype: torch.dtype) -> str:
+    """Of all that decides the features: class, configuration, tokenizer, weights and precision."""
+    settings = [type(encoder).__name__, to_mapping(encoder.config), str(dtype)]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(_tokenizer(getattr(encoder, "tokenizer", None)).encode())
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    """Everything that a tokenizer does, but not how the last call cut and padded."""
+    if tokenizer is None:
+        return ""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    content = json.loads(backend.to_str())
+    return json.dumps(
+        {k: v for k, v in content.items() if k not in ("truncation", "padding")}, sort_keys=True
+    )
