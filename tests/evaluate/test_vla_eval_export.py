@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-from made_evaluations import Apart, Chained, episode, evaluated
+from made_evaluations import Chained, episode, evaluated
 from vla_eval.results.collector import ResultCollector
 from vla_eval.results.export import print_export_summary
 
 from defi_platform.errors import ConfigError, exit_code
+from defi_platform.evaluate.benchmarks.registry import benchmark_class
+from defi_platform.evaluate.benchmarks.simplerenv.trials import APPLE, CANS, DRAWERS, NEAR, TRIALS
 from defi_platform.evaluate.results.evaluation import Evaluation, read_evaluation
+from defi_platform.evaluate.results.protocol import protocol_of
+from defi_platform.evaluate.results.summary import summarise
 from defi_platform.evaluate.results.vla_eval import leaderboard_entry, results_file
 from defi_platform.jobs.export_evaluation import main
 
@@ -62,27 +66,55 @@ def test_calvins_entry_has_its_length_as_overall_score_only_where_the_protocol_i
     assert entry["overall_score"] == 1.5 and entry["weight_type"] == "finetuned"
 
 
-def test_simplerenvs_groups_are_not_averaged(tmp_path: Path) -> None:
-    class Simpler(Apart):
-        name = "simplerenv"
+def of_benchmark(name: str, rows: list[dict[str, Any]], **changes: Any) -> Evaluation:
+    """Results of a benchmark of ours, at its own horizons where `changes` of its protocol say nothing."""
+    benchmark = benchmark_class(name)
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    protocol = {
+        **protocol_of(
+            benchmark, options=benchmark.resolved_options(changes.pop("options", {})), view=benchmark.default_view,
+            tasks=tasks, max_steps=None, execute_steps=1, seeds={task: [0] for task in tasks}, simulator={},
+            policy={"digest": "d"}, rows=rows,
+        ),
+        **changes,
+    }  # fmt: skip
+    summary = summarise(rows, arms=["policy"], protocol=protocol, benchmark=benchmark)
+    return Evaluation("", {**summary, "protocol": protocol}, rows)
 
-    rows = [episode("cube", 0, True), episode("ball", 0, False)]
-    entry = leaderboard_entry(of(tmp_path, rows, Simpler), **WHO)
-    assert entry["suite_scores"] == {"matching": 100.0, "variants": 0.0}
-    assert entry["overall_score"] is None and entry["benchmark"] == "simpler_env"
+
+def test_simplerenvs_protocols_are_never_averaged() -> None:
+    """Whole: visual matching. A trial of variant aggregation is missing."""
+    solved = {CANS: 1.0, NEAR: 0.5, DRAWERS: 0.0, APPLE: 0.25}
+    rows = [
+        episode(name, seed, seed < solved[trials.family] * trials.count)
+        for name, trials in TRIALS.items()
+        for seed in range(trials.count - (name == "variant_aggregation/move_near"))
+    ]
+    entry = leaderboard_entry(of_benchmark("simplerenv", rows), **WHO)
+    assert entry["benchmark"] == "simpler_env" and entry["overall_score"] is None
+    assert entry["suite_scores"] == {"google_robot_vm": 50.0}, "of cans, moving near and drawers"
+    assert entry["task_scores"]["place_apple_in_drawer_vm"] == 25.0
+    assert set(entry["task_scores"]) == {f"{family}_{short}" for family in solved for short in ("vm", "va")}
+    assert entry["task_scores"]["drawer_va"] == 0.0 and entry["task_scores"]["pick_coke_can_va"] == 100.0
+    raster = of_benchmark("simplerenv", rows, options={"shading": "raster"})
+    assert leaderboard_entry(raster, **WHO)["suite_scores"] == {}
 
 
-def test_liberos_score_is_the_mean_of_its_four_suites_when_all_were_run(tmp_path: Path) -> None:
-    names = [f"libero_{kind}/{n}" for kind in ("spatial", "object", "goal", "10") for n in range(10)]
-    horizons = dict.fromkeys(names, 300)
-    rows = [episode(name, 0, not name.startswith("libero_10/")) for name in names]
-    evaluation = of(tmp_path / "all", rows, benchmark_named("libero"), horizons=horizons)
-    entry = leaderboard_entry(evaluation, **WHO)
+def test_liberos_score_needs_every_episode_of_its_four_suites() -> None:
+    names = benchmark_class("libero").splits()["libero"]
+    rows = [episode(name, seed, not name.startswith("libero_10/")) for name in names for seed in range(50)]
+    entry = leaderboard_entry(of_benchmark("libero", rows), **WHO)
     assert entry["overall_score"] == 75.0 and entry["suite_scores"]["libero_10"] == 0.0
-    part = of(
-        tmp_path / "part", rows[:15], benchmark_named("libero"), horizons=dict(list(horizons.items())[:15])
-    )
-    entry = leaderboard_entry(part, **WHO)
+    short = dict.fromkeys(names, 200)
+    for case, fewer, changes in (
+        ("fewer", rows[:-1], {}),
+        ("lost", [*rows[:-1], episode(names[-1], 49, None)], {}),
+        ("shorter", rows, {"horizons": short}),
+    ):
+        entry = leaderboard_entry(of_benchmark("libero", fewer, **changes), **WHO)
+        assert entry["overall_score"] is None and len(entry["suite_scores"]) == 4, case
+    part = [row for row in rows if row["task"].startswith("libero_spatial/")]
+    entry = leaderboard_entry(of_benchmark("libero", part), **WHO)
     assert entry["overall_score"] is None and entry["suite_scores"] == {"libero_spatial": 100.0}
 
 
@@ -103,11 +135,3 @@ def test_the_job_writes_a_file_and_asks_for_what_an_entry_needs(
     assert main() == 0 and json.loads((tmp_path / "out.json").read_text())["mean_success"] == 1.0
     monkeypatch.setattr(sys, "argv", ["export_evaluation.py", *given, "layout=leaderboard"])
     assert exit_code(main) == 2 and "needs model=KEY and curated_by" in capsys.readouterr().err
-
-
-def benchmark_named(text: str) -> Any:
-    class Named(Chained):
-        name: ClassVar[str] = text
-        chain_length = 1
-
-    return Named

@@ -24,6 +24,11 @@ REGISTERED: dict[str, Registration] = {
     "calvin": Registration(
         f"{_FOLDER}.calvin.benchmark:Calvin", environment="calvin", needs=("calvin_env", "pybullet")
     ),
+    "simplerenv": Registration(
+        f"{_FOLDER}.simplerenv.benchmark:SimplerEnv",
+        environment="simplerenv",
+        needs=("sapien", "mani_skill2_real2sim"),
+    ),
 }
 """By the name that a config says."""
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from defi_platform.errors import ConfigError
+from defi_platform.evaluate.benchmarks.registry import benchmark_class
+from defi_platform.evaluate.benchmarks.simplerenv.trials import CANS, DRAWERS, MATCHING, NEAR, VARIANTS
 from defi_platform.evaluate.results.episodes import left_out
 from defi_platform.evaluate.results.evaluation import Evaluation
 
@@ -14,6 +16,9 @@ BOARD = {"calvin": "calvin", "libero": "libero", "simplerenv": "simpler_env"}
 """Benchmark -> its key on the leaderboard."""
 _LIBERO = ("libero_spatial", "libero_object", "libero_goal", "libero_10")
 """The suites whose mean is LIBERO's overall score there."""
+_PROTOCOLS = {MATCHING: "vm", VARIANTS: "va"}
+_SUITE = (CANS, NEAR, DRAWERS)
+"""The families of SimplerEnv's tasks whose mean is a protocol's score there; the fourth is a score of its own."""
 
 
 def results_file(evaluation: Evaluation, arm: str = "policy") -> dict[str, Any]:
@@ -68,8 +73,9 @@ def leaderboard_entry(
 ) -> dict[str, Any]:
     """One entry of `results` in vla-eval's leaderboard.json: scores in percent, CALVIN's in tasks in a row.
 
-    The overall score is null where the board's standard protocol was not run in full, and always for SimplerEnv,
-    whose visual matching and variant aggregation are never averaged.
+    The overall score is null where the board's standard protocol was not run in full (all 50 initial states of LIBERO's 40
+    tasks, at their own horizons), and always for SimplerEnv, whose visual matching and variant aggregation are never
+    averaged.
 
     Args:
         evaluation: the results of the arm "policy".
@@ -110,14 +116,51 @@ def leaderboard_entry(
         whole = table["in_a_row"]["1"]["episodes"] == 1000 and set(protocol["horizons"].values()) == {360}
         entry["overall_score"] = round(table["average_length"]["mean"], 3) if whole else None
         return entry
+    complete = _complete_tasks(evaluation, scores["tasks"])
     if name == "simplerenv":
-        entry["suite_scores"] = {group: _percent(rate) for group, rate in scores["groups"].items() if rate}
-        return entry
+        return entry | _simplerenv(evaluation, scores, complete)
     suites = {suite: _mean(scores["tasks"], suite) for suite in _LIBERO}
     entry["suite_scores"] = {suite: score for suite, score in suites.items() if score is not None}
-    if len(entry["suite_scores"]) == len(_LIBERO):
+    whole = sum(task.partition("/")[0] in _LIBERO for task in complete) == 10 * len(_LIBERO)
+    if whole:
         entry["overall_score"] = round(sum(entry["suite_scores"].values()) / len(_LIBERO), 2)
     return entry
+
+
+def _complete_tasks(evaluation: Evaluation, rates: Mapping[str, Mapping[str, Any] | None]) -> set[str]:
+    """Tasks with an outcome of each of their official initial states, at the benchmark's own horizon."""
+    protocol = evaluation.protocol
+    benchmark = benchmark_class(protocol["benchmark"])
+    horizons = {task.name: task.horizon for task in benchmark.tasks(protocol["options"])}
+    return {
+        task
+        for task, rate in rates.items()
+        if rate
+        and rate["episodes"] == benchmark.initial_states(task, protocol["options"])
+        and protocol["horizons"][task] == horizons[task]
+    }
+
+
+def _simplerenv(evaluation: Evaluation, scores: Mapping[str, Any], complete: set[str]) -> dict[str, Any]:
+    """Scores of the Google robot: of families of tasks, and the board's mean over three of them under each protocol.
+
+    The mean is there where every trial of the three is, with the official shading.
+    """
+    groups, found = evaluation.protocol["groups"], dict[str, Any]()
+    official = evaluation.protocol["options"]["shading"] == "official"
+    found["task_scores"] = {
+        f"{family}_{_PROTOCOLS[protocol]}": _percent(rate)
+        for group, rate in scores["groups"].items()
+        for protocol, _, family in (group.partition("/"),)
+        if rate
+    }
+    found["suite_scores"] = {}
+    for protocol, short in _PROTOCOLS.items():
+        three = [f"{protocol}/{family}" for family in _SUITE]
+        if official and all(set(groups[group]) <= complete for group in three):
+            mean = sum(float(scores["groups"][group]["rate"]) for group in three) / len(three)
+            found["suite_scores"][f"google_robot_{short}"] = round(100 * mean, 2)
+    return found
 
 
 def _episode(row: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
