@@ -264,8 +264,12 @@ def test_the_summaries_tell_what_the_report_shows(runs: Path) -> None:
     assert clips["episodes"] == 1 or low <= clips["psnr_1_step"] <= high
     quarters = [value for key, value in gfdm["validation"]["last"].items() if "noise_quarter" in key]
     assert len(quarters) >= 1 and all(value > 0 for value in quarters)
-    assert set(gidm["probe_r2"]) == {"latent_action", "random_encoder"}
-    assert all(value <= 1 for value in gidm["probe_r2"].values())
+    probe = gidm["probe"]
+    assert probe["pairs"] == {"train": 16, "validation": 16} and probe["skipped_pairs"] == 0
+    assert sum(probe["episodes"].values()) <= 8, "of the corpus"
+    for kind in ("latents", "tokens"):
+        assert probe[kind]["latent_action"]["r2"] <= 1 and probe[kind]["random_encoder"]["r2"] <= 1
+    assert set(probe["distractors"]) == {"background", "lighting", "object"}
 
 
 def test_the_run_card_tells_how_to_repeat_the_run(runs: Path) -> None:

@@ -20,6 +20,8 @@ LONGEST_NAME = 200
 
 UNITS = ("frames", "seconds", "videos")
 WINDOW_MODES = ("none", "shots", "stride")
+PROBE_TARGETS = ("mean", "change")
+DISTRACTORS = ("background", "lighting", "object")
 
 
 def check_data(data: DataConfig, part: str = "data") -> None:
@@ -140,7 +142,10 @@ def check_probe(probe: ProbeConfig, part: str = "train.probe") -> None:
     """Checks the settings of the linear probe, as `check_data` those of a training. Raises: ConfigError."""
     numbers = _Ranges(part)
     numbers.within("pairs", probe.pairs, 1, 10**9, "pairs")
-    numbers.within("holdout", probe.holdout, 0, 1, "the share of the videos")
+    numbers.within("holdout", probe.holdout, 0, 1, "the share of the episodes")
+    numbers.choice("target", probe.target, PROBE_TARGETS)
+    for kind in probe.distractors:
+        numbers.choice("distractors", kind, DISTRACTORS)
     check_corpora(probe.corpora, f"{part}.corpora")
 
 

@@ -34,7 +34,12 @@ class ProbeConfig:
     pairs: int = 512
     """Frame pairs of the training split, and as many of the validation split."""
     holdout: float = 0.2
-    """Share of the videos that the probe is tested on, chosen by a hash of the video id."""
+    """Share of the episodes that the probe is tested on, chosen by a hash of their ids."""
+    target: str = "mean"
+    """mean | change; what is read off a pair: the mean action between its frames, or, for actions that are absolute
+    positions, how far the last is from the first."""
+    distractors: list[str] = field(default_factory=lambda: ["background", "lighting", "object"])
+    """Kinds of changes to the frames under which the probe is repeated; each encodes all pairs once more. []: none."""
 
 
 @dataclass

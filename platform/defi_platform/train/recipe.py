@@ -124,7 +124,7 @@ class Recipe(ABC):
         return None
 
     def validation_metrics(self, counts: Tensor) -> dict[str, Any]:
-        """Metrics from the summed counts of `validation_counts`."""
+        """Metrics from the summed counts of `validation_counts`; a text named `alarm` among them is printed."""
         return {}
 
     @property

@@ -62,6 +62,14 @@ class SignalReader:
         states = table.states(*span)
         return Signals(table.actions(*span), states if layout is None else layout.apply(states))
 
+    def action_names(self, manifest: Manifest, row: int) -> tuple[str, ...]:
+        """Names of the actions' entries of a manifest row, `action_0` and so on where its corpus gives none.
+
+        Raises: CorpusError as `of_row`.
+        """
+        layout = self._table(_uri_of(manifest, manifest.row(row))).layout
+        return layout.action_names or tuple(f"action_{number}" for number in range(layout.action_dim))
+
     def layout(self, manifest: Manifest, row: int) -> StateLayout | None:
         """Layout of the states of a manifest row's corpus; None where they are read whole. Raises: as `of_row`."""
         found = manifest.row(row)

@@ -16,7 +16,14 @@ from defi_platform.errors import ConfigError
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
-from defi_platform.train.validation.linear_probe import linear_probe, probe_data
+from defi_platform.train.validation.codebook_use import USAGE, code_usage, position_counts
+from defi_platform.train.validation.linear_probe import (
+    CONTROL,
+    TRAINED,
+    linear_probe,
+    probe_data,
+    summary_lines,
+)
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
@@ -74,13 +81,13 @@ class GIDMRecipe(VideoRecipe):
         return restart_dead_codes(engine, codebook, seed_of(self.config.train.seed, "restart", step))
 
     def validation_counts(self, outputs: dict[str, Tensor]) -> Tensor | None:
-        """(codes,) number of times each code was chosen; None without a codebook."""
+        """(K, codes) number of times each code was chosen at each position; None without a codebook."""
         if "indices" not in outputs:
             return None
-        return torch.bincount(outputs["indices"].flatten(), minlength=self._codes)
+        return position_counts(outputs["indices"], self._codes)
 
     def validation_metrics(self, counts: Tensor) -> dict[str, Any]:
-        """Usage of the codebook."""
+        """Usage of the codebook, with an `alarm` where it has collapsed."""
         return code_usage(counts)
 
     def prepare(self) -> None:
@@ -90,7 +97,7 @@ class GIDMRecipe(VideoRecipe):
             self._pinned.ingest(self.config.train.output, "probe", probe_data(self._probe, self.config.data))
 
     def evaluate(self, model: nn.Module, batch: dict[str, Any], folder: str, step: int) -> EvalReport:
-        """Measures R2 of the linear probe, for the trained and an untrained encoder, where a labelled corpus is given.
+        """Probes latents and tokens of the trained and of an untrained encoder, where a labelled corpus is given.
 
         Args:
             model: GIDM, in evaluation mode.
@@ -101,17 +108,19 @@ class GIDMRecipe(VideoRecipe):
         if not self._probe:
             return EvalReport()
         torch.manual_seed(seed_of(self.config.train.seed, "probe"))
-        encoders = {"latent_action": model, "random_encoder": self.untrained(model)}
+        encoders = {TRAINED: model, CONTROL: self.untrained(model)}
         data = probe_data(self._probe, self.config.data)
-        r2 = linear_probe(
+        found = linear_probe(
             cast("dict[str, GIDM]", encoders),
             self._pinned.open(self.config.train.output, "probe", data),
             data,
-            self._probe.pairs,
+            self._probe,
             PairRule.of(self.config.data),
             self.config.train.seed,
         )
-        return EvalReport(figures={"probe_r2": r2})
+        for line in summary_lines(found):
+            print(f"{self.kind}: {line}", flush=True)
+        return EvalReport(figures={"probe": found})
 
     @staticmethod
     def untrained(model: nn.Module) -> nn.Module:
@@ -129,8 +138,7 @@ class GIDMRecipe(VideoRecipe):
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
         """Codebook usage, in addition to the values of all video recipes."""
-        names = ("codebook_fraction_used", "codebook_perplexity", "code_counts")
-        return super().summary(validation) | {name: validation[name] for name in names if name in validation}
+        return super().summary(validation) | {name: validation[name] for name in USAGE if name in validation}
 
     @cached_property
     def _codes(self) -> int:
@@ -138,24 +146,6 @@ class GIDMRecipe(VideoRecipe):
         from defi_models.gidm import GIDM
 
         return int(starting_config(GIDM, presets.gidm, self.config.model).encoder.codebook.size)
-
-
-def code_usage(counts: Tensor) -> dict[str, Any]:
-    """Usage of the codebook.
-
-    Args:
-        counts: (codes,) number of times each was chosen.
-
-    Returns: `codebook_fraction_used` in 0..1, `codebook_perplexity` (the effective number of codes), and the
-        counts themselves.
-    """
-    from defi_models.layers.codebook import fraction_used, perplexity
-
-    return {
-        "codebook_fraction_used": fraction_used(counts),
-        "codebook_perplexity": perplexity(counts),
-        "code_counts": [int(count) for count in counts],
-    }
 
 
 def restart_dead_codes(engine: TrainingEngine, codebook: Codebook, seed: int) -> dict[str, float]:

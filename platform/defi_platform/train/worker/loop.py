@@ -245,7 +245,7 @@ class Training:
         self._update_status(phase="training")
         row = self.validator.run()
         self._validation_loss = {self.step: row["loss"]}
-        self.reporter.log_metrics({"step": self.step, "split": "validation", **row})
+        self.reporter.log_validation(self.step, row)
         self.reporter.timer.end("validation")
 
     def _log_async_validation(self, wait_s: float = 0.0) -> None:

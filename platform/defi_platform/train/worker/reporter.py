@@ -104,6 +104,12 @@ class Reporter:
             if self._metrics and row["split"] == "validation":
                 self._metrics.loss("validation", row["loss"])
 
+    def log_validation(self, step: int, row: dict[str, Any]) -> None:
+        """Logs a validation, and prints the recipe's alarm where its metrics hold one."""
+        self.log_metrics({"step": step, "split": "validation", **row})
+        if self._is_rank_zero and "alarm" in row:
+            print(f"{self._recipe.kind}: step {step}: {row['alarm']}", flush=True)
+
     def log_step(self, step: int, row: dict[str, float], checkpoint_step: int | None) -> None:
         """Logs an update when `log_every` says so, with the phases since the last one, and updates the status.
 
