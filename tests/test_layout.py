@@ -30,7 +30,7 @@ LAYERS = [
     {"defi_platform.train"},
     {"defi_platform.serve"},
     {"defi_platform.evaluate"},
-    {"defi_platform.encode_latents", "defi_platform.demo"},
+    {"defi_platform.encode_latents", "defi_platform.larybench", "defi_platform.demo"},
     {"defi_platform.supervise"},
     {"defi_platform.preflight", "defi_platform.status"},
     {"defi_platform.command", "defi_platform.jobs"},

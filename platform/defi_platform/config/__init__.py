@@ -28,6 +28,7 @@ from defi_platform.config.jobs import (
     ExportConfig,
     FinetuneConfig,
     IngestConfig,
+    LaryBenchConfig,
     PretrainBothConfig,
     PretrainConfig,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "IngestConfig",
     "InspectConfig",
     "InstallConfig",
+    "LaryBenchConfig",
     "LimitsConfig",
     "ModelConfig",
     "ObservationKeysConfig",

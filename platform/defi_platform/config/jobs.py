@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from defi_platform.config.cluster import RayConfig
-from defi_platform.config.data import DataConfig
+from defi_platform.config.data import DataConfig, DecodeConfig
 from defi_platform.config.evaluate import (
     CompareConfig,
     EvaluateConfig,
@@ -109,6 +109,49 @@ class ExportConfig:
 
 
 @dataclass
+class LaryBenchConfig:
+    """Export of GIDM's latent actions in LARYBench's layout (jobs/export_larybench.py).
+
+    From one of LARYBench's own tables (`metadata`), or from labelled corpora (`data`).
+    """
+
+    ray: RayConfig = field(default_factory=RayConfig)
+    model: str = field(default=MISSING, metadata=PATH)
+    """Model folder of GIDM."""
+    output: str = field(default=MISSING, metadata=PATH)
+    """Folder for the tables (`data`), the latent actions (`latent_actions`: LARY_LA_DIR) and, of corpora, pictures and
+    actions (DATA_DIR is this folder)."""
+    task: str = "regression"
+    """regression | classification; pairs of frames with the actions between them, or videos with a label."""
+    dataset: str = MISSING
+    """Data set, as LARYBench calls it (calvin, human_1st, ...), or a name for the corpora."""
+    name: str = "gidm"
+    """Model name in LARYBench's --model and in names of files."""
+    vectors: str = "tokens"
+    """tokens | latents; behind or before the codebook."""
+    stride: int = 5
+    """Frames between the two of a pair, and actions of a row, of a regression."""
+    batch: int = 16
+    """Pairs of a forward pass."""
+    device: str | None = None
+    """cpu | cuda | cuda:N; null: the GPU of this machine, where there is one."""
+    metadata: str | None = field(default=None, metadata=PATH)
+    """LARYBench's table of rows (DATASET_metadata_SPLIT.csv); null: rows of `data`."""
+    pictures: str | None = field(default=None, metadata=PATH)
+    """Folder that the paths in `metadata` are relative to."""
+    split: str | None = None
+    """Split of `metadata`: train, val, seen_train, ..."""
+    height: int = 224
+    """Pixels of a frame of `metadata`, as the model sees it."""
+    width: int = 224
+    """Pixels of a frame of `metadata`, as the model sees it."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    """Limits of the decoding of videos of `metadata`."""
+    data: DataConfig | None = None
+    """Labelled corpora; their training split becomes train, their validation split val."""
+
+
+@dataclass
 class DemoConfig:
     """Every stage once, end to end (jobs/demo.py)."""
 
@@ -138,6 +181,7 @@ JOB_CONFIGS: dict[str, type[Any]] = {
     "inspect_corpus": InspectConfig,
     "install_benchmark": InstallConfig,
     "export_model": ExportConfig,
+    "export_larybench": LaryBenchConfig,
     "demo": DemoConfig,
 }
 """Job -> its config, in the order in which they are tried for a file that may be of any."""

@@ -1,0 +1,1 @@
+"""Latent actions of GIDM in LARYBench's layout, for its regression and classification tasks."""
