@@ -97,7 +97,10 @@ def ray_cluster() -> Iterator[None]:
     node = {"num_cpus": 4, "object_store_memory": 1 << 30, "dashboard_agent_listen_port": 0}
     # What workers print is not shown, so nobody has to look through their files for it either.
     without = {"include_dashboard": False, "include_log_monitor": False}
-    cluster = Cluster(initialize_head=True, head_node_args={**node, **without})
+    with pytest.MonkeyPatch.context() as patch:
+        # A process for each group of workers, which the controllers would have here as on every cluster.
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={**node, **without})
     ray.init(address=cluster.address, log_to_driver=False)
     yield
     ray.shutdown()

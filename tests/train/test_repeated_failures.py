@@ -126,7 +126,7 @@ def test_a_worker_notes_the_step_on_its_error(
                 raise ZeroDivisionError("a bug")
             return super().after_update(engine, step)
 
-    recipe = Broken(run_config(tmp_path, micro_batch=8, validation_batches=1))
+    recipe = Broken(run_config(tmp_path, micro_batch=8, validation_samples=8))
     prepare(recipe)
     with pytest.raises(ZeroDivisionError) as raised:
         work(recipe)

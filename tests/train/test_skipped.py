@@ -45,7 +45,7 @@ class SpoiledRecipe(tiny.TinyRecipe):
 
 
 def short(make: Make, run: Path) -> PretrainConfig:
-    return make(run, steps=STEPS, micro_batch=8, validation_batches=1, checkpoint_every=3)
+    return make(run, steps=STEPS, micro_batch=8, validation_samples=8, checkpoint_every=3)
 
 
 def test_a_run_whose_last_update_is_skipped_is_complete(

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
-from in_process import prepare
+from in_process import prepare, work
 from ray import cloudpickle
 
 from defi_platform.config import PretrainConfig, RayConfig
 from defi_platform.storage.leases import FolderInUse, FolderLease
+from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.driver.run import train
 from defi_platform.train.stop_request import StopRequest, request_stop
 from defi_platform.train.worker.entry import train_worker
@@ -41,7 +44,7 @@ def test_workers_whose_folder_another_job_has_taken_over_write_nothing_more(
                 (run / "status.json").unlink(missing_ok=True)
             return super().after_update(engine, step)
 
-    recipe = TakenOver(run_config(run, micro_batch=8, validation_batches=1, checkpoint_every=3))
+    recipe = TakenOver(run_config(run, micro_batch=8, validation_samples=8, checkpoint_every=3))
     prepare(recipe)
     settings = {
         "recipe": recipe, "started": time.time(), "preemptible": False, "successor": str(successor)
@@ -57,3 +60,33 @@ def test_a_second_start_of_a_run_that_lives_is_refused_before_anything_starts(
     with FolderLease(str(tmp_path), "tiny"), pytest.raises(FolderInUse, match="Wait for its end or stop it"):
         train(RayConfig(), [tiny.TinyRecipe(run_config(tmp_path))])
     assert [path.name for path in tmp_path.iterdir()] == ["in_use"]
+
+
+def test_a_rank_that_ends_by_an_error_finishes_its_share_of_a_checkpoint(
+    process_group: None,
+    run_config: Callable[..., PretrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those do that lose a node after its announced end, for which the checkpoint was made."""
+    failed = threading.Event()
+    commit = checkpoints.commit_shard
+
+    def slowly(*arguments: Any) -> None:
+        assert failed.wait(60)
+        time.sleep(0.3)
+        commit(*arguments)
+
+    class LosesANode(tiny.TinyRecipe):
+        def after_update(self, engine, step):
+            if step == 4:
+                failed.set()
+                raise RuntimeError("Connection closed by peer")
+            return super().after_update(engine, step)
+
+    monkeypatch.setattr(checkpoints, "commit_shard", slowly)
+    recipe = LosesANode(run_config(tmp_path, micro_batch=8, validation_samples=8, checkpoint_every=3))
+    prepare(recipe)
+    with pytest.raises(RuntimeError, match="peer"):
+        work(recipe)
+    assert [found.step for found in checkpoints.committed(str(tmp_path))] == [3]

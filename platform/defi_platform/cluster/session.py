@@ -20,6 +20,8 @@ from defi_platform.retry import RetryPolicy, retry
 
 STARTS = 3
 """Attempts to start Ray on this machine."""
+_of_this_job = False
+"""Ray is connected to the cluster of one machine that this process has started."""
 
 
 @contextlib.contextmanager
@@ -45,8 +47,14 @@ def ray_session(config: RayConfig) -> Iterator[None]:
         yield
 
 
+def is_of_this_job() -> bool:
+    """True when this process has started the Ray that it uses: a cluster of this machine alone, which stays so."""
+    return _of_this_job
+
+
 @contextlib.contextmanager
 def _connection(config: RayConfig, address: str | None) -> Iterator[None]:
+    global _of_this_job
     if address:
         try:
             context = ray.init(
@@ -64,9 +72,11 @@ def _connection(config: RayConfig, address: str | None) -> Iterator[None]:
         # needs more logical CPUs than it has cores.
         cpus = config.local_cpus or max(4, os.cpu_count() or 1)
         _start_here(cpus)
+    _of_this_job = not address
     try:
         yield
     finally:
+        _of_this_job = False
         ray.shutdown()
 
 

@@ -135,6 +135,9 @@ class TrainConfig:
     max_failures: int = field(default=3, metadata=RESUME_FREE)
     """Worker failures that a run recovers from before it gives up; -1: any number. The same one at the same step three
     times in a row ends a run in any case, unless a node or a store is to blame."""
+    preemption_grace_s: float = field(default=30.0, metadata=RESUME_FREE)
+    """Seconds past the announced end of a spot node in which the other workers may finish the upload of the checkpoint that
+    the announcement has brought about, before the run starts anew without that node."""
     restart_dead_codes_every: int = 100
     """Steps between two restarts of unused GIDM codes; the reference restarts them once per epoch. 0: never."""
     probe: ProbeConfig | None = field(default=None, metadata=RESUME_FREE)

@@ -47,6 +47,7 @@ def check_train_config(train: TrainConfig, part: str = "train") -> None:
         _at_least(part, name, getattr(train, name), 1)
     for name in ("validation_samples", "sampled_clips"):
         _at_least(part, name, getattr(train, name), 1)
+    _at_least(part, "preemption_grace_s", train.preemption_grace_s, 0)
     _at_least(part, "restart_dead_codes_every", train.restart_dead_codes_every, 0)
     every, name = train.async_validation_every, "async_validation_every"
     _at_least(part, name, every, 0)
@@ -201,6 +202,6 @@ def _choice(part: str, name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(f"{part}.{name} is '{value}'; choose one of {', '.join(choices)}.")
 
 
-def _at_least(part: str, name: str, value: int, least: int) -> None:
+def _at_least(part: str, name: str, value: float, least: int) -> None:
     if value < least:
         raise ConfigError(f"{part}.{name} is {value}; at least {least} is needed.")

@@ -151,6 +151,10 @@ class CheckpointSaver:
         if self._communicator.is_rank_zero:
             self._prune()
 
+    def finish_uploads(self, timeout_s: float) -> None:
+        """Waits until no checkpoint of this rank is under way, or for so many seconds; for a rank that ends by an error."""
+        concurrent.futures.wait([upload for _, upload in self._pending], timeout_s)
+
     def _raise_failures(self) -> None:
         """Raises the errors of uploads that have ended."""
         while self._pending and self._pending[0][1].done():

@@ -8,7 +8,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 from ray import cloudpickle
 from ray._private.worker import get_dashboard_url
@@ -24,6 +23,7 @@ from ray.train.v2._internal.execution.failure_handling.default import (
 from ray.train.v2._internal.execution.scaling_policy import ElasticScalingPolicy
 
 from defi_platform import roles
+from defi_platform.cluster.session import is_of_this_job
 from defi_platform.config import TrainConfig
 from defi_platform.train.config_checks import world_sizes
 from defi_platform.train.failures import FailureLog
@@ -51,7 +51,7 @@ class RunTrainer(TorchTrainer):
         resources: dict[str, float],
         failures: FailureLog,
     ):
-        settings["preemptible"] = _preemptible(train)
+        settings["preemptible"] = is_preemptible()
         sizes = world_sizes(train)
         workers = train.num_workers if train.min_workers is None else (sizes[0], train.num_workers)
         super().__init__(
@@ -71,7 +71,13 @@ class RunTrainer(TorchTrainer):
                 # checkpoint/async_saver.py), and Ray would take a run of the same name for the one to continue.
                 name=f"{kind}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(Path(tempfile.gettempdir()) / "defi-ray-train"),
-                failure_config=ray.train.FailureConfig(max_failures=train.max_failures),
+                failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]  # Ray ships v1's types
+                    max_failures=train.max_failures,
+                    preemption_grace_s=train.preemption_grace_s,
+                    # With relaxed collectives a worker on the node that will go waits for ever where it comes to a poll for
+                    # notices after the others: they have left without it. They would wait for it in the next update.
+                    relax_collectives_on_preemption=False,
+                ),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 callbacks=[FailureLines(kind), ControllerEnvironment(train, settings["preemptible"])],  # type: ignore[list-item]
             ),
@@ -161,5 +167,6 @@ class NoRepeats(DefaultFailurePolicy):
         return FailureDecision.RAISE if self._failures.add(errors, preempted=preempted) else decision
 
 
-def _preemptible(train: TrainConfig) -> bool:
-    return len(ray.nodes()) > 1 or train.min_workers is not None
+def is_preemptible() -> bool:
+    """Whether a node may be announced to go: in any cluster that may have other nodes than this machine, now or later."""
+    return not is_of_this_job()

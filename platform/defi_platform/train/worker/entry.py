@@ -10,6 +10,7 @@ from ray import cloudpickle
 
 from defi_platform import logs, storage
 from defi_platform.errors import UserError
+from defi_platform.storage.outage import is_outage
 from defi_platform.storage.remote import StorageUnavailable
 from defi_platform.train.config_checks import check_device
 from defi_platform.train.engine.deepspeed_engine import prepare_process
@@ -55,4 +56,7 @@ def _train(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
         return training.run()
     except Exception as error:
         mark_step(error, training.step)
+        if not is_outage(error):
+            # Its share of a checkpoint may be all that is missing, as after the end of a node that was announced to go.
+            training.saver.finish_uploads(train.preemption_grace_s)
         raise
