@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,24 +68,24 @@ def test_a_rank_that_ends_by_an_error_finishes_its_share_of_a_checkpoint(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As those do that lose a node after its announced end, for which the checkpoint was made."""
-    failed = threading.Event()
+    run, failed = tmp_path / "run", tmp_path / "failed"
     commit = checkpoints.commit_shard
 
     def slowly(*arguments: Any) -> None:
-        assert failed.wait(60)
+        tiny.wait_for(failed)
         time.sleep(0.3)
         commit(*arguments)
 
     class LosesANode(tiny.TinyRecipe):
         def after_update(self, engine, step):
             if step == 4:
-                failed.set()
+                failed.touch()
                 raise RuntimeError("Connection closed by peer")
             return super().after_update(engine, step)
 
     monkeypatch.setattr(checkpoints, "commit_shard", slowly)
-    recipe = LosesANode(run_config(tmp_path, micro_batch=8, validation_samples=8, checkpoint_every=3))
+    recipe = LosesANode(run_config(run, micro_batch=8, validation_samples=8, checkpoint_every=3))
     prepare(recipe)
     with pytest.raises(RuntimeError, match="peer"):
         work(recipe)
-    assert [found.step for found in checkpoints.committed(str(tmp_path))] == [3]
+    assert [found.step for found in checkpoints.committed(str(run))] == [3]
