@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 
 from defi_platform.config import (
     CompareConfig,
-    DataConfig,
+    CorpusConfig,
     DemoConfig,
     EncodeConfig,
     EvaluateConfig,
@@ -32,11 +33,10 @@ from defi_platform.config import (
     PretrainConfig,
     RecordConfig,
     ServeConfig,
-    TrainConfig,
     TuneConfig,
 )
-from defi_platform.config.fields import bound_on_resume
-from defi_platform.config.help import keys
+from defi_platform.config.fields import RESUME_RULES, changes
+from defi_platform.config.help import keys, keys_help
 from defi_platform.config.loader import data_home, load_config, parse_arguments, to_mapping, to_yaml
 from defi_platform.config.paths import absolute_paths
 from defi_platform.errors import ConfigError
@@ -229,15 +229,54 @@ def test_the_help_knows_types_defaults_docs_and_the_entries_of_mappings() -> Non
     assert {"data.corpora.NAME.path", "train.probe.corpora.NAME.windows.mode"} <= set(found)
 
 
-def test_the_settings_that_a_resumed_run_is_bound_to() -> None:
-    assert set(bound_on_resume(TrainConfig)) == {
-        "seed", "global_batch", "learning_rate", "weight_decay", "betas", "schedule", "warmup_steps",
-        "clip_grad_norm", "ema_decay", "noise", "validation_samples", "restart_dead_codes_every",
+def test_every_key_of_a_run_says_what_may_become_of_it_on_resume() -> None:
+    rules: dict[str, set[str]] = {}
+    for key in keys(FinetuneConfig):
+        rules.setdefault(key.rule, set()).add(key.name)
+    assert rules.keys() == set(RESUME_RULES)
+    assert rules["restart"] == {
+        f"train.{name}" for name in (
+            "learning_rate", "weight_decay", "betas", "schedule", "warmup_steps", "clip_grad_norm", "precision",
+            "ema_decay", "export_weights",
+        )
     }  # fmt: skip
-    assert set(bound_on_resume(DataConfig)) == {
-        "corpora", "height", "width", "clip_frames", "clip_span_s", "pair_interval_s", "holdout", "split",
-        "retry_quarantined",
+    assert rules["extend"] == {"train.steps"}
+    assert rules["content"] == {
+        "model.preset", "model.overrides", "model.init_from", "gfdm", "gidm", "data.cache",
     }  # fmt: skip
+    assert {
+        "train.seed",
+        "train.global_batch",
+        "data.height",
+        "data.corpora.NAME.weight",
+        "trainable",
+    } <= rules["bound"]
+    assert {"data.decode.processes", "ray.address", "tracking.wandb", "data.retry_quarantined"} <= rules[
+        "free"
+    ]
+    assert {"acting.steps", "actions.kind", "train.probe.pairs"} <= rules["until_complete"]
+    assert "On resume: fixed." in keys_help(FinetuneConfig)
+    assert "On resume" not in keys_help(ServeConfig), "nothing of it is resumed"
+
+
+def test_settings_are_compared_with_those_that_a_run_was_begun_with() -> None:
+    config = FinetuneConfig()
+    config.data.corpora = {"robots": CorpusConfig(path="x"), "new": CorpusConfig(path="y")}
+    now = to_mapping(config)
+    before = copy.deepcopy(now)
+    assert list(changes(config, now, before)) == []
+    del before["data"]["corpora"]["robots"]["sampling"], before["train"]["seed"], before["acting"]
+    assert list(changes(config, now, before)) == [], "a key that was not there yet had its default"
+    before["data"]["corpora"]["old"] = before["data"]["corpora"].pop("new")
+    before["data"]["corpora"]["robots"]["weight"] = 2.0
+    before["data"]["decode"]["processes"] = before["ray"]["address"] = 7
+    before["train"]["steps"] = 50
+    assert {(one.key, one.before, one.now, one.rule) for one in changes(config, now, before)} == {
+        ("data.corpora.new", None, "y", "bound"),
+        ("data.corpora.old", "y", None, "bound"),
+        ("data.corpora.robots.weight", 2.0, 1.0, "bound"),
+        ("train.steps", 50, 100, "extend"),
+    }
 
 
 def test_every_path_of_a_config_becomes_absolute_and_nothing_else_changes(

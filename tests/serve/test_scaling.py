@@ -10,12 +10,12 @@ from typing import Any
 import cloudpickle
 import pytest
 
+from defi_models.pretrained.digest import folder_digest
 from defi_platform.config.serve import replica_range
 from defi_platform.errors import ConfigError
 from defi_platform.serve.deployment import autoscaling
 from defi_platform.serve.deployment.autoscaling import ObservationScaling
 from defi_platform.serve.deployment.command import live_line
-from defi_platform.serve.deployment.policy_digest import folder_digest
 
 
 def asked(

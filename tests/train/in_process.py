@@ -18,7 +18,7 @@ from defi_platform.data.latents.cache import CacheLocation
 from defi_platform.data.loader.stream import local_batches
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.sharding import Shard
-from defi_platform.train.driver.run import RunSummary, check_resumable, complete_run, prepare_folder
+from defi_platform.train.driver.run import RunSummary, check_resumable, complete_run, prepare_folder, take_up
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes import video_base
 from defi_platform.train.worker.entry import train_worker
@@ -30,6 +30,7 @@ _one_run = threading.Lock()
 def prepare(recipe: Recipe) -> None:
     """Does the driver's part of a run before its workers start."""
     check_resumable(recipe)
+    take_up(recipe)
     recipe.prepare()
     prepare_folder(recipe)
 

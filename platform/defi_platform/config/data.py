@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from defi_platform.config.fields import PATH, RESUME_FREE
+from defi_platform.config.fields import PATH, RESUME_CONTENT, RESUME_FREE
 
 
 @dataclass
@@ -136,12 +136,12 @@ class DataConfig:
     decode: DecodeConfig = field(default_factory=DecodeConfig, metadata=RESUME_FREE)
     strict: bool = field(default=False, metadata=RESUME_FREE)
     """Stop at the first bad video instead of putting it into quarantine."""
-    retry_quarantined: bool = False
+    retry_quarantined: bool = field(default=False, metadata=RESUME_FREE)
     """Open quarantined videos again at this ingest. Otherwise they stay there until their files change."""
     take_in_new: bool = field(default=False, metadata=RESUME_FREE)
     """A resumed run goes on with the videos it began with, whatever was ingested since. true: from its last checkpoint on
     with those of now, whose order is another one."""
-    cache: str | None = field(default=None, metadata=PATH | RESUME_FREE)
+    cache: str | None = field(default=None, metadata=PATH | RESUME_CONTENT)
     """Folder that jobs/encode_latents.py has filled: training videos it holds are read from there, as the frozen
     encoder sees them, instead of being decoded. One folder per model."""
     text_cache: str | None = field(default=None, metadata=PATH | RESUME_FREE)

@@ -14,6 +14,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from defi_platform.config.fields import RESUME_RULES, resume_rule
+
 WIDTH = 110
 NAME = "NAME"
 """Stands for the name of an entry of a mapping, as in data.corpora.NAME.path."""
@@ -31,29 +33,36 @@ class Key:
     """As YAML; "required" where there is none."""
     doc: str
     """Meaning, with unit; "" where the schema says nothing."""
+    rule: str = ""
+    """What may become of it in a run that has begun, one of RESUME_RULES; "" where it is of no run."""
 
 
-def keys(schema: type, prefix: str = "") -> Iterator[Key]:
+def keys(schema: type, prefix: str = "", of_run: bool = False, rule: str | None = None) -> Iterator[Key]:
     """Every key of a config class, nested ones included, in the order of the fields.
 
     Args:
         schema: a dataclass of `defi_platform.config`.
         prefix: dotted, with a dot at its end; of nested classes.
+        of_run: this is a part of the config of a run.
+        rule: of that part for a run that goes on, where it has one.
     """
+    of_run |= getattr(schema, "is_run", False)
     docs = field_docs(schema)
     types_ = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         name = prefix + field.name
+        own = resume_rule(field, rule) if of_run else ""
         annotation = types_[field.name]
         nested, in_mapping = _nested(annotation)
         if nested is None:
-            yield Key(name, str(field.type), _default(field), docs.get(field.name, ""))
+            yield Key(name, str(field.type), _default(field), docs.get(field.name, ""), own)
             continue
         if in_mapping or annotation is not nested:
             # An empty mapping or a null may be given for the whole part.
             doc = docs.get(field.name) or (inspect.getdoc(nested) or "").partition("\n")[0]
-            yield Key(name, str(field.type), _default(field), doc)
-        yield from keys(nested, f"{name}.{NAME}." if in_mapping else f"{name}.")
+            yield Key(name, str(field.type), _default(field), doc, own)
+        below = f"{name}.{NAME}." if in_mapping else f"{name}."
+        yield from keys(nested, below, of_run, field.metadata.get("resume", rule))
 
 
 def keys_help(schema: type) -> str:
@@ -61,7 +70,8 @@ def keys_help(schema: type) -> str:
     lines = ["config keys, in the YAML file or as key=value:"]
     for key in keys(schema):
         lines.append(f"  {key.name}: {key.type} = {key.default}")
-        lines += textwrap.wrap(key.doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        doc = f"{key.doc} {RESUME_RULES[key.rule]}".strip() if key.rule else key.doc
+        lines += textwrap.wrap(doc, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines) + "\n"
 
 

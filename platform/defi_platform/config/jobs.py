@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -19,7 +19,7 @@ from defi_platform.config.evaluate import (
     RecordConfig,
     TuneConfig,
 )
-from defi_platform.config.fields import PATH
+from defi_platform.config.fields import PATH, RESUME_CONTENT, RESUME_FREE, RESUME_UNTIL_COMPLETE
 from defi_platform.config.serve import ServeConfig
 from defi_platform.config.train import ActingConfig, ActionConfig, ModelConfig, TrackingConfig, TrainConfig
 
@@ -60,12 +60,15 @@ class EncodeConfig:
 class PretrainConfig:
     """Pretraining of GFDM or GIDM (jobs/pretrain_gfdm.py, jobs/pretrain_gidm.py)."""
 
-    ray: RayConfig = field(default_factory=RayConfig)
+    is_run: ClassVar[bool] = True
+    """--help says of every key what may become of it in a run that has begun."""
+
+    ray: RayConfig = field(default_factory=RayConfig, metadata=RESUME_FREE)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    dry_run: bool = False
+    tracking: TrackingConfig = field(default_factory=TrackingConfig, metadata=RESUME_FREE)
+    dry_run: bool = field(default=False, metadata=RESUME_FREE)
     """Report what the run would do and start nothing; on the command line: --dry-run."""
 
 
@@ -84,14 +87,14 @@ class PretrainBothConfig:
 class FinetuneConfig(PretrainConfig):
     """Fine-tuning of the fused policy (jobs/finetune_policy.py)."""
 
-    gfdm: str = field(default=MISSING, metadata=PATH)
+    gfdm: str = field(default=MISSING, metadata=PATH | RESUME_CONTENT)
     """Model folder of the pretrained GFDM."""
-    gidm: str = field(default=MISSING, metadata=PATH)
+    gidm: str = field(default=MISSING, metadata=PATH | RESUME_CONTENT)
     """Model folder of the pretrained GIDM."""
     trainable: str = "gidm+adapter"
     """adapter | gidm+adapter | gfdm+adapter | all; parts of the policy that train."""
-    actions: ActionConfig = field(default_factory=ActionConfig)
-    acting: ActingConfig = field(default_factory=ActingConfig)
+    actions: ActionConfig = field(default_factory=ActionConfig, metadata=RESUME_UNTIL_COMPLETE)
+    acting: ActingConfig = field(default_factory=ActingConfig, metadata=RESUME_UNTIL_COMPLETE)
 
 
 @dataclass

@@ -8,18 +8,25 @@ from typing import Any
 from omegaconf import MISSING
 
 from defi_platform.config.data import CorpusConfig
-from defi_platform.config.fields import PATH, RESUME_FREE
+from defi_platform.config.fields import (
+    PATH,
+    RESUME_CONTENT,
+    RESUME_EXTEND,
+    RESUME_FREE,
+    RESUME_RESTART,
+    RESUME_UNTIL_COMPLETE,
+)
 
 
 @dataclass
 class ModelConfig:
     """A preset of `defi_models` and changes to it."""
 
-    preset: str = "nano"
+    preset: str = field(default="nano", metadata=RESUME_CONTENT)
     """nano | small | paper; sizes of the model (`python -m defi_models.describe PRESET` lists them)."""
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict, metadata=RESUME_CONTENT)
     """Fields of the model's own Config, by name; nested parts as nested mappings."""
-    init_from: str | None = field(default=None, metadata=PATH)
+    init_from: str | None = field(default=None, metadata=PATH | RESUME_CONTENT)
     """Model folder whose weights training starts from; null: weights as the preset initialises them."""
 
 
@@ -50,8 +57,16 @@ class TrainConfig:
     """Run folder (local or s3://): checkpoints, metrics, curves and the exported model."""
     seed: int = 0
     """Seed of initial weights, sample order, noise and dropout."""
-    steps: int = field(default=100, metadata=RESUME_FREE)
+    steps: int = field(default=100, metadata=RESUME_EXTEND)
     """Optimiser steps."""
+    extend: str | None = field(default=None, metadata=RESUME_FREE)
+    """stretch | rewarm; what becomes of a schedule that depends on `steps` when a run goes on with another number of them.
+    stretch: it is that of a run of so many steps from the beginning, so the rate jumps; rewarm: it begins anew, warm-up
+    included, over the steps that are left. null: such a run is refused."""
+    restart_from: int | None = field(default=None, metadata=RESUME_FREE)
+    """Step of a checkpoint from which a run goes on with another learning_rate, clip_grad_norm and the like, as a segment of
+    its own. Later checkpoints are set aside. Leave it there when the same command goes on: it acts once. null: a run goes on
+    from its last checkpoint as it was."""
     global_batch: int = 8
     """Samples per optimiser step, over all workers."""
     micro_batch: int = field(default=8, metadata=RESUME_FREE)
@@ -67,25 +82,25 @@ class TrainConfig:
     """Ray resources of one worker by name: CPU in logical cores, GPU in devices."""
     use_gpu: bool = field(default=False, metadata=RESUME_FREE)
     """Train on GPUs, one per worker unless resources_per_worker.GPU says otherwise."""
-    learning_rate: float = 1e-4
+    learning_rate: float = field(default=1e-4, metadata=RESUME_RESTART)
     """Peak learning rate of AdamW."""
-    weight_decay: float = 1e-2
+    weight_decay: float = field(default=1e-2, metadata=RESUME_RESTART)
     """Decoupled weight decay of AdamW."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999], metadata=RESUME_RESTART)
     """AdamW's two decay rates."""
-    schedule: str = "constant"
+    schedule: str = field(default="constant", metadata=RESUME_RESTART)
     """constant | cosine | as_written | as_run; shape of the learning rate over the steps. The last two are the policy's
     released fine-tuning: the schedule of its code (2 % rising from a tenth of the peak, 8 % at it, cosine to 1e-6 of it),
     and what its script does (the peak throughout)."""
-    warmup_steps: int = 0
+    warmup_steps: int = field(default=0, metadata=RESUME_RESTART)
     """Steps of linear warm-up, of constant and cosine."""
-    clip_grad_norm: float = 1.0
+    clip_grad_norm: float = field(default=1.0, metadata=RESUME_RESTART)
     """Largest global norm of the gradients; 0 turns clipping off."""
     zero_stage: int = field(default=1, metadata=RESUME_FREE)
     """DeepSpeed ZeRO stage: 0 shards nothing, 1 the optimiser state, 2 gradients too, 3 weights too."""
     offload_optimizer: bool = field(default=False, metadata=RESUME_FREE)
     """Keep optimiser state and fp32 master weights in the host's memory (ZeRO 1 to 3)."""
-    precision: str = field(default="fp32", metadata=RESUME_FREE)
+    precision: str = field(default="fp32", metadata=RESUME_RESTART)
     """fp32 | bf16 | fp16"""
     deterministic: bool = field(default=False, metadata=RESUME_FREE)
     """On GPUs, only kernels that give the same bits each time (slower); an operation without one is an error that names
@@ -100,10 +115,10 @@ class TrainConfig:
     """Activation checkpointing: less memory, one more forward pass."""
     compile: bool = field(default=False, metadata=RESUME_FREE)
     """torch.compile of the parts that train."""
-    ema_decay: float | None = None
+    ema_decay: float | None = field(default=None, metadata=RESUME_RESTART)
     """Decay of the exponential moving average of the weights, e.g. 0.9999; early on it is min(decay, (1 + n) / (10 + n))
     after n updates. null or 0: no average."""
-    export_weights: str = field(default="raw", metadata=RESUME_FREE)
+    export_weights: str = field(default="raw", metadata=RESUME_RESTART)
     """raw | average; weights that are validated and exported. average needs ema_decay."""
     max_skipped_in_a_row: int | None = field(default=None, metadata=RESUME_FREE)
     """Consecutive updates that may be skipped because the gradient is not finite, before the run stops. null: 3, and 50
@@ -140,7 +155,7 @@ class TrainConfig:
     the announcement has brought about, before the run starts anew without that node."""
     restart_dead_codes_every: int = 100
     """Steps between two restarts of unused GIDM codes; the reference restarts them once per epoch. 0: never."""
-    probe: ProbeConfig | None = field(default=None, metadata=RESUME_FREE)
+    probe: ProbeConfig | None = field(default=None, metadata=RESUME_UNTIL_COMPLETE)
     """GIDM: labelled corpora for the linear probe at the end of the run; null: no probe."""
     threads: int | None = field(default=None, metadata=RESUME_FREE)
     """Torch threads per worker; null: torch's default."""

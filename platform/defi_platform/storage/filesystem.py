@@ -299,15 +299,25 @@ def set_aside(folder: str) -> str:
     """Renames a folder to `<folder>.old-1`, or the next free number. Returns: the new name."""
     number = next(n for n in itertools.count(1) if not exists(f"{folder}.old-{n}"))
     aside = f"{folder}.old-{number}"
-    if is_remote(folder):
-        fs, _ = filesystem(folder)
-        for name, uri in list(below(folder)):
-            pair = (fs._strip_protocol(uri), fs._strip_protocol(join(aside, name)))
-            attempt(uri, functools.partial(fs.cp_file, *pair))
-        delete(folder)
-    else:
-        local_path(folder).rename(local_path(aside))
+    move(folder, aside)
     return aside
+
+
+def move(source: str, target: str) -> None:
+    """Moves a file or a whole folder within one store, whose bytes a remote one copies. Nothing may be at `target`.
+
+    Interrupted, one of the two is whole, and done again it completes the target.
+    """
+    if not is_remote(source):
+        local_path(target).parent.mkdir(parents=True, exist_ok=True)
+        local_path(source).rename(local_path(target))
+        return
+    fs, path = filesystem(source)
+    moved = [("", source)] if attempt(source, lambda: bool(fs.isfile(path))) else list(below(source))
+    for name, uri in moved:
+        to = join(target, name) if name else target
+        attempt(uri, functools.partial(fs.cp_file, fs._strip_protocol(uri), fs._strip_protocol(to)))
+    delete(source)
 
 
 # --------------------------------------------------------------------------- local

@@ -12,6 +12,7 @@ from defi_platform.config import TrainConfig
 from defi_platform.data.loader.stream import ACTOR_CPUS
 from defi_platform.errors import ConfigError
 from defi_platform.train.engine.lr_schedule import RELEASED, SCHEDULES
+from defi_platform.train.segments import EXTENSIONS
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 MATMUL_PRECISIONS = ("highest", "high", "medium")
@@ -33,7 +34,8 @@ def check_train_config(train: TrainConfig, part: str = "train") -> None:
     if train.schedule == "tri_stage":
         raise ConfigError(
             f"{part}.schedule=tri_stage was not what the release did and is gone. Set {part}.schedule=as_written (the "
-            "schedule of the released code) or as_run (what its script does: the peak throughout)."
+            "schedule of the released code) or as_run (what its script does: the peak throughout); a run that was begun with it "
+            f"goes on from a checkpoint with {part}.restart_from=STEP."
         )
     _choice(part, "schedule", train.schedule, SCHEDULES)
     if train.schedule in RELEASED and train.warmup_steps:
@@ -41,6 +43,10 @@ def check_train_config(train: TrainConfig, part: str = "train") -> None:
             f"{part}.warmup_steps={train.warmup_steps} with {part}.schedule={train.schedule}, which does not use it. "
             f"Set {part}.warmup_steps=0."
         )
+    if train.extend is not None:
+        _choice(part, "extend", train.extend, EXTENSIONS)
+    if train.restart_from is not None:
+        _at_least(part, "restart_from", train.restart_from, 1)
     for name in ("steps", "global_batch", "micro_batch", "num_workers"):
         _at_least(part, name, getattr(train, name), 1)
     for name in ("log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):

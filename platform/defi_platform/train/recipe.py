@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from defi_platform.config import PretrainConfig
+from defi_models.pretrained.configuration import to_mapping
+from defi_platform.config import ModelConfig, PretrainConfig
 from defi_platform.config.paths import absolute_paths
 from defi_platform.data.sampling.sharding import Shard
+from defi_platform.train.segments import Segment
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
@@ -42,11 +45,38 @@ class Recipe(ABC):
     def __init__(self, config: PretrainConfig):
         # Workers, decoders and actors run in other working directories than the driver.
         self.config = absolute_paths(config)
+        self.segments: list[Segment] = [Segment.first(self.config.train)]
+        """Of the run; the driver sets those of one that goes on."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings that must agree for two runs' weights to be interchangeable; kept in each checkpoint."""
+        """Model and inputs of a run's weights, kept in each checkpoint: a run goes on with the same alone.
+
+        kind, preset and overrides; `config`: the whole configuration of the model, where it is known; `built_from`: config
+        key -> digest of what lies there, for every folder that the weights depend on.
+
+        Raises: UserError for a folder that cannot be read.
+        """
         model = self.config.model
-        return {"kind": self.kind, "preset": model.preset, "overrides": model.overrides}
+        named = {"kind": self.kind, "preset": model.preset, "overrides": model.overrides}
+        return named | self._content
+
+    @cached_property
+    def _content(self) -> dict[str, Any]:
+        # Kept, and sent to the workers with the recipe: the driver alone reads the folders for it.
+        config = self.model_config()
+        return ({} if config is None else {"config": to_mapping(config)}) | {"built_from": self.built_from()}
+
+    def model_config(self, model: ModelConfig | None = None) -> Any:
+        """The model's own configuration, before sizes that follow from data; None where there is none.
+
+        Args:
+            model: settings that it is made from; None: the run's.
+        """
+        return None
+
+    def built_from(self) -> dict[str, str]:
+        """Config key -> digest of what lies there, for the folders that the weights depend on."""
+        return {}
 
     @abstractmethod
     def build(self) -> nn.Module:

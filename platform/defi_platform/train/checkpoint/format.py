@@ -58,6 +58,8 @@ class Position:
     """Versions of the manifests that the plan is of, see `Recipe.data_version`."""
     validation_loss: float | None = None
     """At this very step; None when it was not validated."""
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    """Of the run up to here, see `defi_platform.train.segments`; none in older checkpoints."""
 
 
 def new_attempt() -> str:

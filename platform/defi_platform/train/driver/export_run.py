@@ -15,7 +15,8 @@ from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import export_model
 from defi_platform.train.config_checks import EXPORTED
-from defi_platform.train.driver.run import CONFIG
+from defi_platform.train.driver.older_runs import with_meaning
+from defi_platform.train.driver.resume import CONFIG
 from defi_platform.train.recipes.registry import RECIPES
 from defi_platform.train.worker.run_results import MODEL
 
@@ -58,8 +59,8 @@ def export_run(config: ExportConfig) -> str:
 def _of_run(settings: str, weights: str | None) -> dict[str, Any]:
     """The configuration of a run, exporting other weights where some are asked for."""
     values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(storage.read_text(settings))))
-    train = values.get("train") or {}
-    if weights is None and "export_weights" not in train:  # written when a run with an average exported that
-        weights = "average" if train.get("ema_decay") else "raw"
-    train.pop("validation_batches", None)  # the size of a validation in micro-batches, by earlier versions
-    return values if weights is None else values | {"train": train | {"export_weights": weights}}
+    values = with_meaning(values)
+    values["train"].pop(
+        "validation_batches", None
+    )  # the size of a validation in micro-batches, by earlier versions
+    return values if weights is None else values | {"train": values["train"] | {"export_weights": weights}}

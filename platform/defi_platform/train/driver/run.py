@@ -12,21 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from defi_platform import errors, logs, storage
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.requirements import announce
 from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RayConfig
 from defi_platform.config.data_checks import check_data, check_probe
-from defi_platform.config.fields import bound_on_resume
-from defi_platform.config.loader import to_mapping, to_yaml
+from defi_platform.config.loader import to_yaml
 from defi_platform.data.loader.shared_actors import start_shared_actors
-from defi_platform.errors import MEND, TRY_AGAIN, CheckpointError, ConfigError, UserError
+from defi_platform.errors import MEND, TRY_AGAIN, ConfigError, UserError
 from defi_platform.storage.leases import FolderLease, in_use
 from defi_platform.storage.writable import check_writable
-from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.config_checks import (
     check_train_config,
     training_demands,
@@ -34,7 +30,9 @@ from defi_platform.train.config_checks import (
 )
 from defi_platform.train.driver.dry_run import DryRun, dry_run
 from defi_platform.train.driver.ray_trainer import RunTrainer
+from defi_platform.train.driver.resume import CONFIG, begun, check_same_run, segments_now, set_aside
 from defi_platform.train.failures import FailureLog, RepeatedFailure
+from defi_platform.train.observability.run_card import JSON, MARKDOWN
 from defi_platform.train.observability.status import FILE as STATUS
 from defi_platform.train.observability.status import StatusView
 from defi_platform.train.ray_errors import format_error, root_cause, unwrap
@@ -42,9 +40,7 @@ from defi_platform.train.recipe import Recipe
 from defi_platform.train.run_folder import retry_run_folder
 from defi_platform.train.stop_request import STOP, request_stop
 from defi_platform.train.worker.entry import train_worker
-from defi_platform.train.worker.run_results import MODEL, SUMMARY
-
-CONFIG = "config.yaml"
+from defi_platform.train.worker.run_results import CURVES, MODEL, SUMMARY
 
 
 class TrainingFailed(UserError):
@@ -112,6 +108,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
                 )
             )
             for recipe in pending:
+                take_up(recipe)
                 recipe.prepare()
             start_shared_actors()
             _run_all(pending, leases)
@@ -149,52 +146,37 @@ def _check(recipes: Sequence[Recipe]) -> None:
 
 
 def complete_run(recipe: Recipe) -> RunSummary | None:
-    """The summary of a run that is complete; None for others."""
+    """The summary of a run that is complete; None for others.
+
+    Raises: CheckpointError, ConfigError for one of another model, other inputs or other settings.
+    """
     folder = recipe.config.train.output
     if not storage.exists(storage.join(folder, SUMMARY)):
         return None
     summary = _summary(folder, reused=True)
-    _check_same_model(recipe, summary.values["model"])
-    return summary if summary.values["steps"] >= recipe.config.train.steps else None
+    before = begun(recipe, summary.values)
+    assert before is not None
+    check_same_run(recipe, before, complete=True)
+    return summary if segments_now(recipe, before) == before.segments else None
 
 
 def check_resumable(recipe: Recipe) -> None:
-    """Checks that a run folder holds no run with other settings.
+    """Checks that a run folder holds no run with other settings, and sets the recipe's segments.
 
-    Raises: CheckpointError for another model, ConfigError for settings that change data order or loss.
+    Raises: CheckpointError for another model or other inputs; ConfigError for settings that the run cannot go on with.
     """
-    folder = recipe.config.train.output
-    found = checkpoints.committed(folder)
-    if not found:
-        return
-    _check_same_model(recipe, found[0].position.model)
-    path = storage.join(folder, CONFIG)
-    if not storage.exists(path):
-        return
-    before = OmegaConf.to_container(OmegaConf.create(storage.read_text(path)))
-    assert isinstance(before, dict)
-    now = to_mapping(recipe.config)
-    for part in ("data", "train"):
-        for key in bound_on_resume(getattr(recipe.config, part)):
-            value = now[part][key]
-            old = before[part].get(key, value)
-            if old != value:
-                raise ConfigError(
-                    f"{folder} was trained to step {found[0].step} with {part}.{key}={old}, now it is {value}: "
-                    f"the run could not go on exactly. Set it back, or choose another train.output."
-                )
+    if before := begun(recipe):
+        check_same_run(recipe, before)
+        recipe.segments = segments_now(recipe, before)
 
 
-def _check_same_model(recipe: Recipe, present: dict[str, Any]) -> None:
-    wanted = recipe.identity()
-    if present != wanted:
-        differing = [key for key in wanted if present.get(key) != wanted[key]]
-        raise CheckpointError(
-            f"{recipe.config.train.output} holds another model: "
-            + ", ".join(
-                f"{key} {present.get(key)!r} there, {wanted[key]!r} in the config" for key in differing
-            )
-            + ". Choose another train.output, or the settings that it was written with."
+def take_up(recipe: Recipe) -> None:
+    """Sets aside what came after the checkpoint of `train.restart_from`, where a run is taken up again from there."""
+    before = begun(recipe)
+    if before and (aside := set_aside(before, (SUMMARY, MODEL, CURVES, JSON, MARKDOWN))):
+        print(
+            f"{recipe.kind}: goes on from step {before.step}; what came after is kept in {aside}, a run folder itself",
+            flush=True,
         )
 
 

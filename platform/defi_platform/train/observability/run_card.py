@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ def make_card(
         "speed": speed(recipe, summary, rows, phases),
         "phase_s": phases,
         "attempts": [row for row in rows if row["split"] == "attempt"],
+        "segments": [asdict(segment) for segment in recipe.segments],
         "skipped_updates": [row for row in rows if row["split"] == "skipped"],
         "gpu_peak_gib": max((row["gpu_peak_bytes"] for row in rows if "gpu_peak_bytes" in row), default=0)
         / 2**30,
@@ -168,6 +170,10 @@ def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
             "",
             *_table(("phase", "time", "share"), phases),
             "",
+            "## Segments",
+            "",
+            *_table(("from step", "begun by", "steps", "settings"), map(_segment, card["segments"])),
+            "",
             "## Packages",
             "",
             ", ".join(f"{name} {version}" for name, version in card["packages"].items() if version),
@@ -185,14 +191,19 @@ def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
     )
 
 
-def _arithmetic(attempts: Sequence[dict[str, Any]]) -> str:
+def _arithmetic(attempts: Iterable[dict[str, Any]]) -> str:
     """Devices of the attempts and whether each computed deterministically; earlier versions noted neither."""
     kinds = dict.fromkeys((row["device"], row["deterministic"]) for row in attempts if "device" in row)
     words = {True: "deterministic", False: "not deterministic (train.deterministic)"}
     return ", then ".join(f"{words[same]} on {device}" for device, same in kinds) or "not noted"
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+def _segment(segment: dict[str, Any]) -> tuple[str, ...]:
+    settings = ", ".join(f"{name} {value}" for name, value in segment["settings"].items())
+    return str(segment["start"]), segment["begun_by"], f"{segment['steps']:,}", settings
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
     return [
         "| " + " | ".join(head) + " |",
         "|" + " --- |" * len(head),

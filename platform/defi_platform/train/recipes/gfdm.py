@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defi_platform import storage
+from defi_platform.config import ModelConfig
 from defi_platform.data.manifest.split import VALIDATION
 from defi_platform.data.sampling.samplers import ClipRule, Rule
 from defi_platform.train.engine.seeds import sample_generators
@@ -43,13 +44,19 @@ class GFDMRecipe(VideoRecipe):
         """Clips of `data.clip_frames` frames."""
         return ClipRule.of(self.config.data)
 
-    def cost(self) -> Cost:
-        """Cost of the configured GFDM."""
+    def model_config(self, model: ModelConfig | None = None) -> GFDM.Config:
+        """The GFDM that training starts from."""
         from defi_models import presets
-        from defi_models.describe import cost_of
         from defi_models.gfdm import GFDM
 
-        config = starting_config(GFDM, presets.gfdm, self.config.model)
+        config: GFDM.Config = starting_config(GFDM, presets.gfdm, model or self.config.model)
+        return config
+
+    def cost(self) -> Cost:
+        """Cost of the configured GFDM."""
+        from defi_models.describe import cost_of
+
+        config = self.model_config()
         return cost_of(config, recompute=self.config.train.recompute)
 
     def build_without_cache(self) -> nn.Module:
@@ -69,10 +76,7 @@ class GFDMRecipe(VideoRecipe):
 
     def check(self) -> None:
         """Checks that clips are cut as the model needs them."""
-        from defi_models import presets
-        from defi_models.gfdm import GFDM
-
-        self._check_clips(starting_config(GFDM, presets.gfdm, self.config.model))
+        self._check_clips(self.model_config())
 
     def _check_clips(self, model: GFDM.Config) -> None:
         data = self.config.data

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from defi_platform.config import PretrainConfig, ProbeConfig
+from defi_platform.config import ModelConfig, PretrainConfig, ProbeConfig
 from defi_platform.data.sampling.samplers import PairRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.engine.seeds import seed_of
@@ -52,13 +52,19 @@ class GIDMRecipe(VideoRecipe):
         """Pairs of frames `data.pair_interval_s` apart."""
         return PairRule.of(self.config.data)
 
-    def cost(self) -> Cost:
-        """Cost of the configured GIDM."""
+    def model_config(self, model: ModelConfig | None = None) -> GIDM.Config:
+        """The GIDM that training starts from."""
         from defi_models import presets
-        from defi_models.describe import cost_of
         from defi_models.gidm import GIDM
 
-        config = starting_config(GIDM, presets.gidm, self.config.model)
+        config: GIDM.Config = starting_config(GIDM, presets.gidm, model or self.config.model)
+        return config
+
+    def cost(self) -> Cost:
+        """Cost of the configured GIDM."""
+        from defi_models.describe import cost_of
+
+        config = self.model_config()
         return cost_of(config, recompute=self.config.train.recompute, height=self.config.data.height)
 
     def build_without_cache(self) -> nn.Module:
@@ -142,10 +148,7 @@ class GIDMRecipe(VideoRecipe):
 
     @cached_property
     def _codes(self) -> int:
-        from defi_models import presets
-        from defi_models.gidm import GIDM
-
-        return int(starting_config(GIDM, presets.gidm, self.config.model).encoder.codebook.size)
+        return int(self.model_config().encoder.codebook.size)
 
 
 def restart_dead_codes(engine: TrainingEngine, codebook: Codebook, seed: int) -> dict[str, float]:

@@ -13,7 +13,7 @@ from defi_models.errors import ConfigurationError
 from defi_models.inputs.acting import Acting
 from defi_models.inputs.action_contract import ActionContract
 from defi_models.pretrained.side_files import acting_with
-from defi_platform.config import FinetuneConfig
+from defi_platform.config import FinetuneConfig, ModelConfig
 from defi_platform.config.data import drawn_corpora
 from defi_platform.data.loader.action_contract import common, configured, contract_of
 from defi_platform.data.loader.robot_signals import state_layout, statistics
@@ -24,7 +24,13 @@ from defi_platform.errors import ConfigError
 from defi_platform.train.recipes.policy_sizes import DataSizes, sizes_before_ingest, sizes_of, with_sizes
 from defi_platform.train.recipes.text_store_use import TextEncoder
 from defi_platform.train.recipes.unseen_validation import unseen_by, unseen_line
-from defi_platform.train.recipes.video_base import VideoRecipe, folder_config, load_folder, model_errors
+from defi_platform.train.recipes.video_base import (
+    VideoRecipe,
+    digest_of,
+    folder_config,
+    load_folder,
+    model_errors,
+)
 
 if TYPE_CHECKING:
     from defi_models.describe import Cost
@@ -55,10 +61,23 @@ class PolicyRecipe(VideoRecipe):
         """The parts that train, in addition to kind, preset and overrides."""
         return super().identity() | {"trainable": self.config.trainable}
 
+    def built_from(self) -> dict[str, str]:
+        """Digests of the two pretrained models, in addition to those of every video recipe."""
+        pretrained = {"gfdm": self.config.gfdm, "gidm": self.config.gidm}
+        return super().built_from() | {key: digest_of(folder) for key, folder in pretrained.items()}
+
+    def model_config(self, model: ModelConfig | None = None) -> DeFIPolicy.Config:
+        """The policy of the preset; what it takes from the data and the two pretrained models is laid over it."""
+        from defi_models import presets
+
+        model = model or self.config.model
+        with model_errors():
+            return presets.policy(model.preset, **model.overrides)
+
     def rule(self) -> Rule:
         """Frames with the chunk of actions that follows them."""
         if self._chunk is None:
-            self._chunk = self._preset_config().adapter.head.chunk
+            self._chunk = self.model_config().adapter.head.chunk
         return ChunkRule(self._chunk)
 
     def cost(self) -> Cost:
@@ -149,14 +168,8 @@ class PolicyRecipe(VideoRecipe):
         )
         return [*super().describe_data(), sizes, unseen_line(unseen_by(self.config))]
 
-    def _preset_config(self) -> DeFIPolicy.Config:
-        from defi_models import presets
-
-        with model_errors():
-            return presets.policy(self.config.model.preset, **self.config.model.overrides)
-
     def _model_config(self) -> DeFIPolicy.Config:
-        config = self._preset_config()
+        config = self.model_config()
         return config if self._sizes is None else with_sizes(config, self.config.model, self._sizes)
 
     def _acting(self, usual: Acting) -> Acting:

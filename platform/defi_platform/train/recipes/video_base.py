@@ -11,10 +11,12 @@ from torch import nn
 
 from defi_models.errors import ConfigurationError, ModelFolderError
 from defi_models.pretrained.configuration import from_mapping
+from defi_models.pretrained.digest import folder_digest
 from defi_models.pretrained.folder import CONFIG_FILE, read_header
 from defi_platform import storage
 from defi_platform.config import ModelConfig, PretrainConfig, TrainConfig
 from defi_platform.config.data import drawn_corpora
+from defi_platform.data.latents.cache import stored_dtype
 from defi_platform.data.loader.stream import local_batches, stream
 from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.manifest.quarantine import skipped
@@ -47,6 +49,21 @@ class VideoRecipe(Recipe):
         self._cache: CacheUse | None = None
         self._texts: TextStoreUse | None = None
         self._pinned = PinnedData(self.kind)
+
+    def built_from(self) -> dict[str, str]:
+        """Digest of the model folder that training starts from, and the type that a latent cache rounds to.
+
+        Raises: CheckpointError for a folder that is absent or partial, StorageError.
+        """
+        found = (
+            {} if self.config.model.init_from is None else {"model.init_from": self.config.model.init_from}
+        )
+        digests = {key: digest_of(folder) for key, folder in found.items()}
+        cache = self.config.data.cache
+        # Of a cache in float32 training gets what it gets of pictures: it may come and go.
+        if cache is not None and (dtype := stored_dtype(cache)) != "float32":
+            digests["data.cache"] = dtype
+        return digests
 
     @abstractmethod
     def rule(self) -> Rule:
@@ -239,6 +256,16 @@ def model_errors() -> Iterator[None]:
         raise ConfigError(f"model: {error}") from error
     except ModelFolderError as error:
         raise CheckpointError(str(error)) from error
+
+
+def digest_of(folder: str) -> str:
+    """The digest of a local or remote model folder. Raises: CheckpointError, StorageError."""
+    if not storage.is_folder(folder):
+        raise CheckpointError(
+            f"model folder {folder} does not exist. Check the path, or train that model first."
+        )
+    with model_errors(), storage.local_copy(folder) as local:
+        return folder_digest(local)
 
 
 def load_folder(from_pretrained: Callable[..., Model], folder: str) -> Model:

@@ -68,7 +68,12 @@ class DivergencePolicy:
 
 
 def divergence_message(
-    kind: str, train: TrainConfig, step: int, samples: tuple[int, int], row: Mapping[str, float]
+    kind: str,
+    train: TrainConfig,
+    step: int,
+    samples: tuple[int, int],
+    row: Mapping[str, float],
+    checkpoint: int | None,
 ) -> str:
     """Message of a run that stops because it has diverged.
 
@@ -78,9 +83,16 @@ def divergence_message(
         step: of the last bad update.
         samples: first and last sample of all consecutive bad updates.
         row: loss and gradient norm of the last of them.
+        checkpoint: step of the newest checkpoint, which is from before them; None where there is none.
     """
-    return (
+    found = (
         f"{kind}: loss {row['loss']}, gradient norm {row.get('grad_norm')} in step {step}, samples {samples[0]} to "
-        f"{samples[1]}. The last checkpoint is from before them. Lower train.learning_rate "
-        f"({train.learning_rate:g}) or set train.clip_grad_norm ({train.clip_grad_norm:g}), and start again."
+        f"{samples[1]}. "
+    )
+    settings = f"train.learning_rate ({train.learning_rate:g}) lower, or train.clip_grad_norm ({train.clip_grad_norm:g})"
+    if checkpoint is None:
+        return f"{found}There is no checkpoint from before them. Set {settings}, and start again."
+    return (
+        f"{found}The last checkpoint, of step {checkpoint}, is from before them. Set {settings}, and go on from there with "
+        f"train.restart_from={checkpoint}; from an earlier one where its loss was rising already."
     )

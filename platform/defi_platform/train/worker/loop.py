@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,10 +19,10 @@ from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restore_engine
 from defi_platform.train.engine.collectives import Communicator
 from defi_platform.train.engine.determinism import set_determinism
-from defi_platform.train.engine.lr_schedule import learning_rate
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.run_folder import retry_run_folder
+from defi_platform.train.segments import rate_of
 from defi_platform.train.stop_request import FileWatch, StopRequest
 from defi_platform.train.validation.async_task import FINAL_TIMEOUT_S, AsyncValidation
 from defi_platform.train.validation.loss import (
@@ -172,7 +173,7 @@ class Training:
             disk had no room for the last one); and the mean loss with the model's other scalars.
         """
         train, timer = self.train, self.reporter.timer
-        rate = learning_rate(train.schedule, train.learning_rate, self.step, train.steps, train.warmup_steps)
+        rate = rate_of(self.recipe.segments, self.step)
         sums: dict[str, Tensor] = {}
         self.engine.module.train()
         for micro in range(self.engine.accumulation):
@@ -228,8 +229,8 @@ class Training:
     def _end_as_diverged(self, row: dict[str, float]) -> dict[str, Any]:
         """Ends the attempt without another checkpoint. Returns: the result of `run`."""
         # The same on every rank, and it would come out the same again: no retry.
-        message = self._log_divergence(row)
         self.saver.wait()
+        message = self._log_divergence(row)
         self._close(f"stopped: {message}")
         return {"error": [Diverged.__name__, message]}
 
@@ -238,7 +239,8 @@ class Training:
         first = (self.step - max(1, self._policy.consecutive_skips)) * self.train.global_batch
         last = self.step * self.train.global_batch - 1
         self.reporter.log_event(self.step, "diverged", samples=[first, last])
-        return divergence_message(self.recipe.kind, self.train, self.step, (first, last), row)
+        checkpoint = self.saver.committed_step or self.resumed_from
+        return divergence_message(self.recipe.kind, self.train, self.step, (first, last), row, checkpoint)
 
     def _validate(self) -> None:
         self.reporter.timer.end("other")
@@ -310,6 +312,7 @@ class Training:
             plan=self.fingerprint,
             data=self.recipe.data_version(),
             validation_loss=self._validation_loss.get(self.step),
+            segments=[asdict(segment) for segment in self.recipe.segments],
         )
         if self.async_validation and not required:
             self.async_validation.start_if_due(self.step)
