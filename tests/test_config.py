@@ -257,6 +257,8 @@ def test_every_key_of_a_run_says_what_may_become_of_it_on_resume() -> None:
     assert {"acting.steps", "actions.kind", "train.probe.pairs"} <= rules["until_complete"]
     assert "On resume: fixed." in keys_help(FinetuneConfig)
     assert "On resume" not in keys_help(ServeConfig), "nothing of it is resumed"
+    page = (REPOSITORY / "docs" / "resuming.md").read_text()
+    assert [rule for rule in RESUME_RULES.values() if f"| {rule} |" not in page] == []
 
 
 def test_settings_are_compared_with_those_that_a_run_was_begun_with() -> None:

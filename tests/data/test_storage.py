@@ -405,5 +405,10 @@ def test_files_are_read_and_deleted_by_the_names_they_have(root: str) -> None:
     assert sorted(entry.name for entry in storage.walk(folder)) == sorted(set(ODD_NAMES) - {"a*b?.mp4"})
     aside = storage.set_aside(folder)
     assert len(list(storage.walk(aside))) == len(ODD_NAMES) - 1 and not list(storage.walk(folder))
+    name = next(name for name in ODD_NAMES if name != "a*b?.mp4")
+    storage.move(storage.join(aside, name), storage.join(folder, "moved"))
+    assert storage.read_bytes(storage.join(folder, "moved")) == name.encode()
+    assert len(list(storage.walk(aside))) == len(ODD_NAMES) - 2
+    storage.delete(folder)
     storage.delete(aside)
     assert sorted(entry.name for entry in storage.walk(root)) == sorted(decoys)

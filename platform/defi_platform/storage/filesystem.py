@@ -304,10 +304,7 @@ def set_aside(folder: str) -> str:
 
 
 def move(source: str, target: str) -> None:
-    """Moves a file or a whole folder within one store, whose bytes a remote one copies. Nothing may be at `target`.
-
-    Interrupted, one of the two is whole, and done again it completes the target.
-    """
+    """Moves a file or a whole folder within a store; nothing may be at `target`. Once interrupted, it can be done again."""
     if not is_remote(source):
         local_path(target).parent.mkdir(parents=True, exist_ok=True)
         local_path(source).rename(local_path(target))
@@ -315,8 +312,8 @@ def move(source: str, target: str) -> None:
     fs, path = filesystem(source)
     moved = [("", source)] if attempt(source, lambda: bool(fs.isfile(path))) else list(below(source))
     for name, uri in moved:
-        to = join(target, name) if name else target
-        attempt(uri, functools.partial(fs.cp_file, fs._strip_protocol(uri), fs._strip_protocol(to)))
+        to = fs._strip_protocol(join(target, name) if name else target)
+        attempt(uri, functools.partial(fs.cp_file, fs._strip_protocol(uri), to))
     delete(source)
 
 

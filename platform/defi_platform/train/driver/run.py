@@ -165,6 +165,7 @@ def check_resumable(recipe: Recipe) -> None:
 
     Raises: CheckpointError for another model or other inputs; ConfigError for settings that the run cannot go on with.
     """
+    recipe.identity()  # reads what the run is built from: here, and not in every worker
     if before := begun(recipe):
         check_same_run(recipe, before)
         recipe.segments = segments_now(recipe, before)
