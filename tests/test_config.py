@@ -246,6 +246,7 @@ def test_every_key_of_a_run_says_what_may_become_of_it_on_resume() -> None:
     }  # fmt: skip
     assert {
         "train.seed",
+        "train.noise",
         "train.global_batch",
         "data.height",
         "data.corpora.NAME.weight",
