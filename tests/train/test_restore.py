@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import tiny
 import torch
+import torch.distributed as distributed
+from ranks import Ranks
 
 from defi_platform import storage
 from defi_platform.config import PretrainConfig
@@ -20,6 +25,8 @@ from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.restore import restore_engine
 from defi_platform.train.engine.collectives import Communicator
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
+from defi_platform.train.engine.seeds import sample_generators
+from defi_platform.train.engine.sharded_state import MOMENTS
 
 STEPS = (5, 10)
 
@@ -108,3 +115,47 @@ def test_a_run_without_any_usable_checkpoint_does_not_begin_anew(recipe: tiny.Ti
     with pytest.raises(CheckpointError, match="has 2 checkpoints and none can be used"):
         restored(recipe)
     assert steps(recipe) == [10, 5], "nothing was changed"
+
+
+def resume_from_own_share(run: Path, config: PretrainConfig) -> None:
+    """Trains a step, saves, and resumes at the same number of ranks: what is read, and what comes of it."""
+    rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    communicator = Communicator(use_gpu=False)
+    whole = storage.read_into
+    for stage in (0, 1, 2, 3):
+        train = replace(config.train, output=str(run / str(stage)), zero_stage=stage)
+        recipe = tiny.TinyRecipe(replace(config, train=train))
+        engine = TrainingEngine(recipe.build(), train, world_size)
+        for _ in range(engine.accumulation):
+            x = torch.stack([tiny._values("train", k) for k in (2 * rank, 2 * rank + 1)])
+            engine.backward(engine.forward({"x": x}, sample_generators(0, "noise", [0, 1]))["loss"])
+            assert engine.step(1e-2)
+        saved = list(engine.fragments())
+        seen = {} if rank else {"seen": torch.tensor([4])}
+        local = run / f"local_{stage}_{rank}"
+        local.mkdir(parents=True)
+        shard = checkpoints.write_shard(local, rank, world_size, saved, seen)
+        folder = storage.join(train.output, checkpoints.FOLDER, checkpoints.folder_name(1, "abcdef"))
+        checkpoints.commit_shard(shard, folder, Position(1, 8, {}, engine.scalars()))
+        communicator.barrier()
+        reads: list[int] = []
+
+        def read_into(uri: str, start: int, buffer: memoryview, reads: list[int] = reads) -> None:
+            reads.append(len(buffer))
+            whole(uri, start, buffer)
+
+        with mock.patch.object(storage, "read_into", read_into):
+            fresh, position = restore_engine(recipe, recipe.build(), "", communicator)
+        assert position and fresh.scalars() == engine.scalars()
+        for piece, there in zip(saved, fresh.fragments(), strict=True):
+            assert piece.tensors.keys() == there.tensors.keys() == {"param", *MOMENTS, "ema"}
+            for kind, value in piece.tensors.items():
+                assert torch.equal(there.tensors[kind], value), (stage, piece.name, kind)
+        share = sum(4 * len(value) for piece in saved for value in piece.tensors.values())
+        assert share <= sum(reads) <= 1.2 * share, f"ZeRO {stage}: {sum(reads)} bytes read of {share}"
+
+
+def test_a_rank_reads_no_more_than_its_share_and_gets_it_back_bit_for_bit(
+    two_ranks: Ranks, run_config: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    two_ranks.run(functools.partial(resume_from_own_share, tmp_path, run_config(tmp_path)))
