@@ -80,6 +80,16 @@ def test_a_request_to_stop_in_a_skipped_update_leaves_a_checkpoint_of_that_step(
     assert [row["step"] for row in tiny.rows(tmp_path, "skipped")] == [2]
 
 
+def test_a_checkpoint_that_was_due_in_a_skipped_update_follows_in_the_next(
+    process_group: None, run_config: Make, tmp_path: Path
+) -> None:
+    config = short(run_config, tmp_path)
+    config.train.steps = 6
+    train_here(SpoiledRecipe(config, {3}))
+    # 3 was due; 6 is the last one.
+    assert [found.step for found in checkpoints.committed(str(tmp_path))] == [6, 4]
+
+
 def test_a_stop_with_ruined_weights_leaves_no_checkpoint_of_them(
     process_group: None, run_config: Make, tmp_path: Path
 ) -> None:

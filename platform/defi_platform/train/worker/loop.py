@@ -98,7 +98,7 @@ class Training:
             before_commit=self.reporter.wait_for_flush,
         )
         self._checkpoint_pending = False
-        """A checkpoint was due and skipped; it is written as soon as there is capacity."""
+        """A checkpoint was due and skipped; it is written as soon as there is capacity and a whole update."""
         self.validator = Validator(recipe, self.engine, self.communicator)
         self.async_validation = AsyncValidation(recipe) if is_rank_zero else None
         self._validation_loss: dict[int, float] = {}
@@ -153,6 +153,8 @@ class Training:
                 return self._end_as_diverged(row)
             if sound:
                 self._checkpoint_if_due(flags["saver_full"], last, preempted)
+            elif self.step % train.checkpoint_every == 0:
+                self._postpone_checkpoint()
             if flags["checkpoint_skipped"]:
                 self._log_skipped_checkpoint()
             self._log_async_validation()
@@ -168,9 +170,10 @@ class Training:
     def _update(self) -> tuple[dict[str, bool], dict[str, float]]:
         """Computes one global batch and updates the weights (collective).
 
-        Returns: flags that are true when they are on any rank: "stop" (the run is asked to), "taken_over" (by
-            another job), "poll_notices" (of preemption), "saver_full" (enough checkpoints wait for the run folder), "checkpoint_skipped" (the local
-            disk had no room for the last one); and the mean loss with the model's other scalars.
+        Returns: flags that are true when they are on any rank: "stop" (the run is asked to), "taken_over" (by another
+            job), "poll_notices" (of preemption), "saver_full" (enough checkpoints wait for the run folder),
+            "checkpoint_skipped" (the local disk had no room for the last one); and the mean loss with the model's other
+            scalars.
         """
         train, timer = self.train, self.reporter.timer
         rate = rate_of(self.recipe.segments, self.step)
@@ -282,13 +285,17 @@ class Training:
             if preempted:
                 self.reporter.log_event(self.step, "preemption")
         elif due:
-            self._checkpoint_pending = True
-            if self.async_validation:
-                self.async_validation.skip(self.step)
+            self._postpone_checkpoint()
             self._log_skipped_checkpoint()
             if self.communicator.is_rank_zero:
                 waiting = f"earlier ones still wait for {self.train.output}"
                 print(f"{self.recipe.kind}: no checkpoint of step {self.step}: {waiting}", flush=True)
+
+    def _postpone_checkpoint(self) -> None:
+        """Leaves out the checkpoint that is due now, and with it its validation; the next step writes one if it can."""
+        self._checkpoint_pending = True
+        if self.async_validation:
+            self.async_validation.skip(self.step)
 
     def _log_skipped_checkpoint(self) -> None:
         self.reporter.log_event(self.step, "checkpoint_left_out")
