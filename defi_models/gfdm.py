@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from defi_models.encoders.block_dct import BlockDctCodec
 from defi_models.encoders.clip_text import ClipText, build_text
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.vae import VaeCodec, build_codec
+from defi_models.inputs import checks
 from defi_models.inputs.checks import Size, check_count, check_number, check_tensor, check_texts, require
+from defi_models.layers import unet_features
 from defi_models.layers.activation_checkpointing import set_recompute
 from defi_models.layers.svd_folder import read_svd
-from defi_models.layers.unet_features import feature_channels, time_ids, up_block_features
 from defi_models.layers.video_unet import (
     DiffusersScheduler,
     DiffusersUNet,
@@ -101,7 +102,7 @@ class GFDM(ModelFolder, nn.Module):
         @property
         def feature_dim(self) -> int:
             """Channels of the features."""
-            return feature_channels(self.unet.block_out_channels, self.feature_blocks)
+            return unet_features.feature_channels(self.unet.block_out_channels, self.feature_blocks)
 
         @property
         def feature_size(self) -> tuple[int, int]:
@@ -131,7 +132,7 @@ class GFDM(ModelFolder, nn.Module):
         )
         self.scheduler: DiffusersScheduler = build_scheduler(config.scheduler)
         self.first_step: FirstStep = read_first_step(self.scheduler, config.feature_steps)
-        self._up_block_features = up_block_features
+        self._functions: unet_features.BlockFunctions | None = None
 
     @classmethod
     def from_svd(cls, folder: str | Path, text_encoder: ClipText | HashedText, **options: Any) -> Self:
@@ -249,8 +250,7 @@ class GFDM(ModelFolder, nn.Module):
         check_tensor("timestep", timestep, (len(x),), None)
         check_tensor("text", text, (len(x), "S", config.text_copies * config.text.dim), None)
         ids = self._time_ids(len(x), config.fps)
-        output: Tensor = self.unet(x.to(self.dtype), timestep, text, added_time_ids=ids).sample
-        return output.float()
+        return cast(Tensor, self.unet(x.to(self.dtype), timestep, text, added_time_ids=ids).sample).float()
 
     @property
     def frozen_encoder(self) -> VaeCodec | BlockDctCodec:
@@ -312,15 +312,15 @@ class GFDM(ModelFolder, nn.Module):
             (B, T, feature_dim, h', w') in the UNet's dtype.
         """
         check_tensor("condition", condition, ("B", *self._latent_shape()[2:]), None)
-        check_tensor("text", text, ("R", "S", self.config.text.dim), None)
+        checks.check_shared("text", text, len(condition), self.config.text.dim)
         check_tensor("noise", noise, (len(condition), *self._latent_shape()[1:]), None)
-        step = self.first_step
+        step, read = self.first_step, self.config.feature_blocks
         latents = noise * step.noise_scale * step.input_scale
         x = torch.cat([latents, condition[:, None].expand_as(latents)], dim=2).to(self.dtype)
         timestep = torch.full((1,), step.timestep, device=x.device)
         ids = self._time_ids(1, self.config.feature_fps)
         text = self._cross_attention_text(text)
-        return self._up_block_features(self.unet, x, timestep, text, ids, self.config.feature_blocks)
+        return unet_features.up_block_features(self.unet, x, timestep, text, ids, read, self._functions)
 
     @torch.no_grad()
     def sample(
@@ -366,9 +366,9 @@ class GFDM(ModelFolder, nn.Module):
         set_recompute(self, enabled)
 
     def compile_parts(self, **options: Any) -> None:
-        """`torch.compile` of the UNet and of its shortened feature pass, in place."""
+        """`torch.compile` of the UNet, and of each block of its shortened feature pass, in place."""
         self.unet.compile(**options)
-        self._up_block_features = torch.compile(up_block_features, **options)
+        self._functions = unet_features.BlockFunctions.compiled(**options)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -386,7 +386,8 @@ class GFDM(ModelFolder, nn.Module):
         return text.to(self.dtype).repeat(1, 1, self.config.text_copies)
 
     def _time_ids(self, batch: int, fps: float) -> Tensor:
-        return time_ids(batch, (fps, self.config.motion_bucket, self.config.noise_augmentation), self.device)
+        more = (self.config.motion_bucket, self.config.noise_augmentation)
+        return unet_features.time_ids(batch, (fps, *more), self.device)
 
     def _frame_shape(self) -> tuple[int, int, int]:
         return self.config.height, self.config.width, 3

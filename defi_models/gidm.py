@@ -55,21 +55,23 @@ class FeatureDecoder(nn.Module):
         )
         self.out = nn.Linear(dim, feature_dim)
 
-    def forward(self, first: Tensor, actions: Tensor, words: Tensor, text_mask: Tensor) -> Tensor:
+    def forward(self, first: Tensor, actions: Tensor, words: Tensor, text_mask: Tensor | None) -> Tensor:
         """Predicted patch features of the later frame.
 
         Args:
             first: (B, L, feature_dim) patch features of the earlier frame.
             actions: (B, K, D) latent action tokens.
             words: (B, S, D) projected text states.
-            text_mask: bool (B, S), True = a token of the text.
+            text_mask: bool (B, S), True = a token of the text; None where all are.
 
         Returns:
             (B, L, feature_dim).
         """
         tokens = self.stem(torch.cat([actions, self.patch_projection(first)], dim=1))
         x = torch.cat([tokens, words], dim=1)
-        key_mask = torch.cat([text_mask.new_ones(tokens.shape[:2]), text_mask], dim=1)
+        key_mask = text_mask
+        if text_mask is not None:
+            key_mask = torch.cat([text_mask.new_ones(tokens.shape[:2]), text_mask], dim=1)
         for block in self.blocks:
             x = run(block, x, key_mask, recompute=self.recompute)
         kept = actions.shape[1]
@@ -165,7 +167,7 @@ class GIDM(ModelFolder, nn.Module):
         check_generators(generator, len(given))
         features = self._features(given, generator) if key == "frames" else self._given_features(given)
         text = self.text_encoder.states(words)
-        result = self.loss(features, text.states, text.mask)
+        result = self.loss(features, text.states, text.key_mask)
         found = {
             "loss": result.loss,
             "reconstruction_loss": result.reconstruction_loss.detach(),
@@ -184,20 +186,21 @@ class GIDM(ModelFolder, nn.Module):
         self.encoder.compile_blocks(**options)
         self.decoder.compile(**options)
 
-    def loss(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Reconstruction:
+    def loss(self, features: Tensor, text: Tensor, text_mask: Tensor | None) -> Reconstruction:
         """mse(reconstruction, later frame) + codebook loss + 0.25 * commitment loss.
 
         Args:
             features: float (B, 2, L, feature_dim), frozen patch features.
             text: float (B, S, text_dim), frozen token states.
-            text_mask: bool (B, S), True = a token of the text, False = padding.
+            text_mask: bool (B, S), True = a token of the text, False = padding; None where there is none.
 
         Returns:
             The loss and its parts.
         """
         check_tensor("features", features, ("B", 2, "L", self.config.patches.dim), None)
         check_tensor("text", text, (len(features), "S", self.config.text.dim), None)
-        check_tensor("text_mask", text_mask, tuple(text.shape[:2]), torch.bool)
+        if text_mask is not None:
+            check_tensor("text_mask", text_mask, tuple(text.shape[:2]), torch.bool)
         target = features[:, 1].float()
         features, text = features.to(self.dtype), text.to(self.dtype)
         actions: LatentActions = self.encoder(features, text, text_mask)
@@ -219,7 +222,7 @@ class GIDM(ModelFolder, nn.Module):
         check_tensor("frames", frames, self._frame_shape(2), torch.uint8)
         states = self.text_encoder.states(check_texts("text", text, len(frames), "frames"))
         features = self.encode_frames(frames).to(self.dtype)
-        actions: LatentActions = self.encoder(features, states.states.to(self.dtype), states.mask)
+        actions: LatentActions = self.encoder(features, states.states.to(self.dtype), states.key_mask)
         return actions
 
     @property

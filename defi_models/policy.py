@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from defi_models.act.inputs import ActInputs, gather
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
 from defi_models.errors import ConfigurationError, InputError, ModelFolderError, did_you_mean
@@ -20,13 +21,15 @@ from defi_models.gfdm import GFDM
 from defi_models.gidm import GIDM, build_gidm_text
 from defi_models.inputs.acting import Acting
 from defi_models.inputs.action_contract import ActionContract
-from defi_models.inputs.checks import check_finite, check_tensor, check_texts, require
+from defi_models.inputs.checks import check_tensor, check_texts, require
 from defi_models.inputs.normalization import Normalizer, Statistics
+from defi_models.inputs.observation import ObservationShape
 from defi_models.layers.activation_checkpointing import set_recompute
 from defi_models.layers.adapter import Perception, PolicyAdapter
+from defi_models.precision import to_signed_unit
 from defi_models.pretrained import side_files
 from defi_models.pretrained.folder import ModelFolder
-from defi_models.rng import Generators, check_generators, normal
+from defi_models.rng import Generators, check_generators, normal, repeated
 
 TRAINABLE = ("adapter", "gidm+adapter", "gfdm+adapter", "all")
 
@@ -107,6 +110,10 @@ class DeFIPolicy(ModelFolder, nn.Module):
         """The settings of `act`, saved with the policy; `set_acting` checks them."""
         self.acting_in_folder = True
         """False for a policy from a folder without settings of acting: it acts as it did when they were not saved."""
+        self.observed = ObservationShape(
+            config.views, config.gfdm.height, config.gfdm.width, head.proprio_dim
+        )
+        self._replayed: Callable[[ActInputs], Tensor] | None = None
         self.trainable = "gidm+adapter"
         self.set_trainable(self.trainable)
 
@@ -213,7 +220,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
             `loss` = action loss + codebook losses, `action_loss` and `vq_loss`, float32 scalars, and `indices`
             int64 (B, K) where there is a codebook.
         """
-        images, text, proprio = self._check_observation(batch)
+        images, text, proprio = self.observed.checked(batch)
         head = self.adapter.head.config
         expected = f"float (B, {head.chunk}, {head.action_dim})"
         given = check_tensor(
@@ -251,21 +258,29 @@ class DeFIPolicy(ModelFolder, nn.Module):
         Raises:
             InputError: Also when proprioception on the CPU is not finite.
         """
-        images, text, proprio = self._check_observation(observation)
-        if proprio is not None:
-            check_finite("proprio", proprio)
+        inputs = gather(self, observation, generator)
         training = self.training
         if training:
             self.eval()  # acting uses no dropout
-        _, context = self._encode_observation(images, text, proprio, generator)
-        head = self.adapter.head.config
-        start = normal((len(context), head.chunk, head.action_dim), generator, context.device)
-        sigmas = self.adapter.head.sigmas(start.device, self.acting.steps, self.acting.sigma_min)
-        sampled = self.adapter.head.sample(context, start * head.sigma_max, sigmas)
+        actions = self.act_on(inputs) if self._replayed is None else self._replayed(inputs)
         if training:
             self.train()
-        ranges = self._statistics.action if self._statistics else None
-        return self.acting.applied(self.action_normalizer.denormalize(sampled), ranges)
+        return self.acting.applied(actions, self._statistics.action if self._statistics else None)
+
+    @torch.no_grad()
+    def act_on(self, inputs: ActInputs) -> Tensor:
+        """The chunk before `acting.applied`, float32 (B, H, A) in raw units: the part of `act` on the device alone."""
+        head, dtype = self.adapter.head, self.dtype
+        features = self._view_features(inputs.images, inputs.words, inputs.noise).to(dtype)
+        perception = self.adapter.perceive(features, inputs.gidm_words.to(dtype), inputs.gidm_mask)
+        context = self._context(perception, inputs.goal, inputs.proprio)
+        sigmas = head.sigmas(self.device, self.acting.steps, self.acting.sigma_min)
+        sampled = head.sample(context, inputs.start * head.config.sigma_max, sigmas)
+        return self.action_normalizer.denormalize(sampled)
+
+    def replay(self, run: Callable[[ActInputs], Tensor] | None) -> None:
+        """Sets another way to compute `act_on` in `act`, such as CUDA graphs; None: as it is."""
+        self._replayed = run
 
     def set_recompute(self, enabled: bool) -> None:
         """Gradient checkpointing: less memory, one more forward pass."""
@@ -302,18 +317,24 @@ class DeFIPolicy(ModelFolder, nn.Module):
         Returns:
             (B, V, T, L, C) in GFDM's dtype; without gradient unless GFDM trains.
         """
-        self._check_images(images)
+        self.observed.images(images)
         check_texts("text", text, len(images), "images")
         check_generators(generator, len(images))
-        batch, views = images.shape[:2]
         frozen = self.trainable not in ("gfdm+adapter", "all")
         with torch.no_grad() if frozen else nullcontext():
-            repeated = [string for string in text for _ in range(views)]
-            own = generator
-            if isinstance(generator, Sequence):
-                own = [each for each in generator for _ in range(views)]
-            features = self.gfdm.features(images.flatten(0, 1), repeated, own)
-        return torch.unflatten(features.flatten(3).transpose(2, 3), 0, (batch, views))
+            noise = self.feature_noise(len(images), generator)
+            return self._view_features(images, self.gfdm.text_encoder.states(text).states, noise)
+
+    def feature_noise(self, batch: int, generator: Generators) -> Tensor:
+        """GFDM's noise of all views, float32 (B * V, T, C, h, w); each sample draws that of all its views."""
+        config, views = self.config.gfdm, self.config.views
+        shape = (batch * views, config.frames, config.codec.channels, *config.latent_size)
+        return normal(shape, repeated(generator, views), self.device)
+
+    def _view_features(self, images: Tensor, words: Tensor, noise: Tensor) -> Tensor:
+        seen = to_signed_unit(images.to(self.device).flatten(0, 1))
+        features = self.gfdm.features_from_latents(self.gfdm.codec.encode(seen), words, noise)
+        return torch.unflatten(features.flatten(3).transpose(2, 3), 0, images.shape[:2])
 
     def perceive(self, images: Tensor, text: Sequence[str], generator: Generators = None) -> Perception:
         """Video and latent action tokens of observations.
@@ -328,7 +349,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
         """
         features = self.gfdm_features(images, text, generator)
         words = self.gidm_text.states(text)
-        return self.adapter.perceive(features.to(self.dtype), words.states.to(self.dtype), words.mask)
+        return self.adapter.perceive(features.to(self.dtype), words.states.to(self.dtype), words.key_mask)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -365,32 +386,15 @@ class DeFIPolicy(ModelFolder, nn.Module):
             except ConfigurationError as error:
                 raise ModelFolderError(f"{folder / side_files.ACTING_FILE}: {error}") from error
 
-    def _check_observation(self, batch: Mapping[str, Any]) -> tuple[Tensor, Sequence[str], Tensor | None]:
-        """Images, text and, where the policy reads it, proprioception of a batch."""
-        images = self._check_images(require(batch, "images", "uint8 (B, V, H, W, 3)"))
-        text = require(batch, "text", "a list of B strings")
-        check_texts("text", text, len(images), "images")
-        if self.proprio_normalizer is None:
-            return images, text, None
-        width = len(self.proprio_normalizer.offset)
-        proprio = require(batch, "proprio", f"float (B, {width}); this policy reads proprioception")
-        return images, text, check_tensor("proprio", proprio, (len(images), width), None)
-
-    def _check_images(self, images: object) -> Tensor:
-        config = self.config
-        shape = ("B", config.views, config.gfdm.height, config.gfdm.width, 3)
-        hint = ""
-        if isinstance(images, Tensor) and images.ndim == len(shape) and images.shape[1] != config.views:
-            hint = f"{images.shape[1]} camera views were given; this policy reads {config.views}."
-        return check_tensor("images", images, shape, torch.uint8, hint)
-
     def _encode_observation(
         self, images: Tensor, text: Sequence[str], proprio: Tensor | None, generator: Generators
     ) -> tuple[Perception, Tensor]:
         """Perception and the head's context of checked observations."""
         perception = self.perceive(images, text, generator)
-        goal = self.gfdm.text_encoder.goal(text).to(self.dtype)
+        return perception, self._context(perception, self.gfdm.text_encoder.goal(text), proprio)
+
+    def _context(self, perception: Perception, goal: Tensor, proprio: Tensor | None) -> Tensor:
         if proprio is not None:
             assert self.proprio_normalizer is not None
             proprio = self.proprio_normalizer.normalize(proprio).to(self.dtype)
-        return perception, self.adapter.context(perception, goal, proprio)
+        return self.adapter.context(perception, goal.to(self.dtype), proprio)

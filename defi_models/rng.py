@@ -43,6 +43,13 @@ def uniform(shape: Sequence[int], generator: Generators, device: torch.device) -
     return _draw(torch.rand, shape, generator, device)
 
 
+def repeated(generator: Generators, times: int) -> Generators:
+    """Source of random numbers where every sample has `times` rows, all from its own generator."""
+    if isinstance(generator, Sequence):
+        return [each for each in generator for _ in range(times)]
+    return generator
+
+
 def check_generators(generator: Generators, batch: int) -> None:
     """Compares the number of generators with that of the samples.
 

@@ -96,10 +96,12 @@ class T5Text(Frozen):
         rows = self.entries("states", texts)
         states = pad_sequence([row[0] for row in rows], batch_first=True)
         mask = pad_sequence([row[1] for row in rows], batch_first=True)
+        whole = all(len(row[0]) == states.shape[1] for row in rows)
         if self.pad_to_max:
             missing = self.config.max_tokens - states.shape[1]
+            whole = whole and not missing
             states, mask = pad(states, (0, 0, 0, missing)), pad(mask, (0, missing))
-        return TextStates(states, mask)
+        return TextStates(states, mask, whole)
 
     def entries(self, kind: str, texts: Sequence[str]) -> list[Entry]:
         """Features of each text as the cache and a store hold them; `kind` is states."""

@@ -25,6 +25,13 @@ class TextStates(NamedTuple):
     """(B, S, C) float."""
     mask: Tensor
     """(B, S) bool, True = a token of the text, False = padding."""
+    whole: bool = False
+    """Whether there is no padding, as the host knows without looking at the mask."""
+
+    @property
+    def key_mask(self) -> Tensor | None:
+        """`mask`, or None where it would be all True: attention without a mask has faster kernels."""
+        return None if self.whole else self.mask
 
 
 class TextStore(Protocol):

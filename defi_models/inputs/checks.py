@@ -149,20 +149,22 @@ def require(batch: object, key: str, expected: str) -> Any:
     return batch[key]
 
 
-def check_shared(name: str, rows: Tensor, samples: int) -> None:
-    """Checks that rows can be shared by samples: as many, or one per group of neighbours.
+def check_shared(name: str, rows: Tensor, samples: int, width: int) -> None:
+    """Checks token states that samples can share: as many rows, or one per group of neighbours.
 
     Args:
         name: of the rows in the message.
-        rows: (R, ...).
+        rows: (R, S, width).
         samples: number of samples.
+        width: of a token.
 
     Raises:
-        InputError: With both numbers.
+        InputError: Saying what was expected and what was got.
     """
-    if not len(rows) or samples % len(rows):
+    check_tensor(name, rows, ("R", "S", width), None)
+    if samples % len(rows):
         raise InputError(
-            f"{name}: got {len(rows)} rows for {samples} samples; expected as many, or one per group of them."
+            f"{name}: got {_text(rows)}; expected as many rows as the {samples} samples, or one per group of them."
         )
 
 

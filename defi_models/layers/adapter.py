@@ -105,13 +105,13 @@ class PolicyAdapter(nn.Module):
         )
         self.head = ActionHead(config.head, config.video_former.dim, config.latent_actions.dim, goal_dim)
 
-    def perceive(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Perception:
+    def perceive(self, features: Tensor, text: Tensor, text_mask: Tensor | None) -> Perception:
         """Video and latent action tokens.
 
         Args:
             features: (B, V, T, L, C), GFDM's.
             text: (B, S, text_dim) token states of GIDM's text encoder.
-            text_mask: bool (B, S), True = a token of the text.
+            text_mask: bool (B, S), True = a token of the text; None where all are.
 
         Returns:
             The action head's condition.

@@ -77,13 +77,13 @@ class LatentActionEncoder(nn.Module):
         self.codebook = None if config.continuous else Codebook(config.codebook, config.latent_dim)
         self.from_latent = nn.Linear(config.latent_dim, config.dim)
 
-    def forward(self, features: Tensor, text: Tensor, text_mask: Tensor) -> LatentActions:
+    def forward(self, features: Tensor, text: Tensor, text_mask: Tensor | None) -> LatentActions:
         """Latent actions of frame pairs.
 
         Args:
             features: (B, T, L, feature_dim) patch features.
             text: (B, S, text_dim) token states.
-            text_mask: bool (B, S), True = a token of the text.
+            text_mask: bool (B, S), True = a token of the text; None where all are.
 
         Returns:
             Quantised tokens (B, K, latent_dim), their indices and the losses of the codebook.
@@ -103,13 +103,13 @@ class LatentActionEncoder(nn.Module):
             vq_loss=quantised.codebook_loss + weight * quantised.commitment_loss,
         )
 
-    def encode(self, features: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+    def encode(self, features: Tensor, text: Tensor, text_mask: Tensor | None) -> Tensor:
         """Latents before the codebook: the queries of the last frame.
 
         Args:
             features: (B, T, L, feature_dim) patch features.
             text: (B, S, text_dim) token states.
-            text_mask: bool (B, S), True = a token of the text.
+            text_mask: bool (B, S), True = a token of the text; None where all are.
 
         Returns:
             (B, K, latent_dim).
@@ -138,6 +138,8 @@ class LatentActionEncoder(nn.Module):
         embedded: Tensor = self.from_latent(tokens)
         return embedded
 
-    def _key_mask(self, text_mask: Tensor, frames: int, seen: int) -> Tensor:
+    def _key_mask(self, text_mask: Tensor | None, frames: int, seen: int) -> Tensor | None:
+        if text_mask is None:
+            return None
         mask = torch.cat([text_mask.new_ones(len(text_mask), seen), text_mask], dim=1)
         return mask.repeat(frames, 1) if self.config.tiled_text_mask else mask.repeat_interleave(frames, 0)

@@ -5,16 +5,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from defi_models.inputs.checks import check_shared
 from defi_models.layers.unet_blocks import resnet, transformer, upsampling
 from defi_models.layers.video_unet import DiffusersUNet
+
+
+class BlockFunctions(NamedTuple):
+    """The functions that a pass consists of."""
+
+    resnet: Callable[..., Tensor] = resnet
+    transformer: Callable[..., Tensor] = transformer
+    upsampling: Callable[..., Tensor] = upsampling
+
+    @classmethod
+    def compiled(cls, **options: Any) -> Self:
+        """Each function compiled as a whole, once per shape of its weights and inputs; never in parts, never not.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        options = {"fullgraph": True, "dynamic": False, "recompile_limit": _SHAPES} | options
+        return cls(*(torch.compile(function, **options) for function in cls()))
+
+
+_SHAPES = 64
+"""A block of each size, batch size and precision is compiled once; PyTorch's own limit is 8."""
 
 
 def up_block_features(
@@ -24,6 +45,7 @@ def up_block_features(
     text: Tensor,
     added_time_ids: Tensor,
     blocks: Sequence[int],
+    functions: BlockFunctions | None = None,
 ) -> Tensor:
     """Outputs of the up-blocks `blocks`, concatenated on the channels, at the size of the last one.
 
@@ -36,11 +58,12 @@ def up_block_features(
         text: (R, S, cross_attention_dim) token states; B / R neighbouring samples (views) share a row.
         added_time_ids: float (1, 3): fps, motion bucket, noise augmentation.
         blocks: rising indices of up-blocks; a block's own upsampler counts to its output.
+        functions: compiled ones; None: as they are.
 
     Returns:
         (B, T, sum of channels, h', w').
     """
-    check_shared("text", text, len(sample))
+    resnet, transformer, upsampling = functions or BlockFunctions()
     frames = sample.shape[1]
     level = F.silu(_time_embedding(unet, sample, timestep, added_time_ids))
 

@@ -191,7 +191,11 @@ def faults() -> list[Any]:
             wrong: dict[str, Callable[[Any], Any]] = dict(
                 TEXT_FAULTS if isinstance(value, list) else TENSOR_FAULTS
             )
-            if (call, key) in {("gfdm.loss", "keep_draw"), ("policy.forward", "action_mask")}:
+            if (call, key) in {
+                ("gfdm.loss", "keep_draw"),
+                ("gidm.loss", "text_mask"),
+                ("policy.forward", "action_mask"),
+            }:
                 del wrong["nothing"]  # optional
             if number:  # the first key says how many samples there are
                 wrong["another batch size"] = lambda good: (
