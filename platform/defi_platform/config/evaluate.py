@@ -174,7 +174,7 @@ class ExportEvaluationConfig:
     display_name: str | None = None
     """Of the method, for the leaderboard; null: as `model`."""
     curated_by: str | None = None
-    """For the leaderboard: "@" and the name on GitHub of who stands for the entry."""
+    """For the leaderboard: the name on GitHub of who stands for the entry, with or without "@"."""
     finetuned: bool = True
     """For the leaderboard: trained on this benchmark's data; false: one checkpoint for all benchmarks."""
 

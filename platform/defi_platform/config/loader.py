@@ -17,6 +17,8 @@ import json
 import os
 import re
 import sys
+import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -234,14 +236,16 @@ def _merged(source: str, *parts: Any) -> Any:
 def _checked(schema: type[Schema], values: Any, source: str) -> Schema:
     for key, siblings in _unknown_keys(schema, values):
         raise ConfigError(f"{source}: there is no key '{key}'.{did_you_mean(key, siblings)}")
+    for wrong in _misfits(schema, values):
+        raise ConfigError(f"{source}: {wrong}")
     values = copy.deepcopy(values)
     for entries, name in list(_entries_without_use(schema, values)):
         del entries[name]
     try:
         merged = _merged(source, _structured(cast(type, schema)), values)
-        serves_nothing = (schema is EvaluateConfig and (merged.url or "policy" not in merged.arms)) or (
-            schema is OfflineConfig and merged.url
-        )
+        serves_nothing = (
+            issubclass(schema, EvaluateConfig) and (merged.url or "policy" not in merged.arms)
+        ) or (schema is OfflineConfig and merged.url)
         if serves_nothing and OmegaConf.is_missing(merged.serve, "policy"):
             merged.serve.policy = ""
         config = cast(Schema, OmegaConf.to_object(merged))
@@ -286,6 +290,33 @@ def _entries_without_use(schema: type, values: Any) -> Iterator[tuple[DictConfig
                 unused = entry.get("weight") == 0 and not entry.get("path")
             if unused:
                 yield part, cast(str, name)
+
+
+def _misfits(schema: type, values: Any, prefix: str = "") -> Iterator[str]:
+    """Yields, with the way to write it, what has another shape than its field: a name for a list, nothing for a value."""
+    if not isinstance(values, DictConfig) or values._is_none() or not dataclasses.is_dataclass(schema):
+        return
+    for name, kind in typing.get_type_hints(schema).items():
+        node = values._get_node(name)
+        if node is None or node._is_interpolation() or node._is_missing():
+            continue
+        key, given = f"{prefix}{name}", values[name]
+        parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        optional = types.NoneType in parts
+        plain = next(part for part in parts if part is not types.NoneType)
+        if given is None:
+            if not optional and typing.get_origin(plain) is not dict:
+                bare = OmegaConf.is_missing(_structured(schema), name)
+                yield f"{key} is empty; write {key}=VALUE{'' if bare else ', or leave it out for the default'}."
+        elif dataclasses.is_dataclass(plain):
+            if isinstance(given, DictConfig):
+                yield from _misfits(cast(type, plain), given, f"{key}.")
+            else:
+                inside = [field.name for field in dataclasses.fields(plain)]
+                first = "names" if "names" in inside and isinstance(given, str) else inside[0]
+                yield f"{key} is a group of settings ({', '.join(inside)}); set one of them, e.g. {key}.{first}={given}."
+        elif typing.get_origin(plain) is list and isinstance(given, str | int | float):
+            yield f"{key} is a list; write {key}=[{given}]."
 
 
 def _unknown_keys(schema: type, values: Any, prefix: str = "") -> Iterator[tuple[str, list[str]]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from defi_platform.config import EvaluateConfig, RecordConfig, StopRuleConfig
+from defi_platform.config import EvaluateConfig, RecordConfig, SimulatorConfig, StopRuleConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError
 from defi_platform.evaluate.benchmarks.interface import View
@@ -143,6 +144,13 @@ def stop_rule(config: StopRuleConfig) -> StopRule | None:
         ConfigError: its rates or errors cannot be.
     """
     if config.p0 is None and config.p1 is None:
+        unset = StopRuleConfig()
+        for name in ("alpha", "beta"):
+            if getattr(config, name) != getattr(unset, name):
+                raise ConfigError(
+                    f"stop_rule.{name} is {getattr(config, name)}, and there is no test that it is an error of; set "
+                    "stop_rule.p0 and stop_rule.p1 too, or leave it out."
+                )
         return None
     if config.p0 is None or config.p1 is None or not 0 < config.p0 < config.p1 < 1:
         raise ConfigError(
@@ -190,7 +198,7 @@ def checked(config: EvaluateConfig) -> EvaluateConfig:
                 f"policy_cameras names '{camera}'; the evaluation looks through {', '.join(view.cameras)} (cameras)."
             )
     client_keys(config.observation_keys)
-    _check_simulator(config)
+    check_limits(config.simulator)
     stop_rule(config.stop_rule)
     check_initial_states(config, seed, _initial_states(config))
     return replace(
@@ -207,10 +215,16 @@ def _view(config: EvaluateConfig) -> View:
     return selected_view(benchmark, config.cameras, size, videos=config.video_every > 0)
 
 
-def _check_simulator(config: EvaluateConfig) -> None:
-    simulator = config.simulator
+def check_limits(simulator: SimulatorConfig) -> None:
+    """Checks the limits of a simulator's process.
+
+    Raises:
+        ConfigError: one of them cannot be.
+    """
     for name in ("step_timeout_s", "reset_timeout_s", "memory_gb"):
-        if not getattr(simulator, name) > 0:
-            raise ConfigError(f"simulator.{name} is {getattr(simulator, name)}; it must be more than 0.")
+        if not 0 < getattr(simulator, name) < math.inf:
+            raise ConfigError(
+                f"simulator.{name} is {getattr(simulator, name)}; it must be more than 0, and not without end."
+            )
     if simulator.retries < 0:
         raise ConfigError(f"simulator.retries is {simulator.retries}; it must be 0 or more.")

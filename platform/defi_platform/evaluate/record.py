@@ -9,6 +9,7 @@ Only the compression of pictures is not the same bit for bit each time: x264's l
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from defi_platform.cluster.run_registry import register_run
 from defi_platform.config import RecordConfig
 from defi_platform.config.loader import to_mapping
 from defi_platform.errors import ConfigError, SimulatorError, SimulatorFault
-from defi_platform.evaluate.asked import check_initial_states
+from defi_platform.evaluate.asked import check_initial_states, check_limits
 from defi_platform.evaluate.attempts import Attempt, Attempts, packed_episode
 from defi_platform.evaluate.benchmarks.interface import LAST, Benchmark, Task, View
 from defi_platform.evaluate.benchmarks.registry import (
@@ -35,7 +36,7 @@ from defi_platform.evaluate.benchmarks.registry import (
 )
 from defi_platform.evaluate.fleet.actor_pool import ActorPool
 from defi_platform.evaluate.resume_guard import ensure_same_settings
-from defi_platform.evaluate.simulation.interpreter import interpreter
+from defi_platform.evaluate.simulation.interpreter import check_installed, interpreter
 from defi_platform.evaluate.simulation.process import SimulatorProcess
 from defi_platform.metrics import catalogue
 from defi_platform.progress import Progress
@@ -114,6 +115,7 @@ def record(config: RecordConfig) -> RecordSummary:
         ensure_same_settings(settings, content["settings"], "a recording", output)
         return RecordSummary(**content["summary"], reused=True)
     check_writable(config.output)
+    check_installed(config)
     attempts = Attempts(storage.join(output, _ATTEMPTS), settings, output)
     with ray_session(config.ray):
         register_run(output)
@@ -341,7 +343,8 @@ def _checked(config: RecordConfig) -> _Plan:
             f"labelled_per_task ({config.labelled_per_task}) is more than episodes_per_task "
             f"({config.episodes_per_task}); lower the one or raise the other."
         )
-    if config.noise < 0:
+    check_limits(config.simulator)
+    if not 0 <= config.noise < math.inf:
         raise ConfigError(f"noise is {config.noise}; it is a standard deviation, 0 or more.")
     known = {task.name: benchmark.initial_states(task.name, options) for task in tasks}
     check_initial_states(config, config.seed, known)

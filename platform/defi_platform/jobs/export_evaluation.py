@@ -5,7 +5,7 @@ import sys
 
 from defi_platform.config import ExportEvaluationConfig
 from defi_platform.config.loader import parse_arguments
-from defi_platform.errors import ConfigError, exit_code
+from defi_platform.errors import ConfigError, exit_code, one_line
 
 LAYOUTS = ("results", "leaderboard", "rerun")
 
@@ -16,7 +16,9 @@ def main() -> int:
     if config.layout not in LAYOUTS:
         raise ConfigError(f"layout is '{config.layout}'; it is one of {', '.join(LAYOUTS)}.")
     if config.layout == "leaderboard" and not (config.model and config.curated_by):
-        raise ConfigError("an entry of the leaderboard needs model=KEY and curated_by='@NAME'.")
+        raise ConfigError("an entry of the leaderboard needs model=KEY and curated_by=NAME.")
+    if config.episodes < 1:
+        raise ConfigError(f"episodes is {config.episodes}; it must be 1 or more.")
     # Imported late: --help and mistakes in the config should not wait for it.
     from defi_platform import storage
     from defi_platform.evaluate.results.evaluation import read_evaluation
@@ -36,10 +38,15 @@ def main() -> int:
             evaluation,
             model=str(config.model),
             display_name=config.display_name or str(config.model),
-            curated_by=str(config.curated_by),
+            curated_by=f"@{str(config.curated_by).lstrip('@')}",
             finetuned=config.finetuned,
         )
-    storage.write_text(config.output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    try:
+        storage.write_text(config.output, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            f"output={config.output} cannot be written: {one_line(error)}. Name a JSON file in a folder that can."
+        ) from error
     print(f"{config.layout}: {config.output}")
     return 0
 

@@ -19,8 +19,13 @@ def client_keys(said: ObservationKeysConfig) -> ObservationKeys:
     """The keys that observations are sent under; ours where the config names none.
 
     Raises:
-        ConfigError: a name is unknown, or the state would have to be divided among several keys.
+        ConfigError: a name is unknown or empty, or the state would have to be divided among several keys.
     """
+    for name in ("names", "images", "prompt"):
+        if getattr(said, name) == "":
+            raise ConfigError(
+                f"observation_keys.{name} is empty; name a key, or leave it out for the usual one."
+            )
     keys = observation_keys(said) or OWN
     if len(keys.state) != 1:
         raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from defi_platform import storage
-from defi_platform.errors import ConfigError
+from defi_platform.errors import ConfigError, one_line
 from defi_platform.evaluate.benchmarks.interface import Benchmark
 from defi_platform.evaluate.results.episodes import digest_of_episodes, read_episodes, write_episodes
 from defi_platform.evaluate.results.steps import write_steps
@@ -99,10 +99,18 @@ def read_evaluation(output: str) -> Evaluation:
         ConfigError: there is none, it is not finished, its files are of two runs, or an earlier version wrote it.
     """
     folder = storage.absolute(output)
+    damaged = (
+        f"{output} holds no evaluation that can be read: {{0}} is damaged, or another program's ({{1}}). "
+        + ("Give the output of jobs/evaluate_policy.py, or run that again: finished episodes are kept.")
+    )
     try:
         summary = json.loads(storage.read_text(storage.join(folder, SUMMARY)))
         if "protocol" in summary:
             rows = read_episodes(folder)
+            if not rows:
+                raise ConfigError(
+                    f"{output} has no episodes: its table is empty. Evaluate into another folder."
+                )
             if is_whole(folder, summary):
                 return Evaluation(folder, summary, rows)
             raise ConfigError(
@@ -113,7 +121,11 @@ def read_evaluation(output: str) -> Evaluation:
             raise ConfigError(
                 f"{output} holds no evaluation but other results; give the output of jobs/evaluate_policy.py."
             )
-    except FileNotFoundError:
+    except pa.ArrowInvalid as error:
+        raise ConfigError(damaged.format("episodes.parquet", one_line(error))) from error
+    except ValueError as error:
+        raise ConfigError(damaged.format(SUMMARY, one_line(error))) from error
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{output} holds no finished evaluation ({SUMMARY}, episodes.parquet); give the output of "
             "jobs/evaluate_policy.py, or run that to its end."

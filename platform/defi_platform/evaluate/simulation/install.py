@@ -7,7 +7,7 @@ import sys
 from defi_platform.config import InstallConfig
 from defi_platform.config.paths import absolute_paths
 from defi_platform.errors import ConfigError, SimulatorError
-from defi_platform.evaluate.benchmarks.registry import registration
+from defi_platform.evaluate.benchmarks.registry import benchmark_class, registration
 from defi_platform.evaluate.installation.environment import Environment
 from defi_platform.evaluate.installation.package_list import package_list
 from defi_platform.evaluate.simulation.interpreter import installation, missing_modules
@@ -25,6 +25,7 @@ def install(config: InstallConfig) -> str:
     """
     config = absolute_paths(config)
     found = registration(config.benchmark)
+    benchmark_class(config.benchmark)  # of one from outside it says whether it is there
     if found.environment is None:
         for key in ("python", "clones"):
             if getattr(config, key):

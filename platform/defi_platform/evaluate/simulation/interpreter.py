@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
 from defi_platform import storage
-from defi_platform.config import EvaluateConfig, SimulatorConfig
+from defi_platform.config import EvaluateConfig, RecordConfig, SimulatorConfig
 from defi_platform.errors import SimulatorError
 from defi_platform.evaluate.benchmarks.registry import registration
 from defi_platform.evaluate.installation.environment import Environment
@@ -57,18 +58,23 @@ def interpreter(benchmark: str, simulator: SimulatorConfig, output: str) -> str:
     )
 
 
-def check_installed(config: EvaluateConfig) -> None:
+def check_installed(config: EvaluateConfig | RecordConfig) -> None:
     """Checks, before a Ray is started on this machine, that its simulators could run; a cluster's nodes say it themselves.
 
     Args:
-        config: of an evaluation.
+        config: of an evaluation or a recording.
 
     Raises:
-        SimulatorError: the benchmark is not installed here; says the one command.
+        SimulatorError: the interpreter is none, or the benchmark is not installed here; says the one command.
     """
     if config.ray.address is not None or "RAY_ADDRESS" in os.environ:
         return
     python = interpreter(config.benchmark, config.simulator, config.output)
+    if shutil.which(python) is None:
+        raise SimulatorError(
+            f"simulator.python is {python}, which is no program that can be run here. Name an interpreter that has the packages "
+            f"of {config.benchmark}."
+        )
     missing = missing_modules(config.benchmark) if python == sys.executable else []
     if missing:
         raise SimulatorError(

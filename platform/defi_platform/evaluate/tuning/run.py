@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,6 +22,7 @@ from defi_platform.evaluate.asked import checked, first_seed, seeds
 from defi_platform.evaluate.benchmarks.registry import benchmark_class
 from defi_platform.evaluate.policy.fit import check_fits
 from defi_platform.evaluate.policy.vla_eval import connect_policy
+from defi_platform.evaluate.simulation.interpreter import check_installed
 from defi_platform.evaluate.tuning.measure import MeasuredSimulator, Spent, ask
 from defi_platform.evaluate.tuning.plan import (
     Answers,
@@ -32,6 +34,7 @@ from defi_platform.evaluate.tuning.plan import (
     choose,
     predict,
 )
+from defi_platform.storage.writable import check_writable
 
 SUMMARY = "tuning/summary.json"
 """In the output."""
@@ -103,6 +106,16 @@ def tune(config: TuneConfig) -> Tuning:
     """
     _check_config(config)
     evaluation = checked(_evaluation(config))
+    check_writable(config.output)
+    check_installed(evaluation)
+    if "policy" in evaluation.arms and config.url:
+        with connect_policy(config.url, config.token_file, reconnect_s=0) as client:
+            check_fits(evaluation, client.metadata, config.url)
+    elif "policy" in evaluation.arms:
+        # Imported here: where there is a url, no models are loaded.
+        from defi_platform.serve.deployment.startup_checks import check_policy_folder
+
+        check_policy_folder(config.serve.policy)
     with ray_session(config.ray), _served(evaluation) as (url, metadata):
         said = metadata.get("action", {}).get("execute_steps")
         chunk_steps = config.execute_steps or said or metadata.get("chunk") or 10
@@ -273,7 +286,7 @@ def _range(values: tuple[float, ...]) -> str:
 
 
 def _check_config(config: TuneConfig) -> None:
-    if not config.measure_s > 0 or config.turns < 1 or config.check_episodes < 0:
+    if not 0 < config.measure_s < math.inf or config.turns < 1 or config.check_episodes < 0:
         raise ConfigError(
             f"measure_s is {config.measure_s}, turns {config.turns}, check_episodes {config.check_episodes}; they must be "
             "more than 0, 1 or more, and 0 or more."
