@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import BroadcastCollectiveTimeoutError
 from ray.train.v2._internal.execution.checkpoint.sync_actor import SynchronizationActor
 
 from defi_platform.cluster import session
 from defi_platform.config import RayConfig, TrainConfig
-from defi_platform.train.driver.ray_trainer import ControllerEnvironment, RunTrainer
+from defi_platform.train.driver.ray_trainer import ControllerEnvironment, NoRepeats, RunTrainer
 from defi_platform.train.failures import FailureLog
 
 
@@ -76,6 +77,15 @@ def test_the_others_may_finish_a_checkpoint_after_the_end_of_a_node(tmp_path: Pa
     failures = trainer_of(tmp_path)[0].run_config.failure_config
     assert failures.preemption_grace_s == 7 and failures.max_preemption_failures == -1
     assert not failures.relax_collectives_on_preemption
+
+
+def test_rays_controller_gets_the_policy_that_ends_repeated_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda _, **more: given.update(more))
+    trainer_of(tmp_path)[0]._initialize_and_run_controller(scaling_policy=None, failure_policy=None)
+    assert isinstance(pickle.loads(pickle.dumps(given["failure_policy"])), NoRepeats)
 
 
 def test_relaxed_collectives_would_leave_a_worker_behind_that_polls_after_the_others() -> None:
