@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from made_evaluations import Apart, Chained, episode, evaluated
 
+from defi_platform.evaluate.fleet.stop_rule import Decision, StopRule
 from defi_platform.evaluate.html.evaluation_figures import _coordinates
 from defi_platform.evaluate.html.evaluation_page import write_page
 from defi_platform.evaluate.html.report_figures import broken, success_bars
@@ -55,6 +56,17 @@ def test_maps_latencies_and_the_protocol_are_on_the_page(page: str) -> None:
     text = re.sub(r"<[^>]+>|\s+", " ", section(page, "protocol"))
     assert re.search(r"horizons\.cube +50", text) and re.search(r"simulator\.version +3\.1", text)
     assert "<script" not in page and 'src="http' not in page
+
+
+def test_an_early_end_is_on_the_page(tmp_path: Path) -> None:
+    rule = StopRule(0.2, 0.6, 0.05, 0.05)
+    stopped = Decision(4, 1, 8, "at most 0.2").as_mapping(rule)
+    evaluated(tmp_path, [episode("cube", 0, False)], more={"stopped": stopped})
+    text = Path(write_page(read_evaluation(str(tmp_path)), ("x", "y"))).read_text()
+    assert (
+        "Ended by its rule: sequential test after 8 episodes: the policy&#39;s rate is at most 0.2 (errors 0.05"
+        in text
+    )
 
 
 def test_chains_and_groups_have_their_tables(tmp_path: Path) -> None:

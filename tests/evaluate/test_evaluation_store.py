@@ -124,6 +124,15 @@ def test_nothing_is_bound_before_the_first_finished_episode(tmp_path: Path) -> N
         failed.add(Finished(row()))
 
 
+def test_a_policy_that_becomes_known_later_is_checked_too(tmp_path: Path) -> None:
+    EpisodeStore(str(tmp_path), SETTINGS, ONE).add(Finished(row()))
+    store = EpisodeStore(str(tmp_path), SETTINGS)
+    with pytest.raises(ConfigError):
+        store.set_policy(TWO)
+    store.set_policy(ONE)
+    assert store.look_up(store.unit("policy", row()["task"], row()["seed"])) is not None
+
+
 def test_another_policy_or_other_settings_are_refused_naming_both(tmp_path: Path) -> None:
     output = str(tmp_path)
     EpisodeStore(output, SETTINGS).add(Finished(row(arm="random")))

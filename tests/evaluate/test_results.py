@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -115,3 +116,16 @@ def test_tables_of_two_runs_are_not_read_as_one(tmp_path: Path) -> None:
     write_episodes(output, [episode("cube", 0, True)], {})
     with pytest.raises(ConfigError, match=r"are of two runs .* run the command whose table you want again"):
         read_evaluation(output)
+
+
+def test_a_table_of_steps_of_another_run_is_not_read(tmp_path: Path) -> None:
+    output = str(tmp_path)
+    summary = evaluated(tmp_path, [episode("cube", 0, True), episode("cube", 1, False)])
+    assert hashlib.sha256((tmp_path / "steps.parquet").read_bytes()).hexdigest() == summary["steps_sha256"]
+    evaluated(tmp_path / "other", [episode("cube", 0, True)])
+    (tmp_path / "steps.parquet").write_bytes((tmp_path / "other" / "steps.parquet").read_bytes())
+    with pytest.raises(ConfigError, match=r"steps\.parquet and summary\.json are of two runs"):
+        read_evaluation(output)
+    del summary["steps_sha256"]  # as versions before wrote it
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert len(read_evaluation(output).rows) == 2

@@ -25,6 +25,7 @@ from defi_platform.evaluate.benchmarks.registry import benchmark_class, selected
 from defi_platform.evaluate.episode import Rollout
 from defi_platform.evaluate.fleet.run import Fleet
 from defi_platform.evaluate.fleet.shared_units import SharedUnits
+from defi_platform.evaluate.fleet.stop_rule import stopped_line
 from defi_platform.evaluate.policy.fit import check_answer, check_fits
 from defi_platform.evaluate.policy.recorded_seeds import recorded_states, seen_line, seen_seeds
 from defi_platform.evaluate.policy.state_distances import distance_line, state_distances
@@ -67,12 +68,7 @@ class EvaluationResult:
             kinds = ", ".join(f"{kind} {count}" for kind, count in errors.items())
             lines.append(f"simulator errors, none of them a failure of a policy: {kinds}")
         if stopped := self.details["stopped"]:
-            lines.append(
-                f"sequential test after {stopped['episodes']} episodes: the policy's rate is "
-                f"{stopped['found'] or 'not decided between'} {'' if stopped['found'] else [stopped['p0'], stopped['p1']]} "
-                f"(errors {stopped['alpha']:g} and {stopped['beta']:g}; interval valid in spite of the early end "
-                f"{100 * stopped['low']:.0f}-{100 * stopped['high']:.0f} %)"
-            )
+            lines.append(stopped_line(stopped))
         if seen := self.details.get("seeds_of_training"):
             lines.append(seen_line(seen))
         if distances := self.details.get("distances_to_training"):
@@ -97,10 +93,13 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     if not storage.exists(storage.join(output, SUMMARY)):  # a finished one may lie where nobody may write
         check_writable(config.output)
     deciding = settings(config)
-    EpisodeStore(output, deciding)  # refuses an output of other settings before the policy is looked at
+    store = EpisodeStore(
+        output, deciding
+    )  # refuses an output of other settings before the policy is looked at
     greeting, identity = _identified(config)
     seen = _seen(config)
-    store = EpisodeStore(output, deciding, identity)
+    if identity is not None:
+        store.set_policy(identity)
     if (finished := _finished(config, output, store, deciding, identity)) is not None:
         return finished
     store.refresh()

@@ -19,7 +19,7 @@ Source: Wald, Sequential Analysis (1947); Robbins, Statistical methods related t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,3 +124,17 @@ def interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[f
     tiny = 1e-12
     peak = min(max(successes / episodes, tiny), 1 - tiny)
     return (0.0 if not successes else edge(tiny, peak)), (1.0 if not failures else edge(1 - tiny, peak))
+
+
+def stopped_line(stopped: Mapping[str, Any]) -> str:
+    """Sentence about a test that was asked for.
+
+    Args:
+        stopped: see `Decision.as_mapping`.
+    """
+    found = stopped["found"] or f"not decided between [{stopped['p0']}, {stopped['p1']}]"
+    return (
+        f"sequential test after {stopped['episodes']} episodes: the policy's rate is {found} "
+        f"(errors {stopped['alpha']:g} and {stopped['beta']:g}; interval valid in spite of the early end "
+        f"{100 * stopped['low']:.0f}-{100 * stopped['high']:.0f} %)"
+    )

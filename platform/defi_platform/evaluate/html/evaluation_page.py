@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from defi_platform import storage
+from defi_platform.evaluate.fleet.stop_rule import stopped_line
 from defi_platform.evaluate.html import evaluation_figures as figures
 from defi_platform.evaluate.html.page import Picture, Table, file_url, render
 from defi_platform.evaluate.html.report_figures import success_bars
@@ -59,6 +60,7 @@ def evaluation_page(evaluation: Evaluation, state_names: Sequence[str]) -> str:
         successes=_videos(evaluation, [row for row in own if row["success"]]),
         seen=seen_line(summary["seeds_of_training"]) if summary.get("seeds_of_training") else None,
         distances=_distances(summary),
+        stopped=stopped_line(summary["stopped"]) if summary.get("stopped") else None,
         success=Table(["task", *arms], success_rows(arms)),
         bars=list(_bars(arms)),
         maps=figures.state_maps(own, state_names),

@@ -13,7 +13,7 @@ from defi_platform import storage
 from defi_platform.errors import ConfigError, one_line
 from defi_platform.evaluate.benchmarks.interface import Benchmark
 from defi_platform.evaluate.results.episodes import digest_of_episodes, read_episodes, write_episodes
-from defi_platform.evaluate.results.steps import write_steps
+from defi_platform.evaluate.results.steps import digest_of_steps, write_steps
 from defi_platform.evaluate.results.summary import summarise
 
 SUMMARY = "summary.json"
@@ -71,20 +71,23 @@ def write_results(
         **more,
     }
     summary["episodes_sha256"] = write_episodes(output, rows, protocol)
-    summary["steps"] = write_steps(output, steps)
+    summary["steps"], summary["steps_sha256"] = write_steps(output, steps)
     storage.write_text(storage.join(output, SUMMARY), json.dumps(summary, indent=1))
     return summary
 
 
 def is_whole(output: str, summary: Mapping[str, Any]) -> bool:
-    """Whether the table of episodes is that of the summary, and not of a driver that wrote, or is writing, another one.
+    """Whether both tables are those of the summary, and not of a driver that wrote, or is writing, others.
 
     Args:
         output: folder of the evaluation.
         summary: of it.
     """
     try:
-        return digest_of_episodes(output) == summary.get("episodes_sha256")
+        # Summaries of before have no digest of the steps.
+        steps = summary.get("steps_sha256")
+        same_steps = steps is None or digest_of_steps(output) == steps
+        return same_steps and digest_of_episodes(output) == summary.get("episodes_sha256")
     except FileNotFoundError:
         return False
 
@@ -114,8 +117,8 @@ def read_evaluation(output: str) -> Evaluation:
             if is_whole(folder, summary):
                 return Evaluation(folder, summary, rows)
             raise ConfigError(
-                f"{output}: episodes.parquet and {SUMMARY} are of two runs of jobs/evaluate_policy.py, of which one is at "
-                "work or was killed. Wait for it, or run the command whose table you want again: finished episodes are kept."
+                f"{output}: episodes.parquet, steps.parquet and {SUMMARY} are of two runs of jobs/evaluate_policy.py, of which "
+                "one is at work or was killed. Wait for it, or run the command whose table you want again: finished episodes are kept."
             )
         if "arms" not in summary:
             raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,7 +34,9 @@ SCHEMA = pa.schema(
 """`observation_sha256` and `latency_ms` are those of the request that was sent before the step, null between requests."""
 
 
-def write_steps(output: str, episodes: Iterable[tuple[Mapping[str, Any], pa.Table | None]]) -> int:
+def write_steps(
+    output: str, episodes: Iterable[tuple[Mapping[str, Any], pa.Table | None]]
+) -> tuple[int, str]:
     """Writes the steps of all episodes into one file.
 
     Args:
@@ -42,7 +45,7 @@ def write_steps(output: str, episodes: Iterable[tuple[Mapping[str, Any], pa.Tabl
             observation_sha256 ("" between requests), action, executed, reward and success; None: none were kept.
 
     Returns:
-        The number of steps written.
+        The number of steps written, and the SHA-256 of the file in hex.
     """
     written, waiting = 0, list[pa.Table]()
     with scratch("steps") as folder:
@@ -58,8 +61,20 @@ def write_steps(output: str, episodes: Iterable[tuple[Mapping[str, Any], pa.Tabl
                 written += len(steps)
             if waiting:
                 file.write_table(pa.concat_tables(waiting))
+        with local.open("rb") as content:
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
         storage.put_file(local, storage.join(output, FILE))
-    return written
+    return written, digest
+
+
+def digest_of_steps(output: str) -> str:
+    """SHA-256 of the table's file, in hex.
+
+    Raises:
+        FileNotFoundError: the evaluation has not written it.
+    """
+    with storage.local_copy(storage.join(output, FILE)) as local, local.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _with_keys(row: Mapping[str, Any], steps: pa.Table) -> pa.Table:

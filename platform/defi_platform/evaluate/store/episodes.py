@@ -83,7 +83,16 @@ class EpisodeStore:
             )
         check_bound(output, SETTINGS, self._settings)
         if policy is not None:
-            check_bound(output, POLICY, policy)
+            self.set_policy(policy)
+
+    def set_policy(self, policy: Mapping[str, Any]) -> None:
+        """Says whose episodes are to be added, where that was not known yet.
+
+        Raises:
+            ConfigError: the output holds those of another policy.
+        """
+        check_bound(self._output, POLICY, policy)
+        self._policy = policy
 
     def unit(self, arm: str, task: str, seed: int) -> str:
         """The name of an episode.
