@@ -94,6 +94,19 @@ def test_what_is_written_is_read_back_and_listed(root: str) -> None:
     )
 
 
+def test_a_part_of_a_file_is_read_into_a_buffer(root: str) -> None:
+    uri = storage.join(root, "part")
+    storage.write_bytes(uri, bytes(range(200)))
+    buffer = bytearray(50)
+    storage.read_into(uri, 100, memoryview(buffer)[10:])
+    assert buffer == bytes(10) + bytes(range(100, 140))
+    storage.read_into(uri, 200, memoryview(b"").cast("B"))
+    with pytest.raises(EOFError, match="ends at byte 200, 210 were expected"):
+        storage.read_into(uri, 160, memoryview(buffer))
+    with pytest.raises(FileNotFoundError):
+        storage.read_into(storage.join(root, "absent"), 0, memoryview(buffer))
+
+
 def test_the_version_of_a_file_changes_with_its_content(root: str) -> None:
     path = storage.join(root, "x")
     storage.write_bytes(path, b"1")

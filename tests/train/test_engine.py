@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from defi_platform.config import TrainConfig
 from defi_platform.train.engine.deepspeed_config import deepspeed_config
 from defi_platform.train.engine.deepspeed_engine import TrainingEngine
 from defi_platform.train.engine.seeds import sample_generators
-from defi_platform.train.engine.sharded_state import Span
+from defi_platform.train.engine.sharded_state import ShardedState, Span
 
 
 def engine_of(stage: int, precision: str = "fp32", seed: int = 0, **changes: Any) -> TrainingEngine:
@@ -163,3 +164,16 @@ def test_a_parameter_that_is_overwritten_keeps_its_value_over_the_next_update(
     assert torch.equal(engine.full_parameter(weight), torch.full((tiny.WIDTH,), 7.0))
     train(engine, range(1))
     assert engine.full_parameter(weight) == pytest.approx(torch.full((tiny.WIDTH,), 7.0), abs=0.05)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_adams_count_of_updates_is_restored_to_where_its_kernel_looks_for_it(
+    process_group: None, fused: bool
+) -> None:
+    module = nn.Linear(2, 2, device="meta")
+    adam = torch.optim.AdamW(module.parameters())
+    adam.param_groups[0]["fused"] = fused
+    ShardedState(SimpleNamespace(optimizer=adam, module=module), stage=0).make_moments(3.0)
+    for state in adam.state.values():
+        assert state["exp_avg"].device.type == "meta"
+        assert state["step"].device.type == ("meta" if fused else "cpu")

@@ -121,9 +121,11 @@ class ShardedState:
             flat = optimizer.fp32_partitioned_groups_flat
         else:
             flat = [tensor for group in self.adam.param_groups for tensor in group["params"]]
+        fused = any(group.get("fused") for group in self.adam.param_groups)
         for tensor in flat:
             self.adam.state[tensor] = {
-                "step": torch.tensor(adam_step),
+                # One kernel updates all, so it cannot wait for a count on the host.
+                "step": torch.tensor(adam_step, device=tensor.device if fused else "cpu"),
                 **{moment: torch.zeros_like(tensor) for moment in MOMENTS},
             }
         if self._stage in (1, 2):
