@@ -1,6 +1,6 @@
 """Cost of a preset before anything is allocated: parts, parameters, memory, floating-point operations.
 
-    python -m defi_models.describe PRESET [--world-sizes 1 8 64] [--recompute]
+    python -m defi_models.describe PRESET [--world-sizes 1 8 64] [--recompute] [--device h100]
 
 Models are built on PyTorch's meta device and run there: operations are counted by PyTorch's own counter and
 activations are those that autograd would keep for the backward pass.
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from defi_models import presets
+from defi_models.cost import roofline
+from defi_models.cost.operations import Operations
 from defi_models.encoders.dino import DinoPatches
 from defi_models.errors import ConfigurationError
 from defi_models.gfdm import GFDM
@@ -63,8 +65,13 @@ class Cost:
     """Per sample, by part of the training step."""
     trained_flops: int
     """Share of `forward_flops` that a backward pass follows."""
-    chunk_flops: dict[str, int]
-    """Per action chunk, by part; empty for models that do not act."""
+    chunk: dict[str, Operations]
+    """Operations of an action chunk in bf16, by part; empty for models that do not act."""
+
+    @property
+    def chunk_flops(self) -> dict[str, int]:
+        """Per action chunk, by part."""
+        return {name: seen.flops for name, seen in self.chunk.items()}
 
     @property
     def parameters(self) -> int:
@@ -181,16 +188,19 @@ def _policy_cost(model: DeFIPolicy) -> Cost:
     def train() -> Tensor:
         return adapter.head.loss(context(), start, sigma=sigma, noise=start)[0]
 
-    seen, encoded = adapter.perceive(features, text, mask), context()
+    seen = adapter.perceive(features, text, mask)
     shared = {
         "codec": _flops(lambda: gfdm.codec.encode(images)),
         "gfdm, one step": _flops(lambda: gfdm.features_from_latents(condition, words, noise)),
     }
     trained = _flops(train)
-    acting = shared | {
-        "gidm + video-former": _flops(lambda: adapter.perceive(features, text, mask).motion),
-        "action head": _flops(lambda: adapter.context(seen, goal, proprio))
-        + _flops(lambda: adapter.head.sample(encoded, start)),
+    acting = {
+        "codec": _operations(lambda: gfdm.codec.encode(images)),
+        "gfdm, one step": _operations(lambda: gfdm.features_from_latents(condition, words[:1], noise)),
+        "gidm + video-former": _operations(lambda: adapter.perceive(features, text, mask)),
+        "action head": _operations(
+            lambda: adapter.head.sample(adapter.context(seen, goal, proprio), start),
+        ),
     }
     return Cost(
         "policy", _parts(model), _activations(model, train), shared | {"adapter": trained}, trained, acting
@@ -205,6 +215,12 @@ def _flops(run: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def _operations(run: Callable[[], Any]) -> Operations:
+    with torch.no_grad(), Operations() as seen:
+        run()
+    return seen
 
 
 def _activations(model: nn.Module, run: Callable[[], Tensor]) -> int:
@@ -262,13 +278,16 @@ def _parts(model: nn.Module) -> list[Part]:
     return parts
 
 
-def render(preset: str, costs: Sequence[Cost], world_sizes: Sequence[int]) -> str:
+def render(
+    preset: str, costs: Sequence[Cost], world_sizes: Sequence[int], device: roofline.Device | None = None
+) -> str:
     """The costs as text.
 
     Args:
         preset: name of the preset.
         costs: as `describe` returns them.
         world_sizes: numbers of workers, a column each in the table of memory.
+        device: whose least times are added; None: none.
 
     Returns:
         The page that the command prints.
@@ -289,6 +308,13 @@ def render(preset: str, costs: Sequence[Cost], world_sizes: Sequence[int]) -> st
         if cost.chunk_flops:
             lines.append(f"  GFLOP per action chunk: {sum(cost.chunk_flops.values()) / 1e9:,.2f}")
             lines += [f"    {name}: {flops / 1e9:,.2f}" for name, flops in cost.chunk_flops.items()]
+        if device:
+            step = cost.training_flops / device.flops * 1e3
+            lines.append(
+                f"  least time of a training sample on one {device.name}, products alone: {step:.2f} ms"
+            )
+        if device and cost.chunk:
+            lines += roofline.table(cost.chunk, device)
     lines += ["", "Text encoders do not count to the operations: each instruction is encoded once and held."]
     return "\n".join(lines)
 
@@ -303,15 +329,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("preset", help="nano | small | paper")
     parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 8, 64], metavar="N")
     parser.add_argument("--recompute", action="store_true", help="with gradient checkpointing")
+    parser.add_argument("--device", help=f"least times on one: {' | '.join(roofline.DEVICES)}")
     given = parser.parse_args(argv)
     if min(given.world_sizes) < 1:
         parser.error("--world-sizes are at least 1")
     try:
+        device = roofline.device(given.device) if given.device else None
         costs = describe(given.preset, recompute=given.recompute)
     except ConfigurationError as error:
         print(f"describe: {error}", file=sys.stderr)
         return 2
-    print(render(given.preset, costs, given.world_sizes))
+    print(render(given.preset, costs, given.world_sizes, device))
     return 0
 
 

@@ -54,6 +54,8 @@ class Operations(TorchDispatchMode):
         """Times the host waits for a value."""
         self.uploads = 0
         """Tensors made from numbers of the host or moved from it."""
+        self.records: list[tuple[int, int, bool]] = []
+        """Of each kernel: floating-point operations, bytes, and whether it is one of the products."""
         self.by_name: Counter[str] = Counter()
         """Kernels by the name of their operation."""
         self._plain_attention = F.scaled_dot_product_attention
@@ -98,6 +100,7 @@ class Operations(TorchDispatchMode):
         self.by_name[name] += 1
         self.flops += flops
         moved = _bytes(given) + _bytes(result)
+        self.records.append((flops, moved, name in _PRODUCTS))
         if name in _PRODUCTS:
             self.product_bytes += moved
         else:

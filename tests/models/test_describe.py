@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from defi_models import describe, presets
+from defi_models.cost import roofline
+from defi_models.cost.operations import Operations
 from defi_models.gidm import GIDM
 
 sys.path.append(str(Path(__file__).parents[1] / "cluster"))
@@ -85,3 +87,35 @@ def test_the_readme_s_command_describes_the_paper_without_allocating_it(
 def test_an_unknown_preset_names_the_nearest(capsys) -> None:
     assert describe.main(["papr"]) == 2
     assert "Did you mean 'paper'" in capsys.readouterr().err
+
+
+def test_the_least_time_is_that_of_each_kernel_s_tightest_limit() -> None:
+    a, b = torch.zeros(4096, 4096, device="meta"), torch.zeros(64, device="meta")
+    with Operations() as seen:
+        a @ a  # as much arithmetic as nothing else here
+        a + a  # memory alone
+        b + b  # neither
+    on = roofline.Device("test", flops=1e12, bandwidth=1e10)
+    found = roofline.estimate(seen, on)
+    product, moved = 2 * 4096**3 / 1e12, 3 * 4 * 4096**2 / 1e10
+    assert found.graph == pytest.approx(product + moved + roofline.KERNEL_S)
+    assert found.fused == pytest.approx(product) and found.eager == found.graph
+    slow = roofline.estimate(seen, roofline.Device("no limit", flops=1e30, bandwidth=1e30))
+    assert slow.eager == pytest.approx(3 * roofline.LAUNCH_S)
+
+
+def test_a_chunk_of_the_published_size_costs_less_than_the_released_way_to_compute_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert describe.main(["paper", "--device", "h100"]) == 0
+    row = next(
+        line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("act()")
+    )
+    kernels, gflop, _, waits = (float(value.replace(",", "")) for value in row[1:5])
+    # one text per frame and position, upsampled convolutions, a context read in every step: 6,525 and 3,653
+    assert gflop < 5_910 and kernels < 3_000 and waits == 0
+
+
+def test_an_unknown_device_is_named_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert describe.main(["nano", "--device", "h10"]) == 2
+    assert "no device 'h10'" in capsys.readouterr().err
