@@ -111,6 +111,16 @@ def test_the_penalty_is_chosen_on_other_episodes() -> None:
     assert by_episode.strength >= 100 * by_row.strength, "pairs by themselves would not show it"
 
 
+def test_a_feature_that_only_rounding_moves_in_training_is_left_alone() -> None:
+    """Tokens of one code with the rounding of straight-through, and another code in the held-out pairs."""
+    torch.manual_seed(0)
+    actions, held_actions = torch.randn(100, 2), torch.randn(50, 2)
+    tokens = 0.5 + 2e-7 * actions
+    held = torch.where(torch.arange(50)[:, None] % 7 == 0, -0.4, 0.5).expand(50, 2)
+    found = r2(tokens, actions, held, held_actions)
+    assert found["r2"] == pytest.approx(0, abs=0.05) and found["interval"][0] > -0.3
+
+
 class Encoder:
     """Stands in for GIDM: latents by a function of the frames, tokens by their signs."""
 
@@ -180,7 +190,7 @@ def of_scene() -> dict[str, Any]:
 def test_latents_are_read_where_the_tokens_of_the_control_are_all_the_same(of_robot: dict[str, Any]) -> None:
     assert of_robot["pairs"] == {"train": 120, "validation": 120}
     assert of_robot["episodes"] == {"train": 20, "validation": 20}
-    assert of_robot["codes"][CONTROL]["codes_used"] == 1
+    assert of_robot["codes"][CONTROL]["codes_used"] == 1 and "alarm" not in of_robot["codes"][CONTROL]
     assert of_robot["tokens"][CONTROL]["r2"] == pytest.approx(0, abs=0.05)
     assert of_robot["latents"][CONTROL]["r2"] > 0.99, (
         "whose latents say as much as those of the trained encoder"

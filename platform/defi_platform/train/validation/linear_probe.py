@@ -217,6 +217,7 @@ def report(train: Split, held: Split, names: Sequence[str], seed: int) -> dict[s
     counts = {name: encoded.counts for name, encoded in held.plain.items() if encoded.counts is not None}
     if counts:
         found["codes"] = {name: code_usage(counted) for name, counted in counts.items()}
+        found["codes"][CONTROL].pop("alarm", None)  # nobody trained it
     found["distractors"] = {
         kind: _distracted(kind, train, held, (fits, scores), seed) for kind in held.distracted
     }

@@ -23,6 +23,8 @@ RESAMPLES = 1000
 FEWEST_EPISODES = 5
 """Held-out episodes from which on an interval is given: fewer say nothing about their spread."""
 _STILL = 1e-6
+_ROUNDING = 1e-5
+"""Deviation of a feature, as a share of its largest value, that float32 alone may make."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,9 @@ class Ridge:
 
     def __init__(self, rows: Rows) -> None:
         x, y = rows.features.double(), rows.targets.double()
-        self._centre, self._spread = x.mean(dim=0), _deviation(x).clamp_min(_STILL)
+        self._centre, spread = x.mean(dim=0), _deviation(x)
+        # A feature that only rounding moves in training says nothing; blown up, it would rule where it does move.
+        self._spread = torch.where(spread > _ROUNDING * x.abs().amax(dim=0), spread, torch.inf)
         self._mean, deviation = y.mean(dim=0), _deviation(y)
         self._varying = deviation > _STILL
         self._deviation = torch.where(self._varying, deviation, 1.0)
