@@ -1,0 +1,1 @@
+"""The other side of benchmarks/exact_resume.py."""
