@@ -87,6 +87,27 @@ def changes(
             yield Change(key, old, value, own or BOUND)
 
 
+def unknown_keys(config: Any, before: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yields the dotted keys of plain values that the schema of a config does not have, for entries that both have.
+
+    Args:
+        config: the config.
+        before: plain values of another one, perhaps written by another version.
+        prefix: of the keys, with a dot at its end.
+    """
+    known = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    for name, value in before.items():
+        part = known.get(name)
+        if name not in known:
+            yield f"{prefix}{name}={value}"
+        elif dataclasses.is_dataclass(part) and isinstance(value, Mapping):
+            yield from unknown_keys(part, value, f"{prefix}{name}.")
+        elif isinstance(part, dict) and isinstance(value, Mapping):
+            for entry, item in part.items():
+                if dataclasses.is_dataclass(item) and isinstance(value.get(entry), Mapping):
+                    yield from unknown_keys(item, value[entry], f"{prefix}{name}.{entry}.")
+
+
 def _default(field: dataclasses.Field[Any]) -> Any:
     """The default of a field as plain values; MISSING where there is none."""
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

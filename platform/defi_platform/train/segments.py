@@ -86,35 +86,32 @@ def restarted(segments: Sequence[Segment], train: TrainConfig) -> bool:
     )
 
 
-def continued(
-    segments: Sequence[Segment], train: TrainConfig, step: int, part: str = "train"
-) -> list[Segment]:
+def continued(segments: Sequence[Segment], train: TrainConfig, step: int) -> list[Segment]:
     """The segments of a run that goes on from a checkpoint.
 
     Args:
         segments: up to that checkpoint.
         train: settings of now; other ones of SETTINGS than those of the last segment only with `restart_from`.
         step: of the checkpoint.
-        part: dotted config key of `train`, for messages.
 
     Raises: ConfigError for a number of steps that the run cannot go on to, naming what would happen to the rate.
     """
     last, settings = segments[-1], settings_of(train)
     if train.steps < step:
         raise ConfigError(
-            f"{train.output} has reached step {step}, {part}.steps is {train.steps}. Set {part}.steps={step} or more, or "
-            f"{part}.restart_from to an earlier checkpoint."
+            f"{train.output} has reached step {step}, train.steps is {train.steps}. Set train.steps={step} or more, or "
+            "train.restart_from to an earlier checkpoint."
         )
     restart = train.restart_from is not None and not restarted(segments, train)
     origin, begun_by = last.origin, RESTARTED if restart else "steps"
     if train.steps != last.steps and settings["schedule"] == last.settings["schedule"]:
-        origin, begun_by = _extended(last, train, step, part, begun_by)
+        origin, begun_by = _extended(last, train, step, begun_by)
     elif not restart and train.steps == last.steps:
         return list(segments)
     return [*segments, Segment(step, origin, train.steps, begun_by, settings)]
 
 
-def _extended(last: Segment, train: TrainConfig, step: int, part: str, begun_by: str) -> tuple[int, str]:
+def _extended(last: Segment, train: TrainConfig, step: int, begun_by: str) -> tuple[int, str]:
     """Origin of the schedule with another number of steps, and by what its segment is begun."""
     if train.schedule in WITHOUT_END:
         return last.origin, begun_by
@@ -122,10 +119,10 @@ def _extended(last: Segment, train: TrainConfig, step: int, part: str, begun_by:
         now = last.rate(step) if last.settings["schedule"] in SCHEDULES else float("nan")
         stretched = Segment(step, last.origin, train.steps, STRETCH, settings_of(train))
         raise ConfigError(
-            f"{train.output} is at step {step} of {last.steps} with {part}.schedule={train.schedule}, {part}.steps is now "
-            f"{train.steps}: its learning rate would jump from {now:.3g} to {stretched.rate(step):.3g}. Set {part}.steps="
-            f"{last.steps}, or say what is meant: {part}.extend={STRETCH} (that jump: the schedule of a run of {train.steps} "
-            f"steps from the beginning) or {part}.extend={REWARM} (the schedule begins anew at step {step}, with "
+            f"{train.output} is at step {step} of {last.steps} with train.schedule={train.schedule}, train.steps is now "
+            f"{train.steps}: its learning rate would jump from {now:.3g} to {stretched.rate(step):.3g}. Set train.steps="
+            f"{last.steps}, or say what is meant: train.extend={STRETCH} (that jump: the schedule of a run of {train.steps} "
+            f"steps from the beginning) or train.extend={REWARM} (the schedule begins anew at step {step}, with "
             f"{train.warmup_steps} steps of warm-up to {train.learning_rate:g})."
         )
     begun_by = begun_by if begun_by == RESTARTED else f"extend={train.extend}"

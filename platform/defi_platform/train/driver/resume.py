@@ -13,7 +13,7 @@ from defi_models.errors import ConfigurationError
 from defi_models.pretrained.configuration import from_mapping, to_mapping
 from defi_platform import storage
 from defi_platform.config import fields
-from defi_platform.config.fields import Change, changes
+from defi_platform.config.fields import Change, changes, unknown_keys
 from defi_platform.config.loader import to_mapping as config_mapping
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.checkpoint import format as checkpoints
@@ -110,6 +110,12 @@ def check_same_run(recipe: Recipe, before: Begun, complete: bool = False) -> Non
     by_name = complete and _gone(recipe, before)
     if not by_name:
         _check_model(recipe, before)
+    if unknown := list(unknown_keys(recipe.config, before.values)):
+        print(
+            f"{recipe.kind}: {before.folder} was begun by a version with settings that this one does not have and leaves "
+            f"out: {', '.join(unknown)}",
+            flush=True,
+        )
     train = recipe.config.train
     restarting = train.restart_from is not None and not restarted(before.segments, train)
     for change in _changes(recipe, before):

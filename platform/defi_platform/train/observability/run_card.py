@@ -181,7 +181,8 @@ def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
             "## To repeat it",
             "",
             f"Save the configuration below as `run.yaml`, check out the code above, and run "
-            f"`python jobs/{job} --config run.yaml`.",
+            f"`python jobs/{job} --config run.yaml`."
+            + (" Its segments have to be run one after the other." if len(card["segments"]) > 1 else ""),
             "",
             "```yaml",
             config.rstrip(),
