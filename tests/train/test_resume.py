@@ -312,6 +312,17 @@ def test_more_steps_at_a_constant_rate_are_a_segment_and_no_question(
 # --------------------------------------------------------------------------- taken up again
 
 
+@pytest.mark.parametrize("store", ["memory://moved", None])
+def test_files_and_folders_are_moved_within_a_store(store: str | None, tmp_path: Path) -> None:
+    root = store or str(tmp_path)
+    storage.write_text(storage.join(root, "a", "one"), "1")
+    storage.write_text(storage.join(root, "a", "b", "two"), "2")
+    storage.move(storage.join(root, "a", "one"), storage.join(root, "c", "1"))
+    storage.move(storage.join(root, "a"), storage.join(root, "c", "d"))
+    assert [entry.name for entry in storage.walk(root)] == ["c/1", "c/d/b/two"]
+    assert storage.read_text(storage.join(root, "c", "1")) == "1"
+
+
 def test_a_step_without_a_checkpoint_is_no_place_to_go_on_from(run_config: Make, tmp_path: Path) -> None:
     recipe = tiny.TinyRecipe(run_config(tmp_path, restart_from=7))
     with pytest.raises(ConfigError, match=r"holds no checkpoint\. Leave it out"):
