@@ -19,6 +19,7 @@ from defi_platform.evaluate.benchmarks import registry
 from defi_platform.evaluate.benchmarks.interface import Registration
 from defi_platform.evaluate.installation.environment import COMPLETE, Environment
 from defi_platform.evaluate.installation.package_list import FOLDER, PackageList, package_list
+from defi_platform.evaluate.simulation import interpreter
 from defi_platform.evaluate.simulation.install import install
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -164,3 +165,12 @@ def test_every_list_has_what_the_child_process_needs(file: Path) -> None:
     }
     assert {"numpy", "msgpack"} <= names
     assert packages.pythons, "its wheels are of some versions of Python only"
+
+
+def test_the_command_that_installs_is_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout has jobs/; an installed package has the command `defi`."""
+    assert interpreter.installation("calvin") == "Install it with: python jobs/install_benchmark.py calvin"
+    monkeypatch.setattr(interpreter, "_CHECKOUT", tmp_path)
+    assert interpreter.installation("simplerenv") == "Install it with: defi install_benchmark simplerenv"

@@ -97,5 +97,10 @@ def installation(benchmark: str) -> str:
             what = f"'defi-platform[{where.extra}]'"
         return f"Install it with: {sys.executable} -m pip install {what}"
     if where.environment is not None:
-        return f"Install it with: python jobs/install_benchmark.py {benchmark}"
+        command = (
+            "python jobs/install_benchmark.py"
+            if (_CHECKOUT / "jobs/install_benchmark.py").is_file()
+            else "defi install_benchmark"
+        )
+        return f"Install it with: {command} {benchmark}"
     return "Install its packages, or set simulator.python to an interpreter that has them"
