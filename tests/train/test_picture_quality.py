@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
 
@@ -22,6 +23,20 @@ def test_psnr_and_ssim_tell_near_pictures_from_far_ones() -> None:
     assert ssim(constant + 51, constant + 102).item() == pytest.approx(
         (2 * a * b + c1) / (a * a + b * b + c1), rel=1e-5
     )
+
+
+@pytest.mark.parametrize("size", [(8, 7), (32, 20)])
+def test_ssim_is_that_of_torchmetrics(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    truth = torch.randint(0, 256, (2, 3, *size, 3), dtype=torch.uint8)
+    near = (truth.int() + torch.randint(-30, 31, truth.shape)).clamp(0, 255).byte()
+    x, y = (frames.flatten(0, 1).permute(0, 3, 1, 2).double() / 255 for frames in (near, truth))
+    _, scores = structural_similarity_index_measure(
+        x, y, sigma=1.5, data_range=1.0, reduction="none", return_full_image=True
+    )
+    top, left = (min(5, (side - 1) // 2) for side in size)
+    wanted = scores[..., top : size[0] - top, left : size[1] - left].mean(dim=(1, 2, 3)).view(2, 3)
+    assert torch.allclose(ssim(near, truth).double(), wanted, atol=1e-6)
 
 
 def test_gmsd_is_blind_to_brightness_and_sees_a_blurred_half() -> None:

@@ -262,6 +262,11 @@ def test_the_summaries_tell_what_the_report_shows(runs: Path) -> None:
     assert clips["clips"] == 3 and {"psnr_still", "psnr_1_step", "ssim_10_steps"} <= set(clips)
     low, high = clips["intervals"]["psnr_1_step"]
     assert clips["episodes"] == 1 or low <= clips["psnr_1_step"] <= high
+    card = (runs / "gfdm" / "run_card.md").read_text()
+    assert (
+        f"sampled clips: 3 of {clips['episodes']} episodes, in 1 step | PSNR {clips['psnr_1_step']:.3g}"
+        in card
+    )
     quarters = [value for key, value in gfdm["validation"]["last"].items() if "noise_quarter" in key]
     assert len(quarters) >= 1 and all(value > 0 for value in quarters)
     probe = gidm["probe"]

@@ -141,6 +141,7 @@ def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
     rows = [
         ("steps", f"{summary['steps']:,} ({summary['samples']:,} samples)"),
         ("validation loss", f"{first['loss']:.6g} -> {last['loss']:.6g}"),
+        *_sampled(summary),
         ("time", f"{summary['wall_s']:.0f} s in {len(card['attempts'])} attempts, workers "
          + ", ".join(str(row["workers"]) for row in card["attempts"])),
         ("samples per second", f"{rate['samples_per_s']:.2f}"),
@@ -190,6 +191,25 @@ def as_markdown(card: dict[str, Any], config: str, job: str) -> str:
             "",
         ]
     )
+
+
+def _sampled(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Picture quality of the clips that a GFDM run sampled, with 95 % intervals over episodes."""
+    clips = summary.get("sampled_clips")
+    if not clips:
+        return []
+
+    def text(name: str) -> str:
+        low, high = clips["intervals"][name]
+        return f"{clips[name]:.3g}" + ("" if low is None else f" ({low:.3g} to {high:.3g})")
+
+    return [
+        (
+            f"sampled clips: {clips['clips']} of {clips['episodes']} episodes, in 1 step",
+            f"PSNR {text('psnr_1_step')} dB, over a still picture {text('psnr_1_step_over_still')} dB; "
+            f"SSIM {text('ssim_1_step')}, over it {text('ssim_1_step_over_still')}",
+        )
+    ]
 
 
 def _arithmetic(attempts: Iterable[dict[str, Any]]) -> str:

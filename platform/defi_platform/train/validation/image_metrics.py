@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -9,6 +10,8 @@ SIGMA = 1.5
 """Of SSIM's Gaussian, in pixels (Wang et al. 2004)."""
 BORDER = 5
 """Pixels from its middle to the end of that window; smaller frames lose less of their border."""
+C1, C2 = 0.01**2, 0.03**2
+"""SSIM's stabilisers of means and variances, of pixels in [0, 1]."""
 MAX_PSNR = 100.0
 """dB; identical frames would have infinity."""
 GRADIENT_STABILISER = 170 / 255**2
@@ -28,16 +31,27 @@ def psnr(predicted: Tensor, truth: Tensor) -> Tensor:
 
 def ssim(predicted: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity of each frame, (...), the mean over pixels and channels; 1 for identical frames."""
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    x, y = _unit_images(predicted), _unit_images(truth)
-    _, scores = structural_similarity_index_measure(
-        x, y, sigma=SIGMA, data_range=1.0, reduction="none", return_full_image=True
-    )
-    # Its own mean includes the border, where the window reaches over the edge into mirrored pixels.
+    x, y = (_unit_images(frames) for frames in (predicted, truth))
+    # The Gaussian is applied along one axis after the other: a fifth of the work of its square.
+    mean_x, mean_y, square_x, square_y, product = _blurred(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
+    variance_x, variance_y = (square_x - mean_x**2).clamp_min(0), (square_y - mean_y**2).clamp_min(0)
+    covariance = product - mean_x * mean_y
+    scores = (2 * mean_x * mean_y + C1) * (2 * covariance + C2)
+    scores /= (mean_x**2 + mean_y**2 + C1) * (variance_x + variance_y + C2)
+    # At the border the window reaches over the edge into mirrored pixels.
     top, left = (min(BORDER, (side - 1) // 2) for side in scores.shape[-2:])
     inner = scores[..., top : scores.shape[-2] - top, left : scores.shape[-1] - left]
     return inner.mean(dim=(-3, -2, -1)).view(predicted.shape[:-3]).float()
+
+
+def _blurred(images: Tensor) -> Tensor:
+    """(N, C, H, W) under the Gaussian window, mirrored beyond their edges."""
+    places = torch.arange(-BORDER, BORDER + 1, dtype=images.dtype, device=images.device)
+    window = torch.exp(-((places / SIGMA) ** 2) / 2)
+    window /= window.sum()
+    padded = F.pad(images.flatten(0, 1)[:, None], (BORDER,) * 4, mode="reflect")
+    across = F.conv2d(padded, window.view(1, 1, 1, -1))
+    return F.conv2d(across, window.view(1, 1, -1, 1)).view(images.shape)
 
 
 def gmsd(predicted: Tensor, truth: Tensor) -> Tensor:
