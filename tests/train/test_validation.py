@@ -16,6 +16,7 @@ from defi_platform.config import FinetuneConfig, PretrainConfig
 from defi_platform.errors import ConfigError
 from defi_platform.storage import write_text
 from defi_platform.train.config_checks import check_train_config
+from defi_platform.train.driver.older_runs import with_meaning
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.recipes.gfdm import clip_figures
 from defi_platform.train.recipes.unseen_validation import unseen_by, unseen_line
@@ -44,7 +45,7 @@ def validated(config: PretrainConfig, model: torch.nn.Module, world_size: int) -
             outputs: dict[str, Tensor] = model(batch, generators)
             return outputs
 
-        engine: Any = SimpleNamespace(module=model, device=torch.device("cpu"), forward=forward)
+        engine: Any = SimpleNamespace(module=model, device=torch.device("cpu"), noise="cpu", forward=forward)
         ranks: Any = Gathered(rank, world_size)
         loss += Validator(tiny.TinyRecipe(config), engine, ranks).run()["loss"]
     return loss, sizes
@@ -80,6 +81,12 @@ def test_validations_and_sampled_clips_have_at_least_one_sample(
     for name in ("validation_samples", "sampled_clips"):
         with pytest.raises(ConfigError, match=rf"train\.{name} is 0; at least 1"):
             check_train_config(run_config(Path("run"), **{name: 0}).train)
+
+
+def test_a_validation_that_was_counted_in_micro_batches_is_of_as_many_samples() -> None:
+    older = with_meaning({"train": {"micro_batch": 6, "validation_batches": 32, "export_weights": "raw"}})
+    assert older["train"] == {"micro_batch": 6, "validation_samples": 192, "export_weights": "raw"}
+    assert with_meaning(older) == older
 
 
 def test_intervals_of_picture_quality_are_over_episodes_and_differences_are_of_the_same_clips() -> None:

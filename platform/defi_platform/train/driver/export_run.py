@@ -60,7 +60,4 @@ def _of_run(settings: str, weights: str | None) -> dict[str, Any]:
     """The configuration of a run, exporting other weights where some are asked for."""
     values = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(storage.read_text(settings))))
     values = with_meaning(values)
-    values["train"].pop(
-        "validation_batches", None
-    )  # the size of a validation in micro-batches, by earlier versions
     return values if weights is None else values | {"train": values["train"] | {"export_weights": weights}}

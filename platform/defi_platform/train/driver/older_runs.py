@@ -14,12 +14,15 @@ DEFAULTS: Final[dict[tuple[str, str], dict[str, Any]]] = {
 def with_meaning(values: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a run, with what it did not say and meant.
 
-    An average that was kept was also what was validated and exported, before `train.export_weights` was there.
+    An average that was kept was also what was validated and exported, before `train.export_weights` was there. The size
+    of a validation was counted in micro-batches, `train.validation_batches`.
     """
-    train = values.get("train") or {}
-    if "export_weights" in train:
-        return dict(values)
-    return {**values, "train": {**train, "export_weights": "average" if train.get("ema_decay") else "raw"}}
+    train = dict(values.get("train") or {})
+    train.setdefault("export_weights", "average" if train.get("ema_decay") else "raw")
+    batches = train.pop("validation_batches", None)
+    if batches is not None:
+        train.setdefault("validation_samples", batches * train["micro_batch"])
+    return {**values, "train": train}
 
 
 def model_as_begun(
