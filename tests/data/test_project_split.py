@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 from corpora import write_lerobot, write_video
+from s3_server import s3_server
 
+from defi_platform import storage
 from defi_platform.config import CorpusConfig, DataConfig
 from defi_platform.data.ingest import probe_actors
 from defi_platform.data.ingest.pipeline import ingest
@@ -137,3 +141,32 @@ def test_of_two_ingests_at_once_the_second_goes_by_the_first(tmp_path: Path) -> 
 
     second._read = read_before_the_first_writes  # type: ignore[method-assign, assignment]
     assert decided(second, ["e0", "e1", "e2"], [0] * 3, 0.1) == calls[0]
+
+
+@pytest.mark.parametrize("store", ["local", "memory", "s3"])
+def test_a_split_is_one_for_all_who_name_its_folder(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as stack:
+        root = {"local": str(tmp_path), "memory": f"memory://{tmp_path.name}", "s3": "s3://videos"}[store]
+        if store == "s3":
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                monkeypatch.setenv(name, "testing")
+            monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            endpoint = stack.enter_context(s3_server())
+            monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+            stack.callback(storage.forget_connections)
+            storage.forget_connections()
+            boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket="videos")
+        first, second = (ProjectSplit(storage.join(root, "split")) for _ in range(2))
+        assert first.identity() == ""
+        episodes, none = np.arange(40, dtype=np.uint64) * np.uint64(2**58), np.zeros(40, np.uint64)
+        held = first.decide("c", episodes[:20], none[:20], 0.25)
+        both = second.decide("c", episodes, none, 1.0)
+        assert 0 < held.sum() < 20 and both[:20].tolist() == held.tolist() and both[20:].all()
+        assert (
+            first.decide("c", episodes, none, 0.0).tolist()
+            == both.tolist()
+            == first.held("c", episodes).tolist()
+        )
+        assert first.identity() == second.identity() != ""

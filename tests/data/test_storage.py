@@ -20,7 +20,6 @@ from defi_platform import storage
 from defi_platform.config import CorpusConfig, DecodeConfig
 from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
-from defi_platform.data.manifest.project_split import ProjectSplit
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.formats import format_of
 from defi_platform.serve.policy_folder import load_policy
@@ -63,18 +62,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}"
     return str(request.getfixturevalue("s3"))
-
-
-def test_a_project_s_split_is_one_for_all_who_name_its_folder(root: str) -> None:
-    first, second = (ProjectSplit(storage.join(root, "split")) for _ in range(2))
-    assert first.identity() == ""
-    episodes, none = np.arange(40, dtype=np.uint64) * np.uint64(2**58), np.zeros(40, np.uint64)
-    held = first.decide("c", episodes[:20], none[:20], 0.25)
-    both = second.decide("c", episodes, none, 1.0)
-    assert 0 < held.sum() < 20 and both[:20].tolist() == held.tolist() and both[20:].all()
-    assert first.decide("c", episodes, none, 0.0).tolist() == both.tolist()
-    assert first.held("c", episodes).tolist() == both.tolist()
-    assert first.identity() == second.identity() != ""
 
 
 def test_what_is_written_is_read_back_and_listed(root: str) -> None:
