@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from defi_platform.storage import exclusive
+from defi_platform.storage import exclusive, leases
 from defi_platform.storage.leases import FOLDER, FolderInUse, FolderLease, Leases
 
 
@@ -154,6 +155,42 @@ def test_a_killed_job_of_this_machine_is_followed_at_once(tmp_path: Path) -> Non
     clock = Clock()
     with FolderLease(str(tmp_path), "gfdm", clock=clock):
         assert clock.now == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"null", b"\xff"])
+def test_a_damaged_sign_of_life_is_one_that_stands_still(tmp_path: Path, content: bytes) -> None:
+    with FolderLease(str(tmp_path), "gfdm") as damaged:
+        Path(damaged._leases._driver(damaged._leases.owner)).write_bytes(content)
+        clock = Clock()
+        with FolderLease(str(tmp_path), "gfdm", clock=clock):
+            assert 60 <= clock.now < 62
+
+
+def test_a_copy_of_a_folder_is_free_while_a_job_of_this_machine_writes_to_the_original(
+    tmp_path: Path,
+) -> None:
+    with FolderLease(str(tmp_path / "run"), "gfdm") as original:
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        clock = Clock()
+        with FolderLease(str(tmp_path / "copy"), "gfdm", clock=clock):
+            assert 60 <= clock.now < 62
+        original._look()
+        assert not original.is_lost()
+
+
+def test_a_process_that_another_user_may_not_see_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where /proc is mounted with hidepid."""
+
+    def not_permitted(pid: int, number: int) -> None:
+        raise PermissionError
+
+    with Leases(str(tmp_path)) as theirs, Leases(str(tmp_path)) as ours:
+        assert theirs.take("a")
+        monkeypatch.setattr(leases, "_stat", lambda pid: None)
+        monkeypatch.setattr(os, "kill", not_permitted)
+        assert not ours.take("a")
 
 
 def test_a_disk_without_hard_links_still_lets_one_of_two_create_a_file(

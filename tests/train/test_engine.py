@@ -122,7 +122,9 @@ class Sum(nn.Module):
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_gradients_in_bf16_are_summed_in_fp32(process_group: None, stage: int) -> None:
+def test_gradients_in_bf16_are_summed_in_fp32(
+    process_group: None, stage: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     settings = TrainConfig(
         output="", zero_stage=stage, precision="bf16", global_batch=512, micro_batch=1, clip_grad_norm=0.0
     )
@@ -139,6 +141,7 @@ def test_gradients_in_bf16_are_summed_in_fp32(process_group: None, stage: int) -
         applied = engine.step(0.1)
     assert not applied, "an update that is not finite is left out"
     assert torch.equal(engine.full_parameter(next(engine.module.parameters())), torch.ones(8))
+    assert "GB" not in capfd.readouterr().out, "DeepSpeed prints what memory the machine has"
 
 
 def test_what_deepspeed_does_on_gpus() -> None:

@@ -11,8 +11,10 @@ from in_process import prepare, work
 from ray import cloudpickle
 
 from defi_platform.config import PretrainConfig, RayConfig
+from defi_platform.errors import ConfigError
 from defi_platform.storage.leases import FolderInUse, FolderLease
 from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.driver import run as driver
 from defi_platform.train.driver.run import train
 from defi_platform.train.stop_request import StopRequest, request_stop
 from defi_platform.train.worker.entry import train_worker
@@ -59,6 +61,28 @@ def test_a_second_start_of_a_run_that_lives_is_refused_before_anything_starts(
     with FolderLease(str(tmp_path), "tiny"), pytest.raises(FolderInUse, match="Wait for its end or stop it"):
         train(RayConfig(), [tiny.TinyRecipe(run_config(tmp_path))])
     assert [path.name for path in tmp_path.iterdir()] == ["in_use"]
+
+
+def test_a_folder_in_which_another_job_went_on_meanwhile_is_looked_at_again(
+    process_group: None,
+    run_config: Callable[..., PretrainConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def recipe(**changes: Any) -> tiny.TinyRecipe:
+        return tiny.TinyRecipe(run_config(tmp_path, micro_batch=8, validation_samples=8, **changes))
+
+    class WaitsForTheOther(FolderLease):
+        def __enter__(self) -> FolderLease:
+            prepare(recipe())
+            work(recipe())
+            return super().__enter__()
+
+    monkeypatch.setattr(driver, "FolderLease", WaitsForTheOther)
+    with pytest.raises(ConfigError, match="learning_rate"):
+        train(RayConfig(), [recipe(learning_rate=1.0)])
+    (tmp_path / "summary.json").unlink()
+    assert train(RayConfig(), [recipe()])[0].reused, "nothing is left to do, so no Ray starts"
 
 
 def test_a_rank_that_ends_by_an_error_finishes_its_share_of_a_checkpoint(

@@ -28,7 +28,7 @@ from defi_platform import logs
 from defi_platform.errors import TRY_AGAIN, ConfigError, UserError, one_line
 from defi_platform.retry import Clock
 from defi_platform.storage.exclusive import create_bytes
-from defi_platform.storage.filesystem import delete, exists, join, names, read_text, write_text
+from defi_platform.storage.filesystem import delete, exists, join, names, read_bytes, read_text, write_text
 
 LEASES, DRIVERS = "leases", "drivers"
 DEAD_AFTER_S = 60.0
@@ -51,7 +51,7 @@ class FolderInUse(UserError):
 class _Sign:
     """The last sign of life that was seen of a driver."""
 
-    content: str
+    content: bytes
     at: float
     """By this process's clock."""
     moved: bool = False
@@ -152,20 +152,23 @@ class Leases:
         sign = self._signs.get(_owner(self.path(unit)))
         if sign is None:
             return "a job that has just ended", False
-        found = json.loads(sign.content)
+        found = _said(sign.content)
+        if not found:
+            return "a job whose sign of life is damaged", sign.moved
         where = f"process {found['process']['pid']} on {found['host']}"
-        return where, sign.moved or _is_here(found["process"])
+        # In a copy of the folder the process is at work elsewhere, and the sign of life stands still.
+        is_here = found.get("folder") == self._output and _is_here(found["process"])
+        return where, sign.moved or is_here
 
     def _lives(self, owner: str) -> bool:
         try:
-            content = read_text(self._driver(owner))
+            content = read_bytes(self._driver(owner))
         except FileNotFoundError:
             return False
         sign = self._signs.get(owner)
         if sign is None or sign.content != content:
             self._signs[owner] = sign = _Sign(content, self._clock.monotonic(), moved=sign is not None)
-        process = json.loads(content)["process"]
-        if process["machine"] == _machine() and not _is_here(process):
+        if (found := _said(content)) and _is_gone(found["process"]):
             return False
         return self._clock.monotonic() - sign.at < self._dead_after_s
 
@@ -176,7 +179,8 @@ class Leases:
         self._beats += 1
         pid = os.getpid()
         process = {"machine": _machine(), "pid": pid, "started": _started(pid)}
-        content = {"beat": self._beats, "host": os.uname().nodename, "process": process}
+        host = os.uname().nodename
+        content = {"beat": self._beats, "host": host, "folder": self._output, "process": process}
         write_text(self._driver(self.owner), json.dumps(content))
 
     def _renew(self) -> None:
@@ -282,6 +286,17 @@ def _owner(path: str) -> str:
         ) from error
 
 
+def _said(content: bytes) -> dict[str, Any]:
+    """A sign of life; {} for a damaged one, of which can only be seen whether it changes."""
+    try:
+        found: dict[str, Any] = json.loads(content)
+        if {"machine", "pid", "started"} <= found["process"].keys() and "host" in found:
+            return found
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return {}
+
+
 def _machine() -> str | None:
     """Names the running kernel and the namespace in which its process numbers mean something; None without /proc."""
     try:
@@ -301,10 +316,29 @@ def _is_here(process: dict[str, Any]) -> bool:
     )
 
 
+def _is_gone(process: dict[str, Any]) -> bool:
+    """True when a process ran on this machine and is no more; False too where nobody can see."""
+    machine = _machine()
+    if machine is None or process["machine"] != machine:
+        return False
+    try:
+        os.kill(process["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # there, and another user's: /proc may hide it (hidepid)
+    return _stat(process["pid"]) is not None and _started(process["pid"]) != process["started"]
+
+
 def _started(pid: int) -> str | None:
     """Start of a process of this machine, in the kernel's ticks; None when there is none, or only its remains."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in "ZX" else fields[19]
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What the kernel says of a process, from its state on; None when there is none, or it is hidden."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]

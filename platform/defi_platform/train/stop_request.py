@@ -33,7 +33,12 @@ class FileWatch:
 
     def seen(self) -> bool:
         """True when the file has appeared."""
-        return self._seen.is_set() if self._remote else storage.exists(self._path)
+        if self._remote:
+            return self._seen.is_set()
+        try:
+            return storage.exists(self._path)
+        except OSError:
+            return False  # as in `_poll`
 
     def close(self) -> None:
         """Ends the thread."""

@@ -82,23 +82,16 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     """
     _check(recipes)
     summaries: dict[str, RunSummary] = {}
-    for recipe in recipes:
-        summary = complete_run(recipe)
-        if summary:
-            folder = recipe.config.train.output
-            logs.say(f"{recipe.kind}: {folder} is complete, nothing to do", run=folder, kind=recipe.kind)
-            summaries[recipe.kind] = summary
-        else:
-            check_writable(recipe.config.train.output, "train.output")
-            check_resumable(recipe)
-    pending = [recipe for recipe in recipes if recipe.kind not in summaries]
-    if not pending:
-        return [summaries[recipe.kind] for recipe in recipes]
+    pending = _to_do(recipes, summaries)
     with contextlib.ExitStack() as held:
         leases = {
             recipe.kind: held.enter_context(FolderLease(recipe.config.train.output, recipe.kind))
             for recipe in pending
         }
+        # Once more: until this job had the folders, another one may have gone on in them, or to the end.
+        pending = _to_do(pending, summaries)
+        if not pending:
+            return [summaries[recipe.kind] for recipe in recipes]
         with ray_session(ray_config):
             settings = {recipe.kind: recipe.config for recipe in pending}
             announce(
@@ -117,6 +110,21 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
             read = functools.partial(_summary, run.output)
             summaries[recipe.kind] = retry_run_folder(recipe.kind, run, read)
     return [summaries[recipe.kind] for recipe in recipes]
+
+
+def _to_do(recipes: Sequence[Recipe], summaries: dict[str, RunSummary]) -> list[Recipe]:
+    """The recipes whose runs can go on; takes in the summaries of those that are complete."""
+    pending = []
+    for recipe in recipes:
+        folder = recipe.config.train.output
+        if summary := complete_run(recipe):
+            logs.say(f"{recipe.kind}: {folder} is complete, nothing to do", run=folder, kind=recipe.kind)
+            summaries[recipe.kind] = summary
+        else:
+            check_writable(folder, "train.output")
+            check_resumable(recipe)
+            pending.append(recipe)
+    return pending
 
 
 def dry_run_all(recipes: Sequence[Recipe]) -> list[DryRun]:
@@ -184,6 +192,8 @@ def take_up(recipe: Recipe) -> None:
 def _run_all(recipes: Sequence[Recipe], leases: Mapping[str, FolderLease]) -> None:
     outcomes: dict[str, BaseException | None] = {}
     for recipe in recipes:
+        if leases[recipe.kind].is_lost():  # while data were prepared, by a job that saw no sign of life
+            raise in_use(recipe.config.train.output, recipe.kind)
         prepare_folder(recipe)
         register_run(recipe.config.train.output)
 

@@ -37,7 +37,10 @@ def prepare_process(use_gpu: bool, threads: int | None, matmul_precision: str = 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"deepspeed|torch")
     import deepspeed
+    import deepspeed.runtime.bf16_optimizer
 
+    # It prints the machine's memory several times, whatever the level of logging.
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None
     # The shared-memory all-reduce for CPUs is compiled with g++ at first use (half a minute, and an error
     # where there is no compiler); gloo does the same work.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
