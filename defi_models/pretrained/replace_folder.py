@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import glob
 import os
 import shutil
 import stat
@@ -42,9 +43,7 @@ def replaced_folder(target: Path) -> Iterator[Path]:
     try:
         yield fresh
         _open_up(fresh)
-        if not target.exists():
-            fresh.rename(target)
-        elif not _exchange(fresh, target):
+        if not _put(fresh, target) and not _exchange(fresh, target):
             old = target.parent / f".{target.name}.old-{uuid.uuid4().hex}"
             # A folder that is not empty cannot be renamed over: here there is none for a moment.
             target.rename(old)
@@ -52,6 +51,26 @@ def replaced_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(old)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Removes the folders of writers that were killed; call it only where nobody else replaces `target` now."""
+    for kind in ("writing", "old"):
+        for folder in target.parent.glob(f".{glob.escape(target.name)}.{kind}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _put(fresh: Path, target: Path) -> bool:
+    """Renames a folder. Returns: False where there is one of that name, also of a writer that has just been faster."""
+    if target.exists():
+        return False
+    try:
+        fresh.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _open_up(folder: Path) -> None:

@@ -113,6 +113,19 @@ def test_a_replaced_folder_is_never_absent(tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
 
 
+def test_of_two_that_write_a_new_folder_at_once_the_slower_one_replaces_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, exists = tmp_path / "model", Path.exists
+    with replaced_folder(target) as fresh:
+        (fresh / "number").write_text("2")
+        with replaced_folder(target) as faster:
+            (faster / "number").write_text("1")
+        # It was not there yet when this one looked.
+        monkeypatch.setattr(Path, "exists", lambda path: path != target and exists(path))
+    assert (target / "number").read_text() == "2" and len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_folder_is_replaced_where_names_cannot_be_exchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,16 @@ def test_a_folder_in_which_another_job_went_on_meanwhile_is_looked_at_again(
     assert train(RayConfig(), [recipe()])[0].reused, "nothing is left to do, so no Ray starts"
 
 
+def test_a_start_removes_models_whose_export_was_killed(
+    run_config: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    for name in (".model.writing-1", ".model.old-2", ".other.writing-3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    prepare(tiny.TinyRecipe(run_config(tmp_path)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.writing-3", "config.yaml"]
+
+
 def test_a_rank_that_ends_by_an_error_finishes_its_share_of_a_checkpoint(
     process_group: None,
     run_config: Callable[..., PretrainConfig],

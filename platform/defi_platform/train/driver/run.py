@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from defi_models.pretrained.replace_folder import remove_leftovers
 from defi_platform import errors, logs, storage
 from defi_platform.cluster import ray_session
 from defi_platform.cluster.requirements import announce
@@ -250,11 +251,13 @@ def _stop_on_interrupt(
 
 
 def prepare_folder(recipe: Recipe) -> None:
-    """Writes the run's config and deletes the stop request, status and summary of an earlier attempt."""
+    """Writes the run's config and deletes the stop request, status and summary of an earlier attempt, and half models."""
     folder = recipe.config.train.output
     storage.write_text(storage.join(folder, CONFIG), to_yaml(recipe.config))
     for name in (STOP, STATUS, SUMMARY):
         storage.delete(storage.join(folder, name))
+    if not storage.is_remote(folder):
+        remove_leftovers(storage.local_path(storage.join(folder, MODEL)))
 
 
 def _fit(recipe: Recipe, lease: FolderLease) -> None:
