@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from corpora import manifest_of
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
 from defi_models.gfdm import GFDM
+from defi_platform import storage
 from defi_platform.config import DataConfig, FinetuneConfig, PretrainConfig, TrainConfig
 from defi_platform.data.latents.text_store import TextStore
 from defi_platform.errors import ConfigError
+from defi_platform.train.recipes import text_store_use
 from defi_platform.train.recipes.gfdm import GFDMRecipe
 from defi_platform.train.recipes.policy import PolicyRecipe
 from defi_platform.train.recipes.text_store_use import TextStoreUse
@@ -110,21 +113,46 @@ def test_of_two_features_of_one_text_the_older_one_counts(tmp_path: Path) -> Non
     assert entry is not None and entry[0].mean() == 1.0
 
 
-def test_a_shard_whose_table_is_missing_does_not_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gone", ["parquet", "bin"])
+def test_a_shard_counts_when_both_of_its_files_are_there(tmp_path: Path, gone: str) -> None:
     encoder = t5()
     store = TextStore(str(tmp_path), encoder, torch.float32)
     store.write("states", TEXTS, encoder.entries("states", TEXTS))
-    for table in tmp_path.rglob("*.parquet"):
-        table.unlink()
+    for file in tmp_path.rglob(f"*.{gone}"):
+        file.unlink()
     store.refresh()
     assert store.missing("states", TEXTS) == TEXTS
 
 
-def test_ranks_share_the_work_and_a_second_run_has_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", ["bin", "parquet"])
+@pytest.mark.parametrize(
+    "damage", [lambda held: held[:100], lambda held: b"", lambda held: b"\xff" * len(held)]
+)
+def test_damaged_features_are_an_error_that_names_what_to_delete(
+    folder: str, ending: str, damage: Callable[[bytes], bytes]
+) -> None:
+    encoder = t5()
+    store = TextStore(folder, encoder, torch.float32)
+    store.write("states", TEXTS, encoder.entries("states", TEXTS))
+    shards = storage.join(store.folder, "shards")
+    [name] = [name for name in storage.names(shards) if name.endswith(ending)]
+    path = storage.join(shards, name)
+    storage.write_bytes(path, damage(storage.read_bytes(path)))
+    with pytest.raises(
+        storage.StorageError, match=rf"data\.text_cache.*{name}.*Delete .*\.bin and .*\.parquet"
+    ):
+        TextStore(folder, t5(), torch.float32).read("states", TEXTS)
+
+
+def test_ranks_share_the_work_and_a_second_run_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = TrainConfig(precision="bf16")
     uses = [TextStoreUse(str(tmp_path), train) for _ in range(2)]
-    for rank, use in enumerate(uses):
-        use.fill([(t5(), ("states",))], TEXTS, Rank(rank, 2))  # type: ignore[arg-type]
+    monkeypatch.setattr(text_store_use, "SEEN_WITHIN_S", 0.0)
+    with pytest.raises(storage.StorageError, match=r"2 text features .* are not to be seen"):
+        uses[0].fill([(t5(), ("states",))], TEXTS, Rank(0, 2))  # type: ignore[arg-type]
+    uses[1].fill([(t5(), ("states",))], TEXTS, Rank(1, 2))  # type: ignore[arg-type]
     assert [use.summary()["encoded"] for use in uses] == [3, 2]
     encoder = t5()
     again = TextStoreUse(str(tmp_path), train)
@@ -166,6 +194,26 @@ def test_a_training_reads_the_texts_of_its_videos_from_the_store(
     assert encoded == [5, 0]
     assert torch.equal(stored, HashedText(HashedText.Config()).states(TEXTS).states)
     assert "gfdm: 5 texts, features of 5 encoded" in capsys.readouterr().out
+
+
+def test_a_goal_is_made_of_the_states_that_were_just_stored(tmp_path: Path) -> None:
+    passed: list[str] = []
+
+    class Encoder(HashedText):
+        """Goals from states, as CLIP has them."""
+
+        def entries(self, kind: str, texts: Sequence[str]) -> list[Any]:
+            def encode(wanted: list[str]) -> list[Any]:
+                if kind == "goal":
+                    return [(row[0],) for row in self.entries("states", wanted)]
+                passed.extend(wanted)
+                return [(torch.zeros(3),) for _ in wanted]
+
+            return self.cache.get(kind, texts, self.device, self.dtype, encode)
+
+    encoder = Encoder(HashedText.Config())
+    TextStoreUse(str(tmp_path), TrainConfig()).fill([(encoder, ("states", "goal"))], TEXTS, Rank())  # type: ignore[arg-type]
+    assert passed == TEXTS
 
 
 def test_a_policy_stores_goals_of_gfdms_encoder_too(tmp_path: Path) -> None:

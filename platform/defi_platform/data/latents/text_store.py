@@ -2,7 +2,9 @@
 
     <folder>/<fingerprint>/encoder.json            which encoder, for people
     <folder>/<fingerprint>/shards/<name>.bin       tensors of some texts, one after the other; mapped, not read
-    <folder>/<fingerprint>/shards/<name>.parquet   which bytes are whose; written last, so a shard counts once it is there
+    <folder>/<fingerprint>/shards/<name>.parquet   which bytes are whose, and their checksums; written last
+
+A shard counts once both of its files are there; what is in a damaged one is an error, never a feature.
 
 A text that several shards hold is read from the oldest one, so that a run goes on with the features it began with.
 """
@@ -15,6 +17,7 @@ import json
 import math
 import time
 import uuid
+import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,7 @@ import torch
 
 from defi_models.pretrained.configuration import to_mapping
 from defi_platform import storage
+from defi_platform.storage import StorageError
 from defi_platform.storage.parallel_read import side_by_side
 
 if TYPE_CHECKING:
@@ -39,9 +43,11 @@ INDEX_SCHEMA = pa.schema(
         ("first", pa.int64()),
         ("dtypes", pa.list_(pa.string())),
         ("shapes", pa.list_(pa.list_(pa.int32()))),
+        ("checksum", pa.uint32()),
     ]
 )
-"""`key`: see `_key`; `first`: offset of the text's first tensor in the shard, in bytes."""
+"""`key`: see `_key`; `first`: offset of the text's first tensor in the shard, in bytes;
+`checksum`: CRC-32 of its tensors' bytes."""
 
 BLOCK_BYTES = 1 << 16
 """Bytes of a range that is read from another store: a text or two of CLIP."""
@@ -65,16 +71,23 @@ class TextStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Takes in what was written since, by this process and by others."""
+        """Takes in what was written since, by this process and by others.
+
+        Raises: StorageError when the store cannot be read, or a shard's table is damaged.
+        """
         folder = storage.join(self.folder, SHARDS)
-        names = sorted(name for name in storage.names(folder) if name.endswith(".parquet"))
-        paths = [storage.join(folder, name) for name in names]
+        there = set(storage.names(folder))
+        stems = sorted(name.removesuffix(".parquet") for name in there if name.endswith(".parquet"))
+        self._shards = [storage.join(folder, f"{stem}.bin") for stem in stems if f"{stem}.bin" in there]
+        paths = [_table_of(shard) for shard in self._shards]
         tables = [INDEX_SCHEMA.empty_table()]
         counts = []
-        for _, content in side_by_side(storage.read_bytes, paths, storage.is_remote(folder)):
-            tables.append(pq.read_table(io.BytesIO(content), schema=INDEX_SCHEMA))
+        for path, content in side_by_side(storage.read_bytes, paths, storage.is_remote(folder)):
+            try:
+                tables.append(pq.read_table(io.BytesIO(content), schema=INDEX_SCHEMA))
+            except (pa.ArrowException, OSError) as error:
+                raise _damaged(path, str(error)) from error
             counts.append(len(tables[-1]))
-        self._shards = [path.removesuffix(".parquet") + ".bin" for path in paths]
         self._files.clear()
         self._index = pa.concat_tables(tables).combine_chunks()
         self._shard_of = np.repeat(np.arange(len(counts)), counts)
@@ -94,7 +107,7 @@ class TextStore:
     def read(self, kind: str, texts: Sequence[str]) -> list[Entry | None]:
         """Features of each text on the CPU, None where they are not stored.
 
-        Raises: StorageError when the store cannot be read.
+        Raises: StorageError when the store cannot be read, or what it holds of a text is damaged.
         """
         rows = self._find(kind, texts)
         found: list[Entry | None] = [None] * len(texts)
@@ -129,16 +142,20 @@ class TextStore:
         content, rows = io.BytesIO(), []
         for text, entry in zip(texts, entries, strict=True):
             parts = [part.detach().cpu().contiguous() for part in entry]
+            first, checksum = content.tell(), 0
+            for part in parts:
+                data = part.flatten().view(torch.uint8).numpy().data
+                content.write(data)
+                checksum = zlib.crc32(data, checksum)
             rows.append(
                 {
                     "key": _key(kind, text),
-                    "first": content.tell(),
+                    "first": first,
                     "dtypes": [str(part.dtype).removeprefix("torch.") for part in parts],
                     "shapes": [list(part.shape) for part in parts],
+                    "checksum": checksum,
                 }
             )
-            for part in parts:
-                content.write(part.flatten().view(torch.uint8).numpy().data)
         name = storage.join(self.folder, SHARDS, f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}")
         storage.write_bytes(f"{name}.bin", content.getbuffer())
         index = io.BytesIO()
@@ -151,10 +168,10 @@ class TextStore:
         if not len(self._keys):
             return [None] * len(keys)
         places = np.searchsorted(self._keys, np.frombuffer(b"".join(keys), np.uint64)[::2])
-        rows = self._rows[np.minimum(places, len(self._rows) - 1)].tolist()
+        rows = self._rows[np.minimum(places, len(self._rows) - 1)]
+        there = self._index["key"].take(pa.array(rows)).to_pylist()
         return [
-            row if self._index["key"][row].as_py() == key else None
-            for key, row in zip(keys, rows, strict=True)
+            row if other == key else None for key, other, row in zip(keys, there, rows.tolist(), strict=True)
         ]
 
     def _entry(self, shard: int, row: int) -> Entry:
@@ -163,6 +180,10 @@ class TextStore:
         shapes: list[list[int]] = self._index["shapes"][row].as_py()
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in zip(shapes, dtypes, strict=True)]
         content = self._bytes(shard, first, first + sum(sizes))
+        if zlib.crc32(content) != self._index["checksum"][row].as_py():
+            raise _damaged(
+                self._shards[shard], f"bytes {first} to {first + sum(sizes)} are not as they were written"
+            )
         parts: list[Tensor] = []
         start = 0
         for dtype, shape, size in zip(dtypes, shapes, sizes, strict=True):
@@ -174,12 +195,30 @@ class TextStore:
         path = self._shards[shard]
         if not storage.is_remote(path):
             if shard not in self._files:
-                self._files[shard] = np.memmap(storage.local_path(path), np.uint8, mode="r")
+                try:
+                    self._files[shard] = np.memmap(storage.local_path(path), np.uint8, mode="r")
+                except (FileNotFoundError, ValueError) as error:  # a ValueError for an empty one
+                    raise _damaged(path, str(error)) from error
             return bytearray(self._files[shard][first:stop])
         if shard not in self._files:
-            self._files[shard] = storage.open_seekable(path, BLOCK_BYTES)
+            try:
+                self._files[shard] = storage.open_seekable(path, BLOCK_BYTES)
+            except FileNotFoundError as error:
+                raise _damaged(path, "it is gone") from error
         self._files[shard].seek(first)
         return bytearray(self._files[shard].read(stop - first))
+
+
+def _table_of(shard: str) -> str:
+    return shard.removesuffix(".bin") + ".parquet"
+
+
+def _damaged(path: str, why: str) -> StorageError:
+    shard = path.removesuffix(".bin").removesuffix(".parquet")
+    return StorageError(
+        f"stored text features (data.text_cache) are damaged: {path}: {why}. Delete {shard}.bin and {shard}.parquet: "
+        "the next start encodes their texts again."
+    )
 
 
 def _key(kind: str, text: str) -> bytes:

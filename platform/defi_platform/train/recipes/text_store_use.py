@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,10 +13,13 @@ from torch import nn
 
 from defi_platform.config import TrainConfig
 from defi_platform.data.latents.text_store import TextStore
+from defi_platform.storage import StorageError
 from defi_platform.train.engine.collectives import Communicator
 
 TEXTS_AT_ONCE = 256
 SHARD_BYTES = 64 << 20
+SEEN_WITHIN_S = 60.0
+"""Network disks show what another machine has written after up to half a minute."""
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -57,10 +61,11 @@ class TextStoreUse:
                 encoded += len(missing)
                 if missing:
                     self._encode(encoder, store, kind, missing, communicator.device)
+                    store.refresh()  # what this kind gave, the next one reads
         # Once it is known of all ranks, everything is written.
         self._encoded = int(communicator.sum(torch.tensor(encoded)))
-        for store, (encoder, _) in zip(stores, encoders, strict=True):
-            store.refresh()
+        for store, (encoder, kinds) in zip(stores, encoders, strict=True):
+            _take_in(store, kinds, texts)
             encoder.cache.store = store
         seconds = f"{time.monotonic() - started:.1f} s" if self._encoded else "0 s"
         return f"{len(texts)} texts, features of {self._encoded} encoded in {seconds}, the rest in {self._folder}"
@@ -88,6 +93,26 @@ class TextStoreUse:
                 held, names, size = [], [], 0
         if names:
             store.write(kind, names, held)
+
+
+def _take_in(store: TextStore, kinds: Sequence[str], texts: Sequence[str]) -> None:
+    """Reads what all ranks have written. A step that ran an encoder on one rank alone would never end under ZeRO 3.
+
+    Raises: StorageError when this rank does not see all of it.
+    """
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    while True:
+        store.refresh()
+        missing = sum(len(store.missing(kind, texts)) for kind in kinds)
+        if not missing:
+            return
+        if time.monotonic() > deadline:
+            raise StorageError(
+                f"{missing} text features that the workers have just written are not to be seen in {store.folder} on "
+                f"{socket.gethostname()}. Set data.text_cache to a folder that all machines share, or to s3://, and see that "
+                "nothing deletes from it."
+            )
+        time.sleep(1)
 
 
 def _precision(encoder: Any, dtype: torch.dtype) -> torch.dtype:
