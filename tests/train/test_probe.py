@@ -21,6 +21,7 @@ from defi_platform.train.validation.codebook_use import USAGE, code_usage, posit
 from defi_platform.train.validation.distractors import KINDS, distract
 from defi_platform.train.validation.linear_probe import CONTROL, DID, TRAINED, Split, report, summary_lines
 from defi_platform.train.validation.ridge import Ridge, Rows, Score
+from defi_platform.train.worker.reporter import Reporter
 
 SIZE = 32
 
@@ -260,6 +261,17 @@ def test_a_codebook_of_few_codes_one_code_or_constant_codes_raises_the_alarm() -
     assert constant["codebook_fraction_used"] == 0.25, "which looks like a code in use"
     assert "each of the 4 tokens has the same code for every pair" in constant["alarm"]
     assert "alarm" not in code_usage(position_counts(sound[:2] % 3, 16)), "eight tokens cannot use 16 codes"
+
+
+def test_an_untrained_codebook_is_no_alarm(capsys: pytest.CaptureFixture[str]) -> None:
+    logged: list[dict[str, Any]] = []
+    reporter = SimpleNamespace(
+        log_metrics=logged.append, _is_rank_zero=True, _recipe=SimpleNamespace(kind="gidm")
+    )
+    for step in (0, 1):
+        Reporter.log_validation(reporter, step, {"loss": 1.0, "alarm": "collapsed"})  # type: ignore[arg-type]
+    assert ["alarm" in row for row in logged] == [False, True]
+    assert capsys.readouterr().out == "gidm: step 1: collapsed\n"
 
 
 def test_settings_of_the_probe_outside_their_choices_are_refused() -> None:

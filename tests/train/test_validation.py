@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 from torch import Tensor
 
-from defi_platform.config import FinetuneConfig, PretrainConfig
+from defi_platform.config import CorpusConfig, FinetuneConfig, PretrainConfig
+from defi_platform.data.manifest.project_split import ProjectSplit
 from defi_platform.errors import ConfigError
 from defi_platform.storage import write_text
 from defi_platform.train.config_checks import check_train_config
@@ -105,13 +108,43 @@ def test_intervals_of_picture_quality_are_over_episodes_and_differences_are_of_t
 
 
 def test_a_policy_says_whether_pretraining_saw_what_it_is_validated_on(tmp_path: Path) -> None:
-    config = FinetuneConfig(gfdm=str(tmp_path / "gfdm" / "model"), gidm=str(tmp_path / "converted"))
-    config.data.split = str(tmp_path / "split")
-    write_text(str(tmp_path / "gfdm" / "config.yaml"), f"data: {{split: {tmp_path}/split}}")
+    def run(name: str, **settings: Any) -> str:
+        write_text(str(tmp_path / name / "config.yaml"), json.dumps(settings))
+        return str(tmp_path / name / "model")
+
+    split = {"split": str(tmp_path / "split")}
+    kept, converted = run("gfdm", data=split), str(tmp_path / "converted")
+    config = FinetuneConfig(gfdm=kept, gidm=converted)
+    config.data.split = split["split"]
     assert unseen_by(config) == {"gfdm": True, "gidm": False}
-    assert "the pretraining of gidm saw" in unseen_line(unseen_by(config))
-    config.gidm = config.gfdm
+    assert "the pretraining of gidm saw" in unseen_line(config)
+    config.gidm = run("gidm", data=split, model={"init_from": kept})
     assert unseen_by(config) == {"gfdm": True, "gidm": True}
-    assert unseen_line(unseen_by(config)) == "validation: episodes that no pretraining saw (data.split)"
+    assert unseen_line(config) == "validation: episodes that no pretraining saw (data.split)"
+    # What a model started from has seen, it has seen.
+    config.gidm = run("on", data=split, model={"init_from": converted})
+    assert unseen_by(config) == {"gfdm": True, "gidm": False}
+    config.gidm = kept
+    config.model.init_from = run("policy", data=split, gfdm=kept, gidm=converted)
+    assert unseen_by(config) == {"gfdm": True, "gidm": True, "init_from": False}
+    config.model.init_from = None
+    config.gidm = run("other", data=split | {"corpora": {"videos": {"path": "/videos"}}})
+    assert not unseen_by(config)["gidm"], "the split was begun anew: it does not know the run's corpus"
     config.data.split = None
     assert not any(unseen_by(config).values())
+
+
+def test_a_policy_says_when_its_validation_is_another_trainings_corpus(tmp_path: Path) -> None:
+    config = FinetuneConfig(gfdm=str(tmp_path / "run/model"), gidm=str(tmp_path / "run/model"))
+    config.data.split = str(tmp_path / "split")
+    config.data.corpora = {"official": CorpusConfig(path="/official")}
+    write_text(str(tmp_path / "run/config.yaml"), json.dumps({"data": {"split": config.data.split}}))
+    project, positions = ProjectSplit(config.data.split), np.arange(1, 21, dtype=np.uint64) << np.uint64(59)
+    held = project.decide("videos", positions, positions, 0.2)
+    official = held.copy()
+    project.decide("official", positions + np.uint64(1), positions, 0.2, named=official)
+    assert all(unseen_by(config).values())
+    official[np.flatnonzero(~held)[:2]] = True
+    project.decide("official", positions + np.uint64(1), positions, 0.2, named=official)
+    assert not any(unseen_by(config).values())
+    assert "validation: 2 of the episodes" in unseen_line(config)

@@ -10,6 +10,7 @@ episode that one of them held out is a copy of what another has trained on), it 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -102,6 +103,27 @@ class ProjectSplit:
         out = known.filter(pc.and_(pc.equal(known["corpus"], corpus), known["held_out"]))
         return np.isin(positions, out["episode"].to_numpy())
 
+    def corpora(self) -> set[str]:
+        """Names of the corpora that it knows."""
+        return set(pc.unique(self._read()[1]["corpus"]).to_pylist())
+
+    def trained_too(self, corpora: Iterable[str]) -> int:
+        """Number of episodes of these corpora that are held out although some training has learned from them.
+
+        So it is with a corpus that names its validation itself, and where a later corpus has made copies of one held out
+        and one trained on belong together.
+        """
+        _, known = self._read()
+        out = known["held_out"].to_numpy().astype(bool)
+        content, episode = known["content"].to_numpy(), known["episode"].to_numpy()
+        by_pictures = (content != 0) & np.isin(content, content[~out])
+        count = 0
+        for corpus in corpora:
+            own = pc.equal(known["corpus"], corpus).to_numpy().astype(bool)
+            seen = by_pictures | np.isin(episode, episode[own & ~out])
+            count += len(np.unique(episode[own & out & seen]))
+        return count
+
     def _file(self, number: int) -> str:
         return storage.join(self._folder, f"episodes-{number:06d}.parquet")
 
@@ -137,10 +159,10 @@ def _decided(
 def _unknown(
     known: pa.Table, corpus: str, positions: np.ndarray, contents: np.ndarray, held: np.ndarray
 ) -> pa.Table:
-    """Rows of `SCHEMA` for the pairs of episode and pictures that the project does not know yet."""
+    """Rows of `SCHEMA` for the pairs of episode and pictures that the project does not know yet on this side."""
     own = known.filter(pc.equal(known["corpus"], corpus))
-    pairs = _pairs(positions, contents)
-    there = _pairs(own["episode"].to_numpy(), own["content"].to_numpy())
+    pairs = _pairs(positions, contents, held)
+    there = _pairs(own["episode"].to_numpy(), own["content"].to_numpy(), own["held_out"].to_numpy())
     new = np.flatnonzero(~np.isin(pairs, there))
     new = new[np.unique(pairs[new], return_index=True)[1]]
     return pa.table(
@@ -154,8 +176,8 @@ def _unknown(
     )
 
 
-def _pairs(positions: np.ndarray, contents: np.ndarray) -> np.ndarray:
-    """Each video's episode and pictures as one value that can be compared."""
-    pairs = np.empty(len(positions), [("episode", np.uint64), ("content", np.uint64)])
-    pairs["episode"], pairs["content"] = positions, contents
+def _pairs(positions: np.ndarray, contents: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """Each video's episode, pictures and side as one value that can be compared."""
+    pairs = np.empty(len(positions), [("episode", np.uint64), ("content", np.uint64), ("held", np.bool_)])
+    pairs["episode"], pairs["content"], pairs["held"] = positions, contents, held
     return pairs

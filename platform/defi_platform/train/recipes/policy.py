@@ -131,7 +131,7 @@ class PolicyRecipe(VideoRecipe):
         self._contract(plan)
         if self._model_config().normalization != "none":
             statistics(plan)  # kept beside the manifest, where every rank finds them
-        print(f"{self.kind}: {unseen_line(unseen_by(self.config))}", flush=True)
+        print(f"{self.kind}: {unseen_line(self.config)}", flush=True)
 
     def summary(self, validation: dict[str, Any]) -> dict[str, Any]:
         """Whether its validation is on episodes that the pretrainings never saw, in addition to the values of all."""
@@ -166,7 +166,7 @@ class PolicyRecipe(VideoRecipe):
             if self._sizes
             else "sizes of actions, states and views: known after the ingest"
         )
-        return [*super().describe_data(), sizes, unseen_line(unseen_by(self.config))]
+        return [*super().describe_data(), sizes, unseen_line(self.config)]
 
     def _model_config(self) -> DeFIPolicy.Config:
         config = self.model_config()

@@ -105,7 +105,9 @@ class Reporter:
                 self._metrics.loss("validation", row["loss"])
 
     def log_validation(self, step: int, row: dict[str, Any]) -> None:
-        """Logs a validation, and prints the recipe's alarm where its metrics hold one."""
+        """Logs a validation, and prints the recipe's alarm where its metrics hold one; nothing has gone wrong at step 0."""
+        if step == 0:
+            row = {name: value for name, value in row.items() if name != "alarm"}
         self.log_metrics({"step": step, "split": "validation", **row})
         if self._is_rank_zero and "alarm" in row:
             print(f"{self._recipe.kind}: step {step}: {row['alarm']}", flush=True)
