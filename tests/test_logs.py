@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from defi_platform import logs
-from defi_platform.errors import ConfigError, exit_code
+from defi_platform.errors import UNREAD, ConfigError, exit_code
 from defi_platform.logs import JsonLines
 from defi_platform.progress import Progress
 
@@ -169,6 +169,31 @@ def test_another_kind_of_log_is_refused_and_named(
     monkeypatch.setenv(logs.VARIABLE, "jsno")
     assert exit_code(lambda: 0) == 2
     assert "variable DEFI_LOG is 'jsno'; it is text or json" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_ends_a_job_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost_elsewhere() -> int:
+        raise BrokenPipeError
+
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        with pytest.raises(BrokenPipeError):  # of a pipe of the job's own
+            exit_code(lost_elsewhere)
+        os.close(reader)  # as `| head` does
+        for lines in (1, 10_000):
+            assert exit_code(lambda lines=lines: print("line\n" * lines) or 0) == UNREAD
+            output.flush()  # what is left goes nowhere
+            os.dup2(_without_reader(), writer)
+    assert capsys.readouterr().err == ""
+
+
+def _without_reader() -> int:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
 
 
 def test_processes_on_other_nodes_are_given_the_same_variables(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ MEND = 2
 """Exit code of a job whose user has to change something; the same command would end in the same way."""
 TRY_AGAIN = 75
 """Exit code of a job that the same command may complete: EX_TEMPFAIL of sysexits.h."""
+UNREAD = 141
+"""Exit code of a job whose output nobody reads any more, as after `| head`: that of a program that SIGPIPE ends."""
 
 
 class UserError(Exception):
@@ -69,7 +72,7 @@ def one_line(error: BaseException) -> str:
 def exit_code(job: Callable[[], int]) -> int:
     """Runs a job and reports an error that the user can fix as one message on stderr.
 
-    Returns: the job's own exit code; that of a `UserError`, 2 or 75; 130 after Ctrl-C.
+    Returns: the job's own exit code; that of a `UserError`, 2 or 75; 130 after Ctrl-C; 141, see `UNREAD`.
     """
     with logs.job_log(_job_name()):
         try:
@@ -77,13 +80,30 @@ def exit_code(job: Callable[[], int]) -> int:
                 raise ConfigError(
                     f"the environment variable {logs.VARIABLE} is '{kind}'; it is text or json."
                 )
-            return job()
+            code = job()
+            sys.stdout.flush()  # else it fails at the interpreter's end, where nothing can catch it
+            return code
+        except BrokenPipeError:
+            if not _is_unread():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in its buffer
+            return UNREAD
         except UserError as error:
             logs.error(f"{type(error).__name__}: {error}")
             return error.exit_code
         except KeyboardInterrupt:
             logs.error("interrupted; run the same command again to go on from here")
             return 130
+
+
+def _is_unread() -> bool:
+    """True when standard output is a pipe that has lost its reader."""
+    try:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in output.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 def _job_name() -> str:

@@ -105,16 +105,12 @@ def test_each_task_has_its_own_initial_states(tmp_path: Path) -> None:
     ]
 
 
-def test_only_tasks_without_end_of_initial_states_refuse_those_of_the_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "defi_platform.evaluate.policy.recorded_seeds.recorded_states",
-        lambda *_: {"pass": {0: {}, 1: {}}, "free": {7: {}}},
-    )
-    assert seen_seeds("p", LastState, NAME, {}, {"pass": range(3), "free": range(5)}) == {"pass": [0, 1]}
+def test_only_tasks_without_end_of_initial_states_refuse_those_of_the_training() -> None:
+    known = {"pass": {0: {}, 1: {}}, "free": {7: {}}}
+    few = {"pass": range(3), "free": range(5)}
+    assert seen_seeds("p", known, LastState, {}, few) == {"pass": [0, 1]}
     with pytest.raises(ConfigError, match=r"of 1 of the 9 initial states of free"):
-        seen_seeds("p", LastState, NAME, {}, {"pass": range(3), "free": range(9)})
+        seen_seeds("p", known, LastState, {}, {"pass": range(3), "free": range(9)})
 
 
 def test_demonstrations_of_such_tasks_end_at_their_horizon(

@@ -133,6 +133,14 @@ def test_of_a_project_those_are_evaluated_on_that_its_split_holds_out(dataset: P
     by_url = replace(own, url="ws://somewhere:1", split=str(tmp_path / "split"), corpus="robots")
     assert [episode.name[-1] for episode in _chosen(by_url, listed)] == ["1", "3"]
     assert _chosen(replace(by_url, split=None), listed) == listed.held_out(0.1), "nobody knows of a split"
+    for share, numbers in ((0.7, listed.held_out(0.7)), (0.2, listed.held_out(0.2))):
+        there = f"data: {{holdout: {share}, corpora: {{robots: {{path: {dataset}}}}}}}"
+        (tmp_path / "run/config.yaml").write_text(there)
+        assert _chosen(own, listed) == numbers, "as its run says"
+        assert _chosen(replace(own, holdout=1.0), listed) == listed.episodes
+    (tmp_path / "run/config.yaml").write_text(f"data: {{holdout: 0, corpora: {{r: {{path: {dataset}}}}}}}")
+    with pytest.raises(ConfigError, match=r"holdout is 0\.0, which leaves none of the 4"):
+        _chosen(own, listed)
     with pytest.raises(ConfigError, match="split needs corpus"):
         _chosen(replace(by_url, corpus=None), listed)
     with pytest.raises(CorpusError, match=r"knows no corpus 'robot'\. It has: robots"):

@@ -12,6 +12,7 @@ import pytest
 from defi_platform.config import EvaluateConfig, ServeConfig
 from defi_platform.evaluate import rollouts
 from defi_platform.evaluate.policy import state_distances as module
+from defi_platform.evaluate.policy.recorded_seeds import recorded_states
 from defi_platform.evaluate.policy.state_distances import distance_line, state_distances
 
 
@@ -85,7 +86,25 @@ def test_an_evaluation_compares_the_policy_s_episodes_with_the_recordings_of_its
 
     rows = [row("policy", "lift", 2.5), row("expert", "lift", 99.0), row("policy", "push", 0.0)]
     rows.append({"arm": "policy", "task": "lift", "success": None})  # left out
-    found = rollouts._distances(config, rows)
+    recorded = rollouts._recorded(config)
+    found = rollouts._distances(recorded, rows)
     assert list(found) == ["lift"] and (found["lift"]["tested"], found["lift"]["median"]) == (1, 0.5)
     config.url = "ws://somewhere:8000"
-    assert rollouts._distances(config, rows) == {}
+    assert rollouts._recorded(config) == {} == rollouts._distances({}, rows)
+
+
+def test_corpora_of_a_training_that_cannot_be_read_are_named_and_the_others_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contents = {"cut": "{]", "list": "[1]", "partial": '{"benchmark": "b", "episodes": [{"task": "t"}]}'}
+    contents["whole"] = '{"benchmark": "b", "episodes": [{"task": "t", "seed": 3}]}'
+    for name, text in contents.items():
+        (tmp_path / name / "meta").mkdir(parents=True)
+        (tmp_path / name / "meta/recording.json").write_text(text)
+    corpora = {name: {"path": str(tmp_path / name)} for name in contents}
+    corpora["far"] = {"path": "no-such-store://bucket/corpus"}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(json.dumps({"data": {"corpora": corpora}}))
+    assert recorded_states(str(tmp_path / "run/model"), "b") == {"t": {3: {}}}
+    said = capsys.readouterr().out
+    assert said.count("WARNING") == 4 and "no-such-store://bucket/corpus cannot be read" in said

@@ -236,8 +236,9 @@ class OfflineConfig:
     """data.split of the policy's training; null: as the run of the policy's folder says, else `holdout`."""
     corpus: str | None = None
     """Name of this dataset in that training (data.corpora.NAME), with `split`."""
-    holdout: float = 0.1
-    """data.holdout of the policy's training, where it learned from this dataset without a split of its project."""
+    holdout: float | None = None
+    """data.holdout of the policy's training, where it learned from this dataset without a split of its project; null: as the
+    run of the policy's folder says, else 0.1."""
     max_episodes: int | None = None
     """Episodes at most, the first of them; null: all."""
     every: int = 10

@@ -93,35 +93,35 @@ def evaluate(config: EvaluateConfig) -> EvaluationResult:
     if not storage.exists(storage.join(output, SUMMARY)):  # a finished one may lie where nobody may write
         check_writable(config.output)
     deciding = settings(config)
-    store = EpisodeStore(
-        output, deciding
-    )  # refuses an output of other settings before the policy is looked at
+    # Refuses an output of other settings before the policy is looked at.
+    store = EpisodeStore(output, deciding)
     greeting, identity = _identified(config)
-    seen = _seen(config)
+    recorded = _recorded(config)
+    seen = _seen(config, recorded)
     if identity is not None:
         store.set_policy(identity)
     if (finished := _finished(config, output, store, deciding, identity)) is not None:
         return finished
     store.refresh()
-    with Leases(output) as leases:
-        units = SharedUnits(
-            store,
-            leases,
-            blocks(config),
-            retries=config.simulator.retries,
-            rule=stop_rule(config.stop_rule),
-            workers=config.workers,
-        )
-        everything = [unit for block in blocks(config) for unit in block]
-        missing = [unit for unit in everything if units.is_open(unit)]
-        there = [unit for unit in everything if units.row(unit) is not None]
-        if missing and not units.is_enough():
-            check_installed(config)
-            with ray_session(config.ray):
-                register_run(output)
-                with _policy(config, missing, greeting) as (url, greeting):
-                    Fleet(config, store, units).run(url, greeting, missing, there)
-    return _published(config, output, store, units, greeting, seen, time.monotonic() - start)
+    leases = Leases(output)
+    units = SharedUnits(
+        store,
+        leases,
+        blocks(config),
+        retries=config.simulator.retries,
+        rule=stop_rule(config.stop_rule),
+        workers=config.workers,
+    )
+    everything = [unit for block in blocks(config) for unit in block]
+    missing = [unit for unit in everything if units.is_open(unit)]
+    there = [unit for unit in everything if units.row(unit) is not None]
+    if missing and not units.is_enough():
+        check_installed(config)
+        with leases, ray_session(config.ray):
+            register_run(output)
+            with _policy(config, missing, greeting) as (url, greeting):
+                Fleet(config, store, units).run(url, greeting, missing, there)
+    return _published(config, output, store, units, greeting, seen, recorded, time.monotonic() - start)
 
 
 # --------------------------------------------------------------------------- the policy
@@ -176,14 +176,23 @@ def _policy(
         yield server.url, server.metadata
 
 
-def _seen(config: EvaluateConfig) -> dict[str, list[int]]:
-    """Initial states, by task, that the policy to be served here was trained on; empty where nobody knows."""
+Recorded = dict[str, dict[int, dict[str, float]]]
+"""See `recorded_states`."""
+
+
+def _recorded(config: EvaluateConfig) -> Recorded:
+    """Initial states that the policy to be served here was trained on; empty where nobody knows."""
     if config.url or "policy" not in config.arms:
         return {}
+    return recorded_states(config.serve.policy, config.benchmark)
+
+
+def _seen(config: EvaluateConfig, recorded: Recorded) -> dict[str, list[int]]:
+    """Those of them, by task, that are to be evaluated on."""
     seen = seen_seeds(
         config.serve.policy,
+        recorded,
         benchmark_class(config.benchmark),
-        config.benchmark,
         config.options,
         {task: seeds(config, task) for task in config.tasks},
     )
@@ -192,11 +201,8 @@ def _seen(config: EvaluateConfig) -> dict[str, list[int]]:
     return seen
 
 
-def _distances(config: EvaluateConfig, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _distances(recorded: Recorded, rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Distances of the policy's initial states to those of its training, by task; empty where nobody knows them."""
-    if config.url or "policy" not in config.arms:
-        return {}
-    recorded = recorded_states(config.serve.policy, config.benchmark)
     tested: dict[str, list[dict[str, float]]] = {}
     for row in rows:
         if row["arm"] == "policy" and row.get("initial_positions"):
@@ -239,6 +245,7 @@ def _published(
     units: SharedUnits,
     greeting: dict[str, Any],
     seen: dict[str, list[int]],
+    recorded: Recorded,
     wall_s: float,
 ) -> EvaluationResult:
     benchmark, table = benchmark_class(config.benchmark), units.table()
@@ -276,7 +283,7 @@ def _published(
             "stopped": decision.as_mapping(rule) if decision and rule else None,
             "skipped": {},
             "seeds_of_training": seen,
-            "distances_to_training": _distances(config, rows),
+            "distances_to_training": _distances(recorded, rows),
             "video_every": config.video_every,
             "wall_s": round(wall_s, 1),
         },

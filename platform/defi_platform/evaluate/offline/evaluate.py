@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from defi_platform import logs, storage
 from defi_platform.cluster import ray_session
-from defi_platform.config import OfflineConfig
+from defi_platform.config import DataConfig, OfflineConfig
 from defi_platform.data.manifest.project_split import ProjectSplit
 from defi_platform.data.rejection import BadVideo
 from defi_platform.data.sources.records import Signals
@@ -252,10 +252,11 @@ def _chosen(config: OfflineConfig, dataset: Dataset) -> tuple[Episode, ...]:
                 "name episodes, which the policy may have learned from."
             )
     else:
-        chosen = dataset.held_out(config.holdout)
+        share = _holdout(config)
+        chosen = dataset.held_out(share)
     if not chosen:
         raise ConfigError(
-            f"holdout is {config.holdout}, which leaves none of the {len(dataset.episodes)} episodes of {dataset.root} "
+            f"holdout is {share}, which leaves none of the {len(dataset.episodes)} episodes of {dataset.root} "
             "to evaluate on; raise it to what the policy was trained with, or name episodes."
         )
     return chosen[: config.max_episodes]
@@ -269,12 +270,24 @@ def _split(config: OfflineConfig) -> tuple[str, str] | None:
                 "split needs corpus, the name that this dataset has in the trainings (data.corpora.NAME)."
             )
         return config.split, config.corpus
+    data, name = _training(config)
+    return (str(data["split"]), name) if data.get("split") else None
+
+
+def _holdout(config: OfflineConfig) -> float:
+    """`data.holdout` of the policy's training: as configured, else as the run that it lies in says, else the usual one."""
+    usual = DataConfig().holdout
+    return float(_training(config)[0].get("holdout", usual)) if config.holdout is None else config.holdout
+
+
+def _training(config: OfflineConfig) -> tuple[Mapping[str, Any], str]:
+    """(`data` of the policy's training, name of the dataset in it); empty where nobody knows, or it did not learn from it."""
     data = {} if config.url else part_of(training_config(config.serve.policy), "data")
     for name, corpus in part_of(data, "corpora").items():
         path = corpus.get("path") if isinstance(corpus, dict) else None
-        if data.get("split") and path and storage.absolute(path) == storage.absolute(config.dataset):
-            return str(data["split"]), name
-    return None
+        if path and storage.absolute(path) == storage.absolute(config.dataset):
+            return data, name
+    return {}, ""
 
 
 def _scale(dataset: Dataset, chosen: Sequence[Episode]) -> tuple[Scale, bool]:
@@ -337,7 +350,7 @@ def _check(config: OfflineConfig) -> None:
         given = getattr(config, name)
         if given is not None and given < value:
             raise ConfigError(f"{name} is {given}; it must be {value} or more.")
-    if not 0 < config.holdout <= 1:
+    if config.holdout is not None and not 0 < config.holdout <= 1:
         raise ConfigError(f"holdout is {config.holdout}; it is a share above 0 and at most 1.")
     if config.episodes is not None and not config.episodes:
         raise ConfigError("episodes is empty; name at least one, or leave it out.")
