@@ -129,3 +129,7 @@ def test_a_table_of_steps_of_another_run_is_not_read(tmp_path: Path) -> None:
     del summary["steps_sha256"]  # as versions before wrote it
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     assert len(read_evaluation(output).rows) == 2
+    del summary["episodes_sha256"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(ConfigError, match=r"an earlier version wrote summary\.json"):
+        read_evaluation(output)

@@ -8,13 +8,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from defi_client.recording.h264 import encode_h264
+from defi_client.recording.lerobot import Camera, Episode, LeRobotWriter, Vector, frame_stats
 from defi_models import presets
 from defi_models.policy import DeFIPolicy
-from defi_platform.config import EvaluateConfig, ServeConfig
+from defi_platform.config import EvaluateConfig, OfflineConfig, ServeConfig
 from defi_platform.errors import CheckpointError, ConfigError, ServeError
+from defi_platform.evaluate.offline.evaluate import evaluate_offline
 from defi_platform.evaluate.rollouts import evaluate
 from defi_platform.serve.deployment.server import PolicyServer, deploy
 
@@ -87,6 +91,33 @@ def test_a_copy_of_the_policy_is_the_same_one_and_another_is_refused(
     assert not (tmp_path / "new/identity").exists(), "a failed first try binds nothing"
     with pytest.raises(ConfigError, match=r"another policy \(digest:"):
         evaluate(small(other, tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_offline_evaluation_serves_a_folder_as_its_server_would(
+    server: PolicyServer, policy: Path, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    names = ("x", "y", "z", "gripper")
+    vectors = [Vector("action", names), Vector("observation.state", names)]
+    writer = LeRobotWriter(tmp_path / "data", 10, [Camera("workspace", 64, 64)], vectors, "test")
+    for length in (12, 15):
+        frames = random.integers(0, 255, (length, 64, 64, 3), np.uint8)
+        values = {vector.key: random.normal(size=(length, 4)).astype(np.float32) for vector in vectors}
+        video = {"workspace": encode_h264(list(frames), 10)}
+        writer.add(Episode("press", video, {"workspace": frame_stats(frames)}, length, values))
+    writer.finish()
+    served = small(policy, tmp_path / "unused").serve
+    own = OfflineConfig(
+        serve=served, dataset=str(tmp_path / "data"), episodes=[1], every=5, output=str(tmp_path / "own")
+    )
+    found = evaluate_offline(own).details
+    by_url = evaluate_offline(replace(own, url=server.url, output=str(tmp_path / "url"))).details
+    assert found["errors"] == by_url["errors"] and found["errors"]["policy"]["episodes"] == 1
+    assert found["settings"]["policy"] == server.metadata["policy_digest"]
+    absent = replace(own, serve=replace(served, policy=str(tmp_path / "absent")))
+    with pytest.raises(CheckpointError, match="absent"):
+        evaluate_offline(absent)
 
 
 def test_a_policy_folder_that_is_not_there_is_one_clear_error(tmp_path: Path, ray_cluster: None) -> None:

@@ -97,7 +97,8 @@ def test_simplerenvs_protocols_are_never_averaged() -> None:
     assert set(entry["task_scores"]) == {f"{family}_{short}" for family in solved for short in ("vm", "va")}
     assert entry["task_scores"]["drawer_va"] == 0.0 and entry["task_scores"]["pick_coke_can_va"] == 100.0
     raster = of_benchmark("simplerenv", rows, options={"shading": "raster"})
-    assert leaderboard_entry(raster, **WHO)["suite_scores"] == {}
+    entry = leaderboard_entry(raster, **WHO)
+    assert entry["suite_scores"] == {} and ", shading=raster, " in entry["notes"]
 
 
 def test_liberos_score_needs_every_episode_of_its_four_suites() -> None:
@@ -116,6 +117,9 @@ def test_liberos_score_needs_every_episode_of_its_four_suites() -> None:
     part = [row for row in rows if row["task"].startswith("libero_spatial/")]
     entry = leaderboard_entry(of_benchmark("libero", part), **WHO)
     assert entry["overall_score"] is None and entry["suite_scores"] == {"libero_spatial": 100.0}
+    lost = [episode(names[0], 0, None), episode(names[0], 0, True, arm="random")]
+    with pytest.raises(ConfigError, match="no outcome of the arm 'policy'"):
+        leaderboard_entry(of_benchmark("libero", lost), **WHO)
 
 
 def test_what_the_board_does_not_have_is_refused(tmp_path: Path) -> None:

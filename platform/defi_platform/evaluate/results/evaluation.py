@@ -116,6 +116,11 @@ def read_evaluation(output: str) -> Evaluation:
                 )
             if is_whole(folder, summary):
                 return Evaluation(folder, summary, rows)
+            if "episodes_sha256" not in summary:
+                raise ConfigError(
+                    f"{output}: an earlier version wrote {SUMMARY}, which does not say of which episodes it is. Run the same "
+                    "command of jobs/evaluate_policy.py again: finished episodes are kept."
+                )
             raise ConfigError(
                 f"{output}: episodes.parquet, steps.parquet and {SUMMARY} are of two runs of jobs/evaluate_policy.py, of which "
                 "one is at work or was killed. Wait for it, or run the command whose table you want again: finished episodes are kept."

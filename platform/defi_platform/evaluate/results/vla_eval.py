@@ -85,13 +85,13 @@ def leaderboard_entry(
         finetuned: trained on this benchmark's data; False: one checkpoint for all benchmarks.
 
     Raises:
-        ConfigError: the leaderboard does not have the benchmark, or there is no policy in the evaluation.
+        ConfigError: the leaderboard does not have the benchmark, or the evaluation no outcome of a policy.
     """
     name, protocol = evaluation.protocol["benchmark"], evaluation.protocol
     if name not in BOARD:
         raise ConfigError(f"vla-eval's leaderboard has no {name}; it has {', '.join(BOARD)} of ours.")
-    if "policy" not in evaluation.summary["arms"]:
-        raise ConfigError(f"{evaluation.output} has no episodes of the arm 'policy'.")
+    if not any(row["arm"] == "policy" and not left_out(row) for row in evaluation.rows):
+        raise ConfigError(f"{evaluation.output} has no outcome of the arm 'policy'.")
     scores = evaluation.summary["arms"]["policy"]
     entry: dict[str, Any] = {
         "model": model,
@@ -194,8 +194,10 @@ def _notes(evaluation: Evaluation) -> str:
     counts = sorted({rate["episodes"] if rate else 0 for rate in episodes.values()})
     left = sum(one["arm"] == "policy" for one in evaluation.summary["left_out"])
     horizons = sorted(set(protocol["horizons"].values()))
+    usual = benchmark_class(protocol["benchmark"]).resolved_options({})
+    changed = [f"{key}={value}, " for key, value in protocol["options"].items() if value != usual.get(key)]
     return (
         f"Evaluated with defi-platform {protocol['versions']['defi-platform']}: {'-'.join(map(str, counts))} episodes per "
-        f"task, horizons {', '.join(map(str, horizons))}, {protocol['execute_steps']} actions executed of a chunk, "
+        f"task, horizons {', '.join(map(str, horizons))}, {''.join(changed)}{protocol['execute_steps']} actions executed of a chunk, "
         f"{left} left out for simulator errors."
     )
