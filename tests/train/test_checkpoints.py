@@ -106,7 +106,7 @@ def without_index(folder: Path) -> None:
         index.unlink()
         marker = folder / index.name.replace(".pieces", "")
         values = json.loads(marker.read_text())
-        del values["pieces"], values["pieces_sha256"]
+        del values["pieces"], values["pieces_sha256"], values["marker_sha256"]
         values["sha256"] = hashlib.sha256((folder / values["file"]).read_bytes()).hexdigest()
         marker.write_text(json.dumps(values))
 

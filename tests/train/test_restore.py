@@ -82,6 +82,18 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(
     assert "SHA-256" in (shard_of(recipe, 10).parent / checkpoints.PASSED_OVER).read_text()
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_checkpoint_whose_marker_is_damaged_is_passed_over_and_kept(
+    cut: bool, recipe: tiny.TinyRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marker = shard_of(recipe, 10).with_suffix(".json")
+    text = marker.read_text()
+    marker.write_text(text[:-9] if cut else text.replace('"samples": 80', '"samples": 88'))
+    assert restored(recipe) == 5
+    assert "its marker shard_00000_of_00001.json is" in capsys.readouterr().out
+    assert marker.exists() and (marker.parent / checkpoints.PASSED_OVER).exists()
+
+
 def test_a_checkpoint_that_the_disk_does_not_give_is_passed_over_and_kept(
     recipe: tiny.TinyRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,7 @@ class TrainConfig:
     """Steps between two validations; step 0 and the last step are always validated."""
     validation_samples: int = 32
     """Held-out samples of a validation, over all workers; always the same ones, whatever micro_batch is."""
-    sampled_clips: int = field(default=32, metadata=RESUME_FREE)
+    sampled_clips: int = field(default=32, metadata=RESUME_UNTIL_COMPLETE)
     """GFDM: held-out clips that are sampled at the end and by asynchronous validations, for PSNR, SSIM and GMSD with
     intervals over their episodes."""
     async_validation_every: int = field(default=0, metadata=RESUME_FREE)

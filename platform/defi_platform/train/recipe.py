@@ -47,6 +47,8 @@ class Recipe(ABC):
         self.config = absolute_paths(config)
         self.segments: list[Segment] = [Segment.first(self.config.train)]
         """Of the run; the driver sets those of one that goes on."""
+        self.begun_with: dict[str, str] = {}
+        """`built_from` of the run, which the driver or a checkpoint knows: models are built from that alone."""
 
     def identity(self) -> dict[str, Any]:
         """Model and inputs of a run's weights, kept in each checkpoint: a run goes on with the same alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 
 import torch
@@ -11,9 +12,13 @@ from defi_platform import storage
 from defi_platform.errors import CheckpointError
 from defi_platform.storage.scratch import scratch
 from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint.pieces import DamagedCheckpoint
 from defi_platform.train.checkpoint.read import Reader, read_buffers
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import Recipe
+
+ATTEMPTS = 5
+"""Checkpoints that an export begins to read while the run goes on and deletes them."""
 
 
 def export_model(recipe: Recipe, target: str) -> nn.Module:
@@ -24,14 +29,26 @@ def export_model(recipe: Recipe, target: str) -> nn.Module:
         target: model folder, local or remote; an existing one is replaced as a whole.
 
     Returns: the model, as `load_model` gives it.
-    Raises: CheckpointError when the run has no checkpoint.
+    Raises: CheckpointError when the run has no checkpoint, or the newest cannot be used.
     """
-    found = checkpoints.committed(recipe.config.train.output)
-    if not found:
-        raise CheckpointError(
-            f"{recipe.config.train.output} has no checkpoint to export from. Train first, or check train.output."
-        )
-    model = load_model(recipe, found[0])
+    run = recipe.config.train.output
+    for attempt in itertools.count(1):
+        found = checkpoints.committed(run)
+        if not found:
+            raise CheckpointError(
+                f"{run} has no checkpoint to export from. Train first, or check train.output."
+            )
+        newest = found[0]
+        try:
+            model = load_model(recipe, newest)
+            break
+        except DamagedCheckpoint as error:
+            # A run that goes on meanwhile deletes its older ones: then another is the newest now.
+            if attempt == ATTEMPTS or newest.uri in [one.uri for one in checkpoints.committed(run)]:
+                raise DamagedCheckpoint(
+                    f"{error} To export the one before, where there is one, make a file "
+                    f"{storage.join(newest.uri, checkpoints.PASSED_OVER)}."
+                ) from error
     save_model(model, target)
     return model
 

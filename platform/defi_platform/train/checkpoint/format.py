@@ -2,7 +2,7 @@
 
 A checkpoint is the folder `checkpoints/step_<n>_<attempt>/` of a run. Rank r of w writes
 `shard_<r>_of_<w>.safetensors`, then `shard_<r>_of_<w>.pieces.json`, the index of its tensors (pieces.py), and last
-`shard_<r>_of_<w>.json` with the size of the one and the SHA-256 of the other: that is the commit marker. A checkpoint
+`shard_<r>_of_<w>.json` with the size of the one, the SHA-256 of the other and its own: that is the commit marker. A checkpoint
 is committed when the markers of all w ranks are there, unless it was passed over (`pass_over`). Tensors lie under
 `<kind>/<start>/<parameter>`: a run of elements of the flattened parameter from `start` on; buffers, which all
 ranks share, under `buffer/0/<name>` of shard 0.
@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from defi_platform import storage
+from defi_platform.errors import CheckpointError
 from defi_platform.storage.parallel_read import side_by_side
 from defi_platform.train.checkpoint import pieces
 from defi_platform.train.engine.sharded_state import ParameterFragment
@@ -34,6 +35,8 @@ PASSED_OVER = "passed_over.json"
 """File in a checkpoint that could not be used; it says why. Without it the checkpoint is tried again."""
 
 _NAME = re.compile(r"step_(\d{9})_[0-9a-f]{6}")
+_OWN_DIGEST = "marker_sha256"
+"""Entry of a marker: SHA-256 of the others."""
 _MARKER = re.compile(r"shard_(\d{5})_of_(\d{5})\.json")
 
 
@@ -124,6 +127,7 @@ def commit_shard(shard: Path, target: str, position: Position) -> None:
     }
     storage.put_file(shard, storage.join(target, shard.name))
     storage.write_bytes(storage.join(target, f"{shard.stem}.pieces.json"), index)
+    marker[_OWN_DIGEST] = _digest(marker)
     storage.write_text(storage.join(target, f"{shard.stem}.json"), json.dumps(marker, indent=1))
 
 
@@ -137,21 +141,53 @@ class Checkpoint:
 
     @property
     def position(self) -> Position:
-        """Progress of the run at this checkpoint."""
-        return Position(**self.markers[0]["position"])
+        """Progress of the run at this checkpoint. Raises: CheckpointError for one of another version."""
+        try:
+            return Position(**self.markers[0]["position"])
+        except TypeError as error:
+            raise CheckpointError(
+                f"{self.uri} was written by another version of the platform: {error}. Go on with that version, or choose "
+                "another train.output."
+            ) from error
 
 
 def committed(run: str) -> list[Checkpoint]:
-    """Committed checkpoints of a run, newest first; not those that were passed over."""
-    found = []
-    for uri, step, names in _folders(run):
-        markers = None if PASSED_OVER in names else _markers(uri, names)
-        if markers:
-            found.append(Checkpoint(uri, step, markers))
-    return sorted(found, key=lambda checkpoint: (checkpoint.step, checkpoint.uri), reverse=True)
+    """Committed checkpoints of a run, newest first; not those of `unusable`."""
+    return [one for one in _all(run) if isinstance(one, Checkpoint)]
 
 
-def pass_over(checkpoint: Checkpoint, reason: str) -> None:
+@dataclass(frozen=True)
+class Unusable:
+    """A checkpoint that was committed and is not to be read."""
+
+    uri: str
+    step: int
+    reason: str | None
+    """Why it cannot be read; None: it was passed over, its file says why."""
+
+
+def unusable(run: str) -> list[Unusable]:
+    """Checkpoints of a run that were passed over or whose markers are damaged, newest first."""
+    return [one for one in _all(run) if isinstance(one, Unusable)]
+
+
+def none_usable(run: str, found: int, unusable: Sequence[Unusable], messages: Sequence[str]) -> str:
+    """Message about a run whose checkpoints cannot be used, which must not begin anew by mistake.
+
+    Args:
+        run: run folder.
+        found: number of those that are committed.
+        unusable: the others.
+        messages: what is wrong with those that were tried.
+    """
+    passed = [f"{one.uri} was passed over, see {PASSED_OVER}." for one in unusable if not one.reason]
+    return (
+        f"{run} has {found + len(unusable)} checkpoints and none can be used: {' '.join([*messages, *passed])} None was "
+        "changed. Bring their files back, or move its folder 'checkpoints' away to begin anew."
+    )
+
+
+def pass_over(checkpoint: Checkpoint | Unusable, reason: str) -> None:
     """Makes a checkpoint that cannot be used count no more; its files stay until `prune` has enough whole newer ones.
 
     Args:
@@ -182,8 +218,9 @@ def prune(
             storage.delete(old.uri)
     oldest = found[keep - 1].step if 0 < keep <= len(found) else 0
     whole = {checkpoint.uri for checkpoint in found}
-    for uri, step, names in _folders(run):
-        obsolete = step < oldest if PASSED_OVER in names else unfinished and uri not in whole
+    broken = {one.uri for one in unusable(run)}
+    for uri, step, _ in _folders(run):
+        obsolete = step < oldest if uri in broken else unfinished and uri not in whole
         if obsolete:
             storage.delete(uri)
 
@@ -200,15 +237,47 @@ def _folders(run: str) -> Iterator[tuple[str, int, list[str]]]:
         yield uri, int(steps[uri][1]), names
 
 
+def _all(run: str) -> list[Checkpoint | Unusable]:
+    """Every checkpoint that was committed, newest first."""
+    found: list[Checkpoint | Unusable] = []
+    for uri, step, names in _folders(run):
+        if PASSED_OVER in names:
+            found.append(Unusable(uri, step, None))
+            continue
+        try:
+            markers = _markers(uri, names)
+        except ValueError as error:
+            # Markers appear whole: one that is not has changed since.
+            found.append(Unusable(uri, step, f"{uri}: {error}"))
+            continue
+        if markers:
+            found.append(Checkpoint(uri, step, markers))
+    return sorted(found, key=lambda one: (one.step, one.uri), reverse=True)
+
+
 def _markers(uri: str, names: list[str]) -> list[dict[str, Any]] | None:
+    """Content of the markers; None where one is absent. Raises: ValueError for a damaged one."""
     found = [match for match in map(_MARKER.fullmatch, names) if match]
     if not found or len(found) != int(found[0][2]):
         return None
     files = [storage.join(uri, name) for name in sorted(match[0] for match in found)]
+    markers = []
     try:
-        return [
-            json.loads(text) for _, text in side_by_side(storage.read_text, files, storage.is_remote(uri))
-        ]
-    except (json.JSONDecodeError, FileNotFoundError):
-        # Cut off while it was written, or deleted by the run while another process reads.
+        for file, content in side_by_side(storage.read_bytes, files, storage.is_remote(uri)):
+            try:
+                marker = json.loads(content)
+            except ValueError:  # no JSON, or no text
+                marker = None
+            if not isinstance(marker, dict) or not isinstance(marker.get("position"), dict):
+                raise ValueError(f"its marker {file.rsplit('/', 1)[-1]} is damaged.")
+            if marker.pop(_OWN_DIGEST, None) not in (None, _digest(marker)):
+                raise ValueError(f"its marker {file.rsplit('/', 1)[-1]} is not the one that was written.")
+            markers.append(marker)
+    except FileNotFoundError:
+        # Deleted by the run while another process reads.
         return None
+    return markers
+
+
+def _digest(marker: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(marker, sort_keys=True).encode()).hexdigest()

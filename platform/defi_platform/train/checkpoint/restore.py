@@ -12,7 +12,7 @@ from defi_platform.retry import RetryPolicy, retry
 from defi_platform.storage import StorageError
 from defi_platform.storage.remote import StorageUnavailable
 from defi_platform.train.checkpoint import format as checkpoints
-from defi_platform.train.checkpoint.format import Checkpoint, Position
+from defi_platform.train.checkpoint.format import Checkpoint, Position, Unusable
 from defi_platform.train.checkpoint.pieces import DamagedCheckpoint, PieceIndex, read_index
 from defi_platform.train.checkpoint.read import Reader, read_buffers
 from defi_platform.train.engine.collectives import Communicator
@@ -54,8 +54,16 @@ def restore_engine(
     """
     train = recipe.config.train
     engine = TrainingEngine(model, train, communicator.world_size)
-    found = communicator.broadcast(checkpoints.committed(train.output) if communicator.is_rank_zero else [])
-    failed: list[tuple[Checkpoint, str]] = []
+    found, unusable = communicator.broadcast(
+        (checkpoints.committed(train.output), checkpoints.unusable(train.output))
+        if communicator.is_rank_zero
+        else ([], [])
+    )
+    # Those that were passed over before have been spoken of.
+    failed: list[tuple[Checkpoint | Unusable, str]] = [(one, one.reason) for one in unusable if one.reason]
+    if communicator.is_rank_zero:
+        for _, message in failed:
+            print(f"{recipe.kind}: {message} It is passed over.", flush=True)
     position = None
     for checkpoint in found:
         _check_plan(recipe, checkpoint.position, plan_fingerprint, communicator.is_rank_zero)
@@ -68,15 +76,13 @@ def restore_engine(
         failed.append((checkpoint, problem.message))
         if communicator.is_rank_zero:
             print(f"{recipe.kind}: {problem.message} Falling back to the one before.", flush=True)
-    if found and position is None:
+    if (found or unusable) and position is None:
         raise CheckpointError(
-            f"{train.output} has {len(found)} checkpoints and none can be used: "
-            + " ".join(message for _, message in failed)
-            + " None was changed. Bring their files back, or move its folder 'checkpoints' away to begin anew."
+            checkpoints.none_usable(train.output, len(found), unusable, [message for _, message in failed])
         )
     if communicator.is_rank_zero:
-        for checkpoint, message in failed:
-            checkpoints.pass_over(checkpoint, message)
+        for broken, message in failed:
+            checkpoints.pass_over(broken, message)
         checkpoints.prune(train.output, train.keep_checkpoints, unfinished=True, keep_best=train.keep_best)
         if position:
             print(f"{recipe.kind}: goes on from step {position.step}", flush=True)

@@ -49,6 +49,7 @@ def export_run(config: ExportConfig) -> str:
                 f"acting.{next(iter(changes))} is of a policy; {config.run} holds a '{kind}' run."
             )
         recipe.config.acting = replace(recipe.config.acting, **changes)
+    recipe.begun_with = found[0].position.model.get("built_from", {})
     # The run folder may have been moved since.
     recipe.config.train.output = config.run
     target = config.output or storage.join(config.run, MODEL)

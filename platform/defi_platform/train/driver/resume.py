@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from defi_models.errors import ConfigurationError
 from defi_models.pretrained.configuration import from_mapping, to_mapping
@@ -22,6 +24,9 @@ from defi_platform.train.recipe import Recipe
 from defi_platform.train.segments import SETTINGS, Segment, continued, restarted, settings_of
 
 CONFIG = "config.yaml"
+BEGUN = "config_begun.yaml"
+"""Configuration that a run was begun with, of a version whose checkpoints do not hold their settings; CONFIG is that of the
+last attempt, which may have ended before its first checkpoint."""
 SET_ASIDE = "set_aside"
 """Folder below a run's for what came after the checkpoint that it was taken up again from; each entry is a run folder."""
 _SHOWN = 60
@@ -43,7 +48,7 @@ class Begun:
     values: Mapping[str, Any]
     """Its configuration."""
     segments: list[Segment]
-    later: list[checkpoints.Checkpoint]
+    later: list[checkpoints.Checkpoint | checkpoints.Unusable]
     """To be set aside, newest last."""
 
 
@@ -59,6 +64,10 @@ def begun(recipe: Recipe, summary: Mapping[str, Any] | None = None) -> Begun | N
     """
     train = recipe.config.train
     found = checkpoints.committed(train.output)
+    if not found and summary is None and (broken := checkpoints.unusable(train.output)):
+        raise CheckpointError(
+            checkpoints.none_usable(train.output, 0, broken, [one.reason for one in broken if one.reason])
+        )
     if not found and summary is None:
         if train.restart_from is not None:
             raise ConfigError(
@@ -79,21 +88,41 @@ def begun(recipe: Recipe, summary: Mapping[str, Any] | None = None) -> Begun | N
                 f"{', '.join(map(str, sorted(steps)))}."
             )
         position = steps[train.restart_from].position
-        later = [one for one in reversed(found) if one.step > position.step]
+        # The newest that counts goes last: while it is there, what was interrupted is done again.
+        ahead: list[checkpoints.Checkpoint | checkpoints.Unusable] = [
+            *checkpoints.unusable(train.output),
+            *reversed(found),
+        ]
+        later = [one for one in ahead if one.step > position.step]
     segments = _segments(position.segments, recipe, values)
     return Begun(train.output, position.step, position.model, values, segments, later)
 
 
-def _configuration(folder: str) -> dict[str, Any]:
-    path = storage.join(folder, CONFIG)
+def _configuration(folder: str, name: str = CONFIG) -> dict[str, Any]:
+    path = storage.join(folder, name)
     if not storage.exists(path):
         raise CheckpointError(
-            f"{folder} holds a run and no {CONFIG}, so nobody can say whether it had these settings. Put the file back, "
+            f"{folder} holds a run and no {name}, so nobody can say whether it had these settings. Put the file back, "
             "or choose another train.output."
         )
-    return with_meaning(
-        cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(storage.read_text(path))))
-    )
+    try:
+        values = OmegaConf.to_container(OmegaConf.create(storage.read_text(path)))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError):
+        values = None
+    if not isinstance(values, dict) or not isinstance(values.get("train"), dict):
+        raise CheckpointError(
+            f"{path} is damaged, so nobody can say whether the run had these settings. Put the file back, or choose "
+            "another train.output."
+        )
+    return with_meaning(cast(dict[str, Any], values))
+
+
+def keep_begun(folder: str) -> None:
+    """Keeps the configuration that an older run was begun with, before that of another attempt takes its place."""
+    config, kept = storage.join(folder, CONFIG), storage.join(folder, BEGUN)
+    found = checkpoints.committed(folder)
+    if found and not found[0].position.segments and storage.exists(config) and not storage.exists(kept):
+        storage.write_text(kept, storage.read_text(config))
 
 
 def check_same_run(recipe: Recipe, before: Begun, complete: bool = False) -> None:
@@ -148,7 +177,7 @@ def set_aside(before: Begun, whole: tuple[str, ...]) -> str | None:
         return None
     newest = before.later[-1].uri.rsplit("/", 1)[-1]
     target = storage.join(before.folder, SET_ASIDE, newest)
-    for name in (CONFIG, "metrics.jsonl"):
+    for name in (CONFIG, BEGUN, "metrics.jsonl"):
         source = storage.join(before.folder, name)
         if storage.exists(source) and not storage.exists(storage.join(target, name)):
             storage.write_text(storage.join(target, name), storage.read_text(source))
@@ -168,6 +197,8 @@ def _segments(found: Sequence[Mapping[str, Any]], recipe: Recipe, values: Mappin
     if stored:
         return stored
     first, train = Segment.first(recipe.config.train), values["train"]
+    if storage.exists(storage.join(recipe.config.train.output, BEGUN)):
+        train = _configuration(recipe.config.train.output, BEGUN)["train"]
     usual = {name: value for name, value in first.settings.items() if name not in train}
     settings = {name: train[name] for name in SETTINGS if name in train}
     return [replace(first, steps=train.get("steps", first.steps), settings={**usual, **settings})]

@@ -21,9 +21,10 @@ from defi_platform.config import RayConfig
 from defi_platform.config.data_checks import check_data, check_probe
 from defi_platform.config.loader import to_yaml
 from defi_platform.data.loader.shared_actors import start_shared_actors
-from defi_platform.errors import MEND, TRY_AGAIN, ConfigError, UserError
+from defi_platform.errors import MEND, TRY_AGAIN, CheckpointError, ConfigError, UserError
 from defi_platform.storage.leases import FolderLease, in_use
 from defi_platform.storage.writable import check_writable
+from defi_platform.train.checkpoint.format import committed
 from defi_platform.train.config_checks import (
     check_train_config,
     training_demands,
@@ -31,7 +32,14 @@ from defi_platform.train.config_checks import (
 )
 from defi_platform.train.driver.dry_run import DryRun, dry_run
 from defi_platform.train.driver.ray_trainer import RunTrainer
-from defi_platform.train.driver.resume import CONFIG, begun, check_same_run, segments_now, set_aside
+from defi_platform.train.driver.resume import (
+    CONFIG,
+    begun,
+    check_same_run,
+    keep_begun,
+    segments_now,
+    set_aside,
+)
 from defi_platform.train.failures import FailureLog, RepeatedFailure
 from defi_platform.train.observability.run_card import JSON, MARKDOWN
 from defi_platform.train.observability.status import FILE as STATUS
@@ -166,7 +174,15 @@ def complete_run(recipe: Recipe) -> RunSummary | None:
     before = begun(recipe, summary.values)
     assert before is not None
     check_same_run(recipe, before, complete=True)
-    return summary if segments_now(recipe, before) == before.segments else None
+    if segments_now(recipe, before) == before.segments:
+        return summary
+    if not committed(folder):
+        steps = summary.values["steps"]
+        raise CheckpointError(
+            f"{folder} is complete at step {steps} and has no checkpoint any more to go on from. Set train.steps={steps}, or "
+            "choose another train.output (model.init_from starts from the exported model)."
+        )
+    return None
 
 
 def check_resumable(recipe: Recipe) -> None:
@@ -174,7 +190,7 @@ def check_resumable(recipe: Recipe) -> None:
 
     Raises: CheckpointError for another model or other inputs; ConfigError for settings that the run cannot go on with.
     """
-    recipe.identity()  # reads what the run is built from: here, and not in every worker
+    recipe.begun_with = recipe.identity()["built_from"]
     if before := begun(recipe):
         check_same_run(recipe, before)
         recipe.segments = segments_now(recipe, before)
@@ -253,6 +269,7 @@ def _stop_on_interrupt(
 def prepare_folder(recipe: Recipe) -> None:
     """Writes the run's config and deletes the stop request, status and summary of an earlier attempt, and half models."""
     folder = recipe.config.train.output
+    keep_begun(folder)
     storage.write_text(storage.join(folder, CONFIG), to_yaml(recipe.config))
     for name in (STOP, STATUS, SUMMARY):
         storage.delete(storage.join(folder, name))
@@ -313,4 +330,10 @@ def _cause(error: BaseException) -> str:
 
 
 def _summary(folder: str, reused: bool = False) -> RunSummary:
-    return RunSummary(folder, json.loads(storage.read_text(storage.join(folder, SUMMARY))), reused)
+    path = storage.join(folder, SUMMARY)
+    try:
+        return RunSummary(folder, json.loads(storage.read_text(path)), reused)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is damaged. Delete it: the same command makes it again from the last checkpoint."
+        ) from error

@@ -14,7 +14,7 @@ from defi_platform.data.manifest.split import VALIDATION
 from defi_platform.data.sampling.samplers import ClipRule, Rule
 from defi_platform.train.engine.seeds import sample_generators
 from defi_platform.train.recipe import EvalReport
-from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
+from defi_platform.train.recipes.video_base import VideoRecipe, model_errors, starting_config
 from defi_platform.train.validation.clip_grid import encode_video, image_grid
 from defi_platform.train.validation.episode_bootstrap import means_with_intervals
 from defi_platform.train.validation.image_metrics import gmsd, psnr, ssim
@@ -67,7 +67,7 @@ class GFDMRecipe(VideoRecipe):
         model = self.config.model
         with model_errors():
             built = (
-                load_folder(GFDM.from_pretrained, model.init_from)
+                self.load(GFDM.from_pretrained, "model.init_from", model.init_from)
                 if model.init_from
                 else GFDM(presets.gfdm(model.preset, **model.overrides))
             )

@@ -15,7 +15,7 @@ from defi_platform.data.sampling.samplers import PairRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import EvalReport
-from defi_platform.train.recipes.video_base import VideoRecipe, load_folder, model_errors, starting_config
+from defi_platform.train.recipes.video_base import VideoRecipe, model_errors, starting_config
 from defi_platform.train.validation.codebook_use import USAGE, code_usage, position_counts
 from defi_platform.train.validation.linear_probe import (
     CONTROL,
@@ -75,7 +75,7 @@ class GIDMRecipe(VideoRecipe):
         model = self.config.model
         with model_errors():
             if model.init_from:
-                return load_folder(GIDM.from_pretrained, model.init_from)
+                return self.load(GIDM.from_pretrained, "model.init_from", model.init_from)
             return GIDM(presets.gidm(model.preset, **model.overrides))
 
     def after_update(self, engine: TrainingEngine, step: int) -> dict[str, float]:

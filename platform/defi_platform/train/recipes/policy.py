@@ -28,7 +28,6 @@ from defi_platform.train.recipes.video_base import (
     VideoRecipe,
     digest_of,
     folder_config,
-    load_folder,
     model_errors,
 )
 
@@ -101,15 +100,17 @@ class PolicyRecipe(VideoRecipe):
         from defi_models.gidm import GIDM
         from defi_models.policy import DeFIPolicy
 
-        gfdm = load_folder(GFDM.from_pretrained, self.config.gfdm)
-        gidm = load_folder(GIDM.from_pretrained, self.config.gidm)
+        gfdm = self.load(GFDM.from_pretrained, "gfdm", self.config.gfdm)
+        gidm = self.load(GIDM.from_pretrained, "gidm", self.config.gidm)
         plan = self.plan("train")
         self._sizes = self._sizes or sizes_of(plan)
         self._check_pictures(gfdm.config)
         with model_errors():
             policy = DeFIPolicy.fuse(self._model_config(), gfdm, gidm)
             if self.config.model.init_from:
-                initial = load_folder(DeFIPolicy.from_pretrained, self.config.model.init_from)
+                initial = self.load(
+                    DeFIPolicy.from_pretrained, "model.init_from", self.config.model.init_from
+                )
                 policy.load_state_dict(initial.state_dict())
             policy.set_trainable(self.config.trainable)
         policy.contract = self._contract(plan)

@@ -65,6 +65,18 @@ class VideoRecipe(Recipe):
             digests["data.cache"] = dtype
         return digests
 
+    def load(self, from_pretrained: Callable[..., Model], key: str, folder: str) -> Model:
+        """The model of a folder that the run is built from, with the contents that it was begun with.
+
+        Args:
+            from_pretrained: of the model.
+            key: of the config, as in `built_from`.
+            folder: its value.
+
+        Raises: CheckpointError when the folder is absent, damaged, of another model or has changed since.
+        """
+        return load_folder(from_pretrained, folder, self.begun_with.get(key))
+
     @abstractmethod
     def rule(self) -> Rule:
         """The rule by which a sample is cut out of a video."""
@@ -268,14 +280,24 @@ def digest_of(folder: str) -> str:
         return folder_digest(local)
 
 
-def load_folder(from_pretrained: Callable[..., Model], folder: str) -> Model:
+def load_folder(from_pretrained: Callable[..., Model], folder: str, digest: str | None = None) -> Model:
     """A model from a local or remote model folder.
 
-    Raises: CheckpointError when the folder is absent, damaged or of another model.
+    Args:
+        from_pretrained: of the model.
+        folder: where it lies.
+        digest: that its contents must have; None: any.
+
+    Raises: CheckpointError when the folder is absent, damaged, of another model or of other contents.
     """
     if not storage.is_folder(folder):
         raise CheckpointError(
             f"model folder {folder} does not exist. Check the path, or train that model first."
         )
     with model_errors(), storage.local_copy(folder) as local:
+        if digest is not None and (found := folder_digest(local)) != digest:
+            raise CheckpointError(
+                f"{folder} has changed since the run was begun with it (digest {digest[:12]} then, {found[:12]} now), so its "
+                "frozen weights would be others. Put back what was there, or begin anew in another train.output."
+            )
         return from_pretrained(local)
