@@ -165,6 +165,17 @@ def test_corpora_of_ones_own_become_a_regression(model: Path, tmp_path: Path, co
     np.testing.assert_allclose(latent(output, row)["tokens"], wanted, atol=1e-5)
 
 
+def test_videos_of_one_id_in_two_corpora_keep_their_own_pictures_and_actions(
+    model: Path, tmp_path: Path, corpus: DataConfig
+) -> None:
+    write_lerobot(tmp_path / "more", [13, 12, 10, 11, 12, 14])
+    corpus.corpora["more"] = CorpusConfig(path=str(tmp_path / "more"))
+    output = tmp_path / "out"
+    export_larybench(settings(model, output, dataset="toy", data=corpus))
+    rows = [row for name in ("train", "val") for row in table(output / "data" / f"{name}_la_toy_3_gidm.csv")]
+    assert len({row["action"] for row in rows}) == len({row["src_img"] for row in rows}) == len(rows)
+
+
 def test_corpora_of_ones_own_become_a_classification_by_text_that_the_model_does_not_see(
     model: Path, tmp_path: Path, corpus: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +190,9 @@ def test_corpora_of_ones_own_become_a_classification_by_text_that_the_model_does
     rows = [row for name in ("train", "val") for row in table(output / "data" / f"{name}_la_toy_gidm.csv")]
     assert texts == {""}
     assert done.rows == len(rows) == 6 and {row["action"] for row in rows} == {"task 0", "task 1"}
-    assert all(len(row["sample_indices"].split(",")) == 9 for row in rows)
+    numbers = [[int(number) for number in row["sample_indices"].split(",")] for row in rows]
+    assert {len(one) for one in numbers} == {9}
+    assert {one[0] for one in numbers} == {0, 12, 22, 36, 47, 60}, "frames of the file that episodes share"
     assert latent(output, rows[0])["tokens"].shape[0] == 8
 
 

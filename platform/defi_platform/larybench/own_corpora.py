@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def videos_of(manifest: Manifest, data: DataConfig, split: str, layout: Layout) 
                 actions = reader.of_row(manifest, row).actions
                 yield Video(_pairs(layout, video, numbers, found, actions), found, video["text"] or "")
             else:
-                indices = ",".join(map(str, numbers))
+                # Of the file, which may hold more than this video.
+                indices = ",".join(str(video["first_frame"] + number) for number in numbers)
                 yield Video(
                     [{"video_path": video["uri"], "sample_indices": indices, "action": video["text"]}],
                     found,
@@ -86,7 +88,10 @@ def _pairs(
 ) -> list[Row]:
     """Rows of consecutive frames of a video; their pictures and actions are written."""
     folder = f"{layout.task}/{layout.dataset}"
-    name = f"{layout.split}/" + "".join(c if c.isalnum() or c in "-_." else "_" for c in video["video_id"])
+    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in video["video_id"])
+    # Corpora share ids, and ids that differ may be written alike.
+    apart = hashlib.sha256(f"{video['corpus']}\0{video['video_id']}".encode()).hexdigest()[:8]
+    name = f"{layout.split}/{plain}-{apart}"
     pictures = [f"{folder}/images/{name}/frame_{number:06d}.png" for number in numbers]
     for path, frame in zip(pictures, frames, strict=True):
         layout.write_picture(path, frame)
