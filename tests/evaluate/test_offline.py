@@ -133,6 +133,10 @@ def test_of_a_project_those_are_evaluated_on_that_its_split_holds_out(dataset: P
     by_url = replace(own, url="ws://somewhere:1", split=str(tmp_path / "split"), corpus="robots")
     assert [episode.name[-1] for episode in _chosen(by_url, listed)] == ["1", "3"]
     assert _chosen(replace(by_url, split=None), listed) == listed.held_out(0.1), "nobody knows of a split"
+    # Another training has learned from a copy of episode 1's pictures: it is unseen no more.
+    split.decide("robots", positions, np.array([0, 7, 0, 8], np.uint64), 0.0, np.array([0, 1, 0, 1], bool))
+    split.decide("copies", positions[:1], np.array([7], np.uint64), 0.0, np.array([False]))
+    assert [episode.name[-1] for episode in _chosen(by_url, listed)] == ["3"]
     for share, numbers in ((0.7, listed.held_out(0.7)), (0.2, listed.held_out(0.2))):
         there = f"data: {{holdout: {share}, corpora: {{robots: {{path: {dataset}}}}}}}"
         (tmp_path / "run/config.yaml").write_text(there)
@@ -143,7 +147,7 @@ def test_of_a_project_those_are_evaluated_on_that_its_split_holds_out(dataset: P
         _chosen(own, listed)
     with pytest.raises(ConfigError, match="split needs corpus"):
         _chosen(replace(by_url, corpus=None), listed)
-    with pytest.raises(CorpusError, match=r"knows no corpus 'robot'\. It has: robots"):
+    with pytest.raises(CorpusError, match=r"knows no corpus 'robot'\. It has: copies, robots"):
         _chosen(replace(by_url, corpus="robot"), listed)
     split.decide("trained", positions, np.zeros(4, np.uint64), 0.0, np.zeros(4, bool))
     with pytest.raises(ConfigError, match="holds out none of the 4 episodes"):

@@ -85,7 +85,7 @@ class ProjectSplit:
             return held
 
     def held(self, corpus: str, positions: np.ndarray) -> np.ndarray:
-        """Videos of a corpus that trainings of the project have held out.
+        """Videos of a corpus that trainings of the project have held out and none has learned from.
 
         Args:
             corpus: its name in them.
@@ -100,8 +100,9 @@ class ProjectSplit:
             raise CorpusError(
                 f"the project's split {self._folder} knows no corpus '{corpus}'. It has: {', '.join(sorted(names)) or 'none'}."
             )
-        out = known.filter(pc.and_(pc.equal(known["corpus"], corpus), known["held_out"]))
-        return np.isin(positions, out["episode"].to_numpy())
+        own, out, seen = _sides(known, corpus)
+        episode = known["episode"].to_numpy()
+        return np.isin(positions, episode[own & out]) & ~np.isin(positions, episode[own & seen])
 
     def corpora(self) -> set[str]:
         """Names of the corpora that it knows."""
@@ -114,14 +115,10 @@ class ProjectSplit:
         and one trained on belong together.
         """
         _, known = self._read()
-        out = known["held_out"].to_numpy().astype(bool)
-        content, episode = known["content"].to_numpy(), known["episode"].to_numpy()
-        by_pictures = (content != 0) & np.isin(content, content[~out])
         count = 0
         for corpus in corpora:
-            own = pc.equal(known["corpus"], corpus).to_numpy().astype(bool)
-            seen = by_pictures | np.isin(episode, episode[own & ~out])
-            count += len(np.unique(episode[own & out & seen]))
+            own, out, seen = _sides(known, corpus)
+            count += len(np.unique(known["episode"].to_numpy()[own & out & seen]))
         return count
 
     def _file(self, number: int) -> str:
@@ -132,6 +129,17 @@ class ProjectSplit:
         names = [name for name in storage.names(self._folder) if name.startswith("episodes-")]
         parts = [read_table(self._file(number)).cast(SCHEMA) for number in range(len(names))]
         return len(names), pa.concat_tables([SCHEMA.empty_table(), *parts]).unify_dictionaries()
+
+
+def _sides(known: pa.Table, corpus: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each row whether it is the corpus's, is held out, and is of an episode or of pictures that some training learned from.
+
+    Returns: three of bool (rows,).
+    """
+    own = pc.equal(known["corpus"], corpus).to_numpy().astype(bool)
+    out = known["held_out"].to_numpy().astype(bool)
+    content, episode = known["content"].to_numpy(), known["episode"].to_numpy()
+    return own, out, (content != 0) & np.isin(content, content[~out]) | np.isin(episode, episode[own & ~out])
 
 
 def _decided(
