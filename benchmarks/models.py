@@ -157,15 +157,17 @@ def rows(given: argparse.Namespace, preset: str) -> Iterator[tuple[str, dict[str
         yield f"GIDM training step, batch {batch}", pair(step(gidm, frames))
     del gfdm, gidm
     policy.to(device=device, dtype=dtype)
-    with_reference = policy.gfdm_features
+    ours = policy._view_features
 
     def as_reference(run: Callable[[], Any]) -> Callable[[], Any]:
         def reference() -> Any:
-            policy.gfdm_features = lambda seen, text, generator=None: reference_features(policy, seen, text)  # type: ignore[method-assign]
+            policy._view_features = lambda seen, words, noise: reference_features(  # type: ignore[method-assign]
+                policy, seen, [TEXT] * len(seen)
+            )
             try:
                 return run()
             finally:
-                policy.gfdm_features = with_reference  # type: ignore[method-assign]
+                policy._view_features = ours  # type: ignore[method-assign]
 
         return reference
 
@@ -210,6 +212,7 @@ def main() -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--minutes", type=float, default=20, help="no row begins after them")
     parser.add_argument("--acting-only", action="store_true", help="leave training steps out")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -220,9 +223,20 @@ def main() -> int:
         f"{given.dtype}{', compiled' if given.compile else ''}; median of {given.repeats}"
     )
     print(f"{'preset':8}{'what':34}{'ours ms':>10}{'reference ms':>14}{'ratio':>8}")
+    began, failed = time.monotonic(), 0
     for preset in given.presets:
         for what, runs in rows(given, preset):
-            found = measure(runs, given.repeats, device)
+            if time.monotonic() - began > 60 * given.minutes:
+                print(f"{preset:8}{what:34}left out: {given.minutes:g} minutes are over", flush=True)
+                continue
+            # for an unattended run: one row that cannot be, such as for lack of memory, costs no other
+            try:
+                found = measure(runs, given.repeats, device)
+            except (RuntimeError, ValueError) as error:
+                failed += 1
+                reason = str(error).partition("\n")[0][:80]
+                print(f"{preset:8}{what:34}failed: {type(error).__name__}: {reason}", flush=True)
+                continue
             ratio = found["reference"] / found["ours"]
             print(
                 f"{preset:8}{what:34}{found['ours']:>10.1f}{found['reference']:>14.1f}{ratio:>8.2f}",
@@ -230,7 +244,7 @@ def main() -> int:
             )
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -75,8 +75,9 @@ class InferenceConfig:
     dtype: str = "float32"
     """float32 | bfloat16, of weights and activations; noise, normalisation and actions stay float32."""
     compile: str = "none"
-    """none | default | reduce-overhead | max-autotune: mode of torch.compile; the last two replay CUDA graphs on a GPU.
-    Batches are padded to powers of two, and the start takes minutes, since each size is compiled before clients come."""
+    """none | graphs | default | reduce-overhead | max-autotune. graphs: on a GPU, each pass is replayed as one CUDA graph.
+    The others are modes of torch.compile; the last two replay such graphs too. Batches are padded to powers of two, and
+    compilation takes minutes at the start, since each size is compiled before clients come."""
     deterministic: bool = False
     """Bit for bit the same action for the same observation and seed, whatever else is in the batch: every forward pass
     has one shape, of one observation on a CPU and of max_batch_size (padded) on a GPU."""

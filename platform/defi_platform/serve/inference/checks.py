@@ -6,7 +6,7 @@ from defi_platform.config import ServeConfig
 from defi_platform.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16")
-COMPILE_MODES = ("none", "default", "reduce-overhead", "max-autotune")
+COMPILE_MODES = ("none", "graphs", "default", "reduce-overhead", "max-autotune")
 _LARGEST_BATCH = 1024
 
 
@@ -26,10 +26,15 @@ def check_inference(config: ServeConfig) -> None:
     ):
         if value not in choices:
             raise ConfigError(f"{key} is '{value}'; it is one of {', '.join(choices)}.")
-    if model.deterministic and model.compile != "none":
+    if model.deterministic and model.compile not in ("none", "graphs"):
         raise ConfigError(
             f"model.deterministic and model.compile={model.compile} do not go together: a compiled kernel is "
             "chosen by measuring, so another start may compute with another one. Set one of them."
+        )
+    if model.compile == "graphs" and not config.replica_gpus:
+        raise ConfigError(
+            "model.compile=graphs replays CUDA graphs, but replica_gpus is 0. Give each replica a GPU or a share of one, "
+            "or set another model.compile."
         )
     for key, number in (
         ("model.prompt_cache", model.prompt_cache),

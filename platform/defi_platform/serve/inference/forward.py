@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from defi_models.act.graphs import ActGraphs
 from defi_models.policy import DeFIPolicy
 from defi_platform.config import InferenceConfig, ServedActingConfig
-from defi_platform.errors import ServeError
+from defi_platform.errors import ConfigError, ServeError
 from defi_platform.serve.inference.forward_thread import WarmUp
 from defi_platform.serve.observation import Observation, PolicySpec
 from defi_platform.serve.policy_folder import load_policy, policy_spec
@@ -73,8 +74,7 @@ class PolicyForward:
         if self._padded:
             # Another length of the texts would be another shape.
             policy.pad_texts()
-        if settings.compile != "none":
-            policy.compile_parts(mode=settings.compile, dynamic=False)
+        _speed_up(policy, settings.compile)
         self._policy: DeFIPolicy = policy
         self._buffers = _Buffers(self.spec, self.sizes[-1], pinned=gpu)
 
@@ -185,6 +185,30 @@ class _Buffers:
         if self._spec.state is not None:
             return images, torch.from_numpy(self._spec.state.apply(states.numpy()))
         return images, states
+
+
+def _speed_up(policy: DeFIPolicy, mode: str) -> None:
+    """Compiles the policy's blocks and records its passes, as `InferenceConfig.compile` says.
+
+    Raises:
+        ConfigError: graphs of a policy that is on no GPU.
+    """
+    on_gpu = policy.device.type == "cuda"
+    if mode == "graphs" and not on_gpu:
+        raise ConfigError(
+            "model.compile=graphs replays CUDA graphs, but the replica has no GPU. Set replica_gpus=1, or another "
+            "model.compile."
+        )
+    # One graph around the whole pass takes the place of one around each compiled block.
+    compiled = {
+        "default": "default",
+        "reduce-overhead": "default",
+        "max-autotune": "max-autotune-no-cudagraphs",
+    }
+    if mode in compiled:
+        policy.compile_parts(mode=compiled[mode], dynamic=False)
+    if on_gpu and mode in ("graphs", "reduce-overhead", "max-autotune"):
+        ActGraphs(policy)
 
 
 def _sizes(largest: int, *, fixed: bool) -> tuple[int, ...]:
