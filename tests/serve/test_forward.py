@@ -129,8 +129,8 @@ def test_a_prompt_is_encoded_once_and_the_oldest_is_forgotten(policy_folder: Pat
     forward = PolicyForward(str(policy_folder), threads=1, settings=InferenceConfig(prompt_cache=2))
     encoder = forward._policy.gidm_text
     encoded: list[str] = []
-    encode = encoder._encode
-    encoder._encode = lambda texts: encoded.extend(texts) or encode(texts)  # type: ignore[method-assign]
+    encode = encoder._encode_states
+    encoder._encode_states = lambda texts: encoded.extend(texts) or encode(texts)  # type: ignore[method-assign]
     for number in (0, 0, 1, 2, 1, 0):  # three different prompts
         forward([prepared(forward, number)])
     prompts = [f"open the {'big ' * count}drawer" for count in (0, 1, 2, 0)]
