@@ -337,7 +337,7 @@ def _started(pid: int) -> str | None:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """What the kernel says of a process, from its state on; None when there is none, or it is hidden."""
+    """Fields of a process in /proc, from its state on; None when there is none, or it is hidden."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
