@@ -200,6 +200,16 @@ def rows(given: argparse.Namespace, preset: str) -> Iterator[tuple[str, dict[str
     yield "chunk: whole act()", pair(lambda: policy.act(one), as_reference(lambda: policy.act(one)))
 
 
+def guarded(
+    found: Iterator[tuple[str, dict[str, Callable[[], Any]]]],
+) -> Iterator[tuple[str, dict[str, Callable[[], Any]]]]:
+    """The rows, then, where what they need cannot be made, one without sides that says why."""
+    try:
+        yield from found
+    except (RuntimeError, ValueError) as error:
+        yield f"the rest failed: {type(error).__name__}: {str(error).partition(chr(10))[0][:80]}", {}
+
+
 def main() -> int:
     """The command line: prints one table."""
     parser = argparse.ArgumentParser(
@@ -225,7 +235,11 @@ def main() -> int:
     print(f"{'preset':8}{'what':34}{'ours ms':>10}{'reference ms':>14}{'ratio':>8}")
     began, failed = time.monotonic(), 0
     for preset in given.presets:
-        for what, runs in rows(given, preset):
+        for what, runs in guarded(rows(given, preset)):
+            if not runs:
+                failed += 1
+                print(f"{preset:8}{what}", flush=True)
+                continue
             if time.monotonic() - began > 60 * given.minutes:
                 print(f"{preset:8}{what:34}left out: {given.minutes:g} minutes are over", flush=True)
                 continue

@@ -304,7 +304,7 @@ class DeFIPolicy(ModelFolder, nn.Module):
         self.gfdm.compile_parts(**options)
         self.adapter.video_former.compile(**options)
         self.adapter.latent_actions.compile_blocks(**options)
-        self.adapter.head.compile(**options)
+        self.adapter.head.compile_blocks(**options)
 
     def gfdm_features(self, images: Tensor, text: Sequence[str], generator: Generators = None) -> Tensor:
         """GFDM's one-step features of all views in one pass.

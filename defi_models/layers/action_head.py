@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from defi_models.edm import ddim, karras_preconditioning, log_logistic, log_spaced_sigmas
 from defi_models.errors import InputError
 from defi_models.layers.attention import Attention
+from defi_models.layers.unet_features import COMPILED_SHAPES
 from defi_models.rng import Generators, normal
 
 
@@ -200,6 +201,12 @@ class ActionHead(nn.Module):
             (B, H, A) in the network's dtype.
         """
         return self._output(actions, self._memory(context), self._modulations(sigma, actions.dtype))
+
+    def compile_blocks(self, **options: Any) -> None:
+        """`torch.compile` of each block, in place: training and every denoising step of acting run them."""
+        options = {"recompile_limit": COMPILED_SHAPES} | options
+        for block in [*self.context_blocks, *self.action_blocks]:
+            block.compile(**options)
 
     def _memory(self, context: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Keys and values of the context, by block."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from defi_models.layers.activation_checkpointing import run
 from defi_models.layers.codebook import Codebook, Quantised
 from defi_models.layers.spacetime import SpaceTimeBlock, Stem
+from defi_models.layers.unet_features import COMPILED_SHAPES
 
 
 class LatentActions(NamedTuple):
@@ -130,6 +131,7 @@ class LatentActionEncoder(nn.Module):
 
     def compile_blocks(self, **options: Any) -> None:
         """`torch.compile` of each block, in place; the codebook's bookkeeping stays outside."""
+        options = {"recompile_limit": COMPILED_SHAPES} | options
         for block in self.blocks:
             block.compile(**options)
 

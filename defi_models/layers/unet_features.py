@@ -30,11 +30,11 @@ class BlockFunctions(NamedTuple):
         Args:
             options: of `torch.compile`.
         """
-        options = {"fullgraph": True, "dynamic": False, "recompile_limit": _SHAPES} | options
+        options = {"fullgraph": True, "dynamic": False, "recompile_limit": COMPILED_SHAPES} | options
         return cls(*(torch.compile(function, **options) for function in cls()))
 
 
-_SHAPES = 64
+COMPILED_SHAPES = 64
 """A block of each size, batch size and precision is compiled once; PyTorch's own limit is 8."""
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -43,9 +44,28 @@ def test_a_compiled_gidm_has_the_loss_and_gradients_of_the_plain_one(gidm: GIDM)
     assert torch.allclose(compiled.encoder.queries.grad, gidm.encoder.queries.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_acting_runs_the_head_s_compiled_blocks_at_every_batch_size(policy: DeFIPolicy) -> None:
+    torch._dynamo.reset()
+    head = policy.adapter.head
+    captured: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: list[torch.Tensor]) -> Callable:
+        captured.append(graph)
+        return graph.forward
+
+    sizes = range(2, 12)  # PyTorch by itself gives up compiling at the ninth
+    expected = [head.sample(torch.ones(size, 5, 32), torch.ones(size, 10, 4)) for size in sizes]
+    head.compile_blocks(backend=backend, dynamic=False)
+    with torch.no_grad():
+        for size, plain in zip(sizes, expected, strict=True):
+            found = head.sample(torch.ones(size, 5, 32), torch.ones(size, 10, 4))
+            assert torch.allclose(found, plain, atol=1e-6)
+    assert len(captured) == len(sizes)
+
+
 @pytest.mark.slow
 def test_generated_code_samples_the_actions_of_the_plain_head(policy: DeFIPolicy) -> None:
     compiled = copy.deepcopy(policy)
-    compiled.adapter.head.compile(backend="inductor")
+    compiled.adapter.head.compile_blocks(backend="inductor")
     batch = observation(1)
     assert torch.allclose(compiled.act(batch, generators(1)), policy.act(batch, generators(1)), atol=1e-5)
