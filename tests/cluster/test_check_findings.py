@@ -259,6 +259,7 @@ def test_a_config_file_is_that_of_the_job_it_is_named_like(repository: Path) -> 
     assert {(folder.key, folder.writes) for folder in folders(config)} == {
         ("data.corpora.metaworld.path", False),
         ("data.manifest", True),
+        ("data.split", True),
         ("train.output", True),
     }
     assert listens(config) is None

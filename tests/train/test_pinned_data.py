@@ -51,6 +51,9 @@ class BrightnessRecipe(GFDMRecipe):
     def build_without_cache(self) -> nn.Module:
         return Brightness()
 
+    def text_encoders(self, model: nn.Module) -> list[Any]:
+        return []
+
     def cost(self) -> None:  # type: ignore[override]
         return None
 

@@ -222,9 +222,9 @@ def test_settings_that_this_version_does_not_have_are_named(
     run_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = reached(tiny.TinyRecipe(run_config(tmp_path)), 5)
-    change_config(run, lambda values: values["train"].update(validation_batches=4))
+    change_config(run, lambda values: values["train"].update(warp_factor=4))
     check_resumable(tiny.TinyRecipe(run_config(tmp_path)))
-    assert "does not have and leaves out: train.validation_batches=4\n" in capsys.readouterr().out
+    assert "does not have and leaves out: train.warp_factor=4\n" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------- more steps

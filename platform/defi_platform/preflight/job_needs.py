@@ -21,7 +21,7 @@ from defi_platform.config.loader import load_config
 from defi_platform.errors import ConfigError
 from defi_platform.preflight.folders import Folder
 
-WRITTEN = ("output", "manifest", "cache")
+WRITTEN = ("output", "manifest", "cache", "text_cache")
 """Names of the keys of folders that jobs write to."""
 
 
@@ -65,7 +65,8 @@ def folders(config: Any) -> list[Folder]:
     """The folders and files that a job reads or writes, each once; those inside another that is written are left out."""
     found: dict[str, Folder] = {}
     for key, uri in _paths(config, ""):
-        writes = key.rpartition(".")[2] in WRITTEN
+        # A training adds to the split of its project; an offline evaluation, whose key is `split`, reads it.
+        writes = key.rpartition(".")[2] in WRITTEN or key.endswith("data.split")
         if uri not in found or writes:
             found[uri] = Folder(uri, key, writes)
     written = [uri for uri, folder in found.items() if folder.writes]
