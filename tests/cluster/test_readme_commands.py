@@ -165,7 +165,7 @@ def test_ray_job_submit_as_written_trains_with_token_authentication_and_goes_on_
         if '"train"' in line
     )
     # The rest of the run would take minutes: a few steps past the checkpoint show that it goes on.
-    again = user.types(f"{submit} train.steps={reached + 3}", timeout=400)
+    again = user.types(f"{submit} train.steps={reached + 3} train.extend=stretch", timeout=400)
     assert again.returncode == 0, again.stdout[-5000:] + again.stderr[-2000:]
     assert re.search(r"goes on from step \d+", again.stdout)
     assert json.loads((run / "summary.json").read_text())["resumed_from"] >= 1

@@ -101,3 +101,32 @@ def test_a_users_error_in_an_actor_ends_the_pool_with_that_error(ray: LocalRay) 
     with pytest.raises(SimulatorError, match="no EGL"):
         list(pool.results())
     assert len(ray.killed) == 1
+
+
+def test_actors_that_die_at_their_start_are_replaced_after_a_pause_twice(
+    ray: LocalRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(actor_pool.time, "sleep", pauses.append)
+    deaths = 2
+
+    def create() -> Actor:
+        nonlocal deaths
+        actor = Actor(lambda unit: unit.seed)
+        if deaths:
+            deaths -= 1
+            actor.ready = Call(die)
+        return actor
+
+    def die() -> None:
+        raise RayActorError()
+
+    def run() -> list[int]:
+        pool: ActorPool[Unit] = ActorPool(create, workers=1)
+        pool.submit(Unit("open", 5))
+        return [result for _, result in pool.results()]
+
+    assert run() == [5] and pauses == [1.0, 4.0]
+    deaths = 3
+    with pytest.raises(SimulatorError, match="3 simulator workers died starting"):
+        run()

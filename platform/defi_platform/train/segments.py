@@ -7,6 +7,7 @@ earlier checkpoint with other settings (`train.restart_from`). Every checkpoint 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -118,11 +119,13 @@ def _extended(last: Segment, train: TrainConfig, step: int, begun_by: str) -> tu
     if train.extend is None:
         now = last.rate(step) if last.settings["schedule"] in SCHEDULES else float("nan")
         stretched = Segment(step, last.origin, train.steps, STRETCH, settings_of(train))
+        then = stretched.rate(step)
+        same = math.isclose(now, then)  # in the warm-up, which does not depend on the end
+        changes = "would take another way to its end" if same else f"would jump from {now:.3g} to {then:.3g}"
         raise ConfigError(
             f"{train.output} is at step {step} of {last.steps} with train.schedule={train.schedule}, train.steps is now "
-            f"{train.steps}: its learning rate would jump from {now:.3g} to {stretched.rate(step):.3g}. Set train.steps="
-            f"{last.steps}, or say what is meant: train.extend={STRETCH} (that jump: the schedule of a run of {train.steps} "
-            f"steps from the beginning) or train.extend={REWARM} (the schedule begins anew at step {step}, with "
+            f"{train.steps}: its learning rate {changes}. Set train.steps={last.steps}, or say what is meant: "
+            f"train.extend={STRETCH} (that: the schedule of a run of {train.steps} steps from the beginning) or train.extend={REWARM} (the schedule begins anew at step {step}, with "
             f"{train.warmup_steps} steps of warm-up to {train.learning_rate:g})."
         )
     begun_by = begun_by if begun_by == RESTARTED else f"extend={train.extend}"

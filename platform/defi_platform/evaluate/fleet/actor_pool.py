@@ -43,6 +43,9 @@ Unit = TypeVar("Unit", bound=_HasTask)
 
 MAX_RESTARTS = 2
 """Restarts after actors died over one unit, or at their start; the next death is an error."""
+START_PAUSES_S = (1.0, 4.0)
+"""Seconds before actors that died at their start are replaced, the first and the second time. Ray cannot reach a driver for a
+moment whose port was that of a worker that has just ended, and lets its actors die."""
 POLL_S = 2.0
 """Seconds between two looks at units that others have."""
 WAIT_REPORT_S = 30.0
@@ -177,7 +180,9 @@ class ActorPool(Generic[Unit]):
                 f"{self._deaths[unit]} simulator workers died {doing}, the last: {one_line(error)[:300]}. "
                 "Look at their logs (`ray logs`) and at the memory of the node."
             ) from error
-        if unit is not None:
+        if unit is None:
+            time.sleep(START_PAUSES_S[self._deaths[None] - 1])
+        else:
             catalogue.EVALUATE_REPEATED.add()
             self._queue.append(unit)
 
