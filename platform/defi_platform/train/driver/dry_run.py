@@ -12,6 +12,7 @@ from defi_platform.config import TrainConfig
 from defi_platform.storage.writable import check_writable
 from defi_platform.train.config_checks import min_world_size, worker_resources, world_sizes
 from defi_platform.train.driver.memory_estimate import footprint
+from defi_platform.train.engine.deepspeed_config import accumulation_steps
 from defi_platform.train.observability.metrics_log import read_metrics
 from defi_platform.train.observability.peak_flops import known_peak_tflops
 from defi_platform.train.observability.phase_timer import PHASES
@@ -100,10 +101,7 @@ def _workers(train: TrainConfig) -> list[str]:
     asked = ", ".join(f"{amount:g} {name}" for name, amount in worker_resources(train).items())
     sizes = world_sizes(train)
     elastic = f", elastic between {', '.join(map(str, sizes))}" if train.min_workers is not None else ""
-    each = [
-        f"{workers} x {train.micro_batch} x {train.global_batch // (train.micro_batch * workers)}"
-        for workers in sizes
-    ]
+    each = [f"{workers} x {train.micro_batch} x {accumulation_steps(train, workers)}" for workers in sizes]
     return [
         f"workers: {train.num_workers} of {asked}{elastic}",
         f"global batch {train.global_batch} = workers x micro-batch x accumulation = {' or '.join(each)}",

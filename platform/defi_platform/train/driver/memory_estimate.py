@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from defi_models.memory import TrainingMemory, training_memory
 from defi_platform.config import TrainConfig
-from defi_platform.train.engine.deepspeed_config import accumulates_in_fp32
+from defi_platform.train.engine.deepspeed_config import accumulates_in_fp32, accumulation_steps
 
 
 def footprint(
@@ -51,7 +51,7 @@ def sent_bytes(trained: int, train: TrainConfig, world_size: int) -> int:
         world_size: W.
     """
     whole = (4 if train.precision == "fp32" else 2) * trained
-    passes = train.global_batch // (train.micro_batch * world_size)
+    passes = accumulation_steps(train, world_size)
     if train.zero_stage == 0:
         moved = 2 * whole
     elif train.zero_stage == 1:

@@ -63,8 +63,6 @@ class TrainingEngine:
         self.noise = train.noise
         """cpu | device; see `TrainConfig.noise`."""
         self._stage = train.zero_stage
-        self._fp32 = train.precision == "fp32"
-        self._world_size = world_size
         settings = deepspeed_config(train, world_size)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
