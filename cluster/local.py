@@ -221,7 +221,6 @@ class LocalCluster:
 
         Raises: LocalClusterError when the head does not answer.
         """
-        os.environ.update(token_environment())
         from ray.autoscaler.v2.sdk import get_cluster_status
 
         try:
@@ -381,6 +380,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "down":
             print(f"ended {cluster.down()} processes")
         elif arguments.command == "status":
+            os.environ |= token_environment()
             print(cluster.status())
         else:
             print(

@@ -107,6 +107,18 @@ def ray_cluster() -> Iterator[None]:
     cluster.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def settings_of_ray() -> Iterator[None]:
+    """Fails a test that leaves variables of Ray behind: jobs that later tests start would not fit their cluster."""
+
+    def found() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+
+    before = found()
+    yield
+    assert found() == before
+
+
 @pytest.fixture
 def recorded_metrics(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, ...], float]:
     """The values that the test emits, by (name of the metric, values of its labels), in place of a cluster.

@@ -9,8 +9,8 @@ import pytest
 import ray
 from ray._private.services import get_node_ip_address, resolve_ip_for_localhost
 
-from defi_platform.cluster import ClusterError, ClusterUnavailable, ray_session
-from defi_platform.cluster.connection_errors import check_address, explained, on_loopback
+from defi_platform.cluster import ClusterError, ClusterUnavailable, connection_errors, ray_session
+from defi_platform.cluster.connection_errors import check_address, check_tokens, explained, on_loopback
 from defi_platform.config import RayConfig
 from defi_platform.errors import MEND, TRY_AGAIN, one_line
 
@@ -75,6 +75,17 @@ def test_the_address_of_a_dashboard_is_one_for_ray_job_submit() -> None:
 def test_a_word_that_is_no_address_is_named() -> None:
     with pytest.raises(ClusterError, match=r"ray\.address is 'nonsense'.*HOST:6379"):
         check_address("nonsense")
+
+
+def test_a_client_with_a_token_does_not_join_a_cluster_without(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster's calls would be refused, and the client's actors die for no reason that anybody could see."""
+    address = ray.get_runtime_context().gcs_address
+    check_tokens(address)
+    monkeypatch.setattr(connection_errors, "is_token_auth_enabled", lambda: True)
+    with pytest.raises(ClusterError, match=r"asks for no token, but this client has RAY_AUTH_MODE=token"):
+        check_tokens(address)
 
 
 def test_other_releases_are_named_on_both_sides() -> None:

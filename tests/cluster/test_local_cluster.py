@@ -113,8 +113,9 @@ def test_a_taken_port_is_one_clear_error(tmp_path: Path) -> None:
 
 
 def test_without_a_head_the_status_says_how_to_start_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "set by main")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     assert local.main(["status", "--folder", str(tmp_path), "--port", str(port)]) == 1

@@ -9,8 +9,10 @@ import socket
 import time
 from collections.abc import Iterator
 
+import grpc
 import ray
 from ray._private import ray_constants
+from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.services import canonicalize_bootstrap_address_or_die, get_node_ip_address
 
 from defi_platform.errors import TRY_AGAIN, UserError, one_line
@@ -97,6 +99,30 @@ def _listening(hosts: list[str], port: int, timeout_s: float) -> str:
         except OSError as error:
             errors.append(error)
     raise errors[0]
+
+
+def check_tokens(address: str) -> None:
+    """Checks that a cluster which this process has joined with a token asks for one.
+
+    One that does not takes its calls, and sends it others without a token, which this process refuses: all of its actors
+    would die before they start, "because all references to the actor were removed".
+
+    Args:
+        address: of the cluster's GCS.
+
+    Raises: ClusterError.
+    """
+    if not is_token_auth_enabled() or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=LISTEN_S)
+        except grpc.RpcError:
+            return  # it asks for one; or has just gone, which the job's next call says
+    raise ClusterError(
+        f"the cluster at {address} asks for no token, but this client has RAY_AUTH_MODE=token and would refuse the "
+        "cluster's calls. Set RAY_AUTH_MODE=disabled here, or, better, start the cluster with RAY_AUTH_MODE=token."
+    )
 
 
 def explained(address: str, error: Exception) -> ClusterError:

@@ -14,7 +14,13 @@ from typing import Any
 import ray
 
 from defi_platform import logs, roles
-from defi_platform.cluster.connection_errors import ClusterError, check_address, explained, on_loopback
+from defi_platform.cluster.connection_errors import (
+    ClusterError,
+    check_address,
+    check_tokens,
+    explained,
+    on_loopback,
+)
 from defi_platform.config import RayConfig
 from defi_platform.retry import RetryPolicy, retry
 
@@ -65,6 +71,7 @@ def _connection(config: RayConfig, address: str | None) -> Iterator[None]:
             )
         except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise explained(address, error) from error
+        _check_tokens(address)
         if context.dashboard_url:
             print(f"dashboard: {job_link(context.dashboard_url)}", file=sys.stderr, flush=True)
     else:
@@ -78,6 +85,16 @@ def _connection(config: RayConfig, address: str | None) -> Iterator[None]:
     finally:
         _of_this_job = False
         ray.shutdown()
+
+
+def _check_tokens(address: str) -> None:
+    if address.startswith("ray://"):
+        return  # its driver runs in the cluster, as that is
+    try:
+        check_tokens(ray.get_runtime_context().gcs_address)
+    except ClusterError:
+        ray.shutdown()
+        raise
 
 
 def job_link(dashboard: str) -> str:

@@ -14,6 +14,7 @@ from ray._private.worker import get_dashboard_url
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from defi_platform import roles, storage
+from defi_platform.cluster.actors import kill_all
 from defi_platform.errors import one_line
 from defi_platform.preflight import access, machine
 from defi_platform.preflight.all_reduce import CPU_MIB, GPU_MIB, Bandwidth, Rank, judge_bandwidth
@@ -166,8 +167,7 @@ def _probes(able: Sequence[Node]) -> Iterator[dict[str, Any]]:
     try:
         yield probes
     finally:
-        for probe in probes.values():
-            ray.kill(probe)
+        kill_all(probes.values())
 
 
 def _token(probes: Mapping[str, Any], everywhere: Sequence[Node], timeout_s: float) -> list[Finding]:
@@ -283,8 +283,7 @@ def _network(able: Sequence[Node], timeout_s: float) -> list[Finding]:
     except ray.exceptions.RayError as error:
         return judge_bandwidth(backend, count, [Bandwidth(error=_cause(error))])
     finally:
-        for rank in ranks:
-            ray.kill(rank)
+        kill_all(ranks)
 
 
 def _unanswered(check_name: str, silent: Mapping[str, str]) -> list[Finding]:

@@ -14,6 +14,7 @@ import ray
 
 from defi_platform import roles
 from defi_platform.cluster import ray_session
+from defi_platform.cluster.actors import kill_all
 from defi_platform.config import DecodeConfig, RayConfig
 from defi_platform.data.decode.messages import Probe, ProbeJob
 from defi_platform.data.decode.pool import DecoderPool
@@ -179,8 +180,7 @@ def on_actors(actor: Any, arguments: tuple[Any, ...], todo: Iterable[Any], count
                 "Start the ingest again (what was opened is kept), with more memory or fewer CPUs for it."
             ) from error
         finally:
-            for started in actors:
-                ray.kill(started)
+            kill_all(actors)
 
 
 def _here(

@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from defi_platform.cluster.actors import kill_all
 from defi_platform.errors import SimulatorError, SimulatorFault, UserError, one_line
 from defi_platform.metrics import catalogue
 
@@ -43,9 +44,6 @@ Unit = TypeVar("Unit", bound=_HasTask)
 
 MAX_RESTARTS = 2
 """Restarts after actors died over one unit, or at their start; the next death is an error."""
-START_PAUSES_S = (1.0, 4.0)
-"""Seconds before actors that died at their start are replaced, the first and the second time. Ray cannot reach a driver for a
-moment whose port was that of a worker that has just ended, and lets its actors die."""
 POLL_S = 2.0
 """Seconds between two looks at units that others have."""
 WAIT_REPORT_S = 30.0
@@ -158,8 +156,7 @@ class ActorPool(Generic[Unit]):
                 else:
                     yield finished, result
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            kill_all(actors)
 
     def _next_unit(self, last_task: str | None, busy_tasks: list[str]) -> Unit | None:
         take = nearest if self._choice is None else self._choice.take
@@ -180,9 +177,7 @@ class ActorPool(Generic[Unit]):
                 f"{self._deaths[unit]} simulator workers died {doing}, the last: {one_line(error)[:300]}. "
                 "Look at their logs (`ray logs`) and at the memory of the node."
             ) from error
-        if unit is None:
-            time.sleep(START_PAUSES_S[self._deaths[None] - 1])
-        else:
+        if unit is not None:
             catalogue.EVALUATE_REPEATED.add()
             self._queue.append(unit)
 

@@ -16,6 +16,7 @@ import ray
 
 from defi_platform import logs, roles, storage
 from defi_platform.cluster import ray_session
+from defi_platform.cluster.actors import kill_all
 from defi_platform.config import EvaluateConfig, TuneConfig
 from defi_platform.errors import ConfigError
 from defi_platform.evaluate.asked import checked, first_seed, seeds
@@ -124,8 +125,7 @@ def tune(config: TuneConfig) -> Tuning:
         worker: Any = ray.remote(num_cpus=1, **roles.options(roles.DECODE))(MeasuredSimulator)
         actors = [worker.remote(evaluation, chunk_steps) for _ in range(counts[-1])]
         simulations, answers = _measured(config, evaluation, actors, counts, url)
-        for actor in actors:
-            ray.kill(actor)
+        kill_all(actors)
         machine = _machine(config, url)
         extent = _extent(evaluation, chunk_steps)
         found = [
