@@ -15,11 +15,12 @@ from in_process import train_here
 from torch import nn
 
 from defi_platform import storage
-from defi_platform.config import PretrainConfig
+from defi_platform.config import FinetuneConfig, PretrainConfig
 from defi_platform.errors import ConfigError
 from defi_platform.train.config_checks import check_train_config
 from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.gidm import GIDMRecipe
+from defi_platform.train.recipes.policy import PolicyRecipe
 
 
 class ExaminedRecipe(tiny.TinyRecipe):
@@ -81,3 +82,9 @@ def test_a_gidm_that_has_nothing_to_be_probed_on_is_refused(
         ConfigError, match=r"async_validation_every=5 without train\.probe.*train\.probe\.corpora"
     ):
         GIDMRecipe(config)
+
+
+def test_a_policy_that_would_not_be_measured_is_refused(run_config: Callable[..., PretrainConfig]) -> None:
+    train = run_config(Path("run"), async_validation_every=5).train
+    with pytest.raises(ConfigError, match=r"policy: train\.async_validation_every=5.* Set .*=0"):
+        PolicyRecipe(FinetuneConfig(train=train, gfdm="gfdm", gidm="gidm"))

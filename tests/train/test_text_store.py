@@ -6,23 +6,37 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import torch
-from corpora import manifest_of
+from corpora import manifest_of, write_lerobot, write_video
+from ray import cloudpickle
 
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.t5_text import T5Text
 from defi_models.gfdm import GFDM
 from defi_platform import storage
-from defi_platform.config import DataConfig, FinetuneConfig, PretrainConfig, TrainConfig
+from defi_platform.config import (
+    CorpusConfig,
+    DataConfig,
+    FinetuneConfig,
+    ModelConfig,
+    PretrainConfig,
+    ProbeConfig,
+    TrainConfig,
+)
 from defi_platform.data.latents.text_store import TextStore
 from defi_platform.errors import ConfigError
 from defi_platform.train.recipes import text_store_use
 from defi_platform.train.recipes.gfdm import GFDMRecipe
+from defi_platform.train.recipes.gidm import GIDMRecipe
 from defi_platform.train.recipes.policy import PolicyRecipe
-from defi_platform.train.recipes.text_store_use import TextStoreUse
+from defi_platform.train.recipes.text_store_use import TextStoreUse, read_only
+from defi_platform.train.validation import async_task
+from defi_platform.train.worker import run_results
 
 TEXTS = ["open the drawer", "", "press the red button", "Öffne die Schublade", "close it"]
 BFLOAT16 = torch.bfloat16
@@ -164,10 +178,88 @@ def test_ranks_share_the_work_and_a_second_run_has_none(
     assert torch.equal(found.states, t5().to(BFLOAT16).states(TEXTS).states)
 
 
+def test_evaluations_read_features_of_their_own_precision_and_write_none(tmp_path: Path) -> None:
+    use = TextStoreUse(str(tmp_path), TrainConfig(precision="bf16"))
+    trained = t5()
+    use.fill([(trained, ("states",))], TEXTS, Rank(), evaluated=TEXTS[:2])  # type: ignore[arg-type]
+    assert use.summary()["encoded"] == 5 + 2 and trained.cache.store.dtype == BFLOAT16  # type: ignore[union-attr]
+    written = files_of(tmp_path)
+    evaluated = t5()
+    read_only(str(tmp_path), [(evaluated, ("states",))])
+    found = evaluated.states(TEXTS[:2]).states
+    assert evaluated.cache.encoded == 0 and torch.equal(found, t5().states(TEXTS[:2]).states)
+    evaluated.states(["new"])
+    assert evaluated.cache.encoded == 1 and files_of(tmp_path) == written
+    read_only(str(tmp_path / "absent"), [(evaluated, ("states",))])
+    assert not (tmp_path / "absent").exists()
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_neither_probe_nor_asynchronous_validation_encodes_what_the_run_has_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        write_video(tmp_path / "videos" / f"{number}.mp4", range(number * 30, number * 30 + 8))
+    labelled = {"robot": CorpusConfig(path=str(write_lerobot(tmp_path / "robot", [8, 8, 8, 8])))}
+    cut = dict(height=32, width=32, pair_interval_s=0.3, holdout=0.5)
+    config = PretrainConfig(
+        model=ModelConfig(preset="nano"),
+        data=DataConfig(
+            corpora={"videos": CorpusConfig(path=str(tmp_path / "videos"))},
+            manifest=str(tmp_path / "manifest"),
+            text_cache=str(tmp_path / "texts"),
+            **cut,  # type: ignore[arg-type]
+        ),
+        train=TrainConfig(
+            output=str(tmp_path / "run"),
+            steps=1,
+            global_batch=1,
+            micro_batch=1,
+            probe=ProbeConfig(labelled, str(tmp_path / "probed"), pairs=16, holdout=0.5, distractors=[]),
+            threads=1,
+        ),
+    )
+    encoded: list[str] = []
+    encode = HashedText._encode_states
+
+    def counted(self: HashedText, texts: list[str]) -> list[Any]:
+        encoded.extend(texts)
+        return encode(self, texts)
+
+    monkeypatch.setattr(HashedText, "_encode_states", counted)
+    recipe = GIDMRecipe(config)
+    recipe.prepare()
+    recipe.encode_texts(recipe.build(), Rank())  # type: ignore[arg-type]
+    assert {"task 0", "task 1"} < set(encoded) and len(encoded) == len(set(encoded))
+    written = files_of(tmp_path / "texts")
+
+    def loaded(recipe: GIDMRecipe, _checkpoint: object) -> Any:
+        torch.manual_seed(0)
+        return recipe.build().eval()
+
+    for module, name in ((async_task, "load_model"), (run_results, "export_model")):
+        monkeypatch.setattr(module, name, loaded)
+    monkeypatch.setattr(async_task, "_wait_for_checkpoint", lambda *_: None)
+    monkeypatch.setattr(ray, "get_gpu_ids", list)
+    for name in ("write_curves", "write_run_card"):
+        monkeypatch.setattr(run_results, name, lambda *_: None)
+    report = cloudpickle.loads(async_task.validate_checkpoint(cloudpickle.dumps(recipe), 1))
+    rows, facts = [{"split": "validation"}], {"steps": 1, "samples": 1, "wall_s": 1.0}
+    summary = run_results.write_results(recipe, rows, facts, {}, torch.device("cpu"), "")
+    assert summary["probe"] == report.figures["probe"]
+    assert len(encoded) == len(set(encoded)) and files_of(tmp_path / "texts") == written
+
+
 def recipe_with_texts(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> GFDMRecipe:
     @dataclass
     class Planned:
         manifest: Any
+
+        def resolve_many(self, samples: Sequence[int]) -> list[Any]:
+            return [SimpleNamespace(text=TEXTS[k % len(TEXTS)]) for k in samples]
 
     rows = [{"corpus": "toy", "video_id": str(n), "text": text} for n, text in enumerate(TEXTS)]
     recipe = GFDMRecipe(config)
@@ -193,7 +285,7 @@ def test_a_training_reads_the_texts_of_its_videos_from_the_store(
         assert model.text_encoder.cache.encoded == 0
     assert encoded == [5, 0]
     assert torch.equal(stored, HashedText(HashedText.Config()).states(TEXTS).states)
-    assert "gfdm: 5 texts, features of 5 encoded" in capsys.readouterr().out
+    assert "gfdm: 5 texts and 5 of evaluations, features of 5 encoded" in capsys.readouterr().out
 
 
 def test_a_goal_is_made_of_the_states_that_were_just_stored(tmp_path: Path) -> None:

@@ -146,8 +146,8 @@ class DataConfig:
     encoder sees them, instead of being decoded. One folder per model."""
     text_cache: str | None = field(default=None, metadata=PATH | RESUME_FREE)
     """Folder for what frozen text encoders make of the corpora's texts. A run encodes those that are not there yet before its
-    first step, its workers share the work, and no step runs a text encoder then; null: each worker encodes texts as they come
-    and holds the last ones in memory. One folder for all encoders and runs."""
+    first step, those of its probe and sampled clips too; its workers share the work, and no step runs a text encoder then.
+    null: each worker encodes texts as they come and holds the last ones in memory. One folder for all encoders and runs."""
 
 
 def drawn_corpora(data: DataConfig) -> dict[str, CorpusConfig]:

@@ -134,7 +134,7 @@ class TrainConfig:
     intervals over their episodes."""
     async_validation_every: int = field(default=0, metadata=RESUME_FREE)
     """Steps between two asynchronous validations, a multiple of `checkpoint_every`: a separate task evaluates a checkpoint
-    while training continues (GFDM: sampled clips; GIDM: the linear probe). 0: only at the end of the run."""
+    while training continues (GFDM: sampled clips; GIDM: the linear probe; not for policies). 0: only at the end of the run."""
     async_validation_resources: dict[str, float] = field(
         default_factory=lambda: {"CPU": 1.0}, metadata=RESUME_FREE
     )

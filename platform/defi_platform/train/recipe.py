@@ -92,6 +92,13 @@ class Recipe(ABC):
             communicator: of this rank.
         """
 
+    def read_texts(self, model: nn.Module) -> None:  # noqa: B027 - optional
+        """Has a model that is to be evaluated read what `encode_texts` has stored; nothing is written.
+
+        Args:
+            model: in fp32, on any device.
+        """
+
     def configure_model(self, model: Any) -> None:
         """Applies the settings of `train` that change how the model computes, before it trains."""
         if self.config.train.recompute:

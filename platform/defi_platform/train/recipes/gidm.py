@@ -10,18 +10,22 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from defi_platform.config import ModelConfig, PretrainConfig, ProbeConfig
+from defi_platform.config import DataConfig, ModelConfig, PretrainConfig, ProbeConfig
+from defi_platform.data.manifest.table import Manifest
+from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import PairRule, Rule
 from defi_platform.errors import ConfigError
 from defi_platform.train.engine.seeds import seed_of
 from defi_platform.train.recipe import EvalReport
-from defi_platform.train.recipes.video_base import VideoRecipe, model_errors, starting_config
+from defi_platform.train.recipes.video_base import VideoRecipe, model_errors, starting_config, texts_of
 from defi_platform.train.validation.codebook_use import USAGE, code_usage, position_counts
 from defi_platform.train.validation.linear_probe import (
     CONTROL,
+    SPLITS,
     TRAINED,
     linear_probe,
     probe_data,
+    samples_of,
     summary_lines,
 )
 
@@ -115,10 +119,10 @@ class GIDMRecipe(VideoRecipe):
             return EvalReport()
         torch.manual_seed(seed_of(self.config.train.seed, "probe"))
         encoders = {TRAINED: model, CONTROL: self.untrained(model)}
-        data = probe_data(self._probe, self.config.data)
+        manifest, data = self._probed(self._probe)
         found = linear_probe(
             cast("dict[str, GIDM]", encoders),
-            self._pinned.open(self.config.train.output, "probe", data),
+            manifest,
             data,
             self._probe,
             PairRule.of(self.config.data),
@@ -127,6 +131,26 @@ class GIDMRecipe(VideoRecipe):
         for line in summary_lines(found):
             print(f"{self.kind}: {line}", flush=True)
         return EvalReport(figures={"probe": found})
+
+    def evaluated_texts(self) -> list[str]:
+        """The different texts of the pairs that are probed, in both splits."""
+        if not self._probe:
+            return []
+        (manifest, data), rule, seed = (
+            self._probed(self._probe),
+            PairRule.of(self.config.data),
+            self.config.train.seed,
+        )
+        found: dict[str, None] = {}
+        for split in SPLITS:
+            plan = Plan.of(manifest, data, rule, seed, split)
+            found |= dict.fromkeys(texts_of(plan, samples_of(self._probe)))
+        return list(found)
+
+    def _probed(self, probe: ProbeConfig) -> tuple[Manifest, DataConfig]:
+        """The labelled corpora, in the run's version of their manifest."""
+        data = probe_data(probe, self.config.data)
+        return self._pinned.open(self.config.train.output, "probe", data), data
 
     @staticmethod
     def untrained(model: nn.Module) -> nn.Module:

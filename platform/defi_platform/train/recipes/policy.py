@@ -53,6 +53,12 @@ class PolicyRecipe(VideoRecipe):
             raise ConfigError(
                 "fine-tuning reads pictures, not what an encoder made of them. Set data.cache=null."
             )
+        if every := config.train.async_validation_every:
+            name = "train.async_validation_every"
+            raise ConfigError(
+                f"policy: {name}={every}, but a policy is not measured beyond its validation loss while it trains "
+                f"(jobs/evaluate_policy.py measures what it exports). Set {name}=0."
+            )
         self._chunk: int | None = None
         self._sizes: DataSizes | None = None
 

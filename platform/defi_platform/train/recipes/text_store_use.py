@@ -20,6 +20,8 @@ TEXTS_AT_ONCE = 256
 SHARD_BYTES = 64 << 20
 SEEN_WITHIN_S = 60.0
 """Network disks show what another machine has written after up to half a minute."""
+EVALUATION_DTYPE = torch.float32
+"""Precision of the models that `Recipe.evaluate` gets."""
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -39,40 +41,63 @@ class TextStoreUse:
         self._folder, self._dtype = folder, _PRECISIONS[train.precision]
         self._texts = self._encoded = 0
 
-    def fill(self, encoders: Sequence[TextEncoder], texts: Sequence[str], communicator: Communicator) -> str:
+    def fill(
+        self,
+        encoders: Sequence[TextEncoder],
+        texts: Sequence[str],
+        communicator: Communicator,
+        evaluated: Sequence[str] = (),
+    ) -> str:
         """Encodes what is missing, each rank its share, and makes the encoders read the store (collective).
 
         Args:
             encoders: of the model, on CPU, as the recipe builds it; its parameters are not spread over ranks yet.
             texts: all different.
             communicator: of this rank.
+            evaluated: texts that evaluations of checkpoints read, in their precision; all different.
 
         Returns: a line for people.
         """
-        started, self._texts, encoded = time.monotonic(), len(texts), 0
-        stores = []
-        for encoder, kinds in encoders:
-            store = TextStore(self._folder, encoder, _precision(encoder, self._dtype))
-            stores.append(store)
-            # In this order: a goal is made of the states.
-            for kind in kinds:
-                # A share of all texts, not of the missing ones: other ranks may have written some of theirs already.
-                missing = store.missing(kind, texts[communicator.rank :: communicator.world_size])
-                encoded += len(missing)
-                if missing:
-                    self._encode(encoder, store, kind, missing, communicator.device)
-                    store.refresh()  # what this kind gave, the next one reads
-        # Once it is known of all ranks, everything is written.
-        self._encoded = int(communicator.sum(torch.tensor(encoded)))
-        for store, (encoder, kinds) in zip(stores, encoders, strict=True):
-            _take_in(store, kinds, texts)
+        started, self._texts, self._encoded = time.monotonic(), len(texts), 0
+        of_evaluations = [(EVALUATION_DTYPE, evaluated)] if evaluated else []
+        for dtype, wanted in [*of_evaluations, (self._dtype, texts)]:
+            stores = [_store_of(self._folder, encoder, dtype) for encoder, _ in encoders]
+            encoded = 0
+            for store, (encoder, kinds) in zip(stores, encoders, strict=True):
+                # A share of all texts, not of the missing ones: others may have written some of theirs already.
+                share = wanted[communicator.rank :: communicator.world_size]
+                encoded += self._add(encoder, store, kinds, share, communicator.device)
+            # Once it is known of all ranks, everything is written.
+            self._encoded += int(communicator.sum(torch.tensor(encoded)))
+            for store, (_, kinds) in zip(stores, encoders, strict=True):
+                _take_in(store, kinds, wanted)
+        for store, (encoder, _) in zip(stores, encoders, strict=True):
             encoder.cache.store = store
         seconds = f"{time.monotonic() - started:.1f} s" if self._encoded else "0 s"
-        return f"{len(texts)} texts, features of {self._encoded} encoded in {seconds}, the rest in {self._folder}"
+        more = f" and {len(evaluated)} of evaluations" if evaluated else ""
+        return f"{len(texts)} texts{more}, features of {self._encoded} encoded in {seconds}, the rest in {self._folder}"
 
     def summary(self) -> dict[str, Any]:
-        """Values for the run's summary: texts of the corpora, and how many features this attempt encoded for them."""
+        """Values for the run's summary: texts of the corpora, and how many features this attempt encoded."""
         return {"folder": self._folder, "texts": self._texts, "encoded": self._encoded}
+
+    def _add(
+        self,
+        encoder: nn.Module,
+        store: TextStore,
+        kinds: Sequence[str],
+        texts: Sequence[str],
+        device: torch.device,
+    ) -> int:
+        """Writes what is missing of texts. Returns: the number of features."""
+        encoded = 0
+        # In this order: a goal is made of the states.
+        for kind in kinds:
+            if missing := store.missing(kind, texts):
+                encoded += len(missing)
+                self._encode(encoder, store, kind, missing, device)
+                store.refresh()  # what this kind gave, the next one reads
+        return encoded
 
     def _encode(
         self, encoder: nn.Module, store: TextStore, kind: str, texts: Sequence[str], device: torch.device
@@ -95,6 +120,25 @@ class TextStoreUse:
             store.write(kind, names, held)
 
 
+def read_only(folder: str, encoders: Sequence[TextEncoder]) -> None:
+    """Has the text encoders of a model that is evaluated read a store; what is not there they encode, and write nothing.
+
+    Args:
+        folder: of the store; it may be absent.
+        encoders: of the model, in fp32, on any device.
+
+    Raises: StorageError when the store cannot be read.
+    """
+    for encoder, _ in encoders:
+        encoder.cache.store = _store_of(folder, encoder, EVALUATION_DTYPE)
+
+
+def _store_of(folder: str, encoder: Any, dtype: torch.dtype) -> TextStore:
+    """The part of a store that is of one encoder; encoders without weights keep their precision."""
+    own: torch.dtype = encoder.dtype
+    return TextStore(folder, encoder, dtype if any(True for _ in encoder.parameters()) else own)
+
+
 def _take_in(store: TextStore, kinds: Sequence[str], texts: Sequence[str]) -> None:
     """Reads what all ranks have written. A step that ran an encoder on one rank alone would never end under ZeRO 3.
 
@@ -113,12 +157,6 @@ def _take_in(store: TextStore, kinds: Sequence[str], texts: Sequence[str]) -> No
                 "nothing deletes from it."
             )
         time.sleep(1)
-
-
-def _precision(encoder: Any, dtype: torch.dtype) -> torch.dtype:
-    """Precision of the features in training; encoders without weights keep theirs."""
-    own: torch.dtype = encoder.dtype
-    return dtype if any(True for _ in encoder.parameters()) else own
 
 
 def _parts(texts: Sequence[str], size: int) -> Iterator[list[str]]:

@@ -20,7 +20,7 @@ from defi_platform.data.latents.cache import stored_dtype
 from defi_platform.data.loader.stream import local_batches, stream
 from defi_platform.data.manifest.commit_marker import read_committed
 from defi_platform.data.manifest.quarantine import skipped
-from defi_platform.data.manifest.split import TRAIN
+from defi_platform.data.manifest.split import TRAIN, VALIDATION
 from defi_platform.data.sampling.plan import Plan
 from defi_platform.data.sampling.samplers import Rule
 from defi_platform.data.sampling.sharding import Shard
@@ -31,7 +31,7 @@ from defi_platform.train.engine.collectives import Communicator
 from defi_platform.train.recipe import Recipe
 from defi_platform.train.recipes.latent_cache_use import CacheUse
 from defi_platform.train.recipes.pinned_data import PinnedData
-from defi_platform.train.recipes.text_store_use import TextEncoder, TextStoreUse
+from defi_platform.train.recipes.text_store_use import TextEncoder, TextStoreUse, read_only
 
 DATA_STATS = "data_stats.txt"
 
@@ -97,9 +97,19 @@ class VideoRecipe(Recipe):
             return
         _, texts = self.plan(TRAIN).manifest.codes("text")
         self._texts = TextStoreUse(folder, self.config.train)
-        line = self._texts.fill(encoders, texts, communicator)
+        line = self._texts.fill(encoders, texts, communicator, self.evaluated_texts())
         if communicator.is_rank_zero:
             print(f"{self.kind}: {line}", flush=True)
+
+    def read_texts(self, model: nn.Module) -> None:
+        """Has the text encoders of a model that is evaluated read `data.text_cache`, where there is one."""
+        if self.config.data.text_cache is not None:
+            read_only(self.config.data.text_cache, self.text_encoders(model))
+
+    def evaluated_texts(self) -> list[str]:
+        """The different texts of the samples that `evaluate` takes, as far as no video of theirs is bad."""
+        number = self.evaluated_samples
+        return texts_of(self.plan(VALIDATION), range(number)) if number else []
 
     def text_encoders(self, model: Any) -> list[TextEncoder]:
         """Frozen text encoders of the model, each with the features of a text that training reads: states | goal."""
@@ -222,6 +232,11 @@ def _check_text_encoders(train: TrainConfig, encoders: list[TextEncoder], worker
             "train.zero_stage=3 spreads the text encoder over the workers, which would have to run it equally often, "
             "though each meets other texts. Set data.text_cache=FOLDER: texts are encoded before, and no step runs it."
         )
+
+
+def texts_of(plan: Plan, samples: range) -> list[str]:
+    """The different texts of samples of a plan, in their order."""
+    return list(dict.fromkeys(sample.text for sample in plan.resolve_many(samples)))
 
 
 def _left_out(plan: Plan) -> list[str]:

@@ -106,6 +106,7 @@ def validate_checkpoint(pickled: bytes, step: int) -> bytes:
     train = recipe.config.train
     checkpoint = _wait_for_checkpoint(train.output, step, train.storage_patience_s)
     model = load_model(recipe, checkpoint).to("cuda" if ray.get_gpu_ids() else "cpu")
+    recipe.read_texts(model)
     report = recipe.evaluate(model, evaluation_batch(recipe), train.output, step)
     pickled_report: bytes = cloudpickle.dumps(report)
     return pickled_report

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from defi_models.gidm import GIDM
 
 BATCH = 16
+SPLITS = ("train", "validation")
+"""The map is fitted on the first, and scored on the second."""
 TRAINED, CONTROL = "latent_action", "random_encoder"
 DID = {"background": (), "lighting": ("brightness",), "object": ("x", "y")}
 """What there is to be read of each distractor."""
@@ -41,6 +43,11 @@ DID = {"background": (), "lighting": ("brightness",), "object": ("x", "y")}
 def probe_data(probe: ProbeConfig, data: DataConfig) -> DataConfig:
     """The pretraining's data settings with the probe's labelled corpora."""
     return replace(data, corpora=probe.corpora, manifest=probe.manifest, holdout=probe.holdout, cache=None)
+
+
+def samples_of(probe: ProbeConfig) -> range:
+    """The samples of each split that a probe reads: whole batches."""
+    return range(-(-probe.pairs // BATCH) * BATCH)
 
 
 @dataclass
@@ -163,7 +170,7 @@ def linear_probe(
     splits: list[Split] = []
     names: tuple[str, ...] = ()
     skipped = 0
-    for place, name in enumerate(("train", "validation")):
+    for place, name in enumerate(SPLITS):
         plan = Plan.of(manifest, data, rule, seed, name)
         # Distractors of their own: one that was seen in training could be known by its looks.
         split = Split(encoders, probe.distractors, seed_of(seed, "probe", place))
@@ -259,8 +266,7 @@ def _fill(split: Split, plan: Plan, data: DataConfig, probe: ProbeConfig) -> tup
     """Adds the pairs of a plan. Returns: the number of those that could not be read, and the names of the actions."""
     reader, skipped = SignalReader(), 0
     names: tuple[str, ...] = ()
-    number = -(-probe.pairs // BATCH) * BATCH
-    for batch in local_batches(plan, data, Shard.single(0, number, BATCH)):
+    for batch in local_batches(plan, data, Shard.single(0, len(samples_of(probe)), BATCH)):
         # A sample that stands in for a bad video is not the one that the plan names, so its actions are unknown.
         valid = [index for index, reason in enumerate(batch["skipped"]) if not reason]
         skipped += len(batch["skipped"]) - len(valid)

@@ -37,6 +37,7 @@ def write_results(
     """
     run = recipe.config.train.output
     model = export_model(recipe, storage.join(run, MODEL)).to(device)
+    recipe.read_texts(model)
     report = recipe.evaluate(model, batch, run, facts["steps"])
     write_curves(rows, storage.join(run, CURVES), f"{recipe.kind} ({recipe.config.model.preset})")
     validations = [row for row in rows if row["split"] == "validation"]
