@@ -92,7 +92,7 @@ def finished(repository: Path, home: Path) -> str:
     os.killpg(interrupted.pid, signal.SIGINT)
     wait_for(interrupted, printed, lambda: "Ctrl-C again to stop at once" in printed.read_text())
     os.killpg(interrupted.pid, signal.SIGINT)
-    assert interrupted.wait(60) == 130, printed.read_text()
+    assert interrupted.wait(240) == 130, printed.read_text()
     assert "run the same command again" in printed.read_text()
     assert not (home / "demo" / "report.html").exists()
 

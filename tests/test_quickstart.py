@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ipykernel.kernelspec import write_kernel_spec
 from nbclient import NotebookClient
 
 LONGEST_S = 120.0
+"""Of a core: how long it takes depends on what else the machine does."""
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def notebook(repository: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def executed(notebook: Any, repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The summary that the last cell prints, and the seconds that all cells took."""
+    """The summary that the last cell prints, and the seconds of a core that all cells took."""
     data = tmp_path_factory.mktemp("jupyter")
     kernel = data / "kernels" / "python3"
     # This interpreter as the kernel, whatever kernels the machine has.
@@ -40,16 +41,22 @@ def executed(notebook: Any, repository: Path, tmp_path_factory: pytest.TempPathF
         patch.setenv("JUPYTER_DATA_DIR", str(data))
         patch.setenv("JUPYTER_RUNTIME_DIR", str(data / "runtime"))
         patch.setenv("IPYTHONDIR", str(data / "ipython"))
-        started = time.perf_counter()
+        before = cpu_s_of_children()
         client = NotebookClient(
             notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(data)}}
         )
         client.execute()
-        seconds = time.perf_counter() - started
+        seconds = cpu_s_of_children() - before
     printed = "".join(
         output["text"] for output in notebook.cells[-1].outputs if output.output_type == "stream"
     )
     return json.loads(printed.strip().splitlines()[-1]) | {"seconds": seconds}
+
+
+def cpu_s_of_children() -> float:
+    """Of those that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_the_notebook_is_valid_and_committed_without_outputs(repository: Path) -> None:
@@ -64,7 +71,7 @@ def test_the_notebook_is_valid_and_committed_without_outputs(repository: Path) -
 
 @pytest.mark.slow
 def test_it_runs_in_less_than_two_minutes(executed: dict[str, Any]) -> None:
-    assert executed["seconds"] < LONGEST_S
+    assert 1.0 < executed["seconds"] < LONGEST_S, "1.0: its kernel has been waited for"
 
 
 @pytest.mark.slow

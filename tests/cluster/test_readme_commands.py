@@ -54,7 +54,7 @@ class User:
     """What enters the network of this user's own."""
 
     def types(
-        self, command: str, timeout: float = 120, folder: Path | None = None, **changes: str
+        self, command: str, timeout: float = 300, folder: Path | None = None, **changes: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*self.network, "bash", "-c", command],

@@ -58,7 +58,7 @@ class HostileJobHandler(JobHandler):
     def probe(self, job: ProbeJob, report: Report) -> Probe:
         """As if the file declared an hour: `slow` decodes for a while, `stuck` stops after its first picture."""
         report(3600.0)
-        for _ in range(3):
-            time.sleep(3600 if job.uri == "stuck" else 1.1)
+        for _ in range(4):
+            time.sleep(3600 if job.uri == "stuck" else 0.75)
             report(3600.0)
         return Probe(2, 1.0, 4, 4, "none", 1, "pyav", False)

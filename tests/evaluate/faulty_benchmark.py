@@ -113,7 +113,7 @@ class Faulty(Counter):
     def _do_leak_for_ever(self) -> None:
         self._kept = []
         while True:
-            self._kept.append(np.ones(1_000_000))
+            self._kept.append(np.ones(250_000))
             time.sleep(0.01)
 
     def _do_error(self) -> None:

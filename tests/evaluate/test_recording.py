@@ -201,13 +201,13 @@ def test_an_interrupted_job_goes_on_where_it_was(repository: Path, tmp_path: Pat
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
-    while len(list(output.glob(".attempts/*.npz"))) < 2 and time.monotonic() < deadline:
+    while not list(output.glob(".attempts/*.npz")) and time.monotonic() < deadline:
         time.sleep(0.02)
     job.send_signal(signal.SIGINT)
-    _, errors = job.communicate(timeout=60)
+    _, errors = job.communicate(timeout=240)
     assert job.returncode == 130 and "run the same command again" in errors
     kept = {path.name: path.stat().st_mtime_ns for path in output.glob(".attempts/*.npz")}
-    assert 2 <= len(kept) < 4
+    assert 1 <= len(kept) < 4
     assert not (output / "video").exists() and not (output / "recording.json").exists()
 
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

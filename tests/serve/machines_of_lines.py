@@ -29,7 +29,7 @@ class LineServer:
         self._reading = threading.Lock()
 
     def adopt(self, sock: socket.socket, state: dict[str, Any] | None) -> None:
-        sock.settimeout(5)
+        sock.settimeout(60)
         self.open[sock] = state["lines"] if state else 0
         if state and state.get("unread"):
             self._answer(sock)
@@ -96,7 +96,7 @@ class Node:
         link = ReplicaLink(self.path, identity, server, lambda: None)
         link.start()
         self.stack.callback(link.stop)
-        assert link.wait_until_registered(5)
+        assert link.wait_until_registered(60)
         return server, link
 
 
@@ -106,7 +106,7 @@ def free_port() -> int:
 
 
 def dial(port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), timeout=10)
+    return socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def ask(connection: socket.socket) -> str:
@@ -114,7 +114,7 @@ def ask(connection: socket.socket) -> str:
     return connection.recv(100).decode().strip()
 
 
-def wait(until: Callable[[], bool], seconds: float = 5.0) -> None:
+def wait(until: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not until():
         assert time.monotonic() < deadline, "it did not happen"

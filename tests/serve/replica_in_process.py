@@ -52,7 +52,7 @@ class Served:
     def http_url(self) -> str:
         return self.url.replace("ws", "http", 1)
 
-    def wait_until_idle(self, seconds: float = 10.0) -> None:
+    def wait_until_idle(self, seconds: float = 60.0) -> None:
         """Until no socket is open."""
         deadline = time.monotonic() + seconds
         while (load := self.server.load())["websockets"] + load["https"]:

@@ -37,6 +37,9 @@ class SleepingService:
     def __init__(self, sleep_s: float = 0.0, digest: str = "d0") -> None:
         self.spec, self.digest, self.sleep_s = SPEC, digest, sleep_s
         self.asked, self.given_up, self.chunk = 0, 0, 2
+        self.go = asyncio.Event()
+        """Answers wait for it, where it is not set."""
+        self.go.set()
         self.refusals: Counter[str] = Counter()
         self.decoded_ms: list[float] = []
 
@@ -53,6 +56,7 @@ class SleepingService:
         self.asked += 1
         try:
             await asyncio.sleep(self.sleep_s)
+            await self.go.wait()
         except asyncio.CancelledError:
             self.given_up += 1
             raise
@@ -87,6 +91,14 @@ class Place:
             while True:
                 accepted, _ = self._listening.accept()
                 self.server.adopt(accepted)
+
+    def hold(self) -> None:
+        """From now on no answer is given before `answer`."""
+        self.service.go.clear()
+
+    def answer(self) -> None:
+        """Gives the answers that are held back, and those to come at once."""
+        self.server.loop.call_soon_threadsafe(self.service.go.set)
 
     def stop(self) -> None:
         self._listening.shutdown(socket.SHUT_RDWR)
@@ -130,7 +142,7 @@ def observation(seed: int, size: int = 8) -> dict[str, Any]:
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.005)
@@ -144,17 +156,17 @@ HANDSHAKE = (
 
 def raw(place: Place) -> socket.socket:
     """A TCP connection after its handshake and greeting, to send what no client would."""
-    sock = socket.create_connection(("127.0.0.1", place.port))
+    sock = socket.create_connection(("127.0.0.1", place.port), timeout=60)
     sock.sendall(HANDSHAKE)
     received = b""
-    while b"\r\n\r\n" not in received or len(received.partition(b"\r\n\r\n")[2]) < 4:
-        received += sock.recv(65536)
+    while b"\r\n\r\n" not in received:
+        received += sock.recv(1)
     assert received.startswith(b"HTTP/1.1 101")
-    time.sleep(0.02)  # the rest of the greeting
-    sock.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        sock.recv(65536)
-    sock.settimeout(10)
+    _, size = sock.recv(2, socket.MSG_WAITALL)
+    assert size <= 126, "the greeting is a short frame"
+    if size == 126:
+        size = int.from_bytes(sock.recv(2, socket.MSG_WAITALL), "big")
+    assert len(sock.recv(size, socket.MSG_WAITALL)) == size
     return sock
 
 

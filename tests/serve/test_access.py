@@ -9,8 +9,8 @@ import ipaddress
 import os
 import socket
 import ssl
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -25,6 +25,7 @@ from defi_client.connection import Connection
 from defi_client.errors import UnreachableError
 from defi_platform.config import LimitsConfig, SecurityConfig
 from defi_platform.errors import ConfigError
+from defi_platform.serve.connections import access
 from defi_platform.serve.connections.access import Access, AccessError, Bucket, read_tokens
 from defi_platform.serve.connections.checks import check_connections
 from defi_platform.serve.connections.tls import server_context
@@ -69,7 +70,7 @@ def certificate(folder: Path) -> tuple[str, str]:
 
 
 def post(port: int, body: bytes = b"x", **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("POST", "/v1/act", body, headers)
     response = connection.getresponse()
     return response.status, response.read().decode()
@@ -93,7 +94,7 @@ def test_http_needs_the_token_too_but_health_and_the_page_do_not(tokens: str) ->
         assert post(place.port, Authorization=f"Bearer {TOKEN}") == (200, "/v1/act 1")
         assert post(place.port, Authorization=f"Api-Key {OTHER}") == (200, "/v1/act 1")
         for path, status in (("/healthz", 200), ("/livez", 200), ("/", 200), ("/metadata", 401)):
-            connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=5)
+            connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=60)
             connection.request("GET", path)
             assert connection.getresponse().status == status
 
@@ -133,7 +134,15 @@ def test_a_tokens_file_that_does_not_fit_is_told_by_its_line(tmp_path: Path, tex
         read_tokens(str(tmp_path / "absent"))
 
 
-def test_each_token_has_its_own_rate(tokens: str) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time of every rate, which stands still until a test changes it."""
+    now = [0.0]
+    monkeypatch.setattr(access, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
+
+
+def test_each_token_has_its_own_rate(tokens: str, clock: list[float]) -> None:
     with serving(tokens=tokens, rate=2.0) as place:
         fast, other = (WebsocketClientPolicy(place.url, api_key=token) for token in (TOKEN, OTHER))
         assert [fast.infer(observation(n))["seed"] for n in range(2)] == [0, 1]
@@ -142,11 +151,11 @@ def test_each_token_has_its_own_rate(tokens: str) -> None:
         assert other.infer(observation(4))["seed"] == 4
         status, words = post(place.port, Authorization=f"Bearer {TOKEN}")
         assert status == 429 and "come back in" in words
-        time.sleep(0.55)
+        clock[0] = 0.55
         assert fast.infer(observation(5))["seed"] == 5
 
 
-def test_a_batch_counts_as_many_as_it_holds(tokens: str) -> None:
+def test_a_batch_counts_as_many_as_it_holds(tokens: str, clock: list[float]) -> None:
     batch = {"batch": [observation(n) for n in range(6)]}
     with serving(tokens=tokens, rate=5.0) as place:
         client = WebsocketClientPolicy(place.url, api_key=TOKEN)
@@ -158,12 +167,10 @@ def test_a_batch_counts_as_many_as_it_holds(tokens: str) -> None:
         assert status == 429 and place.server.load()["counts"]["refused_429"] == 1
 
 
-def test_a_rate_holds_over_a_long_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+def test_a_rate_holds_over_a_long_time(clock: list[float]) -> None:
     bucket, taken = Bucket(5.0), 0
     for _ in range(10_000):
-        now[0] += 0.01
+        clock[0] += 0.01
         taken += bucket.take() == 0
     assert 500 <= taken <= 505
 
@@ -177,7 +184,7 @@ def test_tls_serves_websockets_and_http_and_plain_clients_get_nowhere(tmp_path: 
             websocket.recv()
             websocket.send(openpi.pack(observation(1, size=300)))
             assert openpi.unpack(websocket.recv())["seed"] == 1
-            secure = http.client.HTTPSConnection("127.0.0.1", place.port, context=trust, timeout=5)
+            secure = http.client.HTTPSConnection("127.0.0.1", place.port, context=trust, timeout=60)
             secure.request("POST", "/v1/act", b"abc")
             assert secure.getresponse().read() == b"/v1/act 3"
             with pytest.raises((OSError, http.client.HTTPException)):
@@ -256,7 +263,7 @@ def test_bodies_and_headers_over_the_limit_are_refused_in_words() -> None:
         assert post(place.port, bytes(2**20)) == (200, "/v1/act 1048576")
         status, words = post(place.port, bytes(2**20 + 1))
         assert status == 413 and "limits.max_message_mib" in words
-        connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", place.port, timeout=60)
         connection.request("POST", "/v1/act", iter([bytes(2**19)] * 5), encode_chunked=True)
         assert connection.getresponse().status == 413
         assert post(place.port, **{"X-Long": "x" * 40_000})[0] == 400
@@ -266,12 +273,12 @@ def test_bodies_and_headers_over_the_limit_are_refused_in_words() -> None:
 def test_a_header_without_end_and_too_many_requests_at_once_are_cut_off() -> None:
     with serving() as place:
         for endless in (b"GET / HTTP/1.1\r\nX: ", b"GET /"):
-            sock = socket.create_connection(("127.0.0.1", place.port), timeout=5)
+            sock = socket.create_connection(("127.0.0.1", place.port), timeout=60)
             with pytest.raises((ConnectionError, TimeoutError)):
                 sock.sendall(endless)
                 for _ in range(1000):
                     sock.sendall(b"x" * 65536)
-        ahead = socket.create_connection(("127.0.0.1", place.port), timeout=5)
+        ahead = socket.create_connection(("127.0.0.1", place.port), timeout=60)
         ahead.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         until(lambda: place.server.load()["counts"].get("refused_400") == 3, "their end")
         assert post(place.port) == (200, "/v1/act 1")
@@ -283,7 +290,7 @@ def test_bodies_count_as_memory_that_is_in_use() -> None:
         for number in range(3):
             whole = number * (3 * 2**20 - 1)
             until(lambda: place.server.load()["held_bytes"] >= whole, "the bodies before")  # noqa: B023
-            sock = socket.create_connection(("127.0.0.1", place.port), timeout=5)
+            sock = socket.create_connection(("127.0.0.1", place.port), timeout=60)
             head = f"POST /v1/act HTTP/1.1\r\nHost: x\r\nContent-Length: {3 * 2**20}\r\n\r\n"
             sock.sendall(head.encode() + bytes(3 * 2**20 - 1))
             slow.append(sock)

@@ -50,7 +50,7 @@ class Doubling:
     def __call__(self, observations: Sequence[Any]) -> list[np.ndarray]:
         items = [observation.seed for observation in observations]
         self.batches.append(items)
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         if min(items) < 0:
             raise ValueError(f"negative: {min(items)}")
         return [np.array([[2 * item]], np.float32) for item in items]

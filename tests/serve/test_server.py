@@ -32,6 +32,7 @@ from defi_platform.errors import CheckpointError, ServeError
 from defi_platform.evaluate.policy_client import PolicyClient
 from defi_platform.serve.app import replica_settings
 from defi_platform.serve.deployment.server import PolicyServer, deploy
+from defi_platform.serve.protocols import openpi
 from defi_platform.serve.replica import PolicyReplica
 
 
@@ -49,7 +50,7 @@ def test_openpi_client_gets_actions_with_their_timings(server: PolicyServer) -> 
     assert np.isfinite(answer["actions"]).all()
     timing = answer["server_timing"]
     assert timing["batch_size"] == 1 and 0 < timing["infer_ms"] < timing["total_ms"]
-    assert timing["queue_ms"] < timing["infer_ms"]
+    assert 0 <= timing["queue_ms"] < timing["total_ms"]
 
 
 def test_an_image_of_another_size_and_another_robots_extra_keys_are_taken(server: PolicyServer) -> None:
@@ -85,7 +86,7 @@ def test_a_bad_observation_is_explained_and_the_connection_goes_on(server: Polic
 def test_a_fleet_of_32_clients_is_served_at_once_in_batches(server: PolicyServer) -> None:
     with ThreadPoolExecutor(32) as threads:
         clients = list(threads.map(lambda _: WebsocketClientPolicy(server.url), range(32)))
-        assert open_sockets(server, at_least=32) >= 32
+        wait_for_sockets(server, 32)
         alone = clients[0].infer(observation(7))["actions"]
         rounds = threads.map(lambda client: [client.infer(observation(7)) for _ in range(3)], clients)
         answers = [answer for answers in rounds for answer in answers]
@@ -170,20 +171,17 @@ def test_a_folder_that_changed_after_it_was_deployed_is_not_served_again(
         PolicyReplica(settings)
 
 
-def open_sockets(server: PolicyServer, at_least: int = 0) -> int:
-    """As the replicas report them, twice a second."""
-    deadline = time.monotonic() + 10
-    time.sleep(0.6)
-    while True:
-        found = sum(r["load"]["websockets"] for state in server.states() for r in state["replicas"])
-        if found >= at_least or time.monotonic() > deadline:
-            return int(found)
+def wait_for_sockets(server: PolicyServer, at_least: int) -> None:
+    """Until the replicas, which report twice a second, have so many open."""
+    deadline = time.monotonic() + 60
+    while sum(r["load"]["websockets"] for state in server.states() for r in state["replicas"]) < at_least:
+        assert time.monotonic() < deadline, f"fewer than {at_least} sockets are open"
         time.sleep(0.1)
 
 
 def wait_until_free(port: int) -> None:
     """The process that held it ends behind the call that stops Serve."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while True:
         try:
             socket.create_server(("127.0.0.1", port)).close()
@@ -194,25 +192,25 @@ def wait_until_free(port: int) -> None:
 
 
 def test_clients_past_the_limit_are_turned_away(server: PolicyServer) -> None:
-    free = 64 - open_sockets(server)
     with contextlib.ExitStack() as sockets:
-        for _ in range(free):
-            sockets.enter_context(websockets.sync.client.connect(server.url)).recv()
         with pytest.raises(websockets.exceptions.ConnectionClosed, match="all 64 connections are taken"):
-            WebsocketClientPolicy(server.url)
+            for _ in range(65):  # some may still be open from before
+                sockets.enter_context(websockets.sync.client.connect(server.url)).recv()
+        wait_for_sockets(server, 64)
 
 
 def test_shutdown_closes_sockets_politely_and_frees_the_port(
     server: PolicyServer, policy_folder: Path
 ) -> None:
-    client = WebsocketClientPolicy(server.url)
-    with ThreadPoolExecutor(1) as thread:
-        last = thread.submit(client.infer, observation(1))
-        time.sleep(0.02)
+    with websockets.sync.client.connect(server.url, compression=None) as client:
+        client.recv()
+        for _ in range(2):
+            client.send(openpi.pack(observation(1)))
+        client.recv()  # so that the second is being answered
         server.shutdown()
-        assert last.result(timeout=30)["actions"].shape == (10, 4)
-    with pytest.raises(websockets.exceptions.ConnectionClosed, match="1001"):
-        client.infer(observation(1))
+        assert openpi.unpack(client.recv())["actions"].shape == (10, 4)
+        with pytest.raises(websockets.exceptions.ConnectionClosed, match="1001"):
+            client.recv()
     wait_until_free(server.port)
 
 

@@ -34,7 +34,7 @@ def numbered(count: int) -> Iterator[dict[str, Any]]:
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not holds() and time.monotonic() < end:
         time.sleep(0.01)
     return holds()
