@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -134,6 +134,10 @@ class LatentActionEncoder(nn.Module):
         options = {"recompile_limit": COMPILED_SHAPES} | options
         for block in self.blocks:
             block.compile(**options)
+
+    def mask_each_text(self) -> None:
+        """Has each sample read its own text, as a batch of independent ones must, also where `tiled_text_mask` is set."""
+        self.config = replace(self.config, tiled_text_mask=False)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Quantised tokens (B, K, latent_dim) -> (B, K, D), as the decoder and the policy read them."""

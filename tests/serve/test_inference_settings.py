@@ -24,6 +24,7 @@ from defi_platform.serve.inference.service import ServiceSettings
         ({"model": {"compile": "fast"}}, "model.compile is 'fast'; it is one of none, graphs, default"),
         ({"model": {"compile": "default", "deterministic": True}}, "do not go together"),
         ({"model": {"compile": "graphs"}}, "graphs replays CUDA graphs, but replica_gpus is 0"),
+        ({"model": {"compile": "default", "package": "a.pt2"}}, "model.package is compiled already"),
         ({"model": {"prompt_cache": 0}}, "model.prompt_cache is 0"),
         ({"threads": 0}, "threads is 0"),
         ({"limits": {"action_margin": -1.0}}, "limits.action_margin is -1.0; it must be 0 or more"),

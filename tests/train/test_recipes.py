@@ -6,17 +6,21 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import killed
+import numpy as np
 import pytest
 import tiny
 from corpora import write_lerobot
 from in_process import die_there, prepare, train_here, work_in_turn
 from ranks import Ranks
+from torch._inductor import config as inductor
 
 from defi_models import presets
 from defi_models.gfdm import GFDM
@@ -30,7 +34,9 @@ from defi_platform.config import (
     EncodeConfig,
     ExportConfig,
     FinetuneConfig,
+    InferenceConfig,
     ModelConfig,
+    PackageConfig,
     PretrainConfig,
     ProbeConfig,
     RayConfig,
@@ -40,6 +46,7 @@ from defi_platform.config import (
 from defi_platform.config.loader import load_config, to_mapping
 from defi_platform.encode_latents import encode_latents
 from defi_platform.errors import CheckpointError, ConfigError
+from defi_platform.serve.inference.forward import PolicyForward
 from defi_platform.train.driver.export_run import export_run
 from defi_platform.train.driver.run import train
 from defi_platform.train.recipe import Recipe
@@ -250,6 +257,60 @@ def test_a_run_folder_alone_is_enough_to_export_its_newest_checkpoint(runs: Path
         export_run(ExportConfig(str(runs / "gidm"), weights="mean"))
     with pytest.raises(CheckpointError, match="Is it a run folder"):
         export_run(ExportConfig(str(tmp_path)))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler (g++)")
+def test_a_policy_is_served_from_its_acting_compiled_ahead(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Less to compile, and that faster; the sums are the same.
+    monkeypatch.setattr(inductor.aot_inductor, "compile_wrapper_opt_level", "O0")
+    acting = ActingConfig(steps=1)
+    package = PackageConfig(path=str(tmp_path / "act.pt2"), batch=2)
+    folder = export_run(
+        ExportConfig(str(runs / "policy"), str(tmp_path / "policy"), acting=acting, package=package)
+    )
+    plain = PolicyForward(folder, threads=1)
+    compiled = PolicyForward(folder, threads=1, settings=InferenceConfig(package=package.path))
+    assert compiled.sizes == (2,) and set(compiled.warm_up().seconds) == {2}
+    seen = [replace(plain.probe, seed=seed) for seed in (3, 4)]
+    for batch in (seen, seen[:1]):
+        np.testing.assert_allclose(compiled(batch), plain(batch), atol=1e-4)
+    for settings, error in (
+        ({"dtype": "bfloat16"}, "precision: torch.float32 there, torch.bfloat16 here"),
+        ({"package": str(tmp_path / "none.pt2")}, r"none\.pt2: .*no package of acting"),
+    ):
+        with pytest.raises(ConfigError, match=error):
+            PolicyForward(
+                folder, threads=1, settings=replace(InferenceConfig(package=package.path), **settings)
+            )
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "error"),
+    [
+        (
+            "gidm",
+            {"path": "act.pt2"},
+            "act.pt2: only a policy acts; the run holds a 'gidm' model",
+        ),
+        ("policy", {"path": "act.bin"}, "must end in .pt2"),
+        ("policy", {"path": "act.pt2", "batch": 0}, "package.batch is 0; it must be 1 or more"),
+        (
+            "policy",
+            {"path": "act.pt2", "dtype": "half"},
+            "package.dtype is 'half'; choose float32 or bfloat16",
+        ),
+        ("policy", {"path": "act.pt2", "device": "tpu"}, "package.device is 'tpu'; choose cpu or cuda"),
+    ],
+)
+def test_a_package_that_cannot_be_made_is_refused_before_the_export(
+    runs: Path, tmp_path: Path, kind: str, settings: dict[str, Any], error: str
+) -> None:
+    target = tmp_path / "model"
+    with pytest.raises(ConfigError, match=re.escape(error)):
+        export_run(ExportConfig(str(runs / kind), str(target), package=PackageConfig(**settings)))
+    assert not target.exists()
 
 
 def test_the_summaries_tell_what_the_report_shows(runs: Path) -> None:

@@ -29,6 +29,7 @@ from defi_platform.config.jobs import (
     FinetuneConfig,
     IngestConfig,
     LaryBenchConfig,
+    PackageConfig,
     PretrainBothConfig,
     PretrainConfig,
 )
@@ -74,6 +75,7 @@ __all__ = [
     "ModelConfig",
     "ObservationKeysConfig",
     "OfflineConfig",
+    "PackageConfig",
     "PretrainBothConfig",
     "PretrainConfig",
     "ProbeConfig",

@@ -98,6 +98,20 @@ class FinetuneConfig(PretrainConfig):
 
 
 @dataclass
+class PackageConfig:
+    """Acting of a policy compiled ahead (AOTInductor), for one batch size, device and precision."""
+
+    path: str = field(default=MISSING, metadata=PATH)
+    """File to write, ending in .pt2; local or s3://."""
+    batch: int = 1
+    """Observations of a forward pass."""
+    device: str = "cpu"
+    """cpu | cuda; the device must be in this machine."""
+    dtype: str = "float32"
+    """float32 | bfloat16"""
+
+
+@dataclass
 class ExportConfig:
     """Export of the newest checkpoint of a run as a model folder (jobs/export_model.py)."""
 
@@ -109,6 +123,8 @@ class ExportConfig:
     """raw | average; null: train.export_weights of the run, and the average for older runs that keep one."""
     acting: ActingConfig = field(default_factory=ActingConfig)
     """Of a policy. null: as the run says."""
+    package: PackageConfig | None = None
+    """Of a policy: also compile its acting into one file. null: no package."""
 
 
 @dataclass

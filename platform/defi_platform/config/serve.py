@@ -78,6 +78,9 @@ class InferenceConfig:
     """none | graphs | default | reduce-overhead | max-autotune. graphs: on a GPU, each pass is replayed as one CUDA graph.
     The others are modes of torch.compile; the last two replay such graphs too. Batches are padded to powers of two, and
     compilation takes minutes at the start, since each size is compiled before clients come."""
+    package: str | None = field(default=None, metadata=PATH)
+    """File of jobs/export_model.py `package.path`, of this policy: its compiled code computes every pass, of the batch size
+    that it was made for, and nothing is compiled at the start. In the place of compile."""
     deterministic: bool = False
     """Bit for bit the same action for the same observation and seed, whatever else is in the batch: every forward pass
     has one shape, of one observation on a CPU and of max_batch_size (padded) on a GPU."""

@@ -79,7 +79,8 @@ def with_config(own: ServedActing, config: ServedActingConfig) -> ServedActing:
 
 def inference_of(model: InferenceConfig) -> dict[str, Any]:
     """The settings that change the last bits of actions, or more, where weights and observations are the same."""
-    return {"dtype": model.dtype, "compile": model.compile, "deterministic": model.deterministic}
+    compiled = "package" if model.package else model.compile
+    return {"dtype": model.dtype, "compile": compiled, "deterministic": model.deterministic}
 
 
 def differences(own: ServedActing, served: ServedActing) -> str:

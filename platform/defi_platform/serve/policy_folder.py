@@ -50,8 +50,7 @@ def load_policy(folder: str, acting: ServedActingConfig | None = None) -> DeFIPo
     policy.contract = replace(policy.contract, execute_steps=served.execute_steps)
     # The reference masks a sample's text tokens with the mask of another sample of its batch. Alone, as the
     # reference acts, a sample meets its own mask; in a batch of independent clients it must as well.
-    encoder = policy.adapter.latent_actions
-    encoder.config = replace(encoder.config, tiled_text_mask=False)
+    policy.adapter.latent_actions.mask_each_text()
     return policy
 
 

@@ -31,6 +31,10 @@ def check_inference(config: ServeConfig) -> None:
             f"model.deterministic and model.compile={model.compile} do not go together: a compiled kernel is "
             "chosen by measuring, so another start may compute with another one. Set one of them."
         )
+    if model.package and model.compile != "none":
+        raise ConfigError(
+            f"model.package is compiled already, so model.compile={model.compile} has no use. Set one of them."
+        )
     if model.compile == "graphs" and not config.replica_gpus:
         raise ConfigError(
             "model.compile=graphs replays CUDA graphs, but replica_gpus is 0. Give each replica a GPU or a share of one, "

@@ -13,7 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from defi_models.act.graphs import ActGraphs
+from defi_models.act.package import ActPackage
+from defi_models.errors import ModelFolderError
 from defi_models.policy import DeFIPolicy
+from defi_platform import storage
 from defi_platform.config import InferenceConfig, ServedActingConfig
 from defi_platform.errors import ConfigError, ServeError
 from defi_platform.serve.inference.forward_thread import WarmUp
@@ -55,7 +58,7 @@ class PolicyForward:
 
         Raises:
             CheckpointError: the folder holds no complete policy.
-            ConfigError: settings of acting do not fit it.
+            ConfigError: settings of acting, or the package, do not fit it.
         """
         settings = settings or InferenceConfig()
         if threads is not None:
@@ -66,6 +69,10 @@ class PolicyForward:
             shape = shape or (max_batch_size if gpu else 1)
         policy = load_policy(folder, acting).to(self._device, getattr(torch, settings.dtype)).eval()
         policy.hold_texts(settings.prompt_cache)
+        if settings.package:
+            package = _package(settings.package, policy)
+            policy.replay(package)
+            shape = package.batch
         self.spec: PolicySpec = policy_spec(policy, name or folder)
         """The policy's inputs and outputs."""
         self.sizes = _sizes(shape or max_batch_size, fixed=shape is not None)
@@ -185,6 +192,15 @@ class _Buffers:
         if self._spec.state is not None:
             return images, torch.from_numpy(self._spec.state.apply(states.numpy()))
         return images, states
+
+
+def _package(uri: str, policy: DeFIPolicy) -> ActPackage:
+    """Raises: ConfigError: the file is absent, or no package of this policy."""
+    try:
+        with storage.local_copy(uri) as local:
+            return ActPackage(local, policy)
+    except (OSError, ModelFolderError) as error:
+        raise ConfigError(f"model.package={uri}: {error}") from error
 
 
 def _speed_up(policy: DeFIPolicy, mode: str) -> None:
