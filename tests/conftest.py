@@ -56,6 +56,8 @@ LONGEST = (
 )
 """Files of half a minute and more: the first to begin, so that test processes end at about the same time."""
 SHARED = REPOSITORY.parent / "shared"
+OF_THE_PROCESS_GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DS_ACCELERATOR")
+"""Variables of the fixture `process_group`, which lasts for the whole session."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -117,6 +119,23 @@ def settings_of_ray() -> Iterator[None]:
     before = found()
     yield
     assert found() == before
+
+
+@pytest.fixture(autouse=True, scope="module")
+def other_variables() -> Iterator[None]:
+    """What the tests of a file leave in the environment reaches no job that those of the next one start.
+
+    Trainings, simulators and libraries set variables for their own processes: numbers of threads, the socket of W&B's
+    service, where OpenCV's libraries are.
+    """
+    before = dict(os.environ)
+    yield
+    kept = {"PYTEST_CURRENT_TEST", *OF_THE_PROCESS_GROUP}
+    for name in {*os.environ, *before} - kept:
+        if name in before:
+            os.environ[name] = before[name]
+        else:
+            del os.environ[name]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,11 @@ def test_a_progress_display_gives_its_numbers(
         progress = Progress("ingest: opened", "files", 9, publish=lambda _: shown_once.set(), corpus="bridge")
         with progress:
             progress.step(4)
-            shown_once.wait(10)
-            progress._ended.wait(0.2)
-    (line, *_) = objects(capsys.readouterr().out)
+            assert shown_once.wait(60)
+            printed, deadline = "", time.monotonic() + 60
+            while not printed.endswith("\n") and time.monotonic() < deadline:
+                printed += capsys.readouterr().out
+    (line, *_) = objects(printed)
     assert shown(line, "corpus", "done", "total", "job") == {
         "corpus": "bridge",
         "done": 4,

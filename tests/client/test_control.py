@@ -11,6 +11,7 @@ import pytest
 from control_clock import ControlClock, controlled
 from kinematic_robot import SCALE, KinematicRobot, towards
 from policy_server import policy_server
+from ports import free_port
 
 from defi_client.connection import Connection
 from defi_client.control import EpisodeResult, Execution, run_episode
@@ -121,7 +122,7 @@ def test_a_killed_server_is_waited_for_in_place_and_found_again() -> None:
         with policy_server(towards(GOAL), port=port):
             there.wait(60)
 
-    with policy_server(dies) as server:
+    with policy_server(dies, port=free_port()) as server:
         port = int(server.url.rpartition(":")[2])
         with Connection(server.url) as connection:
             again = threading.Thread(target=restart, args=(port,))
@@ -267,7 +268,7 @@ def test_a_foreign_greeting_is_not_believed_blindly() -> None:
 
 
 def test_a_server_that_comes_back_with_another_policy_greets_anew() -> None:
-    with policy_server(towards(GOAL), {"action_dim": 4}) as server:
+    with policy_server(towards(GOAL), {"action_dim": 4}, port=free_port()) as server:
         connection = Connection(server.url)
         port = int(server.url.rpartition(":")[2])
     with policy_server(towards(GOAL), {"action_dim": 7}, port=port), connection:

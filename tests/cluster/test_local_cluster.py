@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from ports import free_port
 from readme import commands
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "cluster"))
@@ -116,9 +117,7 @@ def test_without_a_head_the_status_says_how_to_start_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "set by main")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    assert local.main(["status", "--folder", str(tmp_path), "--port", str(port)]) == 1
+    assert local.main(["status", "--folder", str(tmp_path), "--port", str(free_port())]) == 1
     assert "Start one with `python cluster/local.py up`" in capsys.readouterr().err
 
 
@@ -175,8 +174,7 @@ def test_nodes_come_for_labelled_work_and_a_dead_head_is_replaced() -> None:
     folder = Path(
         tempfile.mkdtemp(prefix="defi-")
     )  # short: pytest's own folders are too deep for Ray's sockets
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        ports = one.getsockname()[1], other.getsockname()[1]
+    ports = free_port(), free_port()
     cluster = LocalCluster(folder, *ports)
     options = f" --folder {folder} --port {ports[0]} --dashboard-port {ports[1]}"
     up, status, down = (

@@ -6,7 +6,6 @@ import inspect
 import json
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ports import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "cluster"))
@@ -215,8 +215,7 @@ def test_a_real_prometheus_reads_every_metric_and_answers_every_panel(
         quick = text.replace("15s", "1s").replace(DISCOVERY_FILE, str(targets))
         assert quick != text or name == "alerts.yml"
         (tmp_path / name).write_text(quick)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     command = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data"]
     server = subprocess.Popen(
         [*command, f"--web.listen-address={address}"], cwd=tmp_path, stderr=(tmp_path / "log").open("w")
@@ -247,7 +246,7 @@ def test_a_real_prometheus_reads_every_metric_and_answers_every_panel(
         assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(240)
 
 
 def _answers(question: Callable[[], list[Any]]) -> bool:

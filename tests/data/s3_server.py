@@ -14,11 +14,9 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+# Benchmarks use this module as well.
+sys.path.append(str(Path(__file__).parents[1]))
+from ports import free_port
 
 
 @contextlib.contextmanager

@@ -229,7 +229,7 @@ def test_ten_thousand_objects_are_listed_page_by_page(s3: str) -> None:
     started = time.monotonic()
     entries = list(storage.walk(f"s3://{MANY}/v"))
     assert [e.name for e in entries] == [f"{n:05d}.mp4" for n in range(10_000)]
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 240
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ import numpy as np
 import policy_server as policy_servers
 import pytest
 from policy_server import policy_server
+from ports import free_port
 from vla_eval.model_servers.predict import PredictModelServer
 from vla_eval.model_servers.serve import serve as serve_model
 from websockets.sync.client import connect
@@ -314,16 +315,11 @@ def test_our_worker_evaluates_openpis_own_server(tmp_path: Path) -> None:
     assert sum(row["success"] for row in rows) == 10
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def connect_when_up(server: Any) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"ws://127.0.0.1:{server._port}"
-    for _ in range(100):
+    for _ in range(600):
         try:
             connect(url, proxy=None).close()
             break
@@ -357,7 +353,7 @@ def model_server(model: Any) -> Iterator[str]:
     """The server that vla-eval's own command starts."""
     port = free_port()
     threading.Thread(target=serve_model, args=(model, "127.0.0.1", port), daemon=True).start()
-    for _ in range(100):
+    for _ in range(600):
         try:
             socket.create_connection(("127.0.0.1", port)).close()
             break

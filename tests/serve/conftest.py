@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 
 from defi_models import presets
 from defi_models.gfdm import GFDM
@@ -31,8 +31,7 @@ def gfdm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(ray_cluster: None, policy_folder: Path) -> Iterator[PolicyServer]:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
     config = ServeConfig(
         policy=str(policy_folder),
         port=port,

@@ -100,11 +100,6 @@ class Node:
         return server, link
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def dial(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=60)
 

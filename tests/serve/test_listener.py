@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from machines_of_lines import SECRET, Node, ask, dial, free_port, wait
+from machines_of_lines import SECRET, Node, ask, dial, wait
+from ports import free_port
 
 from defi_platform.errors import ServeError
 from defi_platform.serve.listener import channel as channel_module

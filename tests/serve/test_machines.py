@@ -8,7 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from machines_of_lines import Node, ask, dial, free_port, wait
+from machines_of_lines import Node, ask, dial, wait
+from ports import free_port
 
 from defi_platform.serve.listener import carrier
 from defi_platform.serve.listener import listener as listener_module

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import tiny
 import torch
 from in_process import train_here
@@ -21,6 +21,10 @@ from defi_platform.train.config_checks import check_train_config
 from defi_platform.train.recipe import EvalReport
 from defi_platform.train.recipes.gidm import GIDMRecipe
 from defi_platform.train.recipes.policy import PolicyRecipe
+from defi_platform.train.validation.async_task import AsyncValidation
+
+STARTED: list[ray.ObjectRef[bytes]] = []
+"""Tasks that validate, in their order."""
 
 
 class ExaminedRecipe(tiny.TinyRecipe):
@@ -32,7 +36,7 @@ class ExaminedRecipe(tiny.TinyRecipe):
         run = Path(self.config.train.output)
         if step == 9:
             tiny.wait_for(run / "media" / "5.txt")
-            time.sleep(1.0)  # the answer is on its way to the worker
+            assert ray.wait(STARTED[:1], timeout=120)[0], "the answer is on its way to the worker"
         if step == 16:
             (run / "past_15").touch()
         return super().after_update(engine, step)
@@ -54,7 +58,17 @@ def test_an_async_validation_evaluates_checkpoints_and_never_stops_training(
     process_group: None,
     run_config: Callable[..., PretrainConfig],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    STARTED.clear()
+    start = AsyncValidation.start_if_due
+
+    def recorded(self: AsyncValidation, step: int) -> None:
+        start(self, step)
+        if self.step == step and self._task is not None:
+            STARTED.append(self._task)
+
+    monkeypatch.setattr(AsyncValidation, "start_if_due", recorded)
     config = run_config(tmp_path / "run", steps=17, async_validation_every=5, keep_checkpoints=1)
     summary = train_here(ExaminedRecipe(config)).values
     assert summary["async_validations"] == {"done": 1, "failed": 1, "left_out": 1}

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from s3_server import free_port, s3_server
+from ports import free_port
+from s3_server import s3_server
 
 from defi_platform import storage
 from defi_platform.storage import StorageError
