@@ -71,4 +71,7 @@ def deepspeed_config(train: TrainConfig, world_size: int) -> dict[str, Any]:
         config["data_types"] = {"grad_accum_dtype": "fp32"}
         # Stage 1 else keeps each gradient in bf16 too until the micro-batch has ended.
         config["bf16"]["immediate_grad_update"] = True
+        if train.zero_stage == 1:
+            # The sums travel between ranks once per update, and would be rounded to bf16 for it, also on one rank.
+            config["communication_data_type"] = "fp32"
     return config
