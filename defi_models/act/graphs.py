@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -29,8 +30,10 @@ class _Held(NamedTuple):
 class ActGraphs:
     """`act_on` of a policy, recorded at the first call with inputs of new shapes and replayed from then on.
 
-    The policy's weights must stay where they are; other settings of acting are recorded anew. Texts are padded to one
-    length, so that the shapes depend on the batch size alone.
+    The policy's weights must stay where they are; other settings of acting, or a policy that was moved as a whole, are
+    recorded anew. Texts are padded to one
+    length, so that the shapes depend on the batch size alone. Threads act one after the other. A copy of the policy
+    replays nothing.
     """
 
     def __init__(self, policy: DeFIPolicy, recorder: Recorder | None = None) -> None:
@@ -48,7 +51,8 @@ class ActGraphs:
         policy.pad_texts()
         self._policy = policy
         self._record: Recorder = recorder or CudaRecorder()
-        self._held: dict[tuple[Acting, tuple[tuple[Any, ...], ...]], _Held] = {}
+        self._held: dict[tuple[Acting, int, tuple[tuple[Any, ...], ...]], _Held] = {}
+        self._lock = threading.Lock()
         policy.replay(self)
 
     @property
@@ -60,15 +64,17 @@ class ActGraphs:
         """The chunk before `acting.applied`, float32 (B, H, A); see `DeFIPolicy.act_on`."""
         given = inputs.tensors()
         shapes = tuple((name, tuple(each.shape), each.dtype) for name, each in given.items())
-        key = (self._policy.acting, shapes)
-        if key not in self._held:
-            own = inputs._replace(**{name: each.clone() for name, each in given.items()})
-            self._held[key] = _Held(own, *self._record(self._policy.act_on, own))
-        held = self._held[key]
-        for name, tensor in held.inputs.tensors().items():
-            tensor.copy_(given[name])
-        held.replay()
-        return held.output.clone()  # the next replay fills the same memory
+        head = self._policy.adapter.head.action_out
+        key = (self._policy.acting, head.weight.data_ptr(), shapes)
+        with self._lock:
+            if key not in self._held:
+                own = inputs._replace(**{name: each.clone() for name, each in given.items()})
+                self._held[key] = _Held(own, *self._record(self._policy.act_on, own))
+            held = self._held[key]
+            for name, tensor in held.inputs.tensors().items():
+                tensor.copy_(given[name])
+            held.replay()
+            return held.output.clone()  # the next replay fills the same memory
 
 
 class CudaRecorder:

@@ -40,6 +40,7 @@ class ActPackage:
             ModelFolderError: When the file is no such package, or of another policy, precision or device.
         """
         policy.pad_texts()
+        self._policy, self._statistics = policy, policy.statistics
         try:
             self._run = torch._inductor.aoti_load_package(str(path))
             self.made_for: dict[str, Any] = json.loads(self._run.get_metadata()[_KEY])
@@ -61,8 +62,18 @@ class ActPackage:
         return int(self.made_for["batch"])
 
     def __call__(self, inputs: ActInputs) -> Tensor:
-        """The chunk before `acting.applied`, float32 (B, H, A). Raises: InputError for another batch size."""
-        batch = self.batch
+        """The chunk before `acting.applied`, float32 (B, H, A).
+
+        Raises:
+            InputError: For another batch size, or when the policy's settings of acting or statistics have changed.
+        """
+        batch, acting = self.batch, self._policy.acting
+        made_for = (self.made_for["steps"], self.made_for["sigma_min"])
+        if made_for != (acting.steps, acting.sigma_min) or self._policy.statistics is not self._statistics:
+            raise InputError(
+                "acting or statistics: the policy's have changed since this package was made, and it has those of then in "
+                "it. Make it again, or act without it: policy.replay(None)."
+            )
         if len(inputs.images) != batch:
             raise InputError(
                 f"images: got a batch of {len(inputs.images)}; this package was made for one of {batch}. Make one for "

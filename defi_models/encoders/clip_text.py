@@ -10,11 +10,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from defi_models.encoders.frozen import Frozen
 from defi_models.encoders.hashed_text import HashedText
 from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.encoders.text_batches import TextBatch, text_batches
-from defi_models.encoders.text_cache import Entry, TextCache, TextStates
+from defi_models.encoders.text_cache import CachedTexts, Entry, TextStates
 from defi_models.encoders.tokenizer import load_tokenizer, require_tokenizer
 
 _SHARED_FIELDS = (
@@ -32,7 +31,7 @@ _SHARED_FIELDS = (
 )
 
 
-class ClipText(Frozen):
+class ClipText(CachedTexts):
     """CLIP ViT-B/32's text model, frozen; each distinct string is encoded once and held.
 
     Source: arXiv 2604.16391, released CALVIN configuration (20 tokens, 512 wide).
@@ -74,8 +73,6 @@ class ClipText(Frozen):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.cache = TextCache()
-        """Features by string; its limits may be changed."""
         if model is None:
             clip = CLIPTextConfig(**{name: getattr(config, name) for name in _SHARED_FIELDS})
             clip._attn_implementation = "sdpa"

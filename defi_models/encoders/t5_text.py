@@ -11,10 +11,9 @@ import torch
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from defi_models.encoders.frozen import Frozen
 from defi_models.encoders.public_folder import known_fields, load_backbone
 from defi_models.encoders.text_batches import text_batches
-from defi_models.encoders.text_cache import Entry, TextCache, TextStates
+from defi_models.encoders.text_cache import CachedTexts, Entry, TextStates
 from defi_models.encoders.tokenizer import load_tokenizer, require_tokenizer
 
 _LENGTH_STEP = 8
@@ -32,7 +31,7 @@ _SHARED_FIELDS = (
 )
 
 
-class T5Text(Frozen):
+class T5Text(CachedTexts):
     """T5-base's encoder, frozen; each distinct string is encoded once and held without padding.
 
     Padded positions of a batch are zero states with a False mask.
@@ -66,8 +65,6 @@ class T5Text(Frozen):
         super().__init__()
         self.config = config
         self.tokenizer = tokenizer
-        self.cache = TextCache()
-        """Features by string; its limits may be changed."""
         self.pad_to_max = False
         """Whether states have `max_tokens` positions, whatever the texts; else as many as the longest of the batch."""
         if model is None:

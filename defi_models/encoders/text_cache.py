@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from defi_models.encoders.frozen import Frozen
 from defi_models.inputs.checks import check_texts
 
 Entry = tuple[Tensor, ...]
@@ -49,7 +51,7 @@ class TextCache:
     """Least-recently-used features per string; each value is a tuple of tensors of one text.
 
     What is in memory comes from there, then what is in `store`, where there is one; the rest is encoded. At least the
-    texts of the last call are held, and beyond them no more than the limits allow.
+    texts of the last call are held, and beyond them no more than the limits allow. Threads may share one.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
@@ -64,6 +66,16 @@ class TextCache:
         self.held_bytes = 0
         """Bytes of the features in memory."""
         self._held: OrderedDict[tuple[str, str, torch.device, torch.dtype], Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the lock, which no copy shares."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Takes the state of another one."""
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
     def get(
         self,
@@ -90,7 +102,8 @@ class TextCache:
         """
         check_texts("texts", texts)
         distinct = list(dict.fromkeys(texts))
-        found = {text: self._held.get((kind, text, device, dtype)) for text in distinct}
+        with self._lock:
+            found = {text: self._held.get((kind, text, device, dtype)) for text in distinct}
         missing = [text for text in distinct if found[text] is None]
         if missing and self.store is not None and self.store.dtype == dtype:
             for text, entry in zip(missing, self.store.read(kind, missing), strict=True):
@@ -98,17 +111,19 @@ class TextCache:
             missing = [text for text in missing if found[text] is None]
         if missing:
             found |= zip(missing, encode(missing), strict=True)
-            self.encoded += len(missing)
         rows: dict[str, Entry] = {text: entry for text, entry in found.items() if entry is not None}
-        for text, entry in rows.items():
-            self._hold((kind, text, device, dtype), entry)
-        self._forget(keep=len(rows))
+        with self._lock:
+            self.encoded += len(missing)
+            for text, entry in rows.items():
+                self._hold((kind, text, device, dtype), entry)
+            self._forget(keep=len(rows))
         return [rows[text] for text in texts]
 
     def clear(self) -> None:
         """Forgets every text that is in memory."""
-        self._held.clear()
-        self.held_bytes = 0
+        with self._lock:
+            self._held.clear()
+            self.held_bytes = 0
 
     def _hold(self, key: tuple[str, str, torch.device, torch.dtype], entry: Entry) -> None:
         if key not in self._held:
@@ -122,6 +137,25 @@ class TextCache:
         while len(self._held) > keep and (len(self._held) > texts or self.held_bytes > self.max_bytes):
             _, entry = self._held.popitem(last=False)
             self.held_bytes -= _bytes(entry)
+
+
+class CachedTexts(Frozen):
+    """A frozen text encoder, each text of which is encoded once, until its weights are others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = TextCache()
+        """Features by string; its limits may be changed."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.cache.clear()
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        if any(name.startswith(prefix) for name in state_dict):
+            self.cache.clear()
+            self.cache.store = None  # of the weights before
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
 
 def _bytes(entry: Entry) -> int:

@@ -34,6 +34,11 @@ class ModelFolder:
     config: Any
     """The `Config` of the class."""
 
+    def __getstate__(self) -> Any:
+        """State for copies and pickles: without what was compiled or recorded, which belongs to this model alone."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]  # that of nn.Module
+        return state | {name: None for name in ("_functions", "_replayed") if name in state}
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes the folder; a reader sees the old one or the new one, never a part.
 

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -79,6 +83,41 @@ def test_other_settings_of_acting_are_recorded_anew(policy: DeFIPolicy) -> None:
     policy.replay(None)
     assert graphs.recorded == 2 and not torch.equal(first, second)
     assert torch.allclose(second, policy.act(batch, generators(1)), atol=1e-5)
+
+
+def test_a_policy_that_was_moved_is_recorded_anew_and_copies_replay_nothing(policy: DeFIPolicy) -> None:
+    graphs = ActGraphs(policy, Traced())
+    batch = observation(1)
+    chunk = policy.act(batch, generators(1))
+    compiled = copy.deepcopy(policy)
+    compiled.compile_parts()
+    for copied in (copy.deepcopy(policy), pickle.loads(pickle.dumps(compiled))):
+        with torch.no_grad():
+            copied.action_normalizer.offset.add_(1)
+        assert torch.allclose(copied.act(batch, generators(1)), chunk + 1, atol=1e-4)
+    assert graphs.recorded == 1
+    policy.to(torch.bfloat16).to(torch.float32)  # rounds the weights
+    again = policy.act(batch, generators(1))
+    policy.replay(None)
+    assert graphs.recorded == 2 and not torch.equal(again, chunk)
+    assert torch.allclose(again, policy.act(batch, generators(1)), atol=1e-5)
+
+
+def test_threads_replay_one_after_the_other(policy: DeFIPolicy) -> None:
+    seeds = range(4)
+    expected = [policy.act(observation(1), generators(1, seed)) for seed in seeds]
+
+    class Slow(Traced):
+        """Lets others in between inputs and outputs."""
+
+        def __call__(self, run: Callable, inputs: ActInputs) -> tuple[Callable[[], object], torch.Tensor]:
+            replay, output = super().__call__(run, inputs)
+            return lambda: (time.sleep(0.02), replay(), time.sleep(0.02)), output
+
+    ActGraphs(policy, Slow())
+    with ThreadPoolExecutor(len(seeds)) as threads:
+        found = list(threads.map(lambda seed: policy.act(observation(1), generators(1, seed)), seeds))
+    assert all(torch.allclose(one, other, atol=1e-5) for one, other in zip(found, expected, strict=True))
 
 
 def test_cuda_graphs_of_a_policy_on_the_cpu_are_refused(policy: DeFIPolicy) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ def test_inputs_reach_the_compiled_code_in_the_layout_that_it_was_made_for(
     assert torch.allclose(policy.act(seen, generators(1)), expected, atol=1e-6)
     with pytest.raises(InputError, match=r"images: got a batch of 2; this package was made for one of 1"):
         policy.act(observation(2), generators(2))
+    policy.set_acting(replace(policy.acting, steps=2))
+    with pytest.raises(InputError, match=r"acting or statistics: the policy's have changed.*replay\(None\)"):
+        policy.act(seen, generators(1))
 
 
 def test_compiled_code_that_computes_something_else_leaves_no_file(

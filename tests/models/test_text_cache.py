@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,6 +88,43 @@ def test_states_and_goals_are_limited_by_their_number_too() -> None:
     cache.get("states", ["b"], CPU, torch.float32, counted)
     cache.get("goal", ["a"], CPU, torch.float32, counted)
     assert cache.encoded == 4
+
+
+def test_other_weights_have_other_features(public: Path) -> None:
+    encoder, other = T5Text.from_folder(public / "t5"), T5Text.from_folder(public / "t5")
+    with torch.no_grad():
+        other.model.shared.weight.mul_(1.5)
+    expected = other.states(TEXTS[:2]).states
+    for assign in (False, True):
+        encoder.states(TEXTS[:2])
+        nn.ModuleDict({"text": encoder}).load_state_dict({"another": torch.zeros(1)}, strict=False)
+        assert encoder.cache.held_bytes > 0, "nothing of it was loaded"
+        state = {f"text.{name}": value.clone() for name, value in other.state_dict().items()}
+        nn.ModuleDict({"text": encoder}).load_state_dict(state, assign=assign)
+        assert torch.equal(encoder.states(TEXTS[:2]).states, expected)
+        encoder.to(torch.bfloat16).to(torch.float32)
+        assert not torch.equal(encoder.states(TEXTS[:2]).states, expected), "rounded"
+
+
+def test_threads_share_a_cache() -> None:
+    cache = TextCache()
+    cache.max_texts = 2
+
+    def ask(first: int) -> None:
+        for number in range(2000):
+            cache.get("states", [str((first + number * 7) % 5)], CPU, torch.float32, counted)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(ask, range(4)))
+    finally:
+        sys.setswitchinterval(before)
+    assert cache.held_bytes == 2 * 1024
+    copied = pickle.loads(pickle.dumps(cache))
+    copied.get("states", ["new"], CPU, torch.float32, counted)
+    assert copied.encoded == cache.encoded + 1
 
 
 def test_64_new_texts_take_2_passes_of_clip_and_as_many_of_t5_as_their_lengths_need(public: Path) -> None:
