@@ -21,7 +21,18 @@ os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # Nobody looks at the figures of processes that each node's agent collects, every five seconds by itself.
 os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "600000")
 
+import hypothesis
 import pytest
+
+# Examples are the same each time, and as slow as the machine.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 # Where the suite itself runs in the background of a shell, Ctrl-C is ignored by it and by every job it starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

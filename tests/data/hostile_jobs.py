@@ -16,7 +16,7 @@ from defi_platform.data.rejection import BadVideo
 
 class HostileJobHandler(JobHandler):
     """Behaves by the name of the file: hang, locked, abort, exit, allocate, leak, storage, away until there is a
-    file `back` beside it, or fill every frame with 7."""
+    file `back` beside it, where it leaves a file `asked`, or fill every frame with 7."""
 
     def __init__(self, memory_bytes: int) -> None:
         super().__init__(memory_bytes)
@@ -46,6 +46,9 @@ class HostileJobHandler(JobHandler):
         if name.startswith("leak"):
             self._kept.append(np.ones(48 << 20, np.uint8))
         away = name.startswith("away") and not os.path.exists(os.path.join(os.path.dirname(job.uri), "back"))
+        if away:
+            with open(os.path.join(os.path.dirname(job.uri), "asked"), "w"):
+                pass
         if name.startswith("storage") or away:
             raise BadVideo("storage", "503 Slow Down")
         if name.startswith("pid"):

@@ -22,11 +22,20 @@ from defi_platform.data.decode.messages import DecodeJob, Probe, ProbeJob
 from defi_platform.data.decode.pool import Answer, DecoderPool
 from defi_platform.data.rejection import BadVideo
 
+_earlier: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def of_this_test() -> None:
+    """What a training of another test may have left is none of `decoder_processes`."""
+    _earlier.clear()
+    _earlier.update(decoder_processes())
+
 
 def decoder_processes() -> list[psutil.Process]:
-    """Decoder processes of this one, as the operating system lists them."""
+    """Decoder processes of this one that a test has started, as the operating system lists them."""
     found = []
-    for child in psutil.Process().children():
+    for child in {*psutil.Process().children()} - _earlier:
         with contextlib.suppress(psutil.NoSuchProcess):
             if "decode.worker_process" in " ".join(child.cmdline()):
                 found.append(child)

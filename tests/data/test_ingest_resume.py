@@ -18,6 +18,7 @@ from ray.exceptions import ActorDiedError
 from test_ingest import configured
 
 from defi_platform import roles, storage
+from defi_platform.cluster import actors
 from defi_platform.config import DataConfig
 from defi_platform.data.ingest import probe_actors
 from defi_platform.data.ingest.pipeline import ingest
@@ -200,6 +201,7 @@ def test_actors_that_die_again_and_again_are_worth_another_try(monkeypatch: pyte
         kill=killed.append,
     )
     monkeypatch.setattr(probe_actors, "ray", local)
+    monkeypatch.setattr(actors, "ray", local)
     monkeypatch.setattr(probe_actors, "ray_session", lambda config: contextlib.nullcontext())
     monkeypatch.setattr(roles, "capacity", lambda role, resource: 1.0)
     with pytest.raises(UserError, match=r"died again and again: .*No module named .defi_platform.") as caught:

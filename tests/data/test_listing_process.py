@@ -14,7 +14,6 @@ import pytest
 from corpora import write_video
 
 from defi_platform.config import DecodeConfig
-from defi_platform.data.decode import pool as decoder_pool
 from defi_platform.data.decode.pool import DecoderPool
 from defi_platform.data.decode.worker_jobs import JobHandler
 from defi_platform.data.ingest.listing import listed
@@ -58,8 +57,7 @@ def misbehave(path: str) -> None:
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(decoder_pool, "START_S", 5.0)
+def pool() -> Any:
     limits = DecodeConfig(processes=1, timeout_s=3.0, memory_mb=512)
     with DecoderPool(limits, HostileLibraries) as pool:
         yield pool

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import Ranks
 
 from defi_platform.config import PretrainConfig, TrainConfig
@@ -17,6 +18,12 @@ HERE = Path(__file__).parent
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), os.environ.get("PYTHONPATH")]))
 # The small corpora that the data tests make.
 sys.path.append(str(HERE.parent / "data"))
+
+
+@pytest.fixture(autouse=True)
+def same_numbers() -> None:
+    """Random numbers of a test do not depend on how many others have drawn before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -78,9 +78,10 @@ def test_on_a_cpu_batches_are_read_when_they_are_asked_for() -> None:
             read.append(k)
             yield {"k": k}
 
+    before = set(threading.enumerate())
     batches = DeviceBatches(stream(), CPU)
     assert next(batches) == {"k": 0} and read == [0]
-    assert not any(one.name == "device-batches" for one in threading.enumerate())
+    assert not any(one.name == "device-batches" for one in {*threading.enumerate()} - before)
 
 
 def test_numbers_of_samples_and_texts_stay_with_the_host() -> None:
