@@ -137,6 +137,27 @@ def test_remote_reads_wait_side_by_side_and_answer_in_order() -> None:
     assert list(side_by_side(abs, [-1, 2], remote=False)) == [(-1, 1), (2, 2)]
 
 
+def test_what_is_read_ahead_has_no_more_bytes_than_allowed() -> None:
+    sizes = [3, 4, 3, 9, 1, 10, 2, 20, *[1] * 60, 7, 4]
+    held: set[int] = set()
+    seen: list[tuple[int, int]] = []
+
+    def read(number: int) -> int:
+        held.add(number)
+        now = held.copy()
+        seen.append((len(now), sum(sizes[one] for one in now)))
+        return number
+
+    order = []
+    for number, _ in side_by_side(read, range(len(sizes)), True, sizes.__getitem__, 10):
+        time.sleep(0.001)
+        order.append(number)
+        held.remove(number)
+    assert order == list(range(len(sizes)))
+    assert all(count == 1 or total <= 10 for count, total in seen)
+    assert max(count for count, _ in seen) > 3, "several at once where they are small"
+
+
 def test_a_listing_reports_progress_before_its_first_record(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [storage.Entry(str(n), str(n), 1, "1") for n in range(2500)]
     monkeypatch.setattr(storage, "walk", lambda root, unreadable: iter(found))

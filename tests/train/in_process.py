@@ -29,8 +29,7 @@ _one_run = threading.Lock()
 
 def prepare(recipe: Recipe) -> None:
     """Does the driver's part of a run before its workers start."""
-    check_resumable(recipe)
-    take_up(recipe)
+    take_up(recipe, check_resumable(recipe))
     recipe.prepare()
     prepare_folder(recipe)
 

@@ -34,8 +34,7 @@ def marker(run: Path) -> Path:
 def attempt(config: PretrainConfig) -> tiny.TinyRecipe:
     """What the driver does before workers start; then it ends."""
     recipe = tiny.TinyRecipe(config)
-    check_resumable(recipe)
-    take_up(recipe)
+    take_up(recipe, check_resumable(recipe))
     prepare_folder(recipe)
     return recipe
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from defi_platform import storage
 from defi_platform.errors import CheckpointError
 from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.checkpoint import read
 from defi_platform.train.checkpoint.format import Position
 from defi_platform.train.checkpoint.pieces import DamagedCheckpoint
 from defi_platform.train.checkpoint.read import Reader
@@ -181,6 +183,27 @@ def test_a_rank_reads_its_own_share_in_few_requests(
         # Pieces are read whole: at another number of ranks those at both ends hold more than is wanted.
         assert sum(reads) <= (1.0 if ranks == 4 else 1.8) * 4 * share
         assert len(reads) <= (1 if ranks == 4 else 3), "not one for each of the pieces"
+
+
+def test_few_bytes_are_under_way_while_the_first_ones_are_taken_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [spans] = large(tmp_path, 1)
+    monkeypatch.setattr(read, "REQUEST_BYTES", 1 << 20)
+    monkeypatch.setattr(read, "IN_FLIGHT_BYTES", 5 << 20)
+    reads: list[int] = []
+    whole = storage.read_into
+
+    def read_into(uri: str, start: int, buffer: memoryview) -> None:
+        reads.append(len(buffer))
+        whole(uri, start, buffer)
+
+    monkeypatch.setattr(storage, "read_into", read_into)
+    found = Reader(checkpoints.committed(str(tmp_path))[0]).spans(spans)
+    next(found)
+    time.sleep(0.3)
+    assert len(reads) > 1 and sum(reads) <= 5 << 20
+    assert 1 + sum(1 for _ in found) == len(spans) and sum(reads) >= 8 * sum(WIDTHS)
 
 
 def test_pruning_keeps_the_newest_and_spares_what_is_still_being_written(tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(
     assert "SHA-256" in (shard_of(recipe, 10).parent / checkpoints.PASSED_OVER).read_text()
 
 
+def test_a_resume_reads_each_marker_once_to_choose_and_once_to_delete(
+    recipe: tiny.TinyRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    whole = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: (reads.append(uri), whole(uri))[1])
+    assert restored(recipe) == 10
+    markers = [uri for uri in reads if not uri.endswith("pieces.json")]
+    assert len(markers) == 2 * len(STEPS) and len(reads) == len(markers) + 1
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_checkpoint_whose_marker_is_damaged_is_passed_over_and_kept(
     cut: bool, recipe: tiny.TinyRecipe, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +18,10 @@ from in_process import prepare, train_here, work
 from defi_models import presets
 from defi_models.pretrained.folder import make_header
 from defi_platform import storage
-from defi_platform.config import FinetuneConfig, ModelConfig, PretrainConfig
+from defi_platform.config import FinetuneConfig, ModelConfig, PretrainConfig, RayConfig
 from defi_platform.errors import CheckpointError, ConfigError
 from defi_platform.train.checkpoint import format as checkpoints
+from defi_platform.train.driver import run as driver
 from defi_platform.train.driver.run import check_resumable, complete_run
 from defi_platform.train.recipes.gidm import GIDMRecipe
 from defi_platform.train.recipes.policy import PolicyRecipe
@@ -270,6 +272,22 @@ def test_more_steps_at_a_constant_rate_are_a_segment_and_no_question(
     longer = continued([first], run_config(tmp_path, steps=24).train, 12)
     assert [(one.start, one.begun_by, one.steps) for one in longer] == [(0, "start", 12), (12, "steps", 24)]
     assert continued(longer, run_config(tmp_path, steps=24).train, 15) == longer
+
+
+def test_a_start_reads_the_checkpoints_before_it_has_the_folder_and_once_after(
+    run_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a store each marker of each rank is a request, and so is each checkpoint."""
+    reached(tiny.TinyRecipe(run_config(tmp_path)), 3, 6, 9)
+    reads: list[str] = []
+    whole = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: (reads.append(uri), whole(uri))[1])
+    for name in ("announce", "start_shared_actors", "_run_all"):
+        monkeypatch.setattr(driver, name, lambda *_: None)
+    monkeypatch.setattr(driver, "ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "retry_run_folder", lambda *_: driver.RunSummary("", {}))
+    driver.train(RayConfig(), [tiny.TinyRecipe(run_config(tmp_path))])
+    assert sum("/checkpoints/" in uri for uri in reads) == 2 * 3
 
 
 # --------------------------------------------------------------------------- taken up again

@@ -190,7 +190,9 @@ def read_bytes(uri: str) -> bytes:
     if not is_remote(uri):
         return local_path(uri).read_bytes()
     fs, path = filesystem(uri)
-    return attempt(uri, lambda: cast(bytes, fs.cat_file(path)))
+    # Otherwise S3's driver first asks for the size of each file, to read large ones in parts.
+    options = {"max_concurrency": 1} if "s3" in protocols(fs) else {}
+    return attempt(uri, lambda: cast(bytes, fs.cat_file(path, **options)))
 
 
 def read_text(uri: str) -> str:

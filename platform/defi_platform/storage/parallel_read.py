@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 READERS = 16
@@ -15,7 +15,11 @@ Answer = TypeVar("Answer")
 
 
 def side_by_side(
-    read: Callable[[Item], Answer], items: Iterable[Item], remote: bool
+    read: Callable[[Item], Answer],
+    items: Iterable[Item],
+    remote: bool,
+    size: Callable[[Item], int] = lambda _: 0,
+    most: float = math.inf,
 ) -> Iterator[tuple[Item, Answer]]:
     """Yields (item, read(item)) for each item, in order; one by one where the files are local.
 
@@ -23,6 +27,9 @@ def side_by_side(
         read: called in several threads at once where the files are remote.
         items: taken from a little ahead of the caller.
         remote: whether reading waits for a network.
+        size: bytes of an item's answer.
+        most: bytes of all answers that are being read or wait for the caller, the one that it has among them; a larger
+            one is read alone.
 
     Raises: what `read` raises, at its item.
     """
@@ -32,11 +39,21 @@ def side_by_side(
         return
     pool = ThreadPoolExecutor(READERS, thread_name_prefix="side-by-side")
     try:
-        source = iter(items)
-        ahead = deque((item, pool.submit(read, item)) for item in itertools.islice(source, 2 * READERS))
+        ahead: deque[tuple[Item, Future[Answer]]] = deque()
+        held = 0
+        for item in items:
+            while ahead and (len(ahead) == 2 * READERS or held + size(item) > most):
+                yield _first(ahead)
+                held -= size(ahead.popleft()[0])
+            ahead.append((item, pool.submit(read, item)))
+            held += size(item)
         while ahead:
-            item, answer = ahead.popleft()
-            yield item, answer.result()
-            ahead.extend((more, pool.submit(read, more)) for more in itertools.islice(source, 1))
+            yield _first(ahead)
+            ahead.popleft()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _first(ahead: deque[tuple[Item, Future[Answer]]]) -> tuple[Item, Answer]:
+    item, answer = ahead[0]
+    return item, answer.result()

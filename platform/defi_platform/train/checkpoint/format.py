@@ -151,11 +151,6 @@ class Checkpoint:
             ) from error
 
 
-def committed(run: str) -> list[Checkpoint]:
-    """Committed checkpoints of a run, newest first; not those of `unusable`."""
-    return [one for one in _all(run) if isinstance(one, Checkpoint)]
-
-
 @dataclass(frozen=True)
 class Unusable:
     """A checkpoint that was committed and is not to be read."""
@@ -166,9 +161,40 @@ class Unusable:
     """Why it cannot be read; None: it was passed over, its file says why."""
 
 
-def unusable(run: str) -> list[Unusable]:
-    """Checkpoints of a run that were passed over or whose markers are damaged, newest first."""
-    return [one for one in _all(run) if isinstance(one, Unusable)]
+@dataclass(frozen=True)
+class Listing:
+    """The checkpoints of a run as they lay there at one time, each kind newest first."""
+
+    committed: list[Checkpoint]
+    unusable: list[Unusable]
+    """Passed over, or with damaged markers."""
+    unfinished: list[str]
+    """Folders whose commit markers are not all there."""
+
+
+def listing(run: str) -> Listing:
+    """Lists the checkpoints of a run: one request for all, and one for each of them and for each marker."""
+    found = Listing([], [], [])
+    for uri, step, names in sorted(_folders(run), key=lambda one: (one[1], one[0]), reverse=True):
+        if PASSED_OVER in names:
+            found.unusable.append(Unusable(uri, step, None))
+            continue
+        try:
+            markers = _markers(uri, names)
+        except ValueError as error:
+            # Markers appear whole: one that is not has changed since.
+            found.unusable.append(Unusable(uri, step, f"{uri}: {error}"))
+            continue
+        if markers:
+            found.committed.append(Checkpoint(uri, step, markers))
+        else:
+            found.unfinished.append(uri)
+    return found
+
+
+def committed(run: str) -> list[Checkpoint]:
+    """Committed checkpoints of a run, newest first; not those that are unusable."""
+    return listing(run).committed
 
 
 def none_usable(run: str, found: int, unusable: Sequence[Unusable], messages: Sequence[str]) -> str:
@@ -210,19 +236,17 @@ def prune(
         keep_best: keep the one with the lowest validation loss too.
         pinned_step: step of a checkpoint that is being read, which stays.
     """
-    found = committed(run)
+    there = listing(run)
+    found = there.committed
     validated = [one for one in found if keep_best and one.position.validation_loss is not None]
     best = min(validated, key=lambda one: one.position.validation_loss or 0.0, default=None)
     for old in found[keep:]:
         if old.step != pinned_step and (best is None or old.uri != best.uri):
             storage.delete(old.uri)
     oldest = found[keep - 1].step if 0 < keep <= len(found) else 0
-    whole = {checkpoint.uri for checkpoint in found}
-    broken = {one.uri for one in unusable(run)}
-    for uri, step, _ in _folders(run):
-        obsolete = step < oldest if uri in broken else unfinished and uri not in whole
-        if obsolete:
-            storage.delete(uri)
+    obsolete = [one.uri for one in there.unusable if one.step < oldest]
+    for uri in obsolete + (there.unfinished if unfinished else []):
+        storage.delete(uri)
 
 
 def _folders(run: str) -> Iterator[tuple[str, int, list[str]]]:
@@ -235,24 +259,6 @@ def _folders(run: str) -> Iterator[tuple[str, int, list[str]]]:
     }
     for uri, names in side_by_side(storage.names, steps, storage.is_remote(run)):
         yield uri, int(steps[uri][1]), names
-
-
-def _all(run: str) -> list[Checkpoint | Unusable]:
-    """Every checkpoint that was committed, newest first."""
-    found: list[Checkpoint | Unusable] = []
-    for uri, step, names in _folders(run):
-        if PASSED_OVER in names:
-            found.append(Unusable(uri, step, None))
-            continue
-        try:
-            markers = _markers(uri, names)
-        except ValueError as error:
-            # Markers appear whole: one that is not has changed since.
-            found.append(Unusable(uri, step, f"{uri}: {error}"))
-            continue
-        if markers:
-            found.append(Checkpoint(uri, step, markers))
-    return sorted(found, key=lambda one: (one.step, one.uri), reverse=True)
 
 
 def _markers(uri: str, names: list[str]) -> list[dict[str, Any]] | None:

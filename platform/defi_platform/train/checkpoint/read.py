@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -18,6 +19,8 @@ from defi_platform.train.engine.sharded_state import Span
 
 REQUEST_BYTES = 8 << 20
 """Neighbouring pieces are read in one request until it has so many bytes; a larger piece is one request of its own."""
+IN_FLIGHT_BYTES = 512 << 20
+"""Bytes of the requests that are being read or wait to be taken in, in one process; a larger piece is read alone."""
 GAP_BYTES = 256 << 10
 """Bytes between two pieces that are read along: cheaper than another request."""
 DTYPES = {
@@ -43,6 +46,10 @@ class Request:
     begin: int
     end: int
     parts: list[tuple[Piece, list[Span]]] = field(default_factory=list)
+
+    def size(self) -> int:
+        """In bytes."""
+        return self.end - self.begin
 
 
 class Reader:
@@ -122,8 +129,10 @@ class Reader:
 
         Raises: CheckpointError for a span that the checkpoint has not, DamagedCheckpoint, StorageError, OSError.
         """
-        for _, parts in side_by_side(self._read, requests(self.index, wanted), remote=True):
+        found = requests(self.index, wanted)
+        for _, parts in side_by_side(self._read, found, True, Request.size, IN_FLIGHT_BYTES):
             yield from parts
+            del parts  # Not to be held until the next ones are there.
 
     def _check_whole_file(self, shard: str) -> None:
         uri = storage.join(self.index.uri, shard)
@@ -136,8 +145,10 @@ class Reader:
         uri = storage.join(self.index.uri, request.shard)
         # Elements must not begin at odd places of the buffer, and in the file they do not.
         shift = request.begin % 8
-        content = torch.empty(shift + request.end - request.begin, dtype=torch.uint8)
-        view = memoryview(content.numpy().data)[shift:]
+        # Mapped, since what is freed goes back at once: the allocator keeps tens of megabytes for each thread.
+        mapped = mmap.mmap(-1, max(1, shift + request.size()))
+        content = torch.frombuffer(mapped, dtype=torch.uint8)
+        view = memoryview(mapped)[shift:]
         _read_into(uri, request.begin, view)
         found = []
         for piece, spans in request.parts:

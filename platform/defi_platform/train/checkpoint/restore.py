@@ -54,11 +54,9 @@ def restore_engine(
     """
     train = recipe.config.train
     engine = TrainingEngine(model, train, communicator.world_size)
-    found, unusable = communicator.broadcast(
-        (checkpoints.committed(train.output), checkpoints.unusable(train.output))
-        if communicator.is_rank_zero
-        else ([], [])
-    )
+    there = communicator.broadcast(checkpoints.listing(train.output) if communicator.is_rank_zero else None)
+    assert there
+    found, unusable = there.committed, there.unusable
     # Those that were passed over before have been spoken of.
     failed: list[tuple[Checkpoint | Unusable, str]] = [(one, one.reason) for one in unusable if one.reason]
     if communicator.is_rank_zero:

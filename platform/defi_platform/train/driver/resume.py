@@ -48,6 +48,8 @@ class Begun:
     values: Mapping[str, Any]
     """Its configuration."""
     segments: list[Segment]
+    older: bool
+    """Of a version whose checkpoints do not hold their segments."""
     later: list[checkpoints.Checkpoint | checkpoints.Unusable]
     """To be set aside, newest last."""
 
@@ -63,8 +65,9 @@ def begun(recipe: Recipe, summary: Mapping[str, Any] | None = None) -> Begun | N
         no checkpoint.
     """
     train = recipe.config.train
-    found = checkpoints.committed(train.output)
-    if not found and summary is None and (broken := checkpoints.unusable(train.output)):
+    there = checkpoints.listing(train.output)
+    found, broken = there.committed, there.unusable
+    if not found and summary is None and broken:
         raise CheckpointError(
             checkpoints.none_usable(train.output, 0, broken, [one.reason for one in broken if one.reason])
         )
@@ -78,7 +81,7 @@ def begun(recipe: Recipe, summary: Mapping[str, Any] | None = None) -> Begun | N
     if not found:
         assert summary is not None
         segments = _segments([], recipe, values)
-        return Begun(train.output, summary["steps"], summary["model"], values, segments, [])
+        return Begun(train.output, summary["steps"], summary["model"], values, segments, False, [])
     position, later = found[0].position, []
     if train.restart_from is not None and not restarted(_segments(position.segments, recipe, values), train):
         steps = {one.step: one for one in reversed(found)}
@@ -90,12 +93,12 @@ def begun(recipe: Recipe, summary: Mapping[str, Any] | None = None) -> Begun | N
         position = steps[train.restart_from].position
         # The newest that counts goes last: while it is there, what was interrupted is done again.
         ahead: list[checkpoints.Checkpoint | checkpoints.Unusable] = [
-            *checkpoints.unusable(train.output),
+            *broken,
             *reversed(found),
         ]
         later = [one for one in ahead if one.step > position.step]
     segments = _segments(position.segments, recipe, values)
-    return Begun(train.output, position.step, position.model, values, segments, later)
+    return Begun(train.output, position.step, position.model, values, segments, not position.segments, later)
 
 
 def _configuration(folder: str, name: str = CONFIG) -> dict[str, Any]:
@@ -117,12 +120,11 @@ def _configuration(folder: str, name: str = CONFIG) -> dict[str, Any]:
     return with_meaning(cast(dict[str, Any], values))
 
 
-def keep_begun(folder: str) -> None:
+def keep_begun(before: Begun) -> None:
     """Keeps the configuration that an older run was begun with, before that of another attempt takes its place."""
-    config, kept = storage.join(folder, CONFIG), storage.join(folder, BEGUN)
-    found = checkpoints.committed(folder)
-    if found and not found[0].position.segments and storage.exists(config) and not storage.exists(kept):
-        storage.write_text(kept, storage.read_text(config))
+    kept = storage.join(before.folder, BEGUN)
+    if before.older and not storage.exists(kept):
+        storage.write_text(kept, storage.read_text(storage.join(before.folder, CONFIG)))
 
 
 def check_same_run(recipe: Recipe, before: Begun, complete: bool = False) -> None:

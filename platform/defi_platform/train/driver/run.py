@@ -34,6 +34,7 @@ from defi_platform.train.driver.dry_run import DryRun, dry_run
 from defi_platform.train.driver.ray_trainer import RunTrainer
 from defi_platform.train.driver.resume import (
     CONFIG,
+    Begun,
     begun,
     check_same_run,
     keep_begun,
@@ -98,7 +99,7 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
             for recipe in pending
         }
         # Once more: until this job had the folders, another one may have gone on in them, or to the end.
-        pending = _to_do(pending, summaries)
+        pending = _to_do(list(pending), summaries)
         if not pending:
             return [summaries[recipe.kind] for recipe in recipes]
         with ray_session(ray_config):
@@ -109,11 +110,11 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
                     {kind: config.data.decode.processes for kind, config in settings.items()},
                 )
             )
-            for recipe in pending:
-                take_up(recipe)
+            for recipe, before in pending.items():
+                take_up(recipe, before)
                 recipe.prepare()
             start_shared_actors()
-            _run_all(pending, leases)
+            _run_all(list(pending), leases)
         for recipe in pending:
             run = recipe.config.train
             read = functools.partial(_summary, run.output)
@@ -121,9 +122,9 @@ def train(ray_config: RayConfig, recipes: Sequence[Recipe]) -> list[RunSummary]:
     return [summaries[recipe.kind] for recipe in recipes]
 
 
-def _to_do(recipes: Sequence[Recipe], summaries: dict[str, RunSummary]) -> list[Recipe]:
-    """The recipes whose runs can go on; takes in the summaries of those that are complete."""
-    pending = []
+def _to_do(recipes: Sequence[Recipe], summaries: dict[str, RunSummary]) -> dict[Recipe, Begun | None]:
+    """The recipes whose runs can go on, and what their folders hold; takes in the summaries of those that are complete."""
+    pending = {}
     for recipe in recipes:
         folder = recipe.config.train.output
         if summary := complete_run(recipe):
@@ -131,8 +132,7 @@ def _to_do(recipes: Sequence[Recipe], summaries: dict[str, RunSummary]) -> list[
             summaries[recipe.kind] = summary
         else:
             check_writable(folder, "train.output")
-            check_resumable(recipe)
-            pending.append(recipe)
+            pending[recipe] = check_resumable(recipe)
     return pending
 
 
@@ -185,25 +185,34 @@ def complete_run(recipe: Recipe) -> RunSummary | None:
     return None
 
 
-def check_resumable(recipe: Recipe) -> None:
+def check_resumable(recipe: Recipe) -> Begun | None:
     """Checks that a run folder holds no run with other settings, and sets the recipe's segments.
 
+    Returns: the run that it holds.
     Raises: CheckpointError for another model or other inputs; ConfigError for settings that the run cannot go on with.
     """
     recipe.begun_with = recipe.identity()["built_from"]
     if before := begun(recipe):
         check_same_run(recipe, before)
         recipe.segments = segments_now(recipe, before)
+    return before
 
 
-def take_up(recipe: Recipe) -> None:
-    """Sets aside what came after the checkpoint of `train.restart_from`, where a run is taken up again from there."""
-    before = begun(recipe)
-    if before and (aside := set_aside(before, (SUMMARY, MODEL, CURVES, JSON, MARKDOWN))):
+def take_up(recipe: Recipe, before: Begun | None) -> None:
+    """Makes a run folder ready to go on: sets aside what came after the checkpoint of `train.restart_from`.
+
+    Args:
+        recipe: of the run.
+        before: what the folder holds.
+    """
+    if before is None:
+        return
+    if aside := set_aside(before, (SUMMARY, MODEL, CURVES, JSON, MARKDOWN)):
         print(
             f"{recipe.kind}: goes on from step {before.step}; what came after is kept in {aside}, a run folder itself",
             flush=True,
         )
+    keep_begun(before)
 
 
 def _run_all(recipes: Sequence[Recipe], leases: Mapping[str, FolderLease]) -> None:
@@ -269,7 +278,6 @@ def _stop_on_interrupt(
 def prepare_folder(recipe: Recipe) -> None:
     """Writes the run's config and deletes the stop request, status and summary of an earlier attempt, and half models."""
     folder = recipe.config.train.output
-    keep_begun(folder)
     storage.write_text(storage.join(folder, CONFIG), to_yaml(recipe.config))
     for name in (STOP, STATUS, SUMMARY):
         storage.delete(storage.join(folder, name))
