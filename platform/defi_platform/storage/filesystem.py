@@ -22,7 +22,7 @@ from defi_platform.storage import s3_listing
 from defi_platform.storage.local_walk import LocalWalk, Unreadable
 from defi_platform.storage.range_file import RangeFile
 from defi_platform.storage.remote import StorageError as StorageError
-from defi_platform.storage.remote import attempt, filesystem, protocols
+from defi_platform.storage.remote import attempt, filesystem, protocols, read_range
 from defi_platform.storage.remote import forget_connections as forget_connections
 
 PATTERN = frozenset("[*?")
@@ -213,8 +213,7 @@ def read_into(uri: str, start: int, buffer: memoryview) -> None:
     if not len(buffer):
         return
     if is_remote(uri):
-        fs, path = filesystem(uri)
-        content = attempt(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=start + len(buffer))))
+        content = read_range(uri, start, start + len(buffer))
         count = len(content)
         buffer[:count] = content
     else:
@@ -224,7 +223,7 @@ def read_into(uri: str, start: int, buffer: memoryview) -> None:
             while count < len(buffer) and (more := file.readinto(buffer[count:])):
                 count += more
     if count < len(buffer):
-        raise EOFError(f"{uri} ends at byte {start + count}, {start + len(buffer)} were expected")
+        raise EOFError(f"{uri} ends before byte {start + len(buffer)}, which was expected")
 
 
 def open_seekable(uri: str, block_bytes: int = 1 << 20, version: str = "") -> IO[bytes]:
@@ -246,11 +245,7 @@ def open_seekable(uri: str, block_bytes: int = 1 << 20, version: str = "") -> IO
     if STAMPED.match(version) and "s3" in protocols(fs):
         _compare(uri, _remote_entry(uri, "", info).version, version)
     size = int(info["size"])
-
-    def fetch(start: int, stop: int) -> bytes:
-        return attempt(uri, lambda: cast(bytes, fs.cat_file(path, start=start, end=stop)))
-
-    return cast("IO[bytes]", RangeFile(fetch, size, block_bytes))
+    return cast("IO[bytes]", RangeFile(functools.partial(read_range, uri), size, block_bytes))
 
 
 def write_bytes(uri: str, content: bytes | memoryview) -> None:

@@ -104,11 +104,32 @@ def _is_transient(error: Exception) -> bool:
     return not permanent and type(error).__name__ not in NO_CREDENTIALS
 
 
+def read_range(uri: str, start: int, stop: int) -> bytes:
+    """The bytes of a remote file from `start` to `stop`, as far as there are any.
+
+    Raises: FileNotFoundError, StorageError.
+    """
+    fs, path = filesystem(uri)
+
+    def request() -> bytes:
+        try:
+            return cast(bytes, fs.cat_file(path, start=start, end=stop))
+        except OSError as error:
+            if _code(error) in ("InvalidRange", "416"):
+                return b""  # S3 has an error for a range behind the end.
+            raise
+
+    return attempt(uri, request)
+
+
+def _code(error: Exception) -> str | None:
+    """S3's name of an error, or its HTTP status; None where the driver does not pass it on."""
+    response = getattr(error.__cause__ or error.__context__, "response", None)
+    return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
+
+
 def _bucket_is_missing(error: FileNotFoundError) -> bool:
-    cause = error.__cause__ or error.__context__
-    response = getattr(cause, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    return code == "NoSuchBucket" or "bucket does not exist" in str(error).lower()
+    return _code(error) == "NoSuchBucket" or "bucket does not exist" in str(error).lower()
 
 
 def protocols(fs: Any) -> tuple[str, ...]:
