@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as distributed
+from in_process import work
 from ranks import Ranks
 
 from defi_platform import storage
@@ -182,3 +183,25 @@ def test_a_rank_reads_no_more_than_its_share_and_gets_it_back_bit_for_bit(
     two_ranks: Ranks, run_config: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
     two_ranks.run(functools.partial(resume_from_own_share, tmp_path, run_config(tmp_path)))
+
+
+class OnOneMachineOnly(tiny.TinyRecipe):
+    """A recipe whose model folder the second rank does not see."""
+
+    def build(self) -> torch.nn.Module:
+        if distributed.get_rank() == 1:
+            raise CheckpointError("model folder /models does not exist.")
+        return super().build()
+
+
+def start_without_a_folder(config: PretrainConfig) -> None:
+    outcome = work(OnOneMachineOnly(config))
+    kind, message = outcome["error"]
+    assert kind == "CheckpointError" and message.startswith("on ") and "/models" in message
+
+
+def test_what_one_rank_alone_does_not_find_ends_all_of_them(
+    two_ranks: Ranks, run_config: Callable[..., PretrainConfig], tmp_path: Path
+) -> None:
+    """The others would wait for it in the next exchange, until the process group's half hour is over."""
+    two_ranks.run(functools.partial(start_without_a_folder, run_config(tmp_path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,10 @@ class Rank:
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The value of this rank alone."""
         return value
+
+    def together(self, request: Callable[[], Any]) -> Any:
+        """The answer of this rank alone."""
+        return request()
 
 
 @pytest.fixture(params=["disk", "elsewhere"])
@@ -251,6 +256,15 @@ def test_neither_probe_nor_asynchronous_validation_encodes_what_the_run_has_stor
     summary = run_results.write_results(recipe, rows, facts, {}, torch.device("cpu"), "")
     assert summary["probe"] == report.figures["probe"]
     assert len(encoded) == len(set(encoded)) and files_of(tmp_path / "texts") == written
+
+
+def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_bytes(uri: str, content: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", uri)
+
+    monkeypatch.setattr(storage, "write_bytes", write_bytes)
+    with pytest.raises(storage.StorageError, match=r"cannot be written to .*No space left.*data\.text_cache"):
+        TextStoreUse(str(tmp_path), TrainConfig()).fill([(t5(), ("states",))], TEXTS, Rank())  # type: ignore[arg-type]
 
 
 def recipe_with_texts(config: PretrainConfig, monkeypatch: pytest.MonkeyPatch) -> GFDMRecipe:

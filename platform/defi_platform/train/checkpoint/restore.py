@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -64,7 +65,8 @@ def restore_engine(
             print(f"{recipe.kind}: {message} It is passed over.", flush=True)
     position = None
     for checkpoint in found:
-        _check_plan(recipe, checkpoint.position, plan_fingerprint, communicator.is_rank_zero)
+        check = functools.partial(_check_plan, recipe, checkpoint.position, plan_fingerprint)
+        communicator.together(functools.partial(check, communicator.is_rank_zero))
         problem = _restore(recipe, engine, checkpoint, communicator)
         if problem is None:
             position = checkpoint.position

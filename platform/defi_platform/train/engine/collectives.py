@@ -1,12 +1,16 @@
-"""Collective operations on small values: sum, mean, broadcast and barrier over the ranks of a run."""
+"""Collective operations on small values: sum, mean, broadcast, barrier and shared errors over the ranks of a run."""
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
+
+from defi_platform.errors import UserError
 
 Value = TypeVar("Value")
 
@@ -48,6 +52,25 @@ class Communicator:
         values = [value] * self.world_size
         distributed.all_gather_object(values, value)
         return values
+
+    def together(self, request: Callable[[], Value]) -> Value:
+        """The answer of a request that every rank makes, once all have one (collective).
+
+        Raises: the UserError of the first rank that has one, on all ranks: with one alone the others would wait for it
+            for ever. Any other error at once, since it ends the rank, and with it the attempt.
+        """
+        answer: list[Value] = []
+        message = None
+        try:
+            answer.append(request())
+        except UserError as error:
+            message = (type(error), str(error), socket.gethostname())
+        messages = self.gather(message)
+        failed = [one for one in messages if one]
+        if failed:
+            kind, text, host = failed[0]
+            raise kind(text if len(failed) == len(messages) else f"on {host}: {text}")
+        return answer[0]
 
     def barrier(self) -> None:
         """Returns when every rank has called it (collective)."""

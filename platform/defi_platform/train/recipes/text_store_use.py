@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -61,16 +62,11 @@ class TextStoreUse:
         started, self._texts, self._encoded = time.monotonic(), len(texts), 0
         of_evaluations = [(EVALUATION_DTYPE, evaluated)] if evaluated else []
         for dtype, wanted in [*of_evaluations, (self._dtype, texts)]:
-            stores = [_store_of(self._folder, encoder, dtype) for encoder, _ in encoders]
-            encoded = 0
-            for store, (encoder, kinds) in zip(stores, encoders, strict=True):
-                # A share of all texts, not of the missing ones: others may have written some of theirs already.
-                share = wanted[communicator.rank :: communicator.world_size]
-                encoded += self._add(encoder, store, kinds, share, communicator.device)
-            # Once it is known of all ranks, everything is written.
+            write = functools.partial(self._write_share, encoders, dtype, wanted, communicator)
+            stores, encoded = communicator.together(write)
+            # It is known of all ranks now that everything is written.
             self._encoded += int(communicator.sum(torch.tensor(encoded)))
-            for store, (_, kinds) in zip(stores, encoders, strict=True):
-                _take_in(store, kinds, wanted)
+            communicator.together(functools.partial(_take_in_all, stores, encoders, wanted))
         for store, (encoder, _) in zip(stores, encoders, strict=True):
             encoder.cache.store = store
         seconds = f"{time.monotonic() - started:.1f} s" if self._encoded else "0 s"
@@ -80,6 +76,24 @@ class TextStoreUse:
     def summary(self) -> dict[str, Any]:
         """Values for the run's summary: texts of the corpora, and how many features this attempt encoded."""
         return {"folder": self._folder, "texts": self._texts, "encoded": self._encoded}
+
+    def _write_share(
+        self,
+        encoders: Sequence[TextEncoder],
+        dtype: torch.dtype,
+        texts: Sequence[str],
+        communicator: Communicator,
+    ) -> tuple[list[TextStore], int]:
+        """Writes what is missing of this rank's share. Returns: the stores of all encoders; the number of features."""
+        stores = [_store_of(self._folder, encoder, dtype) for encoder, _ in encoders]
+        encoded = 0
+        for store, (encoder, kinds) in zip(stores, encoders, strict=True):
+            if communicator.is_rank_zero:
+                store.remove_leftovers()
+            # A share of all texts, not of the missing ones: others may have written some of theirs already.
+            share = texts[communicator.rank :: communicator.world_size]
+            encoded += self._add(encoder, store, kinds, share, communicator.device)
+        return stores, encoded
 
     def _add(
         self,
@@ -114,10 +128,22 @@ class TextStoreUse:
             names += part
             size += sum(tensor.nbytes for entry in entries for tensor in entry)
             if size >= SHARD_BYTES:
-                store.write(kind, names, held)
+                _write(store, kind, names, held)
                 held, names, size = [], [], 0
         if names:
-            store.write(kind, names, held)
+            _write(store, kind, names, held)
+
+
+def _write(
+    store: TextStore, kind: str, texts: Sequence[str], entries: Sequence[tuple[torch.Tensor, ...]]
+) -> None:
+    try:
+        store.write(kind, texts, entries)
+    except OSError as error:
+        raise StorageError(
+            f"text features cannot be written to {store.folder} on {socket.gethostname()}: {error}. Make room there and see "
+            "that it may be written, or set data.text_cache to another folder; what was encoded before is kept."
+        ) from error
 
 
 def read_only(folder: str, encoders: Sequence[TextEncoder]) -> None:
@@ -137,6 +163,11 @@ def _store_of(folder: str, encoder: Any, dtype: torch.dtype) -> TextStore:
     """The part of a store that is of one encoder; encoders without weights keep their precision."""
     own: torch.dtype = encoder.dtype
     return TextStore(folder, encoder, dtype if any(True for _ in encoder.parameters()) else own)
+
+
+def _take_in_all(stores: Sequence[TextStore], encoders: Sequence[TextEncoder], texts: Sequence[str]) -> None:
+    for store, (_, kinds) in zip(stores, encoders, strict=True):
+        _take_in(store, kinds, texts)
 
 
 def _take_in(store: TextStore, kinds: Sequence[str], texts: Sequence[str]) -> None:

@@ -95,7 +95,7 @@ class VideoRecipe(Recipe):
         if folder is None:
             _check_text_encoders(self.config.train, encoders, communicator.world_size)
             return
-        _, texts = self.plan(TRAIN).manifest.codes("text")
+        _, texts = communicator.together(lambda: self.plan(TRAIN).manifest.codes("text"))
         self._texts = TextStoreUse(folder, self.config.train)
         line = self._texts.fill(encoders, texts, communicator, self.evaluated_texts())
         if communicator.is_rank_zero:

@@ -49,8 +49,7 @@ def _train(recipe: Recipe, settings: dict[str, Any]) -> dict[str, Any]:
     except StorageUnavailable:
         raise  # it may come back: Ray Train tries again
     except UserError as error:
-        # Found by every rank alike, before any of them waits for another: raising it would only make Ray
-        # Train try again.
+        # The same on every rank: raising it would only make Ray Train try again.
         return {"error": [type(error).__name__, str(error)]}
     try:
         return training.run()

@@ -66,11 +66,15 @@ class Training:
         self.reporter = Reporter(recipe, is_rank_zero, self.communicator.world_size)
         self.reporter.update_status(phase="building the model", force=True)
         torch.manual_seed(seed_of(self.train.seed, "weights"))
-        model = recipe.build()
+        model = self.communicator.together(recipe.build)
         recipe.encode_texts(model, self.communicator)
-        recipe.configure_model(model)
-        self.plan = recipe.plan("train")
-        self.fingerprint = recipe.fingerprint(self.plan)
+
+        def plan() -> tuple[Any, str]:
+            recipe.configure_model(model)
+            plan = recipe.plan("train")
+            return plan, recipe.fingerprint(plan)
+
+        self.plan, self.fingerprint = self.communicator.together(plan)
         self.engine, position = restore_engine(recipe, model, self.fingerprint, self.communicator)
         self.resumed_from = position.step if position else None
         self.step = position.step if position else 0
