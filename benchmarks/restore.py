@@ -1,4 +1,4 @@
-"""Bytes, requests and CPU seconds that one rank needs to read a checkpoint of paper size back, and another checkout's.
+"""Bytes, requests, memory and CPU seconds that one rank needs to read a checkpoint of paper size back, and another checkout's.
 
 python benchmarks/restore.py [--ranks 8] [--readers 8 6 16] [--s3-scale 32] [--against CHECKOUT]
 
@@ -156,6 +156,11 @@ class Counts:
         return self.bytes if self._remote else self._read_calls() - self._before
 
 
+def _memory(what: str) -> int:
+    """Bytes of this process, by a name of /proc/self/status."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{what}:")[1].split()[0])
+
+
 def measure(run: str, sizes: Sizes, rank: int, ranks: int) -> dict[str, float]:
     """Reads as one rank does that resumes. Returns: what it took."""
     import torch
@@ -170,6 +175,9 @@ def measure(run: str, sizes: Sizes, rank: int, ranks: int) -> dict[str, float]:
     if storage.is_remote(run):
         counts.count_s3()
     counts.count_maps(checkpoints)
+    # The peak of before, of imports, is forgotten.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _memory("VmRSS")
     cpu, clock = time.process_time(), time.monotonic()
     (found,) = checkpoints.committed(run)
     busiest = math.nan
@@ -197,6 +205,7 @@ def measure(run: str, sizes: Sizes, rank: int, ranks: int) -> dict[str, float]:
             elements += len(values)
         assert 4 * elements == own
     took = {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - clock}
+    took["peak"] = _memory("VmHWM") - before
     took |= {"own": own, "bytes": counts.total_bytes(), "requests": counts.requests}
     if not hasattr(checkpoints, "Reader"):
         asked = [sum(one.end - one.begin for one in requests(reader.index, part)) for part in spans]
@@ -243,9 +252,10 @@ def table(
     total = 4 * len(KINDS) * sum(sizes.values())
     print(f"\n{title}: {total / 1e9:.2f} GB in {given.ranks} shards, {len(sizes)} parameters\n")
     print(
-        "| checkout | ranks that read | own share GB | read GB | read / share | of the busiest rank | requests | CPU s | s |"
+        "| checkout | ranks that read | own share GB | read GB | read / share | of the busiest rank | requests | "
+        "peak MB | CPU s | s |"
     )
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for name, checkout in checkouts.items():
         there = f"{run}/{name}"
         run_here(checkout, WRITE, there, str(state), str(given.ranks), folder)
@@ -254,7 +264,7 @@ def table(
             busiest = "-" if math.isnan(took["busiest"]) else f"{took['busiest']:.2f}"
             print(
                 f"| {name} | {readers} | {took['own'] / 1e9:.3f} | {took['bytes'] / 1e9:.3f} | "
-                f"{took['bytes'] / took['own']:.2f} | {busiest} | {took['requests']:,.0f} | {took['cpu_s']:.1f} | "
+                f"{took['bytes'] / took['own']:.2f} | {busiest} | {took['requests']:,.0f} | {took['peak'] / 1e6:.0f} | {took['cpu_s']:.1f} | "
                 f"{took['wall_s']:.1f} |",
                 flush=True,
             )

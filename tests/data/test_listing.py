@@ -122,6 +122,25 @@ def test_an_error_in_any_folder_is_raised() -> None:
         list(s3_listing.objects(request, ""))
 
 
+def test_a_whole_object_is_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from s3fs.core import S3FileSystem
+
+    asked: list[str] = []
+
+    class Body:
+        async def read(self) -> bytes:
+            return b"123"
+
+        def close(self) -> None: ...
+
+    async def answer(fs: S3FileSystem, method: str, *arguments: object, **options: object) -> Any:
+        asked.append(method)
+        return {"Body": Body(), "ContentLength": 3}
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", answer)
+    assert storage.read_bytes("s3://bucket/small") == b"123" and asked == ["get_object"]
+
+
 def test_remote_reads_wait_side_by_side_and_answer_in_order() -> None:
     begun: set[int] = set()
     eight_at_once = threading.Event()

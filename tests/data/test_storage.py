@@ -77,33 +77,16 @@ def test_what_is_written_is_read_back_and_listed(root: str) -> None:
 
 
 def test_a_part_of_a_file_is_read_into_a_buffer(root: str) -> None:
-    uri = storage.join(root, "part")
-    storage.write_bytes(uri, bytes(range(200)))
+    storage.write_bytes(uri := storage.join(root, "part"), bytes(range(200)))
     buffer = bytearray(50)
     storage.read_into(uri, 100, memoryview(buffer)[10:])
     assert buffer == bytes(10) + bytes(range(100, 140))
     storage.read_into(uri, 200, memoryview(b"").cast("B"))
-    with pytest.raises(EOFError, match="ends before byte 210"):
-        storage.read_into(uri, 160, memoryview(buffer))
-    with pytest.raises(EOFError, match="ends before byte 350"):
-        storage.read_into(uri, 300, memoryview(buffer))  # S3 has an error for it
+    for start in (160, 300):
+        with pytest.raises(EOFError, match=f"ends before byte {start + 50}"):
+            storage.read_into(uri, start, memoryview(buffer))
     with pytest.raises(FileNotFoundError):
         storage.read_into(storage.join(root, "absent"), 0, memoryview(buffer))
-
-
-def test_a_whole_object_is_one_request(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from s3fs.core import S3FileSystem
-
-    storage.write_bytes(f"{s3}/small", b"123")
-    asked: list[str] = []
-    call = S3FileSystem._call_s3
-
-    async def counted(fs: S3FileSystem, method: str, *arguments: object, **options: object) -> object:
-        asked.append(method)
-        return await call(fs, method, *arguments, **options)
-
-    monkeypatch.setattr(S3FileSystem, "_call_s3", counted)
-    assert storage.read_bytes(f"{s3}/small") == b"123" and asked == ["get_object"]
 
 
 def test_the_version_of_a_file_changes_with_its_content(root: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from defi_platform.config import (
     ProbeConfig,
     TrainConfig,
 )
+from defi_platform.data.latents import text_store
 from defi_platform.data.latents.text_store import TextStore
 from defi_platform.errors import ConfigError
 from defi_platform.train.recipes import text_store_use
@@ -256,6 +258,22 @@ def test_neither_probe_nor_asynchronous_validation_encodes_what_the_run_has_stor
     summary = run_results.write_results(recipe, rows, facts, {}, torch.device("cpu"), "")
     assert summary["probe"] == report.figures["probe"]
     assert len(encoded) == len(set(encoded)) and files_of(tmp_path / "texts") == written
+
+
+def test_what_killed_writers_left_goes_after_a_day(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = t5()
+    store = TextStore(folder, encoder, torch.float32)
+    store.write("states", TEXTS, encoder.entries("states", TEXTS))
+    shards = storage.join(store.folder, "shards")
+    whole = storage.names(shards)
+    half = [f"{time.time_ns():020d}-abcdef01.bin", f".{time.time_ns():020d}-abcdef01.parquet.8a7b"]
+    for name in half:
+        storage.write_bytes(storage.join(shards, name), b"1")
+    store.remove_leftovers()
+    assert storage.names(shards) == sorted([*whole, *half])
+    monkeypatch.setattr(text_store, "LEFTOVER_S", 0.0)
+    store.remove_leftovers()
+    assert storage.names(shards) == whole
 
 
 def test_a_full_disk_is_named_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,12 @@ def _is_transient(error: Exception) -> bool:
 
 
 def read_range(uri: str, start: int, stop: int) -> bytes:
-    """The bytes of a remote file from `start` to `stop`, as far as there are any.
+    """The bytes of a remote file, as far as there are any.
+
+    Args:
+        uri: of the file.
+        start: offset of the first byte.
+        stop: offset of the byte behind the last.
 
     Raises: FileNotFoundError, StorageError.
     """

@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import math
+import re
 import time
 import uuid
 import zlib
@@ -49,6 +50,10 @@ INDEX_SCHEMA = pa.schema(
 """`key`: see `_key`; `first`: offset of the text's first tensor in the shard, in bytes;
 `checksum`: CRC-32 of its tensors' bytes."""
 
+LEFTOVER_S = 24 * 3600.0
+"""Age from which a file without its other half is of a writer that was killed."""
+_WRITTEN = re.compile(r"\.?(\d{20})-")
+"""The beginning of a name: nanoseconds since 1970. A file that is not whole yet has a dot before it."""
 BLOCK_BYTES = 1 << 16
 """Bytes of a range that is read from another store: a text or two of CLIP."""
 
@@ -161,6 +166,18 @@ class TextStore:
         index = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA), index, compression="zstd")
         storage.write_bytes(f"{name}.parquet", index.getbuffer())
+
+    def remove_leftovers(self) -> None:
+        """Deletes what killed writers left a day ago or earlier."""
+        folder = storage.join(self.folder, SHARDS)
+        there = set(storage.names(folder))
+        whole = {name.rpartition(".")[0] for name in there if name.endswith(".parquet")}
+        whole &= {name.rpartition(".")[0] for name in there if name.endswith(".bin")}
+        latest = time.time() - LEFTOVER_S
+        for name in there:
+            written = _WRITTEN.match(name)
+            if written and name.rpartition(".")[0] not in whole and int(written[1]) / 1e9 < latest:
+                storage.delete(storage.join(folder, name))
 
     def _find(self, kind: str, texts: Sequence[str]) -> list[int | None]:
         """Row of the index for each text."""
