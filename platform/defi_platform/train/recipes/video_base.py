@@ -97,7 +97,7 @@ class VideoRecipe(Recipe):
             return
         _, texts = communicator.together(lambda: self.plan(TRAIN).manifest.codes("text"))
         self._texts = TextStoreUse(folder, self.config.train)
-        line = self._texts.fill(encoders, texts, communicator, self.evaluated_texts())
+        line = self._texts.fill(encoders, texts, communicator, communicator.together(self.evaluated_texts))
         if communicator.is_rank_zero:
             print(f"{self.kind}: {line}", flush=True)
 
