@@ -26,6 +26,7 @@ from defi_platform import roles
 from defi_platform.cluster.session import is_of_this_job
 from defi_platform.config import TrainConfig
 from defi_platform.train.config_checks import world_sizes
+from defi_platform.train.driver.elastic_scaling import FittingPolicy
 from defi_platform.train.failures import FailureLog
 from defi_platform.train.ray_errors import FailureLines
 
@@ -83,11 +84,11 @@ class RunTrainer(TorchTrainer):
             ),
         )
 
-        self._world_sizes, self._failures = sizes, failures
+        self._kind, self._world_sizes, self._failures = kind, sizes, failures
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         if isinstance(settings["scaling_policy"], ElasticScalingPolicy):
-            settings["scaling_policy"] = WholeBatchPolicy(self.scaling_config, self._world_sizes)
+            settings["scaling_policy"] = FittingPolicy(self._kind, self.scaling_config, self._world_sizes)
         settings["failure_policy"] = NoRepeats(self.run_config.failure_config, self._failures)
         return super()._initialize_and_run_controller(**settings)  # type: ignore[misc]
 
@@ -127,22 +128,6 @@ class ControllerEnvironment(UserCallback):
         self.__dict__.update(state)
         for name, value in self._values.items():
             os.environ.setdefault(name, value)
-
-
-class WholeBatchPolicy(ElasticScalingPolicy):
-    """Ray's elastic scaling, limited to the numbers of workers into which the global batch can be divided."""
-
-    def __init__(self, scaling: Any, sizes: list[int]):
-        super().__init__(scaling)
-        self._sizes = sizes
-
-    def _count_possible_workers(self, reserved_resources: Any) -> int:
-        # Ray counts the free resources of all nodes, those of other roles included.
-        allowed = roles.node_ids(roles.TRAIN)
-        if allowed is not None:
-            reserved_resources = {node: free for node, free in reserved_resources.items() if node in allowed}
-        possible = super()._count_possible_workers(reserved_resources)
-        return max((size for size in self._sizes if size <= possible), default=0)
 
 
 class NoRepeats(DefaultFailurePolicy):
