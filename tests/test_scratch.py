@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from defi_platform.storage.scratch import native_scratch
 
 HOLD = """
 import sys
@@ -66,3 +69,16 @@ def test_a_process_that_ends_leaves_nothing(
     process.communicate("")
     assert process.returncode == 0 and not folder.exists()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_libraries_that_ask_tmpdir_themselves_unpack_where_it_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for before in (None, str(tmp_path)):
+        monkeypatch.delenv("TMPDIR", raising=False)
+        if before:
+            monkeypatch.setenv("TMPDIR", before)
+        with pytest.raises(ValueError, match="of a library"), native_scratch("package"):
+            assert f"/defi-{os.getuid()}/" in os.environ["TMPDIR"] and Path(os.environ["TMPDIR"]).is_dir()
+            raise ValueError("of a library")
+        assert os.environ.get("TMPDIR") == before

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from robot_messages import observation
 
-from defi_platform.config import EvaluateConfig, ServeConfig, ServedActingConfig
+from defi_platform.config import EvaluateConfig, InferenceConfig, ServeConfig, ServedActingConfig
 from defi_platform.errors import ConfigError
 from defi_platform.evaluate import rollouts
 from defi_platform.serve.deployment.policy_digest import policy_digest
@@ -77,6 +77,14 @@ def test_settings_that_cannot_be_are_refused_before_anything_starts(
 ) -> None:
     with pytest.raises(ConfigError, match=complaint):
         check_before_start(ServeConfig(policy=str(policy_folder), acting=settings))
+
+
+def test_a_package_that_is_no_file_is_refused_before_anything_starts(policy_folder: Path) -> None:
+    for path in (policy_folder, policy_folder / "none.pt2"):
+        with pytest.raises(ConfigError, match=r"model.package=.* is no file"):
+            check_before_start(
+                ServeConfig(policy=str(policy_folder), model=InferenceConfig(package=str(path)))
+            )
 
 
 @pytest.mark.parametrize(

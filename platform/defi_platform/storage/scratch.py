@@ -38,6 +38,23 @@ def scratch_folder(purpose: str) -> Path:
     )
 
 
+@contextlib.contextmanager
+def native_scratch(purpose: str) -> Iterator[None]:
+    """Has libraries that make folders below TMPDIR themselves make them where `scratch_folder` does.
+
+    What they leave is removed with this process, or after it was killed. Other threads see the other TMPDIR meanwhile.
+    """
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(scratch_folder(purpose))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = before
+
+
 @functools.cache
 def _process_folder(temporary: str, process: int) -> Path:
     """Makes the folder of this process, which holds a lock on the file of the same name as long as it lives."""

@@ -20,7 +20,7 @@ from defi_platform import roles, storage
 from defi_platform.cluster.requirements import Demand
 from defi_platform.config import ServeConfig
 from defi_platform.config.serve import replica_range
-from defi_platform.errors import CheckpointError, ServeError
+from defi_platform.errors import CheckpointError, ConfigError, ServeError
 from defi_platform.serve.acting import acting_of, with_config
 from defi_platform.serve.connections.checks import check_connections
 from defi_platform.serve.inference.checks import check_inference
@@ -44,6 +44,11 @@ def check_before_start(config: ServeConfig) -> None:
     check_inference(config)
     wires = wire_settings(config)
     check_policy_folder(config.policy)
+    package = config.model.package
+    if package and (storage.is_folder(package) or not storage.exists(package)):
+        raise ConfigError(
+            f"model.package={package} is no file. Make one with jobs/export_model.py package.path=."
+        )
     if not storage.is_remote(config.policy):  # the replica looks again
         model = read_header(storage.local_path(config.policy))["config"]
         try:

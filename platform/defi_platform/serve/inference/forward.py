@@ -22,6 +22,7 @@ from defi_platform.errors import ConfigError, ServeError
 from defi_platform.serve.inference.forward_thread import WarmUp
 from defi_platform.serve.observation import Observation, PolicySpec
 from defi_platform.serve.policy_folder import load_policy, policy_spec
+from defi_platform.storage.scratch import native_scratch
 
 log = logging.getLogger("ray.serve")
 
@@ -197,7 +198,8 @@ class _Buffers:
 def _package(uri: str, policy: DeFIPolicy) -> ActPackage:
     """Raises: ConfigError: the file is absent, or no package of this policy."""
     try:
-        with storage.local_copy(uri) as local:
+        # The loader unpacks the package, weights and all, and replicas may be killed.
+        with storage.local_copy(uri) as local, native_scratch("package"):
             return ActPackage(local, policy)
     except (OSError, ModelFolderError) as error:
         raise ConfigError(f"model.package={uri}: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import asdict, replace
 from typing import Any, cast
 
@@ -13,7 +14,8 @@ from defi_platform.config import ExportConfig, FinetuneConfig, PackageConfig
 from defi_platform.config.loader import from_mapping
 from defi_platform.config.paths import absolute_paths
 from defi_platform.errors import CheckpointError, ConfigError
-from defi_platform.storage.scratch import scratch
+from defi_platform.storage.scratch import native_scratch, scratch
+from defi_platform.storage.writable import check_writable
 from defi_platform.train.checkpoint import format as checkpoints
 from defi_platform.train.checkpoint.export import export_model
 from defi_platform.train.config_checks import EXPORTED
@@ -77,6 +79,9 @@ def _check_package(package: PackageConfig, kind: str) -> None:
         raise ConfigError(f"package.device is '{package.device}'; choose cpu or cuda.")
     if package.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("package.device=cuda, but this machine has no GPU. Run the export on one that has.")
+    if storage.is_folder(package.path):
+        raise ConfigError(f"package.path={package.path} is a folder; name a file in it.")
+    check_writable(posixpath.dirname(package.path), "package.path")
 
 
 def _write_package(model: Any, package: PackageConfig) -> None:
@@ -85,7 +90,7 @@ def _write_package(model: Any, package: PackageConfig) -> None:
 
     policy = model.to(package.device, getattr(torch, package.dtype)).eval()
     policy.adapter.latent_actions.mask_each_text()  # as it is served
-    with scratch("package") as folder, model_errors():
+    with scratch("package") as folder, native_scratch("package"), model_errors():
         difference = write_package(policy, folder / "act.pt2", package.batch)
         storage.put_file(folder / "act.pt2", package.path)
     print(f"{package.path}: acts as the policy, to {difference:.1g} of its largest action", flush=True)
