@@ -85,7 +85,7 @@ class FittingPolicy(ElasticScalingPolicy):
         return max((size for size in self._sizes if size <= possible), default=0)
 
     def _usable(self) -> dict[str, dict[str, float]]:
-        """What is free on each node, or this run's own."""
+        """Resources of each node that are free, or this run's own."""
         assert self._own is not None
         worker = self.scaling_config._resources_per_worker_not_none
         return {
