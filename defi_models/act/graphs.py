@@ -31,9 +31,8 @@ class ActGraphs:
     """`act_on` of a policy, recorded at the first call with inputs of new shapes and replayed from then on.
 
     The policy's weights must stay where they are; other settings of acting, or a policy that was moved as a whole, are
-    recorded anew. Texts are padded to one
-    length, so that the shapes depend on the batch size alone. Threads act one after the other. A copy of the policy
-    replays nothing.
+    recorded anew. Texts are padded to one length, so that the shapes depend on the batch size alone. Threads act one
+    after the other. A copy of the policy replays nothing.
     """
 
     def __init__(self, policy: DeFIPolicy, recorder: Recorder | None = None) -> None:
