@@ -41,9 +41,10 @@ def sent_bytes(trained: int, train: TrainConfig, world_size: int) -> int:
     """Bytes that one worker sends per step, and as many that it receives, with ring collectives.
 
     With W workers an all-reduce of n bytes sends 2 n (W-1)/W, a gather or a scatter half of it. As observed of
-    DeepSpeed: without ZeRO gradients are all-reduced once per step; ZeRO 1 gathers the weights after that; ZeRO 2
-    all-reduces the gradients of every micro-batch. ZeRO 3 scatters them, and gathers the weights for every forward and
-    every backward pass: an upper bound, since it keeps those that it has memory for.
+    DeepSpeed: without ZeRO gradients are all-reduced once per step. ZeRO 1 does so in the precision in which they are
+    summed, and gathers the weights after that. ZeRO 2 all-reduces the gradients of every micro-batch. ZeRO 3 scatters
+    them, and gathers the weights for every forward and every backward pass: an upper bound, since it keeps those that
+    it has memory for.
 
     Args:
         trained: parameters that train.
@@ -55,7 +56,8 @@ def sent_bytes(trained: int, train: TrainConfig, world_size: int) -> int:
     if train.zero_stage == 0:
         moved = 2 * whole
     elif train.zero_stage == 1:
-        moved = 2 * whole + whole
+        summed = 4 * trained if accumulates_in_fp32(train, world_size) else whole
+        moved = 2 * summed + whole
     elif train.zero_stage == 2:
         moved = passes * 2 * whole + whole
     else:
