@@ -74,14 +74,13 @@ class FittingPolicy(ElasticScalingPolicy):
         }
         possible = super()._count_possible_workers(reserved)
         if self._own is not None and possible:
-            usable = self._usable()
-            fitting = super()._count_possible_workers(
-                {node: _least(amounts, usable.get(node, {})) for node, amounts in reserved.items()}
-            )
-            if fitting < possible:
-                # Others use what Ray has set aside for this run; other nodes may have as much.
-                anywhere = {node: has for node, has in usable.items() if allowed is None or node in allowed}
-                possible = min(possible, super()._count_possible_workers(anywhere))
+            # Others may use what Ray has set aside for this run, and other nodes have as much.
+            usable = {
+                node: amounts
+                for node, amounts in self._usable().items()
+                if allowed is None or node in allowed
+            }
+            possible = min(possible, super()._count_possible_workers(usable))
         return max((size for size in self._sizes if size <= possible), default=0)
 
     def _usable(self) -> dict[str, dict[str, float]]:
@@ -95,7 +94,3 @@ class FittingPolicy(ElasticScalingPolicy):
             }
             for node, free in ray._private.state.available_resources_per_node().items()
         }
-
-
-def _least(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: min(amount, other.get(name, 0.0)) for name, amount in one.items()}
