@@ -80,11 +80,10 @@ def test_a_client_with_a_token_does_not_join_a_cluster_without(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cluster's calls would be refused, and the client's actors die for no reason that anybody could see."""
-    address = ray.get_runtime_context().gcs_address
-    check_tokens(address)
+    check_tokens()
     monkeypatch.setattr(connection_errors, "is_token_auth_enabled", lambda: True)
     with pytest.raises(ClusterError, match=r"asks for no token, but this client has RAY_AUTH_MODE=token"):
-        check_tokens(address)
+        check_tokens()
 
 
 def test_other_releases_are_named_on_both_sides() -> None:

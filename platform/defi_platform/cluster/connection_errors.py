@@ -101,19 +101,17 @@ def _listening(hosts: list[str], port: int, timeout_s: float) -> str:
     raise errors[0]
 
 
-def check_tokens(address: str) -> None:
+def check_tokens() -> None:
     """Checks that a cluster which this process has joined with a token asks for one.
 
     One that does not takes its calls, and sends it others without a token, which this process refuses: all of its actors
     would die before they start, "because all references to the actor were removed".
 
-    Args:
-        address: of the cluster's GCS.
-
     Raises: ClusterError.
     """
     if not is_token_auth_enabled() or os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
         return
+    address = ray.get_runtime_context().gcs_address
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(b"", timeout=LISTEN_S)

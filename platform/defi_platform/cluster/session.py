@@ -91,7 +91,7 @@ def _check_tokens(address: str) -> None:
     if address.startswith("ray://"):
         return  # its driver runs in the cluster, as that is
     try:
-        check_tokens(ray.get_runtime_context().gcs_address)
+        check_tokens()
     except ClusterError:
         ray.shutdown()
         raise
