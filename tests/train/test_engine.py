@@ -150,6 +150,33 @@ def test_gradients_in_bf16_are_summed_in_fp32(
     assert "GB" not in capfd.readouterr().out, "DeepSpeed prints what memory the machine has"
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("offload", [False, True])
+def test_an_update_is_made_as_ever_after_one_that_was_skipped(
+    process_group: None, stage: int, offload: bool
+) -> None:
+    settings = TrainConfig(
+        output="",
+        zero_stage=stage,
+        precision="bf16",
+        global_batch=4,
+        micro_batch=1,
+        offload_optimizer=offload,
+    )
+    engine = TrainingEngine(Sum(), settings, world_size=1)
+
+    def update(*inputs: float) -> tuple[bool, float | None]:
+        for x in inputs:
+            engine.backward(engine.forward({"x": torch.full((8,), x)}, [])["loss"])
+            applied = engine.step(0.0)
+        return applied, engine.grad_norm()
+
+    assert not update(torch.nan, 1.0, 1.0, 1.0)[0]
+    assert update(1.0, 1.0, 1.0, 1.0) == (True, pytest.approx(8**0.5, rel=1e-6))
+    assert not update(1.0, 1.0, 1.0, torch.inf)[0]
+    assert update(2.0, 1.0, 1.0, 0.0) == (True, pytest.approx(8**0.5, rel=1e-6))
+
+
 def test_what_deepspeed_does_on_gpus() -> None:
     gpus = TrainConfig(output="", use_gpu=True, precision="bf16", global_batch=32, micro_batch=4)
     config = deepspeed_config(gpus, world_size=8)

@@ -111,7 +111,9 @@ class TrainingEngine:
         if not boundary:
             return True
         applied = bool(self.engine.was_step_applied())
-        if applied and self.ema:
+        if not applied:
+            self._forget_sums()
+        elif self.ema:
             self.ema.update()
         return applied
 
@@ -268,6 +270,16 @@ class TrainingEngine:
 
     def _name_of(self, wanted: nn.Parameter) -> str:
         return next(name for name, parameter in self.module.named_parameters() if parameter is wanted)
+
+    def _forget_sums(self) -> None:
+        """Forgets the sums of gradients of a skipped update, which DeepSpeed keeps with `offload_optimizer`.
+
+        What is not finite in them would make every later update be skipped as well.
+        """
+        if self._stage in (1, 2):
+            for name in ("averaged_gradients", "all_grad_tensors"):
+                sums = getattr(self.engine.optimizer, name, {})
+                sums.update(dict.fromkeys(sums))
 
     def _loss_scaler(self) -> Any:
         """DeepSpeed's, of fp16 and of precisions that scale nothing; None where it has none."""
